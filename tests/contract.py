@@ -1,0 +1,123 @@
+"""The equivalence contract that every op is held to.
+
+Tolerance is a rule, not a table: per tensor, the relative L2 error and the max error over the
+largest true value may be at most twice what a plain PyTorch form loses at the same dtype against
+float64, plus a floor of 1e-6 (float32, float64) or 1e-3 (16 bit).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+FLOORS = {torch.float64: 1e-6, torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float16: 1e-3}
+
+Tensors = Mapping[str, Any]
+
+
+def errors(got: torch.Tensor, truth: torch.Tensor) -> tuple[float, float]:
+    """(relative L2, max abs error over max |truth|), both in float64."""
+    got, truth = got.detach().double(), truth.detach().double()
+    difference = got - truth
+    scale = truth.norm().clamp_min(1e-30)
+    peak = truth.abs().max().clamp_min(1e-30) if truth.numel() else torch.tensor(1.0)
+    worst = difference.abs().max() if truth.numel() else torch.tensor(0.0)
+    return float(difference.norm() / scale), float(worst / peak)
+
+
+def assert_close_by_rule(
+    got: torch.Tensor, plain: torch.Tensor, truth: torch.Tensor, name: str = "output"
+) -> None:
+    """`got` loses at most twice what `plain` (same dtype) loses against `truth` (float64)."""
+    assert got.shape == truth.shape, f"{name}: shape {tuple(got.shape)} != {tuple(truth.shape)}"
+    assert bool(torch.isfinite(got).all()), f"{name}: not finite"
+    floor = FLOORS[got.dtype]
+    for kind, ours, theirs in zip(("L2", "max"), errors(got, truth), errors(plain, truth)):
+        bound = 2 * theirs + floor
+        assert ours <= bound, f"{name}: {kind} error {ours:.3g} above {bound:.3g} (plain {theirs:.3g})"
+
+
+def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:
+    """A function's result as a tuple of tensors."""
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
+
+
+def cast(inputs: Tensors, dtype: torch.dtype) -> dict[str, Any]:
+    """Inputs with every floating tensor in `dtype`, detached; strides kept (stride 0 too)."""
+
+    def one(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            return _cast_keeping_strides(value.detach(), dtype)
+        return value
+
+    return {name: one(value) for name, value in inputs.items()}
+
+
+def run_with_gradients(
+    fn: Callable[..., Any],
+    inputs: Tensors,
+    cotangents: Sequence[torch.Tensor] | None,
+    wrt: Sequence[str],
+) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+    """Outputs of `fn(**inputs)` and the gradients of `wrt` for `cotangents` on every output."""
+    leaves = {name: inputs[name].detach().clone().requires_grad_() for name in wrt}
+    outputs = as_tuple(fn(**{**inputs, **leaves}))
+    if not wrt or cotangents is None:
+        return outputs, {}
+    total = sum(
+        (out.double() * weight.double()).sum()
+        for out, weight in zip(outputs, cotangents)
+        if out.requires_grad
+    )
+    grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    return outputs, {
+        name: torch.zeros_like(leaf) if grad is None else grad
+        for (name, leaf), grad in zip(leaves.items(), grads)
+    }
+
+
+def check_contract(
+    fn: Callable[..., Any],
+    oracle: Callable[..., Any],
+    inputs: Tensors,
+    *,
+    dtype: torch.dtype = torch.float32,
+    wrt: Sequence[str] = (),
+    seed: int = 0,
+) -> None:
+    """Values, gradients (random cotangents on every output), dtypes, shapes, inputs untouched.
+
+    `inputs` are keyword arguments; floating tensors are cast to `dtype` for `fn` and for the plain
+    run of `oracle`, and the cast values to float64 for the truth, so all three see the same numbers.
+    """
+    ours = cast(inputs, dtype)
+    before = {k: v.clone() for k, v in ours.items() if isinstance(v, torch.Tensor)}
+    exact = cast(ours, torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        shapes = [out.shape for out in as_tuple(oracle(**exact))]
+    cotangents = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    got, got_grads = run_with_gradients(fn, ours, cotangents, wrt)
+    plain, plain_grads = run_with_gradients(oracle, ours, cotangents, wrt)
+    truth, true_grads = run_with_gradients(oracle, exact, cotangents, wrt)
+    for name, tensor in before.items():
+        assert torch.equal(ours[name], tensor), f"{name} was written to"
+    assert len(got) == len(plain) == len(truth)
+    for i, (g, p, t) in enumerate(zip(got, plain, truth)):
+        assert g.dtype == p.dtype, f"output {i}: dtype {g.dtype}, oracle {p.dtype}"
+        if g.is_floating_point():
+            assert_close_by_rule(g, p, t, f"output {i}")
+        else:
+            assert torch.equal(g, t.to(g.dtype)), f"output {i}: integers differ"
+    for name in wrt:
+        assert_close_by_rule(got_grads[name], plain_grads[name], true_grads[name], f"d{name}")
+
+
+def _cast_keeping_strides(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if 0 in x.stride() and x.numel():
+        base = x[tuple(slice(0, 1) if s == 0 else slice(None) for s in x.stride())]
+        return base.to(dtype).expand(x.shape)
+    out = torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=x.device)
+    return out.copy_(x)

@@ -1,0 +1,1 @@
+"""What every op shares: backend choice and argument checks. Knows no op."""
