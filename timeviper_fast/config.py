@@ -1,0 +1,422 @@
+"""The model's shape in frozen dataclasses: every field with its unit, every rule checked once.
+
+Sizes are counts of channels, heads or layers unless said otherwise. Paper letters follow Mamba-2
+(arXiv 2405.21060): H heads, P head dimension, N state size, G groups, Q chunk length. How other
+projects spell these fields is known to `checkpoint.py` alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NoReturn
+
+__all__ = [
+    "BackboneConfig",
+    "CompressionStage",
+    "ProjectorConfig",
+    "Segment",
+    "TimeViperConfig",
+    "VisionConfig",
+    "VisualSpan",
+    "preset",
+    "tokens_before_layer",
+]
+
+Selection = Literal["uniform", "attention"]
+TokenOrder = Literal["raw", "ascending", "descending"]
+
+MAMBA, ATTENTION, MLP = "M", "*", "-"
+
+
+def _fail(owner: str, name: str, rule: str, value: Any) -> NoReturn:
+    raise ValueError(f"{owner}: {name} must {rule}, got {value!r}")
+
+
+def _expect_positive(owner: str, config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            _fail(owner, name, "be a positive integer", value)
+
+
+def _expect_one_of(owner: str, name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    if value not in choices:
+        _fail(owner, name, f"be one of {', '.join(map(repr, choices))}", value)
+
+
+@dataclass(frozen=True)
+class VisualSpan:
+    """The contiguous run of vision tokens inside a sequence: `start`, `length` in tokens."""
+
+    start: int
+    length: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.length
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One sample inside a (possibly packed) sequence.
+
+    Attributes:
+        length: tokens of the sample.
+        span: its vision tokens, relative to the sample's first token; length 0 when it has none.
+        query_from_end: the token that asks in an attention stage, counted back from the sample's
+            last token (0). Dropping vision tokens in front of it does not move it.
+        vision_tokens: vision tokens before any stage dropped some (N0); defaults to the span's.
+    """
+
+    length: int
+    span: VisualSpan = VisualSpan(0, 0)
+    query_from_end: int = 0
+    vision_tokens: int = -1
+
+    def __post_init__(self) -> None:
+        if self.vision_tokens < 0:
+            object.__setattr__(self, "vision_tokens", self.span.length)
+        if self.span.start < 0 or self.span.length < 0 or self.span.stop > self.length:
+            _fail("Segment", "span", f"lie inside the sample's {self.length} tokens", self.span)
+        text_after = self.length - self.span.stop
+        limit = text_after if self.span.length else self.length
+        if not 0 <= self.query_from_end < max(limit, 1):
+            _fail(
+                "Segment",
+                "query_from_end",
+                f"point at one of the {limit} tokens after the span",
+                self.query_from_end,
+            )
+
+    def after(self, kept: int) -> Segment:
+        """The same sample once only `kept` of its present vision tokens remain."""
+        dropped = self.span.length - kept
+        return replace(self, length=self.length - dropped, span=replace(self.span, length=kept))
+
+
+@dataclass(frozen=True)
+class CompressionStage:
+    """One place inside the LLM where vision tokens are dropped.
+
+    Attributes:
+        layer: the stage runs on the residual stream that enters this layer (0-based).
+        select: "uniform" keeps evenly spaced tokens; "attention" those that the query token of
+            this layer (which must be an attention layer) looks at most.
+        keep: fraction of the ORIGINAL vision tokens that remain, in (0, 1]. The count is
+            trunc(N0 * keep) in float64; a count of 0 is legal.
+        transfer: True moves what the dropped tokens say into the text behind the span by gated
+            cross-attention (TransV); False only drops.
+    """
+
+    layer: int
+    select: Selection
+    keep: float
+    transfer: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layer, int) or self.layer < 0:
+            _fail("CompressionStage", "layer", "be a layer index of 0 or more", self.layer)
+        _expect_one_of("CompressionStage", "select", self.select, ("uniform", "attention"))
+        if not (isinstance(self.keep, (int, float)) and 0 < self.keep <= 1):
+            _fail("CompressionStage", "keep", "lie in (0, 1]", self.keep)
+
+    def kept_count(self, vision_tokens: int) -> int:
+        """Vision tokens that remain of `vision_tokens` original ones (float64, truncated)."""
+        return int(vision_tokens * float(self.keep))
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Hybrid LLM of the Nemotron-H family: one residual per layer, each layer one mixer.
+
+    `pattern` has one letter per layer: M Mamba-2, * attention, - MLP. Attention has no positional
+    encoding. `time_step_limit` clamps dt after softplus; the family's checkpoints want no clamp.
+    `time_step_min/max/floor` only serve the initialisation of dt_bias. Token ids are counted from
+    0; `eos_token_ids` holds every id that ends an answer by itself.
+    """
+
+    vocab_size: int = 131072
+    hidden_size: int = 4480
+    intermediate_size: int = 15680
+    pattern: str = "M-M-M-MM-M-M-M*-M-M-M*-M-M-M-M*-M-M-M-M*-M-MM-M-M-M-M-M-"
+    num_attention_heads: int = 40
+    num_key_value_heads: int = 8
+    head_dim: int = 128
+    mamba_num_heads: int = 128  # H
+    mamba_head_dim: int = 80  # P
+    n_groups: int = 8  # G
+    ssm_state_size: int = 128  # N
+    conv_kernel: int = 4
+    chunk_size: int = 128  # Q
+    norm_eps: float = 1e-5
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    mamba_proj_bias: bool = False
+    use_conv_bias: bool = True
+    residual_in_fp32: bool = False
+    tie_word_embeddings: bool = False
+    time_step_limit: tuple[float, float] = (0.0, math.inf)
+    time_step_min: float = 0.001
+    time_step_max: float = 0.1
+    time_step_floor: float = 1e-4
+    max_position_embeddings: int = 131072
+    bos_token_id: int | None = 1
+    eos_token_ids: tuple[int, ...] = (2,)
+    pad_token_id: int | None = 0
+
+    def __post_init__(self) -> None:
+        owner = "BackboneConfig"
+        _expect_positive(
+            owner, self, "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads",
+            "num_key_value_heads", "head_dim", "mamba_num_heads", "mamba_head_dim", "n_groups",
+            "ssm_state_size", "conv_kernel", "chunk_size", "max_position_embeddings",
+        )  # fmt: skip
+        if not self.pattern or set(self.pattern) - {MAMBA, ATTENTION, MLP}:
+            _fail(owner, "pattern", "be a non-empty string of the letters M, * and -", self.pattern)
+        if self.num_attention_heads % self.num_key_value_heads:
+            rule = f"divide num_attention_heads ({self.num_attention_heads})"
+            _fail(owner, "num_key_value_heads", rule, self.num_key_value_heads)
+        if self.mamba_num_heads % self.n_groups:
+            _fail(
+                owner, "n_groups", f"divide mamba_num_heads ({self.mamba_num_heads})", self.n_groups
+            )
+        low, high = self.time_step_limit
+        if not 0 <= low <= high:
+            _fail(owner, "time_step_limit", "be (low, high) with 0 <= low <= high", (low, high))
+        if not self.norm_eps > 0:
+            _fail(owner, "norm_eps", "be positive", self.norm_eps)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return len(self.pattern)
+
+    @property
+    def d_inner(self) -> int:
+        """Channels inside a Mamba-2 mixer: heads times head dimension."""
+        return self.mamba_num_heads * self.mamba_head_dim
+
+    @property
+    def conv_dim(self) -> int:
+        """Channels of the causal convolution: x, B and C side by side."""
+        return self.d_inner + 2 * self.n_groups * self.ssm_state_size
+
+    def layers_of(self, letter: str) -> tuple[int, ...]:
+        """Indices of the layers whose pattern letter is `letter`."""
+        return tuple(i for i, kind in enumerate(self.pattern) if kind == letter)
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Vision transformer whose features feed the projector.
+
+    `feature_layer` is the block whose output is used, as an index into the list of blocks
+    (negative from the end); later blocks are never built. `hidden_act` is "gelu" (exact, erf) or
+    "gelu_pytorch_tanh". Images are scaled to [0, 1], then (pixel - mean) / std.
+    """
+
+    image_size: int = 384  # pixels per side
+    patch_size: int = 14  # pixels per side
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    num_hidden_layers: int = 27
+    num_attention_heads: int = 16
+    layer_norm_eps: float = 1e-6
+    hidden_act: str = "gelu"
+    feature_layer: int = -2
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    resize: str = "naive"
+
+    def __post_init__(self) -> None:
+        owner = "VisionConfig"
+        _expect_positive(
+            owner, self, "image_size", "patch_size", "hidden_size", "intermediate_size",
+            "num_hidden_layers", "num_attention_heads",
+        )  # fmt: skip
+        if self.hidden_size % self.num_attention_heads:
+            rule = f"divide hidden_size ({self.hidden_size})"
+            _fail(owner, "num_attention_heads", rule, self.num_attention_heads)
+        if self.patch_size > self.image_size:
+            _fail(
+                owner, "patch_size", f"be at most image_size ({self.image_size})", self.patch_size
+            )
+        if not -self.num_hidden_layers <= self.feature_layer < self.num_hidden_layers:
+            rule = f"name one of the {self.num_hidden_layers} blocks"
+            _fail(owner, "feature_layer", rule, self.feature_layer)
+        _expect_one_of(owner, "hidden_act", self.hidden_act, ("gelu", "gelu_pytorch_tanh"))
+        _expect_one_of(owner, "resize", self.resize, ("naive", "crop", "letterbox"))
+
+    @property
+    def patches_per_frame(self) -> int:
+        """Patch tokens of one frame; pixels beyond the last whole patch are not seen."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that are built: up to and including `feature_layer`."""
+        return self.feature_layer % self.num_hidden_layers + 1
+
+
+@dataclass(frozen=True)
+class ProjectorConfig:
+    """From patch features to visual tokens.
+
+    `kind`: "gelu_mlp" projects every patch; "tome_mlp" first merges each frame's patches to
+    `num_tokens` (ToMe), then projects with two linear layers; "fused_tome_mlp" merges, then
+    projects with three. `clip_frames` frames are merged together into `clip_frames * num_tokens`
+    tokens. `token_order` sorts the merged tokens by how many patches they hold.
+    """
+
+    kind: str = "tome_mlp"
+    num_tokens: int = 16  # tokens per frame after merging
+    clip_frames: int = 1  # frames per merge
+    token_order: TokenOrder = "raw"
+    merge_heads: int = 16
+
+    def __post_init__(self) -> None:
+        owner = "ProjectorConfig"
+        _expect_one_of(owner, "kind", self.kind, ("gelu_mlp", "tome_mlp", "fused_tome_mlp"))
+        _expect_one_of(owner, "token_order", self.token_order, ("raw", "ascending", "descending"))
+        _expect_positive(owner, self, "num_tokens", "clip_frames", "merge_heads")
+
+    @property
+    def merges(self) -> bool:
+        return self.kind != "gelu_mlp"
+
+
+@dataclass(frozen=True)
+class TimeViperConfig:
+    """The whole model: what each part looks like, and where vision tokens are dropped."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    stages: tuple[CompressionStage, ...] = ()
+    template: str = "nano_base"
+
+    def __post_init__(self) -> None:
+        owner = "TimeViperConfig"
+        _expect_one_of(owner, "template", self.template, ("nano_base", "qwen2"))
+        patches = self.vision.patches_per_frame
+        if self.projector.merges and not self.projector.num_tokens <= patches:
+            rule = f"be at most the {patches} patches of a frame"
+            _fail(owner, "projector.num_tokens", rule, self.projector.num_tokens)
+        if self.projector.merges and self.vision.hidden_size % self.projector.merge_heads:
+            rule = f"divide vision.hidden_size ({self.vision.hidden_size})"
+            _fail(owner, "projector.merge_heads", rule, self.projector.merge_heads)
+        check_stages(self.stages, self.backbone)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Visual tokens that one frame adds to the prompt."""
+        merged = self.projector.merges
+        return self.projector.num_tokens if merged else self.vision.patches_per_frame
+
+
+def check_stages(stages: tuple[CompressionStage, ...], backbone: BackboneConfig) -> None:
+    """Stages fit the backbone: layers exist, rise strictly, keep ratios never rise.
+
+    Raises:
+        ValueError: naming the stage, the rule and the value.
+    """
+    layer_before, keep_before = -1, 1.0
+    for i, stage in enumerate(stages):
+        owner, last = f"stages[{i}]", backbone.num_hidden_layers - 1
+        if stage.layer > last:
+            _fail(owner, "layer", f"be at most {last}, the last layer", stage.layer)
+        if stage.layer <= layer_before:
+            _fail(
+                owner,
+                "layer",
+                f"lie behind the stage before it (layer {layer_before})",
+                stage.layer,
+            )
+        if stage.keep > keep_before:
+            _fail(owner, "keep", f"not exceed the stage before it ({keep_before})", stage.keep)
+        if stage.select == "attention" and backbone.pattern[stage.layer] != ATTENTION:
+            layers = ", ".join(map(str, backbone.layers_of(ATTENTION)))
+            rule = f"be an attention layer ({layers or 'there is none'}) for select='attention'"
+            _fail(owner, "layer", rule, f"{stage.layer} ({backbone.pattern[stage.layer]})")
+        layer_before, keep_before = stage.layer, stage.keep
+
+
+def tokens_before_layer(
+    segments: tuple[Segment, ...], stages: tuple[CompressionStage, ...], num_layers: int
+) -> list[int]:
+    """Tokens of the whole sequence that enter each layer; nothing has to run to know them."""
+    keeps = {stage.layer: stage for stage in stages}
+    counts = []
+    for layer in range(num_layers):
+        stage = keeps.get(layer)
+        if stage is not None:
+            segments = tuple(s.after(stage.kept_count(s.vision_tokens)) for s in segments)
+        counts.append(sum(s.length for s in segments))
+    return counts
+
+
+_TRANSV_9B = (CompressionStage(7, "uniform", 0.5), CompressionStage(39, "attention", 0.1))
+
+_NANO_12B = BackboneConfig(
+    hidden_size=5120,
+    intermediate_size=20480,
+    pattern="M-M-M-M*-M-M-M-M*-M-M-M-M*-M-M-M-M*-M-M-M-M*-M-M-M-M*-M-M-M-M-",
+)
+
+_NEMOTRON_H_8B = BackboneConfig(
+    hidden_size=4096,
+    intermediate_size=21504,
+    pattern="M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-",
+    num_attention_heads=32,
+    mamba_head_dim=64,
+    max_position_embeddings=8192,
+)
+
+# same parts, same rules, a thousandth of the width: runs on a laptop with random weights
+_TINY = TimeViperConfig(
+    backbone=BackboneConfig(
+        vocab_size=320,
+        hidden_size=128,
+        intermediate_size=256,
+        pattern="M-M*-M-M*-M-",
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        mamba_num_heads=8,
+        mamba_head_dim=32,
+        n_groups=2,
+        ssm_state_size=32,
+        chunk_size=64,
+        max_position_embeddings=262144,
+        bos_token_id=None,
+        eos_token_ids=(256,),
+        pad_token_id=None,
+    ),
+    vision=VisionConfig(
+        image_size=98,
+        patch_size=14,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+    ),
+    stages=(CompressionStage(5, "uniform", 0.5), CompressionStage(8, "attention", 0.1)),
+)
+
+_PRESETS = {
+    "nemotron-nano-9b-v2": TimeViperConfig(stages=_TRANSV_9B),
+    "nemotron-nano-12b-v2": TimeViperConfig(backbone=_NANO_12B),
+    "nemotron-h-8b": TimeViperConfig(backbone=_NEMOTRON_H_8B),
+    "tiny": _TINY,
+}
+
+
+def preset(name: str) -> TimeViperConfig:
+    """A named configuration: nemotron-nano-9b-v2 (TimeViper's, with its two TransV stages),
+    nemotron-nano-12b-v2, nemotron-h-8b, or tiny (for demos and tests).
+
+    Raises:
+        ValueError: no such preset.
+    """
+    _expect_one_of("preset", "name", name, tuple(_PRESETS))
+    return _PRESETS[name]
