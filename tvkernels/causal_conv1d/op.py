@@ -1,0 +1,232 @@
+"""Causal depthwise convolution: out[t] = act(bias + sum_k weight[width - 1 - k] * x[t - k]).
+
+Source: causal-conv1d 1.7 (causal_conv1d_fn, causal_conv1d_update, causal_conv1d_varlen_states).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tvkernels.causal_conv1d.reference import (
+    causal_conv1d_fn_ref,
+    causal_conv1d_update_ref,
+    causal_conv1d_varlen_states_ref,
+)
+from tvkernels.core.backend import backend_for
+from tvkernels.core.checks import (
+    INDEX_DTYPES,
+    expect_dtype,
+    expect_ndim,
+    expect_same_device,
+    expect_shape,
+    fail,
+)
+
+__all__ = ["causal_conv1d_fn", "causal_conv1d_update", "causal_conv1d_varlen_states"]
+
+
+def causal_conv1d_fn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    return_final_states: bool = False,
+    final_states_out: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Causal depthwise convolution of whole sequences, with an activation.
+
+    out[t] = act(bias + sum_{k < width} weight[width - 1 - k] * x[t - k]), where x before token 0 is
+    initial_states, or 0.
+
+    Args:
+        x: (batch, dim, seqlen), any strides; fastest where dim is the contiguous one.
+        weight: (dim, width), width at least 1, any float dtype.
+        bias: (dim,) or None.
+        seq_idx: (batch, seqlen) int32 or int64, the sequence of each token: a tap that lies in
+            another sequence counts 0. A negative entry is padding: its output is 0.
+        initial_states: (batch, dim, width - 1), dtype of x: the inputs before token 0. Not together
+            with seq_idx.
+        return_final_states: also return the last width - 1 inputs. Not together with seq_idx.
+        final_states_out: (batch, dim, width - 1), dtype of x: where the final states are written
+            if they are returned.
+        activation: None, "silu" or "swish" (the same).
+
+    Returns:
+        out (batch, dim, seqlen), dtype and layout of x; with return_final_states
+        (out, final_states), final_states (batch, dim, width - 1), dtype of x, dim contiguous.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or the combination of arguments do not fit.
+
+    Numerics: summed in float32 (float64 for float64 x), the activation included, then one rounding
+    to the dtype of x. First order gradients only.
+    Source: causal-conv1d 1.7, causal_conv1d_fn.
+    """
+    op = "causal_conv1d_fn"
+    _check_filter(op, x, weight, bias, activation)
+    batch, dim, seqlen = x.shape
+    for name, states in {
+        "initial_states": initial_states,
+        "final_states_out": final_states_out,
+    }.items():
+        if states is not None:
+            expect_shape(
+                op, name, states, "(batch, dim, width - 1)", (batch, dim, weight.shape[1] - 1)
+            )
+            expect_dtype(op, name, states, (x.dtype,))
+    if seq_idx is not None:
+        expect_shape(op, "seq_idx", seq_idx, "(batch, seqlen)", (batch, seqlen))
+        expect_dtype(op, "seq_idx", seq_idx, INDEX_DTYPES)
+        if initial_states is not None:
+            fail(
+                op,
+                "initial_states",
+                "be None with seq_idx (a sequence starts where seq_idx changes)",
+                "a tensor",
+            )
+        if return_final_states:
+            fail(
+                op,
+                "return_final_states",
+                "be False with seq_idx (a row holds several sequences)",
+                True,
+                "use causal_conv1d_varlen_states",
+            )
+    expect_same_device(
+        op, x=x, seq_idx=seq_idx, initial_states=initial_states, final_states_out=final_states_out
+    )
+    backend_for(x, "causal_conv1d")
+    return causal_conv1d_fn_ref(
+        x, weight, bias, seq_idx, initial_states, return_final_states, final_states_out, activation
+    )
+
+
+@torch.no_grad()
+def causal_conv1d_update(
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    cache_seqlens: Tensor | None = None,
+    conv_state_indices: Tensor | None = None,
+) -> Tensor:
+    """The convolution of the next token or tokens; writes them into `conv_state`.
+
+    out[t] = act(bias + sum_{k < width} weight[width - 1 - k] * x[t - k]), where x before token 0 is
+    the newest of conv_state.
+
+    Args:
+        x: (batch, dim) or (batch, dim, seqlen), any strides.
+        conv_state: (batch, dim, state_len), dtype of x, state_len at least width - 1, any strides:
+            the last inputs, oldest first; written in place. Its first size is free if
+            conv_state_indices is given.
+        weight: (dim, width), any float dtype.
+        bias: (dim,) or None.
+        activation: None, "silu" or "swish" (the same).
+        cache_seqlens: (batch,) int32 or int64. If given, conv_state is a circular buffer: input t
+            goes to slot (cache_seqlens + t) % state_len, and the slots before hold the history.
+        conv_state_indices: (batch,) int32 or int64, the row of conv_state of each entry, each row
+            named at most once; a negative entry is padding: its output is 0, no state is written.
+
+    Returns:
+        out: shape and dtype of x.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or the activation do not fit.
+
+    Numerics: as `causal_conv1d_fn`. For inference: no gradient flows.
+    Source: causal-conv1d 1.7, causal_conv1d_update.
+    """
+    op = "causal_conv1d_update"
+    expect_ndim(op, "x", x, "(batch, dim) or (batch, dim, seqlen)", 2, 3)
+    whole = x.unsqueeze(-1) if x.ndim == 2 else x
+    _check_filter(op, whole, weight, bias, activation)
+    _check_state(op, whole, conv_state, weight, cache_seqlens, conv_state_indices)
+    backend_for(x, "causal_conv1d")
+    out = causal_conv1d_update_ref(
+        whole, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices
+    )
+    return out.squeeze(-1) if x.ndim == 2 else out
+
+
+def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
+    """The convolution states after packed sequences: the last state_len inputs of each.
+
+    states[i, :, state_len - j] = x[cu_seqlens[i + 1] - j], or 0 where that is before sequence i.
+
+    Args:
+        x: (total_tokens, dim), the sequences one after the other, any strides.
+        cu_seqlens: (batch + 1,) int32 or int64: where each begins, ascending from 0, and the end.
+        state_len: inputs per state, at least 1.
+
+    Returns:
+        states (batch, dim, state_len), dtype of x, dim contiguous.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or state_len do not fit.
+
+    Numerics: a copy, exact.
+    Source: causal-conv1d 1.7, causal_conv1d_varlen_states.
+    """
+    op = "causal_conv1d_varlen_states"
+    expect_ndim(op, "x", x, "(total_tokens, dim)", 2)
+    expect_dtype(op, "x", x)
+    expect_ndim(op, "cu_seqlens", cu_seqlens, "(batch + 1,)", 1)
+    expect_dtype(op, "cu_seqlens", cu_seqlens, INDEX_DTYPES)
+    expect_same_device(op, x=x, cu_seqlens=cu_seqlens)
+    if cu_seqlens.shape[0] == 0:
+        fail(op, "cu_seqlens", "be (batch + 1,), the first of them 0", "shape (0,)")
+    if state_len < 1:
+        fail(op, "state_len", "be at least 1", state_len)
+    backend_for(x, "causal_conv1d")
+    return causal_conv1d_varlen_states_ref(x, cu_seqlens, state_len)
+
+
+def _check_filter(
+    op: str, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+) -> None:
+    expect_ndim(op, "x", x, "(batch, dim, seqlen)", 3)
+    expect_dtype(op, "x", x)
+    dim = x.shape[1]
+    expect_shape(op, "weight", weight, "(dim, width)", (dim, None))
+    expect_dtype(op, "weight", weight)
+    if weight.shape[1] < 1:
+        fail(op, "weight", "have a width of at least 1", 0)
+    if bias is not None:
+        expect_shape(op, "bias", bias, "(dim,)", (dim,))
+        expect_dtype(op, "bias", bias)
+    expect_same_device(op, x=x, weight=weight, bias=bias)
+    if activation not in (None, "silu", "swish"):
+        fail(op, "activation", "be None, 'silu' or 'swish'", repr(activation))
+
+
+def _check_state(
+    op: str,
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    cache_seqlens: Tensor | None,
+    indices: Tensor | None,
+) -> None:
+    batch, dim, _ = x.shape
+    rows = batch if indices is None else None
+    expect_shape(op, "conv_state", conv_state, "(batch, dim, state_len)", (rows, dim, None))
+    expect_dtype(op, "conv_state", conv_state, (x.dtype,))
+    if conv_state.shape[2] < weight.shape[1] - 1:
+        fail(
+            op,
+            "conv_state",
+            f"have state_len of at least width - 1 = {weight.shape[1] - 1}",
+            conv_state.shape[2],
+        )
+    for name, entries in {"cache_seqlens": cache_seqlens, "conv_state_indices": indices}.items():
+        if entries is not None:
+            expect_shape(op, name, entries, "(batch,)", (batch,))
+            expect_dtype(op, name, entries, INDEX_DTYPES)
+    expect_same_device(
+        op, x=x, conv_state=conv_state, cache_seqlens=cache_seqlens, conv_state_indices=indices
+    )

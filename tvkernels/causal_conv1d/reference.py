@@ -1,0 +1,233 @@
+"""Plain PyTorch truth of the causal convolution, also what runs on a CPU.
+
+A depthwise convolution of a few taps is a FIR filter over rows (batch, seqlen, dim): one
+multiply-add per tap on shifted views. Rows are taken a cache-sized block at a time, so memory is
+passed over once, and the backward recomputes its block.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["causal_conv1d_fn_ref", "causal_conv1d_update_ref", "causal_conv1d_varlen_states_ref"]
+
+# elements of x per block: its float32 temporaries stay in a core's share of the cache
+BLOCK_ELEMENTS = 1 << 17
+# rows per block at least, for layouts whose rows are not contiguous
+MIN_ROWS = 32
+
+
+def causal_conv1d_fn_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    return_final_states: bool = False,
+    final_states_out: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The convolution of whole sequences: see `causal_conv1d_fn`."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    rows = x.transpose(1, 2)
+    before = None if initial_states is None else initial_states.transpose(1, 2)
+    # a compiler fuses the formula by itself, and would only unroll the loop over blocks
+    if x.numel() <= BLOCK_ELEMENTS or torch.compiler.is_compiling():
+        window = _window(rows, before, 0, rows.shape[1], weight.shape[1])
+        ids = _ids_window(seq_idx, 0, rows.shape[1], weight.shape[1])
+        out = _fir(window, ids, weight, bias, activation)
+    else:
+        out = _FirByBlocks.apply(rows, weight, bias, seq_idx, before, activation)
+    out = out.transpose(1, 2)
+    if not return_final_states:
+        return out
+    seqlen, width = x.shape[2], weight.shape[1]
+    final = _window(rows, before, seqlen, seqlen, width).transpose(1, 2)
+    if final_states_out is not None:
+        return out, final_states_out.copy_(final)
+    return out, final
+
+
+def causal_conv1d_update_ref(
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    cache_seqlens: Tensor | None = None,
+    conv_state_indices: Tensor | None = None,
+) -> Tensor:
+    """The next tokens' convolution, in place on `conv_state`: see `causal_conv1d_update`.
+
+    x is (batch, dim, seqlen).
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    state = conv_state if conv_state_indices is None else _gather(conv_state, conv_state_indices)
+    if cache_seqlens is None:
+        history, new = _shift(state, x, weight.shape[1])
+    else:
+        history, new = _turn(state, x, weight.shape[1], cache_seqlens)
+    window = torch.cat([history, x], dim=2).transpose(1, 2)
+    bias = None if bias is None else bias.to(dtype)
+    out = _fir(window, None, weight.to(dtype), bias, activation).transpose(1, 2)
+    if conv_state_indices is None:
+        conv_state.copy_(new)
+        return out
+    _scatter(conv_state, conv_state_indices, state, new)
+    return out.masked_fill((conv_state_indices < 0)[:, None, None], 0.0)
+
+
+def causal_conv1d_varlen_states_ref(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
+    """The last `state_len` rows of each packed sequence: see `causal_conv1d_varlen_states`."""
+    row = cu_seqlens[1:, None] + torch.arange(-state_len, 0, device=x.device)
+    if x.shape[0] == 0:
+        return x.new_zeros(*row.shape, x.shape[1]).transpose(1, 2)
+    foreign = row < cu_seqlens[:-1, None]
+    return x[row.clamp_min(0)].masked_fill(foreign[:, :, None], 0.0).transpose(1, 2)
+
+
+def _fir(
+    window: Tensor, ids: Tensor | None, weight: Tensor, bias: Tensor | None, activation: str | None
+) -> Tensor:
+    """The formula: window (batch, width - 1 + rows, dim) -> (batch, rows, dim).
+
+    `ids` is seq_idx on the window's rows, (batch, width - 1 + rows, 1). `weight` (dim, width) and
+    `bias` come in the dtype to compute in.
+    """
+    width = weight.shape[1]
+    rows = window.shape[1] - (width - 1)
+    wide = window.to(weight.dtype)
+    out = wide.new_zeros(()) if bias is None else bias
+    for k in range(width):
+        tap = wide[:, k : k + rows]
+        if ids is not None:
+            # not a product with 0: what stands in another sequence may be inf or nan
+            tap = tap.where(ids[:, k : k + rows] == ids[:, width - 1 :], 0.0)
+        out = torch.addcmul(out, tap, weight[:, k]) if k == 0 else out.addcmul_(tap, weight[:, k])
+    if activation is not None:
+        out = F.silu(out)
+    if ids is not None:
+        out = out.masked_fill(ids[:, width - 1 :] < 0, 0.0)
+    return out.to(window.dtype)
+
+
+def _window(rows: Tensor, before: Tensor | None, start: int, stop: int, width: int) -> Tensor:
+    """Rows start - (width - 1) to stop; what lies before row 0 comes from `before` (None: 0)."""
+    missing = width - 1 - start
+    if missing <= 0:
+        return rows[:, start - width + 1 : stop]
+    if before is None:
+        before = rows.new_zeros(rows.shape[0], width - 1, rows.shape[2])
+    return torch.cat([before[:, start:], rows[:, :stop]], dim=1)
+
+
+def _ids_window(seq_idx: Tensor | None, start: int, stop: int, width: int) -> Tensor | None:
+    """`_window` of seq_idx; -1, which is no sequence, stands before row 0."""
+    if seq_idx is None:
+        return None
+    ids = seq_idx.unsqueeze(-1)
+    return _window(ids, ids.new_full((len(ids), width - 1, 1), -1), start, stop, width)
+
+
+class _FirByBlocks(torch.autograd.Function):
+    """`_fir` over blocks of rows; the backward runs autograd on one block at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        seq_idx: Tensor | None,
+        before: Tensor | None,
+        activation: str | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, bias, seq_idx, before)
+        ctx.activation = activation
+        width = weight.shape[1]
+        out = torch.empty_like(x)
+        for start, stop in _blocks(x):
+            window = _window(x, before, start, stop, width)
+            ids = _ids_window(seq_idx, start, stop, width)
+            out[:, start:stop] = _fir(window, ids, weight, bias, activation)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, seq_idx, before = ctx.saved_tensors
+        width = weight.shape[1]
+        dx, dweight = torch.empty_like(x), torch.zeros_like(weight)
+        dbias = None if bias is None else torch.zeros_like(bias)
+        # a block's first taps reach back into the block before it, which is taken next
+        carry = torch.zeros_like(x[:, :0], dtype=weight.dtype)
+        for start, stop in reversed(_blocks(x)):
+            leaves = [_window(x, before, start, stop, width).to(weight.dtype), weight]
+            leaves += [] if bias is None else [bias]
+            leaves = [t.detach().requires_grad_() for t in leaves]
+            ids = _ids_window(seq_idx, start, stop, width)
+            with torch.enable_grad():
+                out = _fir(
+                    leaves[0], ids, leaves[1], bias if bias is None else leaves[2], ctx.activation
+                )
+            dwindow, *dparameters = torch.autograd.grad(
+                out, leaves, dout[:, start:stop].to(out.dtype)
+            )
+            dwindow[:, dwindow.shape[1] - carry.shape[1] :] += carry
+            dx[:, start:stop] = dwindow[:, width - 1 :]
+            carry = dwindow[:, : width - 1]
+            dweight += dparameters[0]
+            if dbias is not None:
+                dbias += dparameters[1]
+        dbefore = None if before is None else carry.to(before.dtype)
+        return dx, dweight, dbias, None, dbefore, None
+
+
+def _blocks(x: Tensor) -> list[tuple[int, int]]:
+    batch, seqlen, dim = x.shape
+    step = max(MIN_ROWS, BLOCK_ELEMENTS // (batch * dim))
+    return [(start, min(start + step, seqlen)) for start in range(0, seqlen, step)]
+
+
+def _shift(state: Tensor, x: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """(history of x, new state) of a state that holds the last inputs in order."""
+    state_len = state.shape[2]
+    joined = torch.cat([state, x], dim=2)
+    return state[:, :, state_len - (width - 1) :], joined[:, :, joined.shape[2] - state_len :]
+
+
+def _turn(state: Tensor, x: Tensor, width: int, cache_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+    """(history of x, new state) of a circular state that already holds `cache_seqlens` inputs."""
+    state_len, seqlen = state.shape[2], x.shape[2]
+
+    def slots(first: int, last: int) -> Tensor:
+        place = cache_seqlens.long()[:, None] + torch.arange(first, last, device=x.device)
+        return place.remainder(state_len)[:, None].expand(-1, x.shape[1], -1)
+
+    # of more inputs than the state is long only the last ones stay
+    kept = min(seqlen, state_len)
+    history = state.gather(2, slots(1 - width, 0))
+    new = state.scatter(2, slots(seqlen - kept, seqlen), x[:, :, seqlen - kept :])
+    return history, new
+
+
+def _gather(state: Tensor, indices: Tensor) -> Tensor:
+    """The rows of `state` named by `indices`; a padding entry (negative) reads row 0."""
+    return state.index_select(0, indices.clamp_min(0))
+
+
+def _scatter(state: Tensor, indices: Tensor, old: Tensor, new: Tensor) -> None:
+    """Write `new` into the rows named by `indices`; padding entries (negative) write nothing.
+
+    Without a look at the values (no synchronisation): a padding entry repeats the write of a live
+    entry; where no entry is live, all write row 0 as it was.
+    """
+    live = indices >= 0
+    source = torch.where(live, torch.arange(len(live), device=live.device), live.int().argmax())
+    written = new[source].where(live[source][:, None, None], old[source])
+    state.index_copy_(0, indices.clamp_min(0).long()[source], written)
