@@ -154,7 +154,6 @@ class BackboneConfig:
     mlp_bias: bool = False
     mamba_proj_bias: bool = False
     use_conv_bias: bool = True
-    residual_in_fp32: bool = False
     tie_word_embeddings: bool = False
     time_step_limit: tuple[float, float] = (0.0, math.inf)
     time_step_min: float = 0.001

@@ -1,0 +1,327 @@
+"""The hybrid LLM on one page: Mamba-2, attention and MLP layers, and the loop that runs them.
+
+Every layer is y = x + mixer(RMSNorm(x)). Attention knows no positions; Mamba-2 carries the order.
+Parameters keep Hugging Face's Nemotron-H names. A_log, D and dt_bias live in the model's dtype, as
+in upstream's checkpoints (bf16 there), and are widened to float32 where they are used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+
+from timeviper_fast.cache import AttentionState, HybridCache, MambaState
+from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig, CompressionStage, Segment
+from timeviper_fast.transv import StageRecord, TransV
+from tvkernels import (
+    causal_conv1d_fn,
+    causal_conv1d_update,
+    mamba_chunk_scan_combined,
+    rms_norm,
+    rmsnorm_fn,
+    selective_state_update,
+)
+
+__all__ = ["HybridBackbone"]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, computed in float32; `group_size` splits the channels for Mamba-2."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Mlp(nn.Module):
+    """down(relu(up(x))^2)"""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        width, bias = config.intermediate_size, config.mlp_bias
+        self.up_proj = nn.Linear(config.hidden_size, width, bias=bias)
+        self.down_proj = nn.Linear(width, config.hidden_size, bias=bias)
+
+    def forward(self, x: Tensor, lengths: tuple[int, ...], state: None) -> Tensor:
+        return self.down_proj(F.relu(self.up_proj(x)).square())
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention without positions; scale 1 / sqrt(head_dim)."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.head_dim, bias = config.head_dim, config.attention_bias
+        q_width = config.num_attention_heads * config.head_dim
+        kv_width = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, q_width, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=bias)
+        self.o_proj = nn.Linear(q_width, config.hidden_size, bias=bias)
+
+    def forward(self, x: Tensor, lengths: tuple[int, ...], state: AttentionState | None) -> Tensor:
+        q, k, v = (
+            proj(x).unflatten(-1, (-1, self.head_dim))
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if state is not None:
+            k, v = state.append(k, v)
+            out = _attend_last(q, k, v)
+        else:
+            samples = zip(*(t.split(lengths, dim=1) for t in (q, k, v)))
+            out = torch.cat([_attend_last(*sample) for sample in samples], dim=1)
+        return self.o_proj(out.flatten(2))
+
+
+def _attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of the LAST n of m tokens.
+
+    q (batch, n, nheads, headdim), k and v (batch, m, nkvheads, headdim). Blocks of queries keep
+    the CPU's explicit mask at 256 x m; on CUDA the bias is never stored.
+    """
+    n, m = q.shape[1], k.shape[1]
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    if n == m or n == 1:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1, enable_gqa=True)
+        return out.transpose(1, 2)
+    block = n if q.is_cuda else 256
+    outs = []
+    for start in range(0, n, block):
+        rows = q[:, :, start : start + block]
+        seen = m - n + start + rows.shape[2]
+        bias = causal_lower_right(rows.shape[2], seen)
+        keys, values = k[:, :, :seen], v[:, :, :seen]
+        outs.append(
+            F.scaled_dot_product_attention(rows, keys, values, attn_mask=bias, enable_gqa=True)
+        )
+    return torch.cat(outs, dim=2).transpose(1, 2)
+
+
+class Conv1d(nn.Module):
+    """Parameters of the depthwise causal convolution: weight (channels, 1, width), bias."""
+
+    def __init__(self, channels: int, width: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, width))
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
+
+
+class Mamba2(nn.Module):
+    """in_proj -> causal conv -> state-space scan -> gated grouped RMSNorm -> out_proj."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        inner, heads = config.d_inner, config.mamba_num_heads
+        bias = config.mamba_proj_bias
+        self.widths = [inner, config.conv_dim, heads]  # z, xBC, dt
+        self.in_proj = nn.Linear(config.hidden_size, sum(self.widths), bias=bias)
+        self.conv1d = Conv1d(config.conv_dim, config.conv_kernel, config.use_conv_bias)
+        self.dt_bias = nn.Parameter(torch.empty(heads))
+        self.A_log = nn.Parameter(torch.empty(heads))
+        self.D = nn.Parameter(torch.empty(heads))
+        self.norm = RMSNorm(inner, config.norm_eps)
+        self.out_proj = nn.Linear(inner, config.hidden_size, bias=bias)
+
+    def forward(self, u: Tensor, lengths: tuple[int, ...], state: MambaState | None) -> Tensor:
+        z, xBC, dt = self.in_proj(u).split(self.widths, dim=-1)
+        if state is not None and u.shape[1] == 1:
+            y = self._step(xBC, dt, state)
+        else:
+            y = self._scan(xBC, dt, lengths, state)
+        y = rmsnorm_fn(
+            y, self.norm.weight, None, z=z, eps=self.norm.eps,
+            group_size=self.config.d_inner // self.config.n_groups, norm_before_gate=False,
+        )  # fmt: skip
+        return self.out_proj(y)
+
+    def _scan(
+        self, xBC: Tensor, dt: Tensor, lengths: tuple[int, ...], state: MambaState | None
+    ) -> Tensor:
+        columns = xBC.transpose(1, 2)
+        seq_idx = _sequence_index(lengths, xBC.shape[0], xBC.device)
+        before = None if state is None else state.conv[..., 1:]
+        mixed = causal_conv1d_fn(
+            columns, self.conv1d.weight.squeeze(1), self.conv1d.bias,
+            seq_idx=seq_idx, initial_states=before, activation="silu",
+        )  # fmt: skip
+        x, B, C = self._split(mixed.transpose(1, 2))
+        out = mamba_chunk_scan_combined(
+            x, dt, self._A(), B, C, self.config.chunk_size,
+            D=self.D.float(), dt_bias=self.dt_bias.float(), dt_softplus=True,
+            dt_limit=self.config.time_step_limit, seq_idx=seq_idx,
+            initial_states=None if state is None else state.ssm,
+            return_final_states=state is not None,
+        )  # fmt: skip
+        if state is None:
+            return out.flatten(2)
+        y, last = out
+        state.ssm.copy_(last)
+        state.push_conv(columns)
+        return y.flatten(2)
+
+    def _step(self, xBC: Tensor, dt: Tensor, state: MambaState) -> Tensor:
+        config = self.config
+        mixed = causal_conv1d_update(
+            xBC.squeeze(1), state.conv, self.conv1d.weight.squeeze(1), self.conv1d.bias,
+            activation="silu",
+        )  # fmt: skip
+        x, B, C = self._split(mixed)
+        heads, p, n = config.mamba_num_heads, config.mamba_head_dim, config.ssm_state_size
+
+        def per_channel(t: Tensor) -> Tensor:
+            # one number per head, seen as one per channel: stride 0, no copy
+            return t.unsqueeze(-1).expand(*t.shape, p)
+
+        dt, bias, softplus = self._step_dt(dt.squeeze(1))
+        y = selective_state_update(
+            state.ssm, x, per_channel(dt), self._A()[:, None, None].expand(heads, p, n), B, C,
+            D=per_channel(self.D.float()), dt_bias=None if bias is None else per_channel(bias),
+            dt_softplus=softplus,
+        )  # fmt: skip
+        return y.flatten(1).unsqueeze(1)
+
+    def _step_dt(self, dt: Tensor) -> tuple[Tensor, Tensor | None, bool]:
+        """dt, dt_bias, dt_softplus: the decode op knows no clamp, so a clamp is applied here."""
+        bias, limit = self.dt_bias.float(), self.config.time_step_limit
+        if limit == (0.0, math.inf):
+            return dt, bias, True
+        return F.softplus(dt.float() + bias).clamp(*limit), None, False
+
+    def _A(self) -> Tensor:
+        return -torch.exp(self.A_log.float())
+
+    def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (..., nheads, headdim), B and C (..., ngroups, d_state)."""
+        config = self.config
+        width = config.n_groups * config.ssm_state_size
+        x, B, C = xBC.split([config.d_inner, width, width], dim=-1)
+        B, C = (t.unflatten(-1, (config.n_groups, config.ssm_state_size)) for t in (B, C))
+        return x.unflatten(-1, (config.mamba_num_heads, config.mamba_head_dim)), B, C
+
+
+def _sequence_index(lengths: tuple[int, ...], batch: int, device: torch.device) -> Tensor | None:
+    """(batch, seqlen) int32: which sample each token belongs to; None when there is one."""
+    if len(lengths) == 1:
+        return None
+    index = torch.arange(len(lengths), dtype=torch.int32)
+    index = index.repeat_interleave(torch.tensor(lengths))
+    return index.to(device, non_blocking=True).expand(batch, -1)
+
+
+class Block(nn.Module):
+    """One layer of the pattern: x + mixer(norm(x))."""
+
+    def __init__(self, kind: str, config: BackboneConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mixer = {MAMBA: Mamba2, ATTENTION: Attention}.get(kind, Mlp)(config)
+
+    def forward(
+        self, x: Tensor, lengths: tuple[int, ...], state: AttentionState | MambaState | None
+    ) -> Tensor:
+        return x + self.mixer(self.norm(x), lengths, state)
+
+
+class HybridBackbone(nn.Module):
+    """Embeddings, layers with compression stages between them, final norm and vocabulary head."""
+
+    def __init__(self, config: BackboneConfig, stages: tuple[CompressionStage, ...] = ()) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(kind, config) for kind in config.pattern)
+        self.transv = nn.ModuleList(TransV(stage, config) for stage in stages)
+        self.norm_f = RMSNorm(config.hidden_size, config.norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embeddings.weight
+
+    def forward(
+        self,
+        hidden: Tensor,
+        segments: tuple[Segment, ...] | None = None,
+        cache: HybridCache | None = None,
+        chunk: int | None = None,
+    ) -> tuple[Tensor, list[list[StageRecord]]]:
+        """Run every layer and every compression stage.
+
+        Args:
+            hidden: (batch, seqlen, d_model) embeddings. Left unchanged.
+            segments: the samples packed one behind the other, with their vision spans; None means
+                one sample without vision. Every row of the batch has the same layout.
+            cache: continued and written in place (inference, one segment); None for training.
+            chunk: with a cache, tokens that pass through the layers at a time. Any value gives the
+                same result; small ones bound the memory. None: all at once.
+
+        Returns:
+            The last layer's residual stream (batch, seqlen after dropping, d_model), before
+            `norm_f`, and for every stage one record per sample.
+
+        Raises:
+            ValueError: segments do not cover the sequence, or a cache is given with several.
+        """
+        segments = segments or (Segment(hidden.shape[1]),)
+        self._check(hidden, segments, cache, chunk)
+        records: list[list[StageRecord]] = []
+        given = hidden
+        for stage, layers in self._runs():
+            if stage is not None and any(segment.span.length for segment in segments):
+                mixer: nn.Module = self.layers[layers.start].mixer  # type: ignore[assignment]
+                hidden, segments, record = stage(hidden, segments, mixer)
+                records.append(record)
+            lengths = tuple(segment.length for segment in segments)
+            if cache is None or chunk is None or chunk >= hidden.shape[1]:
+                hidden = self._run(layers, hidden, lengths, cache)
+                continue
+            out = torch.empty_like(hidden) if hidden is given else hidden
+            for start in range(0, hidden.shape[1], chunk):
+                part = hidden[:, start : start + chunk]
+                out[:, start : start + chunk] = self._run(layers, part, (part.shape[1],), cache)
+            hidden = out
+        return hidden, records
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(batch, n, d_model) of the residual stream -> (batch, n, vocab) float32 logits."""
+        return self.lm_head(self.norm_f(hidden)).float()
+
+    def _run(
+        self, layers: range, x: Tensor, lengths: tuple[int, ...], cache: HybridCache | None
+    ) -> Tensor:
+        for i in layers:
+            x = self.layers[i](x, lengths, None if cache is None else cache.layers[i])
+        return x
+
+    def _runs(self) -> Iterator[tuple[TransV | None, range]]:
+        """Layers between stages: (the stage that opens the run, its layers)."""
+        start, opening = 0, None
+        for module in self.transv:
+            layer = module.stage.layer  # type: ignore[union-attr]
+            if layer > start or opening is not None:
+                yield opening, range(start, layer)
+            start, opening = layer, module
+        yield opening, range(start, len(self.layers))  # type: ignore[misc]
+
+    def _check(
+        self,
+        hidden: Tensor,
+        segments: tuple[Segment, ...],
+        cache: HybridCache | None,
+        chunk: int | None,
+    ) -> None:
+        total = sum(segment.length for segment in segments)
+        if total != hidden.shape[1]:
+            raise ValueError(f"segments must cover the sequence ({hidden.shape[1]}), got {total}")
+        if cache is not None and len(segments) > 1:
+            raise ValueError(f"segments must be one when a cache is given, got {len(segments)}")
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk must be a positive number of tokens, got {chunk}")

@@ -1,0 +1,126 @@
+"""What a request remembers between calls: keys and values, convolution and SSM states.
+
+Allocated once for the whole request and written in place. An attention layer gets room for the
+tokens that reach it, which after a compression stage are few; a Mamba-2 layer's state has constant
+size. Nothing of a request lives on the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig
+
+__all__ = ["AttentionState", "HybridCache", "MambaState"]
+
+
+class AttentionState:
+    """Keys and values of one attention layer.
+
+    Attributes:
+        key, value: (batch, capacity, nkvheads, headdim); the first `length` tokens are written.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int, int],
+        device: torch.device | str | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.key = torch.empty(shape, device=device, dtype=dtype)
+        self.value = torch.empty_like(self.key)
+        self.length = 0
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the next tokens' keys and values; return views of all that is stored.
+
+        Raises:
+            ValueError: there is no room; nothing was written.
+        """
+        stop, capacity = self.length + key.shape[1], self.key.shape[1]
+        if stop > capacity:
+            raise ValueError(f"cache: tokens must fit its capacity of {capacity}, got {stop}")
+        self.key[:, self.length : stop] = key
+        self.value[:, self.length : stop] = value
+        self.length = stop
+        return self.key[:, :stop], self.value[:, :stop]
+
+    @property
+    def nbytes(self) -> int:
+        return self.key.nbytes + self.value.nbytes
+
+
+class MambaState:
+    """State of one Mamba-2 layer.
+
+    Attributes:
+        conv: (batch, conv_dim, conv_kernel), the last columns that entered the convolution.
+        ssm: (batch, nheads, headdim, d_state), float32.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        config: BackboneConfig,
+        device: torch.device | str | None,
+        dtype: torch.dtype,
+    ) -> None:
+        columns = (batch, config.conv_dim, config.conv_kernel)
+        self.conv = torch.zeros(columns, device=device, dtype=dtype)
+        heads = (batch, config.mamba_num_heads, config.mamba_head_dim, config.ssm_state_size)
+        self.ssm = torch.zeros(heads, device=device, dtype=torch.float32)
+
+    def push_conv(self, columns: Tensor) -> None:
+        """Shift the newest of `columns` (batch, conv_dim, seqlen) into `conv`."""
+        width = self.conv.shape[-1]
+        kept = self.conv[..., min(columns.shape[-1], width) :]
+        self.conv.copy_(torch.cat([kept, columns[..., -width:]], dim=-1))
+
+    @property
+    def nbytes(self) -> int:
+        return self.conv.nbytes + self.ssm.nbytes
+
+
+class HybridCache:
+    """One state per Mamba-2 or attention layer, None for MLP layers.
+
+    Args:
+        config: the backbone's shape.
+        capacities: tokens that each layer must hold at most (one number per layer; read at
+            attention layers only): prompt tokens that reach it plus tokens to generate.
+        batch: sequences side by side.
+        device, dtype: of keys, values and convolution states; SSM states are float32.
+    """
+
+    def __init__(
+        self,
+        config: BackboneConfig,
+        capacities: Sequence[int],
+        *,
+        batch: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if len(capacities) != config.num_hidden_layers:
+            raise ValueError(
+                f"HybridCache: capacities must have one number per layer "
+                f"({config.num_hidden_layers}), got {len(capacities)}"
+            )
+        self.batch = batch
+        self.layers: list[AttentionState | MambaState | None] = []
+        for kind, capacity in zip(config.pattern, capacities):
+            if kind == ATTENTION:
+                shape = (batch, capacity, config.num_key_value_heads, config.head_dim)
+                self.layers.append(AttentionState(shape, device, dtype))
+            elif kind == MAMBA:
+                self.layers.append(MambaState(batch, config, device, dtype))
+            else:
+                self.layers.append(None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of device memory that the states occupy."""
+        return sum(state.nbytes for state in self.layers if state is not None)

@@ -1,0 +1,182 @@
+"""Prefill and decode: from embeddings to token ids, one at a time.
+
+prefill(prompt) -> logits of the last position -> sample -> decode one token -> ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from timeviper_fast.backbone import HybridBackbone
+from timeviper_fast.cache import HybridCache
+from timeviper_fast.config import ATTENTION, BackboneConfig, Segment, tokens_before_layer
+from timeviper_fast.transv import StageRecord
+
+__all__ = ["Prefill", "Sampling", "decode", "prefill", "sample"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Attributes:
+        temperature: 0 is greedy; else logits are divided by it.
+        top_k: only the k most likely tokens may be drawn; 0 allows all.
+        top_p: only the smallest set of tokens with at least this probability may be drawn.
+        seed: makes a draw repeatable; None draws anew each time.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"Sampling: temperature must be 0 or more, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"Sampling: top_k must be 0 (off) or more, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"Sampling: top_p must lie in (0, 1], got {self.top_p}")
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """The random source of one request on `device`."""
+        generator = torch.Generator(device)
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.seed)
+        return generator
+
+
+@dataclass
+class Prefill:
+    """A prompt that has been read.
+
+    Attributes:
+        cache: the request's states; `decode` continues it in place.
+        logits: (batch, vocab) float32, of the last position.
+        records: per compression stage, one record per sample.
+        lengths: tokens that entered each layer.
+    """
+
+    cache: HybridCache
+    logits: Tensor
+    records: list[list[StageRecord]]
+    lengths: list[int]
+
+
+@torch.no_grad()
+def prefill(
+    backbone: HybridBackbone,
+    embeddings: Tensor,
+    segment: Segment | None = None,
+    *,
+    max_new_tokens: int,
+    chunk: int | None = None,
+) -> Prefill:
+    """Read a prompt into a fresh cache with room for `max_new_tokens` more.
+
+    Args:
+        backbone: the language model.
+        embeddings: (batch, seqlen, d_model); every row has the layout of `segment`.
+        segment: where the vision tokens lie; None means there are none.
+        max_new_tokens: tokens that will be generated at most.
+        chunk: tokens per pass through the layers; None reads all at once.
+
+    Raises:
+        ValueError: the prompt is empty, or longer than the model's window with its answer.
+    """
+    batch, seqlen = embeddings.shape[:2]
+    segment = segment or Segment(seqlen)
+    config = backbone.config
+    if seqlen == 0:
+        raise ValueError("prefill: the prompt must have at least one token, got 0")
+    stages = tuple(module.stage for module in backbone.transv)
+    lengths = tokens_before_layer((segment,), stages, config.num_hidden_layers)
+    _check_window(config, lengths, max_new_tokens)
+    capacities = [length + max_new_tokens for length in lengths]
+    cache = HybridCache(
+        config, capacities, batch=batch, device=embeddings.device, dtype=embeddings.dtype
+    )
+    hidden, records = backbone(embeddings, (segment,), cache, chunk)
+    return Prefill(cache, backbone.logits(hidden[:, -1:])[:, 0], records, lengths)
+
+
+def _check_window(config: BackboneConfig, lengths: list[int], max_new_tokens: int) -> None:
+    """Only attention looks back token by token, so only what reaches it counts for the window."""
+    window = config.max_position_embeddings
+    longest = max((lengths[layer] for layer in config.layers_of(ATTENTION)), default=0)
+    if longest + max_new_tokens > window:
+        raise ValueError(
+            f"prefill: prompt and answer must fit the model's window of {window} tokens, got "
+            f"{longest} at its attention layers + {max_new_tokens} new; "
+            "sample fewer frames, allow fewer new tokens or drop more vision tokens earlier"
+        )
+
+
+@torch.no_grad()
+def decode(
+    backbone: HybridBackbone,
+    read: Prefill,
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int] = (),
+    sampling: Sampling | None = None,
+    on_logits: Callable[[Tensor], None] | None = None,
+) -> Iterator[Tensor]:
+    """Generate token by token, yielding (batch,) int64 ids as they come.
+
+    Ends after `max_new_tokens`, or once every row has produced one of `stop_ids` (which is yielded
+    too). A row that has ended repeats its stop id while others go on.
+
+    Args:
+        backbone: the language model.
+        read: what `prefill` returned; its cache is continued in place.
+        max_new_tokens: at most so many tokens; the cache was made for that many.
+        stop_ids: token ids that end an answer.
+        sampling: how tokens are drawn; greedy when None.
+        on_logits: called with each step's (batch, vocab) float32 logits before the draw.
+    """
+    sampling = sampling or Sampling()
+    logits, device = read.logits, read.logits.device
+    generator = sampling.generator(device) if sampling.temperature > 0 else None
+    stops = torch.tensor(sorted(set(stop_ids)), dtype=torch.long, device=device)
+    ended = torch.zeros(len(logits), dtype=torch.bool, device=device)
+    token = torch.zeros(len(logits), dtype=torch.long, device=device)
+    for step in range(max_new_tokens):
+        if on_logits is not None:
+            on_logits(logits)
+        token = torch.where(ended, token, sample(logits, sampling, generator))
+        yield token
+        ended = ended | torch.isin(token, stops)
+        # the one host synchronisation of a step: whoever streams the token waits for it anyway
+        if bool(ended.all()) or step + 1 == max_new_tokens:
+            return
+        hidden, _ = backbone(backbone.embeddings(token)[:, None], cache=read.cache)
+        logits = backbone.logits(hidden)[:, 0]
+
+
+def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
+    """Draw one token per row: logits (batch, vocab) float32 -> (batch,) int64.
+
+    Temperature first, then top-k, then top-p on what is left, as Hugging Face's samplers do.
+    Greedy ties go to the lower id.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        smallest = logits.topk(sampling.top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest, float("-inf"))
+    if sampling.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+        probability = ordered.softmax(dim=-1)
+        # a token goes when those before it already hold top_p; the first always stays
+        beyond = probability.cumsum(dim=-1) - probability >= sampling.top_p
+        logits = logits.masked_fill(beyond.gather(-1, order.argsort(dim=-1)), float("-inf"))
+    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]

@@ -1,0 +1,127 @@
+"""TransV: drop vision tokens inside the LLM, after moving what they say into the text behind them.
+
+    text + tanh(alpha) * W_o attend(W_q text, W_k dropped, W_v dropped)       (arXiv 2511.16595)
+
+Which tokens stay is either a uniform rule or the attention that one query token pays them in the
+layer ahead. Two choices look odd and are kept because upstream's checkpoints were trained with
+them: scores come from the residual stream BEFORE the layer's RMSNorm, and the query is a single
+token, at inference the last of the prompt. Counts are relative to the original vision tokens.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from timeviper_fast.config import BackboneConfig, CompressionStage, Segment
+from tvkernels import attention_topk_hidden, dropped_indices, gated_cross_attention, uniform_topk
+
+__all__ = ["StageRecord", "TransV"]
+
+
+class StageRecord(NamedTuple):
+    """What one stage did to one sample.
+
+    Attributes:
+        layer: the stage ran before this layer.
+        tokens_before, tokens_after: vision tokens.
+        kept: (batch, tokens_after) indices into the span as it was before the stage, ascending.
+        scores: (batch, tokens_before) float32 attention scores; None for uniform stages.
+    """
+
+    layer: int
+    tokens_before: int
+    tokens_after: int
+    kept: Tensor
+    scores: Tensor | None
+
+
+class TransV(nn.Module):
+    """One compression stage; without transfer it has no parameters."""
+
+    def __init__(self, stage: CompressionStage, config: BackboneConfig) -> None:
+        super().__init__()
+        self.stage, self.head_dim = stage, config.head_dim
+        if stage.transfer:
+            q_width = config.num_attention_heads * config.head_dim
+            kv_width = config.num_key_value_heads * config.head_dim
+            self.q_proj = nn.Linear(config.hidden_size, q_width, bias=config.attention_bias)
+            self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.attention_bias)
+            self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=config.attention_bias)
+            self.o_proj = nn.Linear(q_width, config.hidden_size, bias=False)
+            self.alpha = nn.Parameter(torch.zeros(()))
+
+    def forward(
+        self, hidden: Tensor, segments: tuple[Segment, ...], mixer: nn.Module
+    ) -> tuple[Tensor, tuple[Segment, ...], list[StageRecord]]:
+        """Shorten every sample of a sequence.
+
+        Args:
+            hidden: (batch, seqlen, d_model), the residual stream that enters the stage's layer.
+            segments: the samples that lie one behind the other in it.
+            mixer: the layer's mixer; its q_proj and k_proj score the tokens of attention stages.
+
+        Returns:
+            The shorter stream, its segments, and one record per sample.
+        """
+        parts: list[Tensor] = []
+        records: list[StageRecord] = []
+        start = 0
+        for segment in segments:
+            sample = hidden[:, start : start + segment.length]
+            pieces, record = self._shorten(sample, segment, mixer)
+            parts += pieces
+            records.append(record)
+            start += segment.length
+        shorter = tuple(s.after(r.tokens_after) for s, r in zip(segments, records))
+        return torch.cat(parts, dim=1), shorter, records
+
+    def _shorten(
+        self, sample: Tensor, segment: Segment, mixer: nn.Module
+    ) -> tuple[list[Tensor], StageRecord]:
+        """[prefix, kept vision, text] of one sample, as pieces of the new sequence."""
+        span = segment.span
+        keep = self.stage.kept_count(segment.vision_tokens)
+        if self.stage.select == "attention":
+            kept, dropped, scores = self._by_attention(sample, segment, keep, mixer)
+        else:
+            one = uniform_topk(span.length, keep, sample.device)
+            rest = dropped_indices(one, span.length)
+            kept, dropped, scores = one.expand(len(sample), -1), rest.expand(len(sample), -1), None
+        vision, text = sample[:, span.start : span.stop], sample[:, span.stop :]
+        if self.stage.transfer and keep < span.length:
+            text = self._transfer(text, _take(vision, dropped))
+        record = StageRecord(self.stage.layer, span.length, keep, kept, scores)
+        return [sample[:, : span.start], _take(vision, kept), text], record
+
+    def _by_attention(
+        self, sample: Tensor, segment: Segment, keep: int, mixer: nn.Module
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad():
+            asking = sample[:, segment.length - 1 - segment.query_from_end]
+            q = mixer.q_proj(asking).unflatten(-1, (-1, self.head_dim))  # type: ignore[operator]
+            # a key bias would add the same number to every score of a head: softmax ignores it
+            weight: Tensor = mixer.k_proj.weight  # type: ignore[assignment, union-attr]
+            span = (segment.span.start, segment.span.length)
+            chosen = attention_topk_hidden(q, sample, weight, keep, span)
+        return chosen.kept, chosen.dropped, chosen.scores
+
+    def _transfer(self, text: Tensor, dropped: Tensor) -> Tensor:
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (-1, self.head_dim))
+
+        return gated_cross_attention(
+            text,
+            heads(self.q_proj(text)),
+            heads(self.k_proj(dropped)),
+            heads(self.v_proj(dropped)),
+            self.alpha,
+            out_proj=self.o_proj.weight,
+        )
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """x (batch, seqlen, dim) at index (batch, n) -> (batch, n, dim)."""
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
