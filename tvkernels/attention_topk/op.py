@@ -1,0 +1,283 @@
+"""Token selection: which tokens of a span a few query rows attend to most.
+
+    scores[t] = mean over heads (and queries) of softmax_t(scale * q_h . k_g(h),t) over ALL keys
+
+kept = the `keep` highest of the span, dropped = the rest, both in ascending order. Source: FastV
+(arXiv 2403.06764) and PyramidDrop (arXiv 2410.17247), in the forms of TimeViper (arXiv 2511.16595:
+un-normalised hidden states, no rope) and VideoChat-Flash (arXiv 2501.00574: norm, then rope).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from tvkernels.attention_topk.reference import (
+    TopKResult,
+    attention_topk_hidden_ref,
+    attention_topk_ref,
+    dropped_indices_ref,
+    uniform_topk_ref,
+)
+from tvkernels.core.backend import backend_for
+from tvkernels.core.checks import (
+    expect_dtype,
+    expect_ndim,
+    expect_same_device,
+    expect_shape,
+    fail,
+)
+
+__all__ = [
+    "TopKResult",
+    "attention_topk",
+    "attention_topk_hidden",
+    "dropped_indices",
+    "uniform_topk",
+]
+
+CuSeqlens = torch.Tensor | Sequence[int]
+
+
+def attention_topk(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    keep: int | Sequence[int],
+    span: Sequence[Any],
+    *,
+    scale: float | None = None,
+    cu_seqlens: CuSeqlens | None = None,
+) -> TopKResult:
+    """Keep the `keep` tokens of a span that the query rows attend to most, and name the rest.
+
+    scores[t] = mean over heads and queries of softmax(scale * q k^T)[start + t]
+
+    Args:
+        q: (batch, nheads, headdim) or (batch, n_queries, nheads, headdim).
+        k: (batch, seqlen, nkvheads, headdim), the dtype of q; key head h serves query heads
+            h * r to h * r + r - 1 with r = nheads / nkvheads.
+        keep: tokens to keep, 0 to length.
+        span: (start, length), the tokens to choose from; the softmax sees all keys.
+        scale: factor on q k^T; headdim ** -0.5 by default.
+        cu_seqlens: (n_seqs + 1,) int32 or int64, or the same as a sequence of ints: sequence i is
+            k[0, cu_seqlens[i]:cu_seqlens[i + 1]]. Then batch is 1 for k, q is (n_seqs, nheads,
+            headdim) or (n_seqs, n_queries, nheads, headdim), span is one (start, length) per
+            sequence, start counted from the sequence's first token, and keep is one count per
+            sequence or one for all.
+
+    Returns:
+        TopKResult(kept (batch, keep) int64, dropped (batch, length - keep) int64, scores (batch,
+        length) float32); indices are relative to start and ascend. With cu_seqlens: kept (sum of
+        keep,), dropped and scores likewise one-dimensional, the sequences end to end, each part's
+        indices relative to its own start, so torch.split by the counts takes them apart.
+
+    Raises:
+        ValueError: a shape, dtype, count or span is not as above.
+        BackendUnavailable: the backend due for q is not there.
+
+    Numerics: products and softmax in float64, logits and scores rounded to float32, so equal keys
+    tie exactly and ties go to the lower index. No gradient. Memory is linear in seqlen. Nothing is
+    read back from the device, except a cu_seqlens tensor that lies there: pass it on the CPU, or as
+    ints.
+    """
+    op = "attention_topk"
+    _check_query(op, q, "k", k, keep, span, cu_seqlens)
+    expect_shape(op, "k", k, "(batch, seqlen, nkvheads, headdim)", (None, None, None, q.shape[-1]))
+    _check_heads(op, q, "k", k.shape[2])
+    backend_for(q, "attention_topk")
+    return attention_topk_ref(q, k, keep, span, scale=scale, cu_seqlens=cu_seqlens)
+
+
+def attention_topk_hidden(
+    q: torch.Tensor,
+    hidden: torch.Tensor,
+    k_weight: torch.Tensor,
+    keep: int | Sequence[int],
+    span: Sequence[Any],
+    *,
+    scale: float | None = None,
+    norm_weight: torch.Tensor | tuple[torch.Tensor, float] | None = None,
+    rope: tuple[torch.Tensor, torch.Tensor] | None = None,
+    cu_seqlens: CuSeqlens | None = None,
+) -> TopKResult:
+    """`attention_topk` from hidden states: k = rope(k_weight rms_norm(hidden)), never stored whole.
+
+    scores as in attention_topk; without rope q_h . (W_h x_t) = (W_h^T q_h) . x_t, so the key
+    projection is folded into the query and each hidden state is read once.
+
+    Args:
+        q: (batch, nheads, headdim) or (batch, n_queries, nheads, headdim), projected and, with
+            rope, already rotated.
+        hidden: (batch, seqlen, d_model).
+        k_weight: (nkvheads * headdim, d_model).
+        keep, span, scale, cu_seqlens: as in attention_topk, hidden in the place of k.
+        norm_weight: (d_model,) of an RMSNorm on hidden with eps 1e-6, or the pair (weight, eps).
+            None: hidden is taken as it is.
+        rope: (cos, sin), each (seqlen, headdim), rows in the order of hidden's: k * cos +
+            rotate_half(k) * sin, rotate_half(k) = (-second half, first half). None: no rotation.
+
+    Returns:
+        TopKResult, as attention_topk.
+
+    Raises:
+        ValueError: a shape, dtype, count or span is not as above.
+        BackendUnavailable: the backend due for q is not there.
+
+    Numerics: as attention_topk; keys are not rounded to the dtype of hidden on the way.
+    """
+    op = "attention_topk_hidden"
+    _check_query(op, q, "hidden", hidden, keep, span, cu_seqlens)
+    _check_projection(op, q, hidden, k_weight, norm_weight, rope)
+    backend_for(q, "attention_topk")
+    return attention_topk_hidden_ref(
+        q, hidden, k_weight, keep, span,
+        scale=scale, norm_weight=norm_weight, rope=rope, cu_seqlens=cu_seqlens,
+    )  # fmt: skip
+
+
+def uniform_topk(length: int, keep: int, device: torch.device | str | None) -> torch.Tensor:
+    """Keep `keep` of `length` tokens at even distances, first and last included.
+
+    kept[i] = trunc(i * (length - 1) / (keep - 1)), in exact arithmetic
+
+    Args:
+        length: tokens to choose from, at least 0.
+        keep: tokens to keep, 0 to length; 1 keeps the first.
+        device: where the indices are wanted; None: the default device.
+
+    Returns:
+        (keep,) int64, ascending. `dropped_indices` gives the rest.
+
+    Raises:
+        ValueError: keep is not between 0 and length.
+
+    Numerics: integers, equal to truncating the float64 quotient; upstream TimeViper's linspace on
+    CUDA steps in float32 and can be one index off beyond some thousand tokens.
+    """
+    _check_keep("uniform_topk", "keep", keep, length)
+    return uniform_topk_ref(length, keep, device)
+
+
+def dropped_indices(kept: torch.Tensor, length: int) -> torch.Tensor:
+    """The indices below `length` that are not in `kept`, ascending.
+
+    dropped = {0, ..., length - 1} minus kept
+
+    Args:
+        kept: (..., keep) int64, distinct, each in [0, length).
+        length: tokens chosen from.
+
+    Returns:
+        (..., length - keep) int64. Its shape is known on the host: nothing is read back.
+
+    Raises:
+        ValueError: kept is not int64, or holds more than length indices.
+    """
+    op = "dropped_indices"
+    expect_dtype(op, "kept", kept, (torch.int64,))
+    if kept.ndim < 1 or kept.shape[-1] > length:
+        fail(op, "kept", f"be (..., keep) with keep at most length {length}", tuple(kept.shape))
+    return dropped_indices_ref(kept, length)
+
+
+def _check_query(
+    op: str,
+    q: torch.Tensor,
+    name: str,
+    keys: torch.Tensor,
+    keep: int | Sequence[int],
+    span: Sequence[Any],
+    cu_seqlens: CuSeqlens | None,
+) -> None:
+    expect_ndim(op, "q", q, "(batch, [n_queries,] nheads, headdim)", 3, 4)
+    expect_dtype(op, "q", q)
+    expect_same_device(op, **{"q": q, name: keys})
+    layout = "(batch, seqlen, nkvheads, headdim)" if name == "k" else "(batch, seqlen, d_model)"
+    expect_ndim(op, name, keys, layout, layout.count(",") + 1)
+    if keys.dtype != q.dtype:
+        fail(op, name, f"have the dtype of q ({q.dtype})", keys.dtype)
+    batch, seqlen = keys.shape[:2]
+    if cu_seqlens is None:
+        if q.shape[0] != batch:
+            fail(op, "q", f"have the batch {batch} of {name}", f"shape {tuple(q.shape)}")
+        _check_span(op, keep, span, seqlen)
+        return
+    if batch != 1:
+        fail(op, name, "have batch 1 (cu_seqlens packs sequences)", f"shape {tuple(keys.shape)}")
+    _check_packed(op, q.shape[0], keep, span, cu_seqlens, seqlen)
+
+
+def _check_packed(
+    op: str, n_seqs: int, keep: int | Sequence[int], span: Sequence[Any], cu: CuSeqlens, total: int
+) -> None:
+    if n_seqs < 1:
+        fail(op, "q", "have at least one sequence (cu_seqlens is given)", n_seqs)
+    if len(cu) != n_seqs + 1:
+        fail(op, "cu_seqlens", f"have {n_seqs + 1} entries (q holds {n_seqs} sequences)", len(cu))
+    if len(span) != n_seqs or (not isinstance(keep, int) and len(keep) != n_seqs):
+        got = f"span {span}, keep {keep}"
+        fail(op, "span and keep", f"have one entry per sequence ({n_seqs})", got)
+    lengths = _lengths(op, cu, total)
+    for i in range(n_seqs):
+        count = keep if isinstance(keep, int) else keep[i]
+        # a tensor on a device is not read to be checked; a span too long then fails in slicing
+        _check_span(op, count, span[i], lengths[i] if lengths else total)
+
+
+def _lengths(op: str, cu: CuSeqlens, total: int) -> list[int]:
+    """The lengths of the sequences, checked; [] where they lie on a device."""
+    if isinstance(cu, torch.Tensor):
+        expect_dtype(op, "cu_seqlens", cu, (torch.int32, torch.int64))
+        if cu.device.type != "cpu":
+            return []
+    offsets = cu.tolist() if isinstance(cu, torch.Tensor) else list(cu)
+    lengths = [b - a for a, b in pairwise(offsets)]
+    if offsets[0] != 0 or offsets[-1] > total or min(lengths) < 0:
+        fail(op, "cu_seqlens", f"rise from 0 to at most seqlen {total}", offsets)
+    return lengths
+
+
+def _check_span(op: str, keep: Any, span: Sequence[Any], seqlen: int) -> None:
+    if len(span) != 2:
+        fail(op, "span", "be (start, length)", span)
+    start, length = span
+    if start < 0 or length < 0 or start + length > seqlen:
+        fail(op, "span", f"be (start, length) within seqlen {seqlen}", (start, length))
+    _check_keep(op, "keep", keep, length)
+
+
+def _check_keep(op: str, name: str, keep: Any, length: int) -> None:
+    if not isinstance(keep, int) or keep < 0 or keep > length:
+        fail(op, name, f"be an int between 0 and length {length}", keep)
+
+
+def _check_heads(op: str, q: torch.Tensor, name: str, nkvheads: int) -> None:
+    if nkvheads < 1 or q.shape[-2] % nkvheads:
+        fail(op, name, f"have key heads that divide nheads {q.shape[-2]} (grouped query)", nkvheads)
+
+
+def _check_projection(
+    op: str,
+    q: torch.Tensor,
+    hidden: torch.Tensor,
+    k_weight: torch.Tensor,
+    norm_weight: torch.Tensor | tuple[torch.Tensor, float] | None,
+    rope: tuple[torch.Tensor, torch.Tensor] | None,
+) -> None:
+    seqlen, d_model = hidden.shape[1:]
+    headdim = q.shape[-1]
+    expect_shape(op, "k_weight", k_weight, "(nkvheads * headdim, d_model)", (None, d_model))
+    if k_weight.shape[0] % headdim:
+        fail(op, "k_weight", f"have rows in multiples of headdim {headdim}", k_weight.shape[0])
+    _check_heads(op, q, "k_weight", k_weight.shape[0] // headdim)
+    if norm_weight is not None:
+        weight = norm_weight if isinstance(norm_weight, torch.Tensor) else norm_weight[0]
+        expect_shape(op, "norm_weight", weight, "(d_model,)", (d_model,))
+    if rope is not None:
+        for name, table in zip(("rope cos", "rope sin"), rope):
+            expect_shape(op, name, table, "(seqlen, headdim)", (seqlen, headdim))
+        if headdim % 2:
+            fail(op, "q", "have an even headdim (rope turns halves)", headdim)

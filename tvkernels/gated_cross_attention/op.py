@@ -1,0 +1,141 @@
+"""Gated cross-attention: text tokens read the dropped vision tokens and add what they find.
+
+    out = text + tanh(alpha) * out_proj(softmax(scale * q k^T) v)
+
+Full attention, no mask and no position. Source: the transfer of TransV in TimeViper (arXiv
+2511.16595), with the tanh gate of Flamingo (arXiv 2204.14198).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tvkernels.core.backend import backend_for
+from tvkernels.core.checks import (
+    INDEX_DTYPES,
+    expect_dtype,
+    expect_ndim,
+    expect_same_device,
+    expect_shape,
+    fail,
+)
+from tvkernels.gated_cross_attention.reference import gated_cross_attention_ref
+
+__all__ = ["gated_cross_attention"]
+
+CuSeqlens = torch.Tensor | Sequence[int]
+
+
+def gated_cross_attention(
+    text: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    alpha: torch.Tensor,
+    *,
+    out_proj: torch.Tensor | None = None,
+    scale: float | None = None,
+    cu_seqlens_q: CuSeqlens | None = None,
+    cu_seqlens_k: CuSeqlens | None = None,
+) -> torch.Tensor:
+    """Add to each text token what it attends to among the keys, through one gate.
+
+    out = text + tanh(alpha) * out_proj(softmax(scale * q k^T) v)
+
+    Args:
+        text: (batch, n, d_model).
+        q: (batch, n, nheads, headdim), the text's queries.
+        k, v: (batch, m, nkvheads, headdim); head h serves query heads h * r to h * r + r - 1 with
+            r = nheads / nkvheads. text, q, k and v have one dtype.
+        alpha: one element, any floating dtype.
+        out_proj: (d_model, nheads * headdim), or None where d_model == nheads * headdim.
+        scale: factor on q k^T; headdim ** -0.5 by default.
+        cu_seqlens_q, cu_seqlens_k: (n_seqs + 1,) int32 or int64, or the same as a sequence of ints;
+            both or neither, batch 1. Sequence i's text, rows cu_seqlens_q[i] to
+            cu_seqlens_q[i + 1], attends to its own keys only.
+
+    Returns:
+        (batch, n, d_model) in text's dtype. m = 0, or alpha = 0, returns text bit for bit.
+
+    Raises:
+        ValueError: a shape, dtype or offset is not as above.
+        BackendUnavailable: the backend due for text is not there.
+
+    Numerics: computes in float32 (float64 for float64) and rounds once. Gradients to text, q, k, v,
+    alpha and out_proj; alpha's at 0 is right. Memory is linear in n and in m, forward and backward.
+    Nothing is read back from the device, except cu_seqlens tensors that lie there: pass them on the
+    CPU, or as ints.
+    """
+    _check(text, q, k, v, alpha, out_proj)
+    _check_packing(text, k, cu_seqlens_q, cu_seqlens_k)
+    backend_for(text, "gated_cross_attention")
+    return gated_cross_attention_ref(
+        text, q, k, v, alpha, out_proj=out_proj, scale=scale,
+        cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+    )  # fmt: skip
+
+
+def _check(
+    text: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    alpha: torch.Tensor,
+    out_proj: torch.Tensor | None,
+) -> None:
+    op = "gated_cross_attention"
+    expect_ndim(op, "text", text, "(batch, n, d_model)", 3)
+    expect_dtype(op, "text", text)
+    batch, n, d_model = text.shape
+    expect_shape(op, "q", q, "(batch, n, nheads, headdim)", (batch, n, None, None))
+    nheads, headdim = q.shape[2:]
+    expect_shape(op, "k", k, "(batch, m, nkvheads, headdim)", (batch, None, None, headdim))
+    expect_shape(op, "v", v, "(batch, m, nkvheads, headdim)", k.shape)
+    if k.shape[2] < 1 or nheads % k.shape[2]:
+        fail(op, "k", f"have key heads that divide nheads {nheads} (grouped query)", k.shape[2])
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dtype != text.dtype:
+            fail(op, name, f"have the dtype of text ({text.dtype})", x.dtype)
+    if alpha.numel() != 1:
+        fail(op, "alpha", "have one element (one gate per call)", f"shape {tuple(alpha.shape)}")
+    if out_proj is not None:
+        sizes = (d_model, nheads * headdim)
+        expect_shape(op, "out_proj", out_proj, "(d_model, nheads * headdim)", sizes)
+    elif nheads * headdim != d_model:
+        rule = f"be given unless nheads * headdim ({nheads * headdim}) is d_model ({d_model})"
+        fail(op, "out_proj", rule, None)
+    expect_same_device(op, text=text, q=q, k=k, v=v, alpha=alpha, out_proj=out_proj)
+
+
+def _check_packing(
+    text: torch.Tensor, k: torch.Tensor, cu_q: CuSeqlens | None, cu_k: CuSeqlens | None
+) -> None:
+    op = "gated_cross_attention"
+    if cu_q is None and cu_k is None:
+        return
+    if cu_q is None or cu_k is None:
+        given = "cu_seqlens_k alone" if cu_q is None else "cu_seqlens_q alone"
+        fail(op, "cu_seqlens_q and cu_seqlens_k", "be given together", given)
+    if text.shape[0] != 1:
+        fail(op, "text", "have batch 1 (cu_seqlens packs sequences)", f"shape {tuple(text.shape)}")
+    if len(cu_q) != len(cu_k) or len(cu_q) < 2:
+        rule = "have the same number of entries, n_seqs + 1 with n_seqs at least 1"
+        fail(op, "cu_seqlens_q and cu_seqlens_k", rule, f"{len(cu_q)} and {len(cu_k)}")
+    for name, cu, total in (
+        ("cu_seqlens_q", cu_q, text.shape[1]),
+        ("cu_seqlens_k", cu_k, k.shape[1]),
+    ):
+        _check_offsets(op, name, cu, total)
+
+
+def _check_offsets(op: str, name: str, cu: CuSeqlens, total: int) -> None:
+    if isinstance(cu, torch.Tensor):
+        expect_dtype(op, name, cu, INDEX_DTYPES)
+        # values on a device are not read to be checked
+        if cu.device.type != "cpu":
+            return
+    offsets = cu.tolist() if isinstance(cu, torch.Tensor) else list(cu)
+    if offsets[0] != 0 or offsets[-1] != total or sorted(offsets) != offsets:
+        fail(op, name, f"rise from 0 to {total} (the packed length)", offsets)

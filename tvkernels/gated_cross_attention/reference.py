@@ -1,0 +1,77 @@
+"""Gated cross-attention in plain PyTorch, on torch's blockwise attention: memory linear in keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+CuSeqlens = torch.Tensor | Sequence[int]
+
+
+def gated_cross_attention_ref(
+    text: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    alpha: torch.Tensor,
+    *,
+    out_proj: torch.Tensor | None = None,
+    scale: float | None = None,
+    cu_seqlens_q: CuSeqlens | None = None,
+    cu_seqlens_k: CuSeqlens | None = None,
+) -> torch.Tensor:
+    """`gated_cross_attention` in plain PyTorch; arguments and result are the same."""
+    if k.shape[1] == 0:
+        return text
+    acc = torch.promote_types(text.dtype, torch.float32)
+    q, k, v = q.to(acc), k.to(acc), v.to(acc)
+    if cu_seqlens_q is None or cu_seqlens_k is None:
+        attended = _attend(q, k, v, scale)
+    else:
+        bounds = zip(pairwise(_host(cu_seqlens_q)), pairwise(_host(cu_seqlens_k)))
+        parts = [_attend(q[:, a:b], k[:, c:d], v[:, c:d], scale) for (a, b), (c, d) in bounds]
+        attended = torch.cat(parts, 1)
+    update = attended if out_proj is None else linear(attended, out_proj.to(acc))
+    return _GatedAdd.apply(text.to(acc), alpha.to(acc).reshape(()).tanh(), update).to(text.dtype)
+
+
+class _GatedAdd(torch.autograd.Function):
+    """text + gate * update, where a gate of 0 returns text bit for bit and still has its gradient.
+
+    Plain arithmetic would turn -0.0 into 0.0, and NaN * 0 into NaN; torch.where alone would lose
+    the gate's gradient at 0, which is where training starts.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, text: torch.Tensor, gate: torch.Tensor, update: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(gate, update)
+        return torch.where((gate == 0) | (update == 0), text, text + gate * update)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        (grad,) = grads
+        gate, update = ctx.saved_tensors
+        return grad, (grad * update).sum(), gate * grad
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor:
+    """(batch, n, nheads * headdim). The query heads of one key head become rows beside each other,
+    so that grouped queries need no repeated k and v."""
+    batch, n, nheads, headdim = q.shape
+    m, nkvheads = k.shape[1:3]
+    if m == 0:
+        return q.new_zeros(batch, n, nheads * headdim)
+    group = nheads // nkvheads
+    rows = q.unflatten(2, (nkvheads, group)).transpose(1, 2).flatten(2, 3)
+    out = scaled_dot_product_attention(rows, k.transpose(1, 2), v.transpose(1, 2), scale=scale)
+    return out.unflatten(2, (n, group)).transpose(1, 2).flatten(2)
+
+
+def _host(cu_seqlens: CuSeqlens) -> list[int]:
+    return cu_seqlens.tolist() if isinstance(cu_seqlens, torch.Tensor) else list(cu_seqlens)

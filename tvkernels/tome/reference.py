@@ -1,0 +1,104 @@
+"""Token merging in plain PyTorch: all rounds on the narrow metric, the wide tokens touched once.
+
+The metric is linear in the tokens and merging is a size-weighted mean, so a merged token's metric
+is the sum of its members' metrics up to a positive factor, which a cosine does not see. The rounds
+therefore carry only that sum and each input token's slot; sizes are a histogram at the end.
+They run in float64 and compare similarities rounded to float32: a matrix product rounds the same
+dot product differently at different positions, and equal tokens must tie to the lower index.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+# entries of the similarity matrix alive at once: 16 MB in float32, so memory stays linear in seqlen
+SCORE_BLOCK = 1 << 22
+
+
+class ToMeResult(NamedTuple):
+    """What `tome_merge` returns.
+
+    tokens: (batch, num_tokens, dim), the dtype of x: the mean of each slot's input tokens.
+    sizes: (batch, num_tokens) int32, how many input tokens each slot holds.
+    assignment: (batch, seqlen) int32, the slot of each input token.
+    """
+
+    tokens: torch.Tensor
+    sizes: torch.Tensor
+    assignment: torch.Tensor
+
+
+def tome_merge_ref(
+    x: torch.Tensor, num_tokens: int, *, num_heads: int = 16, order: str = "raw"
+) -> ToMeResult:
+    """`tome_merge` in plain PyTorch; arguments and result are the same."""
+    acc = torch.promote_types(x.dtype, torch.float32)
+    wide = x.to(acc)
+    with torch.no_grad():
+        slots = _match(wide.unflatten(-1, (num_heads, -1)).mean(2), num_tokens)
+        sizes = torch.zeros(x.shape[0], num_tokens, dtype=torch.int64, device=x.device)
+        sizes.scatter_add_(1, slots, torch.ones_like(slots))
+        if order != "raw":
+            by_size = sizes.argsort(dim=1, descending=order == "descending", stable=True)
+            sizes = sizes.gather(1, by_size)
+            slots = _inverse(by_size).gather(1, slots)
+    if num_tokens == x.shape[1]:
+        tokens = x
+    else:
+        tokens = (_slot_sum(wide, slots, num_tokens) / sizes[..., None]).to(x.dtype)
+    return ToMeResult(tokens, sizes.int(), slots.int())
+
+
+def _match(metric: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """(batch, seqlen) int64: the slot of each token of `metric` (batch, seqlen, width)."""
+    batch, seqlen, _ = metric.shape
+    slots = torch.arange(seqlen, device=metric.device).expand(batch, seqlen)
+    sums = metric.double()
+    while (count := sums.shape[1]) > num_tokens:
+        merged = min(count - num_tokens, count // 2)
+        moves = _one_round(sums, merged)
+        sums = _slot_sum(sums, moves, count - merged)
+        slots = moves.gather(1, slots)
+    return slots
+
+
+def _one_round(sums: torch.Tensor, merged: int) -> torch.Tensor:
+    """(batch, count) int64: where each token goes when `merged` even tokens join odd ones.
+
+    Even tokens that stay come first, the better matched the earlier, then the odd tokens.
+    """
+    # the guard gives a zero vector similarity 0 with everything instead of NaN
+    tiny = torch.finfo(sums.dtype).tiny
+    unit = sums / torch.linalg.vector_norm(sums, dim=-1, keepdim=True).clamp_min(tiny)
+    even, odd = unit[:, 0::2], unit[:, 1::2]
+    kept = even.shape[1] - merged
+    best, partner = _best_partner(even, odd)
+    rank = _inverse(best.argsort(dim=1, descending=True, stable=True))
+    moves = torch.empty(sums.shape[:2], dtype=torch.int64, device=sums.device)
+    moves[:, 0::2] = torch.where(rank < merged, kept + partner, rank - merged)
+    moves[:, 1::2] = torch.arange(kept, kept + odd.shape[1], device=sums.device)
+    return moves
+
+
+def _best_partner(even: torch.Tensor, odd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each even token's highest similarity to an odd token, and the first odd token that has it."""
+    rows = max(1, SCORE_BLOCK // max(1, even.shape[0] * odd.shape[1]))
+    blocks = [(block @ odd.mT).float().max(dim=-1) for block in even.split(rows, dim=1)]
+    return torch.cat([b.values for b in blocks], 1), torch.cat([b.indices for b in blocks], 1)
+
+
+def _slot_sum(rows: torch.Tensor, slots: torch.Tensor, count: int) -> torch.Tensor:
+    """(batch, count, width): the sum of the rows in each slot, in index order (repeatable)."""
+    batch, _, width = rows.shape
+    base = count * torch.arange(batch, device=rows.device)
+    out = rows.new_zeros(batch * count, width)
+    out = out.index_add(0, (slots + base[:, None]).flatten(), rows.flatten(0, 1))
+    return out.unflatten(0, (batch, count))
+
+
+def _inverse(permutation: torch.Tensor) -> torch.Tensor:
+    """The inverse of each row's permutation."""
+    positions = torch.arange(permutation.shape[1], device=permutation.device)
+    return torch.empty_like(permutation).scatter_(1, permutation, positions.expand_as(permutation))
