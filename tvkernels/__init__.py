@@ -1,0 +1,47 @@
+"""Portable kernels for Mamba-2 hybrids and token-compressing video models: the public names.
+
+Importing this imports no Triton; a kernel is imported when a tensor first needs it.
+"""
+
+from tvkernels.attention_topk import (
+    TopKResult,
+    attention_topk,
+    attention_topk_hidden,
+    dropped_indices,
+    uniform_topk,
+)
+from tvkernels.causal_conv1d import (
+    causal_conv1d_fn,
+    causal_conv1d_update,
+    causal_conv1d_varlen_states,
+)
+from tvkernels.core.backend import BackendUnavailable, OpBackend, explain, use_backend
+from tvkernels.gated_cross_attention import gated_cross_attention
+from tvkernels.rmsnorm import layernorm_fn, rms_norm, rmsnorm_fn
+from tvkernels.selective_state_update import selective_state_update
+from tvkernels.tome import ToMeResult, tome_merge
+
+__all__ = [
+    "BackendUnavailable",
+    "OpBackend",
+    "ToMeResult",
+    "TopKResult",
+    "attention_topk",
+    "attention_topk_hidden",
+    "causal_conv1d_fn",
+    "causal_conv1d_update",
+    "causal_conv1d_varlen_states",
+    "dropped_indices",
+    "explain",
+    "gated_cross_attention",
+    "layernorm_fn",
+    "rms_norm",
+    "rmsnorm_fn",
+    "selective_state_update",
+    "tome_merge",
+    "uniform_topk",
+    "use_backend",
+]
+
+# the packages' one version number: pyproject.toml reads it from here
+__version__ = "0.1.0"
