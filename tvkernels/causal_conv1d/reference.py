@@ -16,7 +16,7 @@ from torch import Tensor
 __all__ = ["causal_conv1d_fn_ref", "causal_conv1d_update_ref", "causal_conv1d_varlen_states_ref"]
 
 # elements of x per block: its float32 temporaries stay in a core's share of the cache
-BLOCK_ELEMENTS = 1 << 17
+BLOCK_ELEMENTS = 1 << 18
 # rows per block at least, for layouts whose rows are not contiguous
 MIN_ROWS = 32
 
@@ -32,25 +32,25 @@ def causal_conv1d_fn_ref(
     activation: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The convolution of whole sequences: see `causal_conv1d_fn`."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    seqlen, width = x.shape[2], weight.shape[1]
+    taps, bias = _filter(x, weight, bias)
     rows = x.transpose(1, 2)
     before = None if initial_states is None else initial_states.transpose(1, 2)
     # a compiler fuses the formula by itself, and would only unroll the loop over blocks
     if x.numel() <= BLOCK_ELEMENTS or torch.compiler.is_compiling():
-        window = _window(rows, before, 0, rows.shape[1], weight.shape[1])
-        ids = _ids_window(seq_idx, 0, rows.shape[1], weight.shape[1])
-        out = _fir(window, ids, weight, bias, activation)
+        window = _window(rows, before, 0, seqlen, width)
+        out = _fir(window, _ids_window(seq_idx, 0, seqlen, width), taps, bias, activation)
+        out = out if x.stride(1) == 1 else out.transpose(1, 2).contiguous().transpose(1, 2)
     else:
-        out = _FirByBlocks.apply(rows, weight, bias, seq_idx, before, activation)
+        out = _FirByBlocks.apply(rows, taps, bias, seq_idx, before, activation)
     out = out.transpose(1, 2)
     if not return_final_states:
         return out
-    seqlen, width = x.shape[2], weight.shape[1]
-    final = _window(rows, before, seqlen, seqlen, width).transpose(1, 2)
+    final = _window(rows, before, seqlen, seqlen, width)
     if final_states_out is not None:
-        return out, final_states_out.copy_(final)
-    return out, final
+        return out, final_states_out.copy_(final.transpose(1, 2))
+    # a copy: a view would keep all of x alive, and be written to by the next update
+    return out, final.clone(memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 def causal_conv1d_update_ref(
@@ -66,15 +66,13 @@ def causal_conv1d_update_ref(
 
     x is (batch, dim, seqlen).
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
     state = conv_state if conv_state_indices is None else _gather(conv_state, conv_state_indices)
     if cache_seqlens is None:
         history, new = _shift(state, x, weight.shape[1])
     else:
         history, new = _turn(state, x, weight.shape[1], cache_seqlens)
     window = torch.cat([history, x], dim=2).transpose(1, 2)
-    bias = None if bias is None else bias.to(dtype)
-    out = _fir(window, None, weight.to(dtype), bias, activation).transpose(1, 2)
+    out = _fir(window, None, *_filter(x, weight, bias), activation).transpose(1, 2)
     if conv_state_indices is None:
         conv_state.copy_(new)
         return out
@@ -91,24 +89,29 @@ def causal_conv1d_varlen_states_ref(x: Tensor, cu_seqlens: Tensor, state_len: in
     return x[row.clamp_min(0)].masked_fill(foreign[:, :, None], 0.0).transpose(1, 2)
 
 
+def _filter(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(taps (width, dim), bias) in the dtype to compute in; a tap is contiguous, as rows are."""
+    taps = weight.t().to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    return taps, taps.new_zeros(len(weight)) if bias is None else bias.to(taps.dtype)
+
+
 def _fir(
-    window: Tensor, ids: Tensor | None, weight: Tensor, bias: Tensor | None, activation: str | None
+    window: Tensor, ids: Tensor | None, taps: Tensor, bias: Tensor, activation: str | None
 ) -> Tensor:
     """The formula: window (batch, width - 1 + rows, dim) -> (batch, rows, dim).
 
-    `ids` is seq_idx on the window's rows, (batch, width - 1 + rows, 1). `weight` (dim, width) and
-    `bias` come in the dtype to compute in.
+    `ids` is seq_idx on the window's rows, (batch, width - 1 + rows, 1).
     """
-    width = weight.shape[1]
+    width = taps.shape[0]
     rows = window.shape[1] - (width - 1)
-    wide = window.to(weight.dtype)
-    out = wide.new_zeros(()) if bias is None else bias
+    wide = window.to(taps.dtype)
+    out = bias
     for k in range(width):
         tap = wide[:, k : k + rows]
         if ids is not None:
             # not a product with 0: what stands in another sequence may be inf or nan
             tap = tap.where(ids[:, k : k + rows] == ids[:, width - 1 :], 0.0)
-        out = torch.addcmul(out, tap, weight[:, k]) if k == 0 else out.addcmul_(tap, weight[:, k])
+        out = torch.addcmul(out, tap, taps[k]) if k == 0 else out.addcmul_(tap, taps[k])
     if activation is not None:
         out = F.silu(out)
     if ids is not None:
@@ -141,51 +144,46 @@ class _FirByBlocks(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
+        taps: Tensor,
+        bias: Tensor,
         seq_idx: Tensor | None,
         before: Tensor | None,
         activation: str | None,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, bias, seq_idx, before)
+        ctx.save_for_backward(x, taps, bias, seq_idx, before)
         ctx.activation = activation
-        width = weight.shape[1]
+        width = taps.shape[0]
         out = torch.empty_like(x)
         for start, stop in _blocks(x):
             window = _window(x, before, start, stop, width)
             ids = _ids_window(seq_idx, start, stop, width)
-            out[:, start:stop] = _fir(window, ids, weight, bias, activation)
+            out[:, start:stop] = _fir(window, ids, taps, bias, activation)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, seq_idx, before = ctx.saved_tensors
-        width = weight.shape[1]
-        dx, dweight = torch.empty_like(x), torch.zeros_like(weight)
-        dbias = None if bias is None else torch.zeros_like(bias)
+        x, taps, bias, seq_idx, before = ctx.saved_tensors
+        width = taps.shape[0]
+        dx, dtaps, dbias = torch.empty_like(x), torch.zeros_like(taps), torch.zeros_like(bias)
         # a block's first taps reach back into the block before it, which is taken next
-        carry = torch.zeros_like(x[:, :0], dtype=weight.dtype)
+        carry = torch.zeros_like(x[:, :0], dtype=taps.dtype)
         for start, stop in reversed(_blocks(x)):
-            leaves = [_window(x, before, start, stop, width).to(weight.dtype), weight]
-            leaves += [] if bias is None else [bias]
-            leaves = [t.detach().requires_grad_() for t in leaves]
+            window = _window(x, before, start, stop, width).to(taps.dtype)
             ids = _ids_window(seq_idx, start, stop, width)
+            leaves = [t.detach().requires_grad_() for t in (window, taps, bias)]
             with torch.enable_grad():
-                out = _fir(
-                    leaves[0], ids, leaves[1], bias if bias is None else leaves[2], ctx.activation
-                )
-            dwindow, *dparameters = torch.autograd.grad(
+                out = _fir(leaves[0], ids, leaves[1], leaves[2], ctx.activation)
+            dwindow, dtaps_block, dbias_block = torch.autograd.grad(
                 out, leaves, dout[:, start:stop].to(out.dtype)
             )
             dwindow[:, dwindow.shape[1] - carry.shape[1] :] += carry
             dx[:, start:stop] = dwindow[:, width - 1 :]
             carry = dwindow[:, : width - 1]
-            dweight += dparameters[0]
-            if dbias is not None:
-                dbias += dparameters[1]
+            dtaps += dtaps_block
+            dbias += dbias_block
         dbefore = None if before is None else carry.to(before.dtype)
-        return dx, dweight, dbias, None, dbefore, None
+        return dx, dtaps, dbias, None, dbefore, None
 
 
 def _blocks(x: Tensor) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 __all__ = ["layernorm_fn_ref", "rms_norm_ref", "rmsnorm_fn_ref"]
 
 # elements of x per block: its float32 temporaries stay in a core's share of the cache
-BLOCK_ELEMENTS = 1 << 16
+BLOCK_ELEMENTS = 1 << 18
 
 
 class _Form(NamedTuple):
@@ -54,7 +54,7 @@ def layernorm_fn_ref(
     form = _Form(eps, group_size or x.shape[-1], norm_before_gate, is_rms_norm)
     # a compiler fuses the formula by itself, and would only unroll the loop over blocks
     if x.numel() <= BLOCK_ELEMENTS or torch.compiler.is_compiling():
-        return _norm(x, weight, bias, z, form)
+        return _norm(x, weight, bias, z, form).contiguous()
     return _NormByBlocks.apply(x, weight, bias, z, form)
 
 
@@ -74,7 +74,7 @@ def _norm(x: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor | None, form
     gate = None if z is None else F.silu(z.to(weight.dtype))
     if gate is not None and not form.norm_before_gate:
         y = y * gate
-    y = y.unflatten(-1, (-1, form.group_size))
+    y = y.unflatten(-1, (y.shape[-1] // form.group_size, form.group_size))
     if not form.is_rms_norm:
         y = y - y.mean(-1, keepdim=True)
     y = y * (y.square().mean(-1, keepdim=True) + form.eps).rsqrt()
