@@ -39,18 +39,20 @@ def selective_state_update_ref(
     decay = torch.exp(dt.unsqueeze(-1) * A)
     drive = (wide_x * dt).unsqueeze(-1)
     rows = state if state_batch_indices is None else _gather(state, state_batch_indices)
-    new = rows.to(dtype) * decay
+    in_place = rows is state and state.dtype == dtype
+    new = state.mul_(decay) if in_place else rows.to(dtype) * decay
     new.addcmul_(drive, B.unsqueeze(-2))
-    out = torch.matmul(new, C.unsqueeze(-1)).squeeze(-1)
+    # not a matmul: a thousand small matrix-vector products cost five times this sum
+    out = (new * C.unsqueeze(-2)).sum(-1)
     if D is not None:
         out = out + wide_x * _once(D).to(dtype)
     if z is not None:
         out = out * F.silu(z.to(dtype))
-    if state_batch_indices is None:
-        state.copy_(new)
-    else:
+    if state_batch_indices is not None:
         _scatter(state, state_batch_indices, rows, new)
         out = out.masked_fill((state_batch_indices < 0)[:, None, None], 0.0)
+    elif not in_place:
+        state.copy_(new)
     return out.to(x.dtype)
 
 
