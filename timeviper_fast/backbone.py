@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from timeviper_fast.cache import AttentionState, HybridCache, MambaState
 from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig, CompressionStage, Segment
+from timeviper_fast.stops import Stop, StopWatch
 from timeviper_fast.transv import StageRecord, TransV
 from tvkernels import (
     causal_conv1d_fn,
@@ -218,6 +220,11 @@ def _sequence_index(lengths: tuple[int, ...], batch: int, device: torch.device) 
     return index.to(device, non_blocking=True).expand(batch, -1)
 
 
+def _timed(watch: StopWatch | None, stage: CompressionStage) -> AbstractContextManager[Stop]:
+    name = f"prefill: {stage.select} stage before layer {stage.layer}"
+    return nullcontext(Stop(name)) if watch is None else watch.at(name)
+
+
 class Block(nn.Module):
     """One layer of the pattern: x + mixer(norm(x))."""
 
@@ -252,6 +259,7 @@ class HybridBackbone(nn.Module):
         segments: tuple[Segment, ...] | None = None,
         cache: HybridCache | None = None,
         chunk: int | None = None,
+        watch: StopWatch | None = None,
     ) -> tuple[Tensor, list[list[StageRecord]]]:
         """Run every layer and every compression stage.
 
@@ -262,6 +270,7 @@ class HybridBackbone(nn.Module):
             cache: continued and written in place (inference, one segment); None for training.
             chunk: with a cache, tokens that pass through the layers at a time. Any value gives the
                 same result; small ones bound the memory. None: all at once.
+            watch: times the compression stages.
 
         Returns:
             The last layer's residual stream (batch, seqlen after dropping, d_model), before
@@ -275,9 +284,11 @@ class HybridBackbone(nn.Module):
         records: list[list[StageRecord]] = []
         given = hidden
         for stage, layers in self._runs():
-            if stage is not None and any(segment.span.length for segment in segments):
+            if stage is not None and any(segment.vision_tokens for segment in segments):
                 mixer: nn.Module = self.layers[layers.start].mixer  # type: ignore[assignment]
-                hidden, segments, record = stage(hidden, segments, mixer)
+                with _timed(watch, stage.stage) as stop:
+                    hidden, segments, record = stage(hidden, segments, mixer)
+                    stop.tokens = f"{record[0].tokens_before} -> {record[0].tokens_after}"
                 records.append(record)
             lengths = tuple(segment.length for segment in segments)
             if cache is None or chunk is None or chunk >= hidden.shape[1]:

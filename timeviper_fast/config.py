@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NoReturn
 
 __all__ = [
+    "VISION_PRESETS",
     "BackboneConfig",
     "CompressionStage",
     "ProjectorConfig",
@@ -20,6 +21,7 @@ __all__ = [
     "VisionConfig",
     "VisualSpan",
     "preset",
+    "shorten",
     "tokens_before_layer",
 ]
 
@@ -340,16 +342,20 @@ def check_stages(stages: tuple[CompressionStage, ...], backbone: BackboneConfig)
         layer_before, keep_before = stage.layer, stage.keep
 
 
+def shorten(segments: tuple[Segment, ...], stage: CompressionStage) -> tuple[Segment, ...]:
+    """What `stage` leaves of every sample."""
+    return tuple(s.after(stage.kept_count(s.vision_tokens)) for s in segments)
+
+
 def tokens_before_layer(
     segments: tuple[Segment, ...], stages: tuple[CompressionStage, ...], num_layers: int
 ) -> list[int]:
     """Tokens of the whole sequence that enter each layer; nothing has to run to know them."""
-    keeps = {stage.layer: stage for stage in stages}
+    stage_at = {stage.layer: stage for stage in stages}
     counts = []
     for layer in range(num_layers):
-        stage = keeps.get(layer)
-        if stage is not None:
-            segments = tuple(s.after(stage.kept_count(s.vision_tokens)) for s in segments)
+        if layer in stage_at:
+            segments = shorten(segments, stage_at[layer])
         counts.append(sum(s.length for s in segments))
     return counts
 
@@ -401,6 +407,22 @@ _TINY = TimeViperConfig(
     ),
     stages=(CompressionStage(5, "uniform", 0.5), CompressionStage(8, "attention", 0.1)),
 )
+
+# SigLIP encoders under upstream's ids; timm gives all of them the exact GELU
+VISION_PRESETS = {
+    "siglip-vit-so400m-384px": VisionConfig(),
+    "siglip-vit-so400m": VisionConfig(image_size=224),
+} | {
+    f"siglip-vit-b16-{size}px": VisionConfig(
+        image_size=size,
+        patch_size=16,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+    )
+    for size in (224, 256, 384)
+}
 
 _PRESETS = {
     "nemotron-nano-9b-v2": TimeViperConfig(stages=_TRANSV_9B),

@@ -14,9 +14,10 @@ from torch import Tensor
 from timeviper_fast.backbone import HybridBackbone
 from timeviper_fast.cache import HybridCache
 from timeviper_fast.config import ATTENTION, BackboneConfig, Segment, tokens_before_layer
+from timeviper_fast.stops import StopWatch
 from timeviper_fast.transv import StageRecord
 
-__all__ = ["Prefill", "Sampling", "decode", "prefill", "sample"]
+__all__ = ["Prefill", "Sampling", "check_window", "decode", "prefill", "sample"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def prefill(
     *,
     max_new_tokens: int,
     chunk: int | None = None,
+    watch: StopWatch | None = None,
 ) -> Prefill:
     """Read a prompt into a fresh cache with room for `max_new_tokens` more.
 
@@ -87,6 +89,7 @@ def prefill(
         segment: where the vision tokens lie; None means there are none.
         max_new_tokens: tokens that will be generated at most.
         chunk: tokens per pass through the layers; None reads all at once.
+        watch: times the compression stages.
 
     Raises:
         ValueError: the prompt is empty, or longer than the model's window with its answer.
@@ -98,17 +101,28 @@ def prefill(
         raise ValueError("prefill: the prompt must have at least one token, got 0")
     stages = tuple(module.stage for module in backbone.transv)
     lengths = tokens_before_layer((segment,), stages, config.num_hidden_layers)
-    _check_window(config, lengths, max_new_tokens)
+    check_window(config, lengths, max_new_tokens)
     capacities = [length + max_new_tokens for length in lengths]
     cache = HybridCache(
         config, capacities, batch=batch, device=embeddings.device, dtype=embeddings.dtype
     )
-    hidden, records = backbone(embeddings, (segment,), cache, chunk)
+    hidden, records = backbone(embeddings, (segment,), cache, chunk, watch)
     return Prefill(cache, backbone.logits(hidden[:, -1:])[:, 0], records, lengths)
 
 
-def _check_window(config: BackboneConfig, lengths: list[int], max_new_tokens: int) -> None:
-    """Only attention looks back token by token, so only what reaches it counts for the window."""
+def check_window(config: BackboneConfig, lengths: list[int], max_new_tokens: int) -> None:
+    """Prompt and answer fit the model's window.
+
+    Only attention looks back token by token, so what reaches the attention layers is counted.
+
+    Args:
+        config: the backbone's shape.
+        lengths: prompt tokens that enter each layer (`tokens_before_layer`).
+        max_new_tokens: room for the answer.
+
+    Raises:
+        ValueError: they do not fit.
+    """
     window = config.max_position_embeddings
     longest = max((lengths[layer] for layer in config.layers_of(ATTENTION)), default=0)
     if longest + max_new_tokens > window:

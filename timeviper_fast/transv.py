@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from timeviper_fast.config import BackboneConfig, CompressionStage, Segment
+from timeviper_fast.config import BackboneConfig, CompressionStage, Segment, shorten
 from tvkernels import attention_topk_hidden, dropped_indices, gated_cross_attention, uniform_topk
 
 __all__ = ["StageRecord", "TransV"]
@@ -75,8 +75,7 @@ class TransV(nn.Module):
             parts += pieces
             records.append(record)
             start += segment.length
-        shorter = tuple(s.after(r.tokens_after) for s, r in zip(segments, records))
-        return torch.cat(parts, dim=1), shorter, records
+        return torch.cat(parts, dim=1), shorten(segments, self.stage), records
 
     def _shorten(
         self, sample: Tensor, segment: Segment, mixer: nn.Module

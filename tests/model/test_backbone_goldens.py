@@ -1,0 +1,78 @@
+"""The whole backbone against upstream's own code: every layer, every stage, every state."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.model.goldens import DROP_ONLY, TRANSV, golden, manifest, tiny_backbone
+
+from timeviper_fast.config import Segment, VisualSpan
+from timeviper_fast.generate import decode, prefill
+
+RUNS = {
+    "DE_nodrop_short": (),
+    "DE_nodrop_long": (),
+    "DE_transv_short": TRANSV,
+    "DE_transv_long": TRANSV,
+    "DE_droponly_short": DROP_ONLY,
+}
+HIDDEN = {"rtol": 0, "atol": 2e-4}
+STATE = {"rtol": 0, "atol": 1e-4}
+
+
+@pytest.fixture(params=RUNS)
+def run(request):
+    """(golden tensors, model, embeddings, segment) of one upstream run."""
+    name = request.param
+    shape = manifest(name)["sequence"]
+    span = VisualSpan(shape["prefix_text"], shape["vision"])
+    data = golden(name)
+    return data, tiny_backbone(RUNS[name]), data["inputs_embeds"], Segment(shape["total"], span)
+
+
+def test_every_layer_and_stage(run):
+    data, model, embeddings, segment = run
+    entered = []
+    for layer in model.layers:
+        layer.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
+    with torch.no_grad():
+        hidden, records = model(embeddings, (segment,))
+        logits = model.logits(hidden)
+    # upstream lists the stream as a layer receives it from the one before: not yet shortened
+    for i, got in enumerate(entered):
+        torch.testing.assert_close(got, data[f"hidden.{i:02d}"], **HIDDEN)
+    torch.testing.assert_close(model.norm_f(hidden), data["hidden.final"], **HIDDEN)
+    torch.testing.assert_close(logits, data["prefill.logits"], **HIDDEN)
+    assert len(records) == len(model.transv)
+    for i, [record] in enumerate(records):
+        assert torch.equal(record.kept[0].int(), data[f"stage{i}.kept"])
+        if record.scores is not None:
+            torch.testing.assert_close(record.scores[0], data[f"stage{i}.scores"], **HIDDEN)
+
+
+def check_cache(cache, data, prefix):
+    for i, state in enumerate(cache.layers):
+        if f"{prefix}.layer{i}.key" in data:
+            key, value = (t[:, : state.length].transpose(1, 2) for t in (state.key, state.value))
+            torch.testing.assert_close(key, data[f"{prefix}.layer{i}.key"], **STATE)
+            torch.testing.assert_close(value, data[f"{prefix}.layer{i}.value"], **STATE)
+        elif f"{prefix}.layer{i}.ssm_state" in data:
+            torch.testing.assert_close(state.ssm, data[f"{prefix}.layer{i}.ssm_state"], **STATE)
+            torch.testing.assert_close(state.conv, data[f"{prefix}.layer{i}.conv_state"], **STATE)
+        else:
+            assert state is None
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 7, 64])
+def test_prefill_and_greedy_decode(run, chunk):
+    data, model, embeddings, segment = run
+    before = embeddings.clone()
+    read = prefill(model, embeddings, segment, max_new_tokens=7, chunk=chunk)
+    assert torch.equal(embeddings, before)
+    check_cache(read.cache, data, "prefill_cache")
+    logits: list[torch.Tensor] = []
+    tokens = torch.cat(list(decode(model, read, max_new_tokens=7, on_logits=logits.append)))
+    assert torch.equal(tokens.int(), data["decode.tokens"])
+    torch.testing.assert_close(logits[0][0], data["prefill.logits"][0, -1], **HIDDEN)
+    torch.testing.assert_close(torch.cat(logits[1:]), data["decode.logits"], **HIDDEN)
+    check_cache(read.cache, data, "final_cache")

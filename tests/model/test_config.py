@@ -1,0 +1,147 @@
+"""Configurations: presets are the published models, and every broken rule has its sentence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from timeviper_fast.backbone import HybridBackbone
+from timeviper_fast.config import (
+    BackboneConfig,
+    CompressionStage,
+    ProjectorConfig,
+    Segment,
+    TimeViperConfig,
+    VisionConfig,
+    VisualSpan,
+    preset,
+    tokens_before_layer,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "attention_layers"),
+    [
+        ("nemotron-nano-9b-v2", 8_888_227_328, (14, 21, 30, 39)),
+        ("nemotron-nano-12b-v2", 12_310_001_152, (7, 16, 25, 34, 43, 52)),
+        ("nemotron-h-8b", 8_100_852_736, (7, 18, 29, 40)),
+    ],
+)
+def test_presets_have_the_published_size(name, parameters, attention_layers):
+    config = preset(name)
+    with torch.device("meta"):
+        model = HybridBackbone(config.backbone)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert config.backbone.layers_of("*") == attention_layers
+
+
+def test_transv_of_the_9b_has_about_100m_parameters():
+    config = preset("nemotron-nano-9b-v2")
+    with torch.device("meta"):
+        model = HybridBackbone(config.backbone, config.stages)
+    assert sum(p.numel() for p in model.transv.parameters()) == 2 * (55_050_240 + 1)
+
+
+def test_tied_embeddings_are_counted_once():
+    with torch.device("meta"):
+        tied = HybridBackbone(replace(preset("tiny").backbone, tie_word_embeddings=True))
+        free = HybridBackbone(preset("tiny").backbone)
+    size = tied.embeddings.weight.numel()
+    counts = [sum(p.numel() for p in model.parameters()) for model in (tied, free)]
+    assert counts[1] - counts[0] == size
+
+
+TINY = preset("tiny")
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: CompressionStage(3, "uniform", 0), r"keep must lie in \(0, 1\], got 0"),
+        (lambda: CompressionStage(3, "uniform", 1.5), r"keep must lie in \(0, 1\], got 1.5"),
+        (lambda: CompressionStage(3, "uniform", float("nan")), r"keep must lie in .* got nan"),
+        (lambda: CompressionStage(-1, "uniform", 0.5), "layer must be a layer index .* got -1"),
+        (lambda: CompressionStage(3, "random", 0.5), "select must be one of 'uniform', 'attention'"),
+        (
+            lambda: replace(TINY, stages=(CompressionStage(12, "uniform", 0.5),)),
+            r"stages\[0\]: layer must be at most 11, the last layer, got 12",
+        ),
+        (
+            lambda: replace(TINY, stages=(CompressionStage(5, "attention", 0.5),)),
+            r"stages\[0\]: layer must be an attention layer \(3, 8\) .* got '5 \(M\)'",
+        ),
+        (
+            lambda: replace(TINY, stages=(CompressionStage(5, "uniform", 0.5),) * 2),
+            r"stages\[1\]: layer must lie behind the stage before it \(layer 5\), got 5",
+        ),
+        (
+            lambda: replace(
+                TINY,
+                stages=(CompressionStage(2, "uniform", 0.2), CompressionStage(5, "uniform", 0.5)),
+            ),
+            r"stages\[1\]: keep must not exceed the stage before it \(0.2\), got 0.5",
+        ),
+        (lambda: BackboneConfig(pattern="MX"), "pattern must be .* letters M, .* got 'MX'"),
+        (lambda: BackboneConfig(pattern=""), "pattern must be a non-empty string"),
+        (lambda: BackboneConfig(hidden_size=0), "hidden_size must be a positive integer, got 0"),
+        (lambda: BackboneConfig(head_dim=True), "head_dim must be a positive integer, got True"),
+        (
+            lambda: BackboneConfig(num_key_value_heads=7),
+            r"num_key_value_heads must divide num_attention_heads \(40\), got 7",
+        ),
+        (lambda: BackboneConfig(n_groups=3), r"n_groups must divide mamba_num_heads \(128\), got 3"),
+        (lambda: BackboneConfig(time_step_limit=(1, 0)), "time_step_limit must be .low, high."),
+        (lambda: BackboneConfig(norm_eps=0.0), "norm_eps must be positive, got 0.0"),
+        (lambda: VisionConfig(num_attention_heads=7), "num_attention_heads must divide hidden_size"),
+        (lambda: VisionConfig(patch_size=400), "patch_size must be at most image_size"),
+        (lambda: VisionConfig(feature_layer=27), "feature_layer must name one of the 27 blocks"),
+        (lambda: VisionConfig(hidden_act="relu"), "hidden_act must be one of 'gelu'"),
+        (lambda: VisionConfig(resize="stretch"), "resize must be one of 'naive'"),
+        (lambda: ProjectorConfig(kind="qformer"), "kind must be one of 'gelu_mlp'"),
+        (lambda: ProjectorConfig(token_order="size"), "token_order must be one of 'raw'"),
+        (lambda: ProjectorConfig(num_tokens=0), "num_tokens must be a positive integer, got 0"),
+        (
+            lambda: TimeViperConfig(projector=ProjectorConfig(num_tokens=730)),
+            "projector.num_tokens must be at most the 729 patches of a frame, got 730",
+        ),
+        (
+            lambda: TimeViperConfig(projector=ProjectorConfig(merge_heads=7)),
+            "projector.merge_heads must divide vision.hidden_size",
+        ),
+        (lambda: TimeViperConfig(template="chatml"), "template must be one of 'nano_base'"),
+        (lambda: preset("7b"), "preset: name must be one of 'nemotron-nano-9b-v2'"),
+        (
+            lambda: Segment(5, VisualSpan(3, 4)),
+            "span must lie inside the sample's 5 tokens",
+        ),
+        (
+            lambda: Segment(5, VisualSpan(1, 2), query_from_end=2),
+            "query_from_end must point at one of the 2 tokens after the span, got 2",
+        ),
+    ],
+)
+def test_sentences(build, words):
+    with pytest.raises(ValueError, match=words):
+        build()
+
+
+def test_keep_counts_are_float64_and_may_be_zero():
+    # 45 frames x 16 tokens at 0.7: float32 would say 504
+    assert CompressionStage(1, "uniform", 0.7).kept_count(720) == 503
+    assert CompressionStage(1, "uniform", 0.29).kept_count(100) == 28
+    assert CompressionStage(1, "uniform", 0.1).kept_count(9) == 0
+
+
+@given(frames=st.integers(0, 10_000), before=st.integers(1, 20), after=st.integers(1, 600))
+def test_the_9b_schedule_counts_tokens(frames, before, after):
+    config = preset("nemotron-nano-9b-v2")
+    vision = frames * config.tokens_per_frame
+    segment = Segment(before + vision + after, VisualSpan(before, vision))
+    counts = tokens_before_layer((segment,), config.stages, 56)
+    assert counts[:7] == [segment.length] * 7
+    assert counts[7:39] == [before + vision // 2 + after] * 32
+    assert counts[39:] == [before + int(vision * 0.1) + after] * 17

@@ -1,0 +1,249 @@
+"""Prefill, decode and sampling: laws, batches, stop ids, the window, and every sentence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from timeviper_fast.backbone import HybridBackbone
+from timeviper_fast.cache import AttentionState, HybridCache
+from timeviper_fast.config import CompressionStage, Segment, VisualSpan, preset
+from timeviper_fast.generate import Sampling, decode, prefill, sample
+from timeviper_fast.initialize import init_weights
+
+CONFIG = replace(preset("tiny").backbone, time_step_limit=(0.0, float("inf")))
+STAGES = (CompressionStage(0, "uniform", 0.7), CompressionStage(8, "attention", 0.3))
+
+
+def build(stages=STAGES, config=CONFIG, seed=1):
+    model = HybridBackbone(config, stages)
+    init_weights(model, seed=seed)
+    with torch.no_grad():
+        for module in model.transv:
+            if module.stage.transfer:
+                module.alpha.fill_(0.8)
+    return model.eval()
+
+
+def prompt(length, seed=0, batch=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, length, CONFIG.hidden_size, generator=generator)
+
+
+MODEL = build()
+
+
+@settings(max_examples=15)
+@given(
+    vision=st.integers(0, 60),
+    before=st.integers(0, 4),
+    after=st.integers(1, 9),
+    chunk=st.integers(1, 80),
+)
+def test_chunks_of_any_size_equal_one_pass(vision, before, after, chunk):
+    embeddings = prompt(before + vision + after)
+    segment = Segment(before + vision + after, VisualSpan(before, vision))
+    whole = prefill(MODEL, embeddings, segment, max_new_tokens=3)
+    parts = prefill(MODEL, embeddings, segment, max_new_tokens=3, chunk=chunk)
+    torch.testing.assert_close(parts.logits, whole.logits, rtol=1e-4, atol=1e-4)
+    for [a], [b] in zip(whole.records, parts.records):
+        assert torch.equal(a.kept, b.kept)
+    first, second = (
+        torch.cat(list(decode(MODEL, read, max_new_tokens=3))) for read in (whole, parts)
+    )
+    assert torch.equal(first, second)
+
+
+@settings(max_examples=10)
+@given(split=st.integers(1, 29))
+def test_prefill_then_more_text_equals_one_prefill(split):
+    embeddings = prompt(30, seed=2)
+    truth = prefill(MODEL, embeddings, max_new_tokens=1)
+    part = prefill(MODEL, embeddings[:, :split], max_new_tokens=30)
+    with torch.no_grad():
+        hidden, _ = MODEL(embeddings[:, split:], cache=part.cache)
+        logits = MODEL.logits(hidden[:, -1:])[:, 0]
+    torch.testing.assert_close(logits, truth.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_token_by_token_equals_prefill():
+    embeddings = prompt(12, seed=3)
+    read = prefill(MODEL, embeddings[:, :1], max_new_tokens=12)
+    with torch.no_grad():
+        for i in range(1, 12):
+            hidden, _ = MODEL(embeddings[:, i : i + 1], cache=read.cache)
+    truth = prefill(MODEL, embeddings, max_new_tokens=1)
+    logits = MODEL.logits(hidden)[:, 0]
+    torch.testing.assert_close(logits, truth.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_dt_clamp_holds_in_prefill_and_decode():
+    model = build((), replace(CONFIG, time_step_limit=(0.01, 0.05)))
+    embeddings = prompt(20, seed=4)
+    read = prefill(model, embeddings[:, :19], max_new_tokens=1)
+    with torch.no_grad():
+        hidden, _ = model(embeddings[:, 19:], cache=read.cache)
+    truth = prefill(model, embeddings, max_new_tokens=1).logits
+    torch.testing.assert_close(model.logits(hidden)[:, 0], truth, rtol=1e-4, atol=1e-4)
+    free = prefill(build(()), embeddings, max_new_tokens=1).logits
+    assert (free - truth).abs().max() > 1e-2
+
+
+def test_rows_of_a_batch_choose_their_own_tokens():
+    segment = Segment(50, VisualSpan(2, 40))
+    embeddings = prompt(50, seed=5, batch=3)
+    read = prefill(MODEL, embeddings, segment, max_new_tokens=4)
+    tokens = torch.stack(list(decode(MODEL, read, max_new_tokens=4)), dim=1)
+    kept = [record.kept for [record] in read.records][-1]
+    assert not torch.equal(kept[0], kept[1])
+    for row in range(3):
+        alone = prefill(MODEL, embeddings[row : row + 1], segment, max_new_tokens=4)
+        assert torch.equal(alone.records[-1][0].kept[0], kept[row])
+        single = torch.stack(list(decode(MODEL, alone, max_new_tokens=4)), dim=1)
+        assert torch.equal(single[0], tokens[row])
+
+
+def test_two_requests_do_not_disturb_each_other():
+    a, b = prompt(40, seed=6), prompt(25, seed=7)
+    segment = Segment(40, VisualSpan(1, 30))
+    alone = [
+        torch.cat(list(decode(MODEL, prefill(MODEL, e, s, max_new_tokens=6), max_new_tokens=6)))
+        for e, s in ((a, segment), (b, None))
+    ]
+    one = decode(MODEL, prefill(MODEL, a, segment, max_new_tokens=6), max_new_tokens=6)
+    two = decode(MODEL, prefill(MODEL, b, max_new_tokens=6), max_new_tokens=6)
+    mixed = list(zip(one, two))
+    assert torch.equal(torch.cat([x for x, _ in mixed]), alone[0])
+    assert torch.equal(torch.cat([y for _, y in mixed]), alone[1])
+
+
+def test_alpha_zero_leaves_the_text_bitwise():
+    closed, dropping = build(STAGES, seed=3), build(
+        tuple(replace(stage, transfer=False) for stage in STAGES), seed=3
+    )
+    for module in closed.transv:
+        module.alpha.data.zero_()
+    own = {k: v for k, v in closed.state_dict().items() if not k.startswith("transv.")}
+    dropping.load_state_dict(own)
+    segment = Segment(40, VisualSpan(2, 30))
+    with torch.no_grad():
+        one, _ = closed(prompt(40), (segment,))
+        two, _ = dropping(prompt(40), (segment,))
+    assert torch.equal(one, two)
+
+
+def test_a_stage_may_keep_nothing_and_text_alone_may_lack():
+    model = build((CompressionStage(2, "uniform", 0.01), CompressionStage(8, "attention", 0.01)))
+    segment = Segment(34, VisualSpan(2, 30))
+    read = prefill(model, prompt(34), segment, max_new_tokens=2)
+    assert [record.tokens_after for [record] in read.records] == [0, 0]
+    assert read.lengths[-1] == 4
+    bare = Segment(30, VisualSpan(0, 30))
+    read = prefill(build((STAGES[0],)), prompt(30), bare, max_new_tokens=2)
+    assert read.logits.isfinite().all()
+
+
+def test_stop_ids_end_each_row_and_the_rest_goes_on():
+    embeddings = prompt(9, seed=8, batch=2)
+    free = torch.stack(
+        list(decode(MODEL, prefill(MODEL, embeddings, max_new_tokens=6), max_new_tokens=6)), dim=1
+    )
+    stop = int(free[0, 1])
+    assert stop not in free[1, :3].tolist(), "the seed must give rows that differ"
+    read = prefill(MODEL, embeddings, max_new_tokens=6)
+    tokens = torch.stack(list(decode(MODEL, read, max_new_tokens=6, stop_ids=[stop])), dim=1)
+    assert tokens.shape[1] > 2
+    assert (tokens[0, 1:] == stop).all()
+    n = tokens.shape[1]
+    assert torch.equal(tokens[1], free[1, :n])
+
+
+class TestSampling:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+
+    def draws(self, sampling, n=400):
+        generator = sampling.generator(torch.device("cpu"))
+        many = self.logits.expand(n, -1)
+        return sample(many, sampling, generator)
+
+    def test_greedy_takes_the_first_of_equals(self):
+        assert sample(torch.tensor([[1.0, 3.0, 3.0]]), Sampling()).item() == 1
+
+    def test_a_seed_repeats_and_none_does_not(self):
+        fixed = Sampling(temperature=1.0, seed=5)
+        assert torch.equal(self.draws(fixed), self.draws(fixed))
+        free = Sampling(temperature=1.0)
+        assert not torch.equal(self.draws(free), self.draws(free))
+
+    def test_frequencies_follow_the_softmax(self):
+        counts = torch.bincount(self.draws(Sampling(temperature=2.0, seed=0), 20_000), minlength=4)
+        truth = (self.logits[0] / 2).softmax(0)
+        torch.testing.assert_close(counts / counts.sum(), truth, rtol=0, atol=0.015)
+
+    def test_top_k_and_top_p_cut(self):
+        assert set(self.draws(Sampling(1.0, top_k=2, seed=0)).tolist()) == {0, 1}
+        # probabilities 0.64, 0.24, 0.09, 0.03: 0.8 needs the first two
+        assert set(self.draws(Sampling(1.0, top_p=0.8, seed=0)).tolist()) == {0, 1}
+        assert set(self.draws(Sampling(1.0, top_p=1e-6, seed=0)).tolist()) == {0}
+
+    @pytest.mark.parametrize(
+        ("kwargs", "words"),
+        [
+            ({"temperature": -1}, "temperature must be 0 or more, got -1"),
+            ({"temperature": float("inf")}, "temperature must be 0 or more, got inf"),
+            ({"top_k": -2}, r"top_k must be 0 \(off\) or more, got -2"),
+            ({"top_p": 0.0}, r"top_p must lie in \(0, 1\], got 0.0"),
+        ],
+    )
+    def test_sentences(self, kwargs, words):
+        with pytest.raises(ValueError, match=words):
+            Sampling(**kwargs)
+
+
+def test_the_window_counts_what_reaches_attention():
+    model = build((CompressionStage(2, "uniform", 0.1),), replace(CONFIG, max_position_embeddings=32))
+    segment = Segment(104, VisualSpan(2, 100))
+    prefill(model, prompt(104), segment, max_new_tokens=18)
+    with pytest.raises(ValueError, match="window of 32 tokens, got 14 at its attention layers . 19"):
+        prefill(model, prompt(104), segment, max_new_tokens=19)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: prefill(MODEL, prompt(0), max_new_tokens=1), "prompt must have at least one token"),
+        (lambda: MODEL(prompt(5), (Segment(4),)), r"segments must cover the sequence \(5\), got 4"),
+        (
+            lambda: MODEL(prompt(5), (Segment(2), Segment(3)), HybridCache(CONFIG, [5] * 12)),
+            "segments must be one when a cache is given, got 2",
+        ),
+        (lambda: MODEL(prompt(5), chunk=0), "chunk must be a positive number of tokens, got 0"),
+        (lambda: HybridCache(CONFIG, [5]), r"capacities must have one number per layer \(12\), got 1"),
+    ],
+)
+def test_sentences(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_a_full_cache_says_so_and_writes_nothing():
+    state = AttentionState((1, 3, 2, 4), None, torch.float32)
+    key = torch.ones(1, 2, 2, 4)
+    state.append(key, key)
+    before = state.key.clone()
+    with pytest.raises(ValueError, match="tokens must fit its capacity of 3, got 4"):
+        state.append(2 * key, 2 * key)
+    assert state.length == 2
+    assert torch.equal(state.key[:, :2], before[:, :2])
+
+
+def test_cache_bytes_are_what_the_shapes_say():
+    config = preset("nemotron-nano-9b-v2").backbone
+    cache = HybridCache(config, [1000] * 56, device="meta", dtype=torch.bfloat16)
+    mamba = 27 * (128 * 80 * 128 * 4 + 12288 * 4 * 2)
+    attention = 4 * 2 * 1000 * 8 * 128 * 2
+    assert cache.nbytes == mamba + attention

@@ -1,0 +1,108 @@
+"""Packed training against upstream: kept tokens, loss and every gradient; and the loss's errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.model.goldens import TRANSV, golden, manifest, tiny_backbone
+
+from timeviper_fast.config import ProjectorConfig, Segment, VisualSpan
+from timeviper_fast.projector import Projector
+from timeviper_fast.training import IGNORE, packed_loss, training_segment
+
+FRAME_TOKENS = 4
+
+
+@pytest.fixture
+def parts():
+    data = golden("H_packed_training")
+    projector = Projector(ProjectorConfig("tome_mlp", FRAME_TOKENS), 32, 80)
+    weights = {n.split(".", 2)[2]: t for n, t in data.items() if n.startswith("projector.")}
+    projector.layers.load_state_dict(weights)
+    return data, tiny_backbone(TRANSV), projector
+
+
+def samples():
+    """(frames, tokens before the span) of the two packed samples."""
+    return [(s["frames"], s["pre"]) for s in manifest("H_packed_training")["samples"]]
+
+
+def embed(backbone, projector, data, which):
+    """Embeddings, segments and labels of the samples in `which`, one behind the other."""
+    tokens, labels, ids, segments = [], [], data["input_ids"], []
+    frame = id_start = label_start = 0
+    fused_labels = data["fused_labels"][0]
+    for i, ((frames, pre), text_length) in enumerate(zip(samples(), data["txt_seq_lens"].tolist())):
+        text = ids[id_start : id_start + text_length]
+        after = text[pre + frames :]
+        length = pre + frames * FRAME_TOKENS + len(after)
+        if i in which:
+            visual = projector(data["features"][frame : frame + frames]).flatten(0, 1)
+            embedded = backbone.embeddings(torch.cat([text[:pre], after]))
+            tokens += [embedded[:pre], visual, embedded[pre:]]
+            own = fused_labels[label_start : label_start + length]
+            labels.append(own)
+            segments.append(training_segment(own, VisualSpan(pre, frames * FRAME_TOKENS)))
+        frame, id_start, label_start = frame + frames, id_start + text_length, label_start + length
+    return torch.cat(tokens)[None], tuple(segments), torch.cat(labels)
+
+
+@pytest.mark.parametrize(("which", "prefix"), [((0, 1), ""), ((0,), "single0."), ((1,), "single1.")])
+def test_kept_tokens_logits_and_loss(parts, which, prefix):
+    data, backbone, projector = parts
+    embeddings, segments, labels = embed(backbone, projector, data, which)
+    torch.testing.assert_close(embeddings, data[f"{prefix}fused_embeddings"], rtol=0, atol=1e-5)
+    hidden, records = backbone(embeddings, segments)
+    logits = backbone.logits(hidden)
+    torch.testing.assert_close(logits, data[f"{prefix}logits"], rtol=0, atol=2e-4)
+    for stage, by_sample in enumerate(records):
+        for i, record in enumerate(by_sample):
+            kept = data[f"{prefix}stage{stage}.sample{i}.kept"]
+            assert torch.equal(record.kept[0].int(), kept)
+    loss = packed_loss(backbone, embeddings, segments, labels)
+    torch.testing.assert_close(loss, data[f"{prefix}loss"].reshape(()), rtol=0, atol=2e-4)
+
+
+def test_gradients(parts):
+    data, backbone, projector = parts
+    embeddings, segments, labels = embed(backbone, projector, data, (0, 1))
+    embeddings.retain_grad()
+    packed_loss(backbone, embeddings, segments, labels).backward()
+    names = {name: p.grad for name, p in backbone.named_parameters()}
+    names |= {f"projector.{n}": p.grad for n, p in projector.layers.named_parameters()}
+    names["fused_embeddings"] = embeddings.grad
+    names["alpha"] = torch.stack([names.pop(f"transv.{i}.alpha") for i in range(2)])
+    checked = 0
+    for name, truth in data.items():
+        if not name.startswith("grad."):
+            continue
+        ours = name.removeprefix("grad.").removeprefix("llm_backbone.llm.")
+        ours = ours.removeprefix("backbone.").replace("merge_modules.", "transv.")
+        got = names[ours.replace("projector.projector.", "projector.")]
+        error = (got - truth).norm() / truth.norm()
+        assert error < 1e-3, (name, float(error))
+        checked += 1
+    assert checked == sum(name.startswith("grad.") for name in data) > 20
+
+
+def test_the_query_is_the_token_before_the_last_answer():
+    labels = torch.tensor([IGNORE, IGNORE, 5, 6, IGNORE, IGNORE, 7, 8, 9])
+    segment = training_segment(labels, VisualSpan(0, 1))
+    assert len(labels) - 1 - segment.query_from_end == 5
+    assert training_segment(labels[:2], VisualSpan(0, 1)).query_from_end == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([IGNORE] * 6, r"labels must supervise at least one token, got none"),
+        ([IGNORE] * 5, r"labels must be \(6,\), got \(5,\)"),
+        ([IGNORE, IGNORE, 3, IGNORE, IGNORE, 3], r"labels must be -100 at vision .* token 2"),
+        ([3, IGNORE, IGNORE, IGNORE, IGNORE, 3], r"labels must be -100 at vision .* token 0"),
+    ],
+)
+def test_bad_labels(labels, words):
+    backbone = tiny_backbone(())
+    segment = Segment(6, VisualSpan(1, 3))
+    with pytest.raises(ValueError, match=words):
+        packed_loss(backbone, torch.randn(1, 6, 80), (segment,), torch.tensor(labels))

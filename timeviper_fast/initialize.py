@@ -1,0 +1,50 @@
+"""Random weights as the family initialises them, for tests, demos and training from nothing."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from timeviper_fast.backbone import Conv1d, Mamba2
+from timeviper_fast.config import BackboneConfig
+
+__all__ = ["init_weights"]
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module, *, seed: int) -> None:
+    """Fill every parameter of `model` in place from one seeded generator on the CPU.
+
+    Linear, embedding and convolution weights are normal with std 1 / sqrt(fan_in), biases 0, norms
+    1; A is uniform in [1, 16], dt log-uniform in [time_step_min, time_step_max], D is 1, and a
+    TransV gate starts closed (alpha 0).
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(weight: torch.Tensor, fan_in: int) -> None:
+        weight.copy_(torch.randn(weight.shape, generator=generator) / math.sqrt(fan_in))
+
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, Conv1d)):
+            normal(module.weight, module.weight[0].numel())
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.Embedding):
+            normal(module.weight, 1)
+        elif isinstance(module, Mamba2):
+            _init_mamba(module, module.config, generator)
+    for name, parameter in model.named_parameters():
+        if name.endswith("pos_embed"):
+            normal(parameter, parameter.shape[-1])
+
+
+def _init_mamba(mixer: Mamba2, config: BackboneConfig, generator: torch.Generator) -> None:
+    heads = config.mamba_num_heads
+    low, high = math.log(config.time_step_min), math.log(config.time_step_max)
+    dt = torch.exp(low + (high - low) * torch.rand(heads, generator=generator))
+    dt = dt.clamp_min(config.time_step_floor)
+    mixer.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+    mixer.A_log.copy_(torch.log(1 + 15 * torch.rand(heads, generator=generator)))
+    mixer.D.fill_(1.0)

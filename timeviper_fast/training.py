@@ -1,0 +1,88 @@
+"""The training loss of packed samples, each with its own vision span and compression.
+
+Mean next-token cross entropy over the supervised tokens of all samples, in float32. Logits are
+computed at supervised positions only: with a vocabulary of 131,072 the others would cost more
+memory than the model.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from timeviper_fast.backbone import HybridBackbone
+from timeviper_fast.config import Segment, VisualSpan, shorten
+
+__all__ = ["IGNORE", "packed_loss", "training_segment"]
+
+IGNORE = -100  # label of a token that is not supervised
+
+
+def training_segment(labels: Tensor, span: VisualSpan) -> Segment:
+    """One training sample's layout, with the query token that upstream trains with.
+
+    The query of attention stages is the token before the last answer begins: in the chat templates
+    the one that closes the last user turn. (At inference it is the prompt's last token.)
+
+    Args:
+        labels: (length,) int64 on the CPU, IGNORE where a token is not supervised.
+        span: the sample's vision tokens.
+    """
+    supervised = labels != IGNORE
+    begins = supervised & ~F.pad(supervised, (1, 0))[:-1]
+    starts = begins.nonzero().flatten()
+    if not len(starts):
+        return Segment(len(labels), span)
+    return Segment(len(labels), span, query_from_end=len(labels) - int(starts[-1]))
+
+
+def packed_loss(
+    backbone: HybridBackbone, embeddings: Tensor, segments: tuple[Segment, ...], labels: Tensor
+) -> Tensor:
+    """Loss of samples packed one behind the other; no token sees another sample.
+
+    Args:
+        backbone: the language model.
+        embeddings: (1, seqlen, d_model), text and vision.
+        segments: one per sample, as `training_segment` builds them.
+        labels: (seqlen,) int64 on the CPU; IGNORE at vision tokens and at every sample's first.
+
+    Returns:
+        Scalar float32 loss.
+
+    Raises:
+        ValueError: labels of another length, a supervised vision or first token, or none at all.
+    """
+    positions, targets = _supervised(backbone, segments, labels)
+    hidden, _ = backbone(embeddings, segments)
+    logits = backbone.logits(hidden[0, positions.to(hidden.device)])
+    return F.cross_entropy(logits, targets.to(hidden.device))
+
+
+def _supervised(
+    backbone: HybridBackbone, segments: tuple[Segment, ...], labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Positions in the compressed sequence that predict a supervised token, and those tokens."""
+    total = sum(segment.length for segment in segments)
+    if labels.shape != (total,):
+        raise ValueError(f"packed_loss: labels must be ({total},), got {tuple(labels.shape)}")
+    left = segments
+    for module in backbone.transv:
+        left = shorten(left, module.stage)  # type: ignore[arg-type]
+    positions, start, new_start = [], 0, 0
+    for before, after in zip(segments, left):
+        at = (labels[start : start + before.length] != IGNORE).nonzero().flatten()
+        in_span = (at >= before.span.start) & (at < before.span.stop)
+        if bool(in_span.any()) or (len(at) and int(at[0]) == 0):
+            raise ValueError(
+                "packed_loss: labels must be -100 at vision tokens and at a sample's first token, "
+                f"got a label at token {int(at[in_span][0]) if bool(in_span.any()) else 0}"
+            )
+        moved = at - (at >= before.span.stop).long() * (before.length - after.length)
+        positions.append(moved - 1 + new_start)
+        start, new_start = start + before.length, new_start + after.length
+    targets = labels[labels != IGNORE]
+    if not len(targets):
+        raise ValueError("packed_loss: labels must supervise at least one token, got none")
+    return torch.cat(positions), targets
