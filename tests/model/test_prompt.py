@@ -1,0 +1,331 @@
+"""Prompts against those of upstream TimeViper, their tokens, and the byte tokenizer."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from timeviper_fast.byte_tokenizer import SPECIAL_TOKENS, byte_tokenizer
+from timeviper_fast.config import VisualSpan, preset
+from timeviper_fast.prompt import (
+    build_prompt,
+    render_chat,
+    stop_token_ids,
+    training_prompt,
+    video_sentence,
+)
+
+BYTES = byte_tokenizer()
+IMAGE = 256 + SPECIAL_TOKENS.index("<image>")
+
+GOLDEN = Path(__file__).parents[1] / "data" / "G_prompts.json"
+PROMPTS = json.loads(GOLDEN.read_text())["prompts"]
+ANSWERED = [case for case in PROMPTS if "supervised_spans_toy_tokenizer" in case]
+TEMPLATES = ["nano_base", "qwen2"]
+
+
+def case_id(case: dict[str, Any]) -> str:
+    return f"{case['case']}-{case['template']}"
+
+
+def messages_of(case: dict[str, Any]) -> list[dict[str, str]]:
+    return [{"role": m["role"], "content": m["text"]} for m in case["messages"]]
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+class ToyTokenizer:
+    """One token per special token and per other character, as upstream's labels were made with."""
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[str]:
+        assert not add_special_tokens
+        return re.findall(r"<SPECIAL_\d+>|<\|im_start\|>|<\|im_end\|>|.", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("case", PROMPTS, ids=case_id)
+def test_text_equals_upstream(case: dict[str, Any]) -> None:
+    assert render_chat(messages_of(case), case["template"]) == case["prompt"]
+
+
+@pytest.mark.parametrize("case", [c for c in PROMPTS if c not in ANSWERED], ids=case_id)
+def test_tokens_equal_those_of_upstreams_text(case: dict[str, Any]) -> None:
+    images = case["prompt"].count("<image>")
+    prompt = build_prompt(BYTES, messages_of(case), template=case["template"], vision=bool(images))
+    whole = BYTES.encode(case["prompt"], add_special_tokens=False)
+    assert prompt.before + [IMAGE] * images + prompt.after == whole
+    assert prompt.length(images) == len(whole)
+    assert prompt.span(images) == VisualSpan(whole.index(IMAGE) if images else 0, images)
+    assert prompt.text.replace("<image>", "<image>" * images) == case["prompt"]
+    # a question without the trailing empty answer is the same prompt
+    if not messages_of(case)[-1]["content"]:
+        asked = messages_of(case)[:-1]
+        again = build_prompt(BYTES, asked, template=case["template"], vision=bool(images))
+        assert again == prompt
+
+
+@pytest.mark.parametrize("case", ANSWERED, ids=case_id)
+def test_labels_equal_upstream(case: dict[str, Any]) -> None:
+    images = case["prompt"].count("<image>")
+    prompt = training_prompt(
+        ToyTokenizer(), messages_of(case), template=case["template"], vision=bool(images)
+    )
+    assert prompt.length(images) == case["toy_token_count"]
+    ids = [*prompt.before, *["<image>"] * images, *prompt.after]
+    assert "".join(ids) == case["prompt"]
+    labels = prompt.labels(images)
+    want: list[Any] = [-100] * len(ids)
+    for span in case["supervised_spans_toy_tokenizer"]:
+        assert "".join(ids[span["start"] : span["end"]]) == span["text"]
+        want[span["start"] : span["end"]] = ids[span["start"] : span["end"]]
+    assert labels == want
+
+
+def test_labels_of_an_answer_in_front_of_the_vision_tokens() -> None:
+    turns = [user("Hi"), assistant("Yes?"), user("<video>Who?"), assistant("A chef.")]
+    prompt = training_prompt(BYTES, turns)
+    labels = prompt.labels(3)
+    ids = prompt.before + [IMAGE] * 3 + prompt.after
+    assert all(label in (-100, i) for label, i in zip(labels, ids))
+    assert labels[prompt.span(3).start : prompt.span(3).stop] == [-100] * 3
+    learnt = [label for label in labels if label != -100]
+    header = "<SPECIAL_11>Assistant\n"
+    assert BYTES.decode(learnt) == f"{header}Yes?\n<SPECIAL_12>{header}A chef.\n<SPECIAL_12>"
+
+
+@pytest.mark.parametrize(
+    ("question", "text"),
+    [
+        ("What is it?", "<image>What is it?"),
+        ("<video>\nWhat is it?", "<image>\nWhat is it?"),
+        ("Look: <image> What is it?", "Look: <image> What is it?"),
+        ("Look: <image><image><image> here", "Look: <image> here"),
+    ],
+)
+def test_place_of_the_vision_tokens(question: str, text: str) -> None:
+    prompt = build_prompt(BYTES, question)
+    assert prompt.text == (
+        "<SPECIAL_10>System\n<SPECIAL_12>\n<SPECIAL_11>User\n"
+        + text
+        + "\n<SPECIAL_12><SPECIAL_11>Assistant\n"
+    )
+    head, tail = prompt.text.split("<image>")
+    assert BYTES.decode(prompt.before) == head
+    assert BYTES.decode(prompt.after) == tail
+    assert IMAGE not in prompt.before + prompt.after
+
+
+def test_vision_goes_before_the_first_question_or_to_its_mark_in_a_later_one() -> None:
+    turns = [user("Who?"), assistant("A chef."), user("And <video> now?")]
+    marked = build_prompt(BYTES, turns, template="qwen2")
+    assert "user\nWho?<|im_end|>" in marked.text
+    assert "user\nAnd <image> now?<|im_end|>" in marked.text
+    assert "A chef." in BYTES.decode(marked.before)
+    plain = build_prompt(BYTES, [*turns[:2], user("And now?")], template="qwen2")
+    assert "user\n<image>Who?<|im_end|>" in plain.text
+    assert BYTES.decode(plain.after).endswith("And now?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_without_vision_everything_is_behind_an_empty_span() -> None:
+    prompt = build_prompt(BYTES, "Say hello.", vision=False)
+    assert prompt.before == []
+    assert prompt.span(0) == VisualSpan(0, 0)
+    assert BYTES.decode(prompt.after) == prompt.text
+    assert "<image>" not in prompt.text
+
+
+def test_forced_answer_is_tokenised_on_its_own_and_ends_the_prompt() -> None:
+    plain = build_prompt(BYTES, "Which?")
+    forced = build_prompt(BYTES, "Which?", answer_prefix="Best Option: (")
+    assert forced.before == plain.before
+    assert forced.after == plain.after + list(b"Best Option: (")
+    assert forced.text == plain.text + "Best Option: ("
+
+
+def test_video_sentence_stands_between_vision_and_question() -> None:
+    assert video_sentence(60, 128) == (
+        "The video lasts for 60 seconds, and 128 frames are uniformly sampled from it. "
+    )
+    assert "for 93.27 seconds" in video_sentence(93.2727272, 94)
+    preface = video_sentence(60, 128)
+    text = build_prompt(BYTES, "When does it end?", preface=preface).text
+    assert f"User\n<image>{preface}When does it end?\n" in text
+    text = build_prompt(BYTES, "In <video> when?", preface=preface).text
+    assert f"User\nIn <image>{preface} when?\n" in text
+
+
+def test_nothing_of_a_question_is_learnt() -> None:
+    prompt = build_prompt(BYTES, "Which?", answer_prefix="(")
+    assert prompt.labels(4) == [-100] * prompt.length(4)
+
+
+def test_a_backslash_in_the_preface_stays_one() -> None:
+    assert r"<image>\1 \g<0>?" in build_prompt(BYTES, "<video>?", preface=r"\1 \g<0>").text
+
+
+text_without_marks = st.text(max_size=40).filter(
+    lambda text: text.strip() and not any(token in text for token in SPECIAL_TOKENS)
+)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    text=text_without_marks,
+    history=st.lists(st.tuples(text_without_marks, text_without_marks), max_size=2),
+    template=st.sampled_from(TEMPLATES),
+    tokens=st.integers(0, 5),
+)
+def test_pieces_are_the_whole_text(
+    text: str, history: list[tuple[str, str]], template: str, tokens: int
+) -> None:
+    turns = [turn for asked, said in history for turn in (user(asked), assistant(said))]
+    prompt = build_prompt(BYTES, [*turns, user(text)], template=template)
+    whole = BYTES.encode(prompt.text, add_special_tokens=False)
+    assert [*prompt.before, IMAGE, *prompt.after] == whole
+    span = prompt.span(tokens)
+    assert (span.start, span.stop) == (len(prompt.before), len(prompt.before) + tokens)
+    learnt = training_prompt(BYTES, [*turns, user(text), assistant("yes")], template=template)
+    labels = learnt.labels(tokens)
+    assert len(labels) == learnt.length(tokens)
+    ids = learnt.before + [-1] * tokens + learnt.after
+    said = BYTES.decode([i for i, label in zip(ids, labels) if label != -100])
+    answers = [*(answer for _, answer in history), "yes"]
+    header, end = {
+        "nano_base": ("<SPECIAL_11>Assistant\n", "\n<SPECIAL_12>"),
+        "qwen2": ("\n<|im_start|>assistant\n", "<|im_end|>"),
+    }[template]
+    assert said == "".join(header + answer + end for answer in answers)
+
+
+def word_tokenizer() -> Any:
+    """A tokenizer of another kind: whole words, an unknown token, and a BOS put in front."""
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    words = ["[UNK]", "[BOS]", "[EOS]", "what", "happens", "?"]
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[BOS] $A", special_tokens=[("[BOS]", 1)]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="[UNK]", bos_token="[BOS]", eos_token="[EOS]"
+    )
+
+
+def test_any_tokenizer_and_nothing_added_to_the_pieces() -> None:
+    tokenizer = word_tokenizer()
+    assert tokenizer.encode("what")[0] == 1
+    prompt = build_prompt(tokenizer, "what happens?", answer_prefix="what")
+    assert 1 not in prompt.before + prompt.after
+    assert prompt.after[:3] == [3, 4, 5]
+    assert prompt.after[-1] == 3
+
+
+def test_stop_ids() -> None:
+    at = {token: 256 + i for i, token in enumerate(SPECIAL_TOKENS)}
+    assert stop_token_ids(BYTES) == (at["</s>"], at["<SPECIAL_12>"])
+    assert stop_token_ids(BYTES, "qwen2") == (at["</s>"], at["<|im_end|>"])
+    # tokens it does not know are not its unknown token
+    assert stop_token_ids(word_tokenizer()) == (2,)
+    assert stop_token_ids(word_tokenizer(), "qwen2") == (2,)
+    without_eos = byte_tokenizer()
+    without_eos.eos_token = None
+    assert stop_token_ids(without_eos, "qwen2") == (at["<|im_end|>"],)
+
+
+@pytest.mark.parametrize(
+    ("question", "sentence"),
+    [
+        ("", "question must not be empty or blank, got ''"),
+        (" \n\t", "question must not be empty or blank, got ' "),
+        ("<video>\n", "question must not be empty or blank, got '<video>"),
+        ([], "question must not be empty or blank, got no messages"),
+        ([assistant("hi")], "take turns, user first, then assistant, got 'assistant' as turn 0"),
+        ([user("a"), user("b")], "take turns, user first, then assistant, got 'user' as turn 1"),
+        ([{"role": "system", "content": "x"}, user("a")], "got 'system' as turn 0"),
+        ([{"content": "x"}], "got None as turn 0"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "must be a string, got list in turn 0"),
+        ([{"role": "user"}], "must be a string, got NoneType in turn 0"),
+        ([user("a"), assistant(""), user("b")], "answer must not be empty .*got turn 1"),
+        ([user("a"), assistant("b")], "messages must end with the user's turn, .*answer_prefix"),
+        ("a <image> b <image>", "vision tokens must have one place .*, got 2 places"),
+        ([user("<image>a"), assistant("b"), user("<video>c")], "must have one place"),
+    ],
+)
+def test_mistakes(question: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^prompt: .*{sentence}"):
+        build_prompt(BYTES, question)
+
+
+def test_unknown_template() -> None:
+    sentence = "template must be one of 'nano_base', 'qwen2', got 'vicuna'"
+    for call in (
+        lambda: build_prompt(BYTES, "Who?", template="vicuna"),
+        lambda: render_chat([user("Who?")], "vicuna"),
+        lambda: stop_token_ids(BYTES, "vicuna"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            call()
+
+
+def test_vision_words_without_vision() -> None:
+    with pytest.raises(ValueError, match="plain text without vision, got a placeholder"):
+        build_prompt(BYTES, "See <video>?", vision=False)
+    with pytest.raises(ValueError, match="plain text without vision, got a preface"):
+        build_prompt(BYTES, "See?", vision=False, preface=video_sentence(1, 1))
+
+
+def test_nothing_to_learn_from() -> None:
+    for turns in ([user("a")], [user("a"), assistant("")]):
+        with pytest.raises(ValueError, match="messages must end with an answer, got none"):
+            training_prompt(BYTES, turns)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.text(max_size=60))
+def test_byte_tokenizer_returns_any_text(text: str) -> None:
+    ids = BYTES.encode(text, add_special_tokens=False)
+    assert BYTES.decode(ids) == text
+    if not any(token in text for token in SPECIAL_TOKENS):
+        assert ids == list(text.encode())
+
+
+def test_byte_tokenizer_ids() -> None:
+    text = "  a  . , 'n\r\n\t\0 中 é é 👩‍👩‍👧‍👦 <s> \u2028"
+    assert BYTES.encode(text) == list(text.encode())
+    assert BYTES.decode(list(text.encode())) == text
+    assert BYTES(text)["input_ids"] == list(text.encode())
+    assert BYTES.encode("".join(SPECIAL_TOKENS)) == list(range(256, 256 + len(SPECIAL_TOKENS)))
+    assert BYTES.encode("a</s>b") == [97, 256, 98]
+    assert BYTES.decode([97, 256, 98]) == "a</s>b"
+    assert BYTES.decode([97, 256, 98], skip_special_tokens=True) == "ab"
+    assert BYTES.decode([104, 0xFF, 105]) == "h\ufffdi"
+    assert BYTES.eos_token_id == 256
+    assert len(BYTES) <= preset("tiny").backbone.vocab_size
+    assert BYTES.eos_token_id in preset("tiny").backbone.eos_token_ids
+
+
+def test_byte_tokenizer_survives_saving(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    BYTES.save_pretrained(tmp_path)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "<SPECIAL_11>User\n <image> what's  this .  🙂 \n<SPECIAL_12>"
+    assert again.encode(text) == BYTES.encode(text)
+    assert again.decode(again.encode(text)) == text
+    assert again.eos_token_id == 256
+    assert again.get_vocab() == BYTES.get_vocab()
+    assert stop_token_ids(again) == stop_token_ids(BYTES)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["eos_token"] == "</s>"

@@ -1,0 +1,110 @@
+"""Frames to patch features: a plain vision transformer that stops at the layer it is asked for.
+
+The encoders are SigLIP's; parameter names are timm's. What stands behind the feature layer (later
+blocks, final norm, pooling) is never built, and the features are not normalised.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from timeviper_fast.config import VisionConfig
+
+__all__ = ["VisionTransformer"]
+
+
+class VisionTransformer(nn.Module):
+    """Pixels (frames, 3, S, S) -> features (frames, patches, hidden_size) of `feature_layer`.
+
+    x = conv_p(pixels) + pos_embed;  per block: x += attn(norm1(x)), x += mlp(norm2(x))
+
+    Args:
+        config: sizes, activation and the block whose output is the feature.
+
+    Source: SigLIP (arXiv 2303.15343), timm's VisionTransformer; upstream TimeViper takes the
+        second-to-last block.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        self.pos_embed = nn.Parameter(torch.empty(1, config.patches_per_frame, config.hidden_size))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
+        nn.init.normal_(self.pos_embed, std=config.hidden_size**-0.5)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Features of normalised pixels (frames, 3, image_size, image_size), in the model's dtype.
+
+        Frames do not see each other, so a video may be encoded in batches of any size.
+
+        Raises:
+            ValueError: the pixels have another shape.
+        """
+        size = self.config.image_size
+        if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
+            raise ValueError(
+                f"VisionTransformer: pixels must be (frames, 3, {size}, {size}), "
+                f"got shape {tuple(pixels.shape)}"
+            )
+        x = self.patch_embed(pixels.to(self.pos_embed.dtype)) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class PatchEmbed(nn.Module):
+    """One linear map per patch; pixels right of and below the last whole patch are not seen."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        patch = config.patch_size
+        self.proj = nn.Conv2d(3, config.hidden_size, kernel_size=patch, stride=patch)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.proj(pixels).flatten(2).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attn = Attention(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Mlp(config)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Attention(nn.Module):
+    """Every patch of a frame attends to every patch of the same frame."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.nheads = config.num_attention_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.nheads, -1)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """fc2(gelu(fc1(x))), gelu exact (erf) or in its tanh form as the config says."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.approximate = "none" if config.hidden_act == "gelu" else "tanh"
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
