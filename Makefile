@@ -1,0 +1,66 @@
+# Everything runs in an own virtual environment, .venv, with the versions of constraints.txt.
+# Needs make and one Python of 3.10 to 3.12; another than python3: make demo PYTHON=python3.11
+
+PYTHON ?= python3
+BENCH ?= cpu_scan
+ARGS ?=
+
+SUPPORTED := 3.10 3.11 3.12
+FOUND := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+
+# A stamp says "this much is installed, from this pyproject.toml and these constraints". It is
+# written last, so what was interrupted is done again. The Python's version is part of the name:
+# another Python makes another environment.
+BIN := .venv/bin
+FRESH := .venv/stamp-$(FOUND)
+INPUTS := pyproject.toml setup.py constraints.txt
+
+.PHONY: help demo test lint bench clean
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+# make would take a stamp that only leads to another stamp for a leftover
+.SECONDARY:
+
+help:
+	@echo 'make demo    write a one-minute video, ask the tiny model about it, show the eight stops'
+	@echo 'make test    the tests                 one file: make test ARGS=tests/ops/test_tome.py'
+	@echo 'make lint    ruff and mypy'
+	@echo 'make bench   one benchmark             another: make bench BENCH=cpu_scan ARGS=--help'
+	@echo 'make clean   remove the environment, builds and caches'
+
+demo: $(FRESH)-run
+	@$(BIN)/timeviper-fast demo $(ARGS)
+
+test: $(FRESH)-test
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(FRESH)-dev
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+bench: $(FRESH)-test
+	@$(BIN)/python -m benchmarks.$(BENCH) $(ARGS)
+
+clean:
+	rm -rf .venv .cache build dist demo-output *.egg-info
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(FRESH): $(INPUTS)
+ifeq ($(filter $(SUPPORTED),$(FOUND)),)
+	$(error Python 3.10, 3.11 or 3.12 is needed, $(PYTHON) is $(or $(FOUND),not one); \
+	name one: make $(MAKECMDGOALS) PYTHON=python3.11)
+endif
+	@echo 'making .venv with Python $(FOUND)'
+	@rm -rf .venv
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+$(FRESH)-run: EXTRAS = video,vision
+$(FRESH)-test: EXTRAS = test
+$(FRESH)-dev: EXTRAS = dev
+$(FRESH)-run $(FRESH)-test $(FRESH)-dev: $(FRESH)
+	@echo 'installing timeviper-fast[$(EXTRAS)]: some minutes the first time'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@

@@ -1,0 +1,214 @@
+"""Which backend runs: the device decides, `use_backend` forces, and nothing falls back silently.
+
+No machine needs a GPU here: tensors of FakeTensorMode carry the device cuda without one.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import sys
+import types
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import tvkernels
+from tvkernels.core import backend
+from tvkernels.core.backend import ROOMS, backend_for, triton_version
+
+NO_KERNEL = "no Triton kernel in this version"
+REMEDY = r"run it inside tvkernels\.use_backend\('reference'\), or move its tensors to the CPU$"
+
+
+@pytest.fixture
+def cpu() -> torch.Tensor:
+    return torch.zeros(2, 4)
+
+
+@pytest.fixture
+def cuda() -> torch.Tensor:
+    with FakeTensorMode():
+        return torch.empty(2, 4, device="cuda")
+
+
+@pytest.fixture
+def triton_is_installed(monkeypatch):
+    stub = types.ModuleType("triton")
+    stub.__spec__ = importlib.machinery.ModuleSpec("triton", None)
+    monkeypatch.setitem(sys.modules, "triton", stub)
+
+
+@pytest.fixture
+def triton_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+
+
+@pytest.fixture
+def rmsnorm_has_a_kernel(monkeypatch, tmp_path):
+    """The package as it will lie on disk: rmsnorm with a kernel.py, the other rooms without."""
+    (tmp_path / "rmsnorm").mkdir()
+    (tmp_path / "rmsnorm" / "kernel.py").touch()
+    monkeypatch.setattr(backend, "__file__", str(tmp_path / "core" / "backend.py"))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_without_cuda_the_reference_runs(room, device):
+    assert backend_for(torch.empty(2, device=device), room) == "reference"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_cuda_tensor_without_kernel_raises_with_the_remedy(room, cuda):
+    with pytest.raises(
+        tvkernels.BackendUnavailable, match=f"^{room}: it has {NO_KERNEL}; {REMEDY}"
+    ):
+        backend_for(cuda, room)
+
+
+def test_the_remedy_works(cuda):
+    with tvkernels.use_backend("reference"):
+        assert backend_for(cuda, "rmsnorm") == "reference"
+
+
+def test_a_public_op_raises_on_cuda_and_follows_the_remedy(cuda):
+    with FakeTensorMode():
+        x, weight = torch.empty(2, 4, device="cuda"), torch.empty(4, device="cuda")
+        with pytest.raises(tvkernels.BackendUnavailable, match=r"^rmsnorm: "):
+            tvkernels.rms_norm(x, weight, 1e-5)
+        with tvkernels.use_backend("reference"):
+            assert tvkernels.rms_norm(x, weight, 1e-5).device.type == "cuda"
+
+
+def test_forcing_triton_where_it_has_no_kernel_raises(cpu):
+    with (
+        tvkernels.use_backend("triton"),
+        pytest.raises(tvkernels.BackendUnavailable, match=NO_KERNEL),
+    ):
+        tvkernels.rms_norm(cpu, torch.ones(4), 1e-5)
+
+
+@pytest.mark.usefixtures("rmsnorm_has_a_kernel", "triton_is_installed")
+class TestWithAKernel:
+    def test_triton_runs_cuda_tensors(self, cuda):
+        assert backend_for(cuda, "rmsnorm") == "triton"
+
+    def test_the_reference_still_runs_cpu_tensors(self, cpu):
+        assert backend_for(cpu, "rmsnorm") == "reference"
+
+    def test_only_the_interpreter_runs_triton_on_a_cpu_tensor(self, cpu, monkeypatch):
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        sentence = "rmsnorm: Triton cannot run on a cpu tensor without TRITON_INTERPRET=1; "
+        with tvkernels.use_backend("triton"):
+            with pytest.raises(tvkernels.BackendUnavailable, match=sentence + REMEDY):
+                backend_for(cpu, "rmsnorm")
+            monkeypatch.setenv("TRITON_INTERPRET", "1")
+            assert backend_for(cpu, "rmsnorm") == "triton"
+
+    def test_a_room_without_kernel_keeps_raising(self, cuda):
+        with pytest.raises(tvkernels.BackendUnavailable, match=NO_KERNEL):
+            backend_for(cuda, "tome")
+
+
+@pytest.mark.usefixtures("rmsnorm_has_a_kernel", "triton_is_missing")
+def test_a_kernel_without_triton_raises_with_what_to_install(cuda):
+    sentence = r"^rmsnorm: Triton is not installed \(pip install triton\); "
+    with pytest.raises(tvkernels.BackendUnavailable, match=sentence + REMEDY):
+        backend_for(cuda, "rmsnorm")
+
+
+def test_use_backend_nests_and_restores(cuda):
+    with tvkernels.use_backend("reference"):
+        with tvkernels.use_backend("triton"), pytest.raises(tvkernels.BackendUnavailable):
+            backend_for(cuda, "ssd")
+        assert backend_for(cuda, "ssd") == "reference"
+    with pytest.raises(tvkernels.BackendUnavailable):
+        backend_for(cuda, "ssd")
+
+
+def test_use_backend_restores_after_an_exception(cuda):
+    with pytest.raises(KeyError), tvkernels.use_backend("reference"):
+        raise KeyError
+    with pytest.raises(tvkernels.BackendUnavailable):
+        backend_for(cuda, "ssd")
+
+
+def test_an_unknown_backend_is_named_and_changes_nothing(cpu):
+    sentence = "^use_backend: name must be one of reference, triton, got 'cuda'$"
+    with pytest.raises(ValueError, match=sentence), tvkernels.use_backend("cuda"):  # type: ignore[arg-type]
+        pass
+    assert backend_for(cpu, "ssd") == "reference"
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace:UserWarning")
+def test_a_compiled_function_follows_use_backend():
+    torch._dynamo.reset()
+
+    @torch.compile(backend="eager")
+    def norm(x):
+        return tvkernels.rms_norm(x, torch.ones(4), 1e-5)
+
+    x = torch.randn(2, 4)
+    expected = torch.nn.functional.rms_norm(x, (4,), eps=1e-5)
+    torch.testing.assert_close(norm(x), expected)
+    with tvkernels.use_backend("reference"):
+        torch.testing.assert_close(norm(x), expected)
+    # the graph compiled before is not what a forced Triton meets
+    with (
+        tvkernels.use_backend("triton"),
+        pytest.raises(tvkernels.BackendUnavailable, match=NO_KERNEL),
+    ):
+        norm(x)
+
+
+def rows(device: str) -> dict[str, backend.OpBackend]:
+    return {row.room: row for row in tvkernels.explain() if row.device == device}
+
+
+def test_explain_has_one_row_per_room():
+    here = rows("cpu")
+    assert tuple(here) == ROOMS
+    assert {(row.backend, row.reason) for row in here.values()} == {
+        ("reference", "a CPU tensor: plain PyTorch")
+    }
+
+
+def test_explain_has_cuda_rows_where_there_is_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    there = rows("cuda")
+    assert tuple(there) == ROOMS
+    for row in there.values():
+        assert row.backend == "unavailable"
+        assert NO_KERNEL in row.reason
+
+
+@pytest.mark.usefixtures("rmsnorm_has_a_kernel", "triton_is_installed")
+def test_explain_names_the_triton_that_runs(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(backend.metadata, "version", lambda name: f"0.0 of {name}")
+    assert rows("cuda")["rmsnorm"].backend == "triton"
+    assert rows("cuda")["rmsnorm"].reason == "Triton 0.0 of triton"
+    assert rows("cuda")["tome"].backend == "unavailable"
+
+
+def test_explain_says_what_is_forced():
+    with tvkernels.use_backend("reference"):
+        assert {(row.backend, row.reason) for row in tvkernels.explain()} == {
+            ("reference", "forced by use_backend")
+        }
+    with tvkernels.use_backend("triton"):
+        assert {row.backend for row in tvkernels.explain()} == {"unavailable"}
+
+
+@pytest.mark.usefixtures("triton_is_missing")
+def test_a_missing_triton_has_no_version():
+    assert triton_version() is None
+
+
+@pytest.mark.usefixtures("triton_is_installed")
+def test_a_triton_without_metadata_has_an_unknown_version(monkeypatch):
+    def missing(name: str) -> str:
+        raise backend.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(backend.metadata, "version", missing)
+    assert triton_version() == "unknown version"
