@@ -267,6 +267,7 @@ def _check_projection(
     norm_weight: torch.Tensor | tuple[torch.Tensor, float] | None,
     rope: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> None:
+    expect_same_device(op, q=q, k_weight=k_weight)
     seqlen, d_model = hidden.shape[1:]
     headdim = q.shape[-1]
     expect_shape(op, "k_weight", k_weight, "(nkvheads * headdim, d_model)", (None, d_model))

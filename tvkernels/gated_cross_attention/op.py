@@ -98,6 +98,7 @@ def _check(
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype != text.dtype:
             fail(op, name, f"have the dtype of text ({text.dtype})", x.dtype)
+    expect_dtype(op, "alpha", alpha)
     if alpha.numel() != 1:
         fail(op, "alpha", "have one element (one gate per call)", f"shape {tuple(alpha.shape)}")
     if out_proj is not None:

@@ -1,0 +1,256 @@
+"""tome_merge against goldens of upstream, a float64 step-by-step statement, and its laws."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from tests.contract import check_contract
+from tests.footprint import largest_tensor
+from tvkernels.core.backend import BackendUnavailable, use_backend
+from tvkernels.tome import tome_merge
+
+DATA = Path(__file__).parents[1] / "data"
+GOLDENS = sorted(DATA.glob("A_tome_*.json"))
+law = settings(max_examples=20, deadline=None, derandomize=True)
+
+
+def naive_row(x: torch.Tensor, num_tokens: int, num_heads: int) -> list[list[int]]:
+    """Members of each slot of one row (seqlen, dim), in raw order: merged means, round by round."""
+    x = x.detach().double()
+    slots = [[i] for i in range(len(x))]
+    while len(slots) > num_tokens:
+        merged = min(len(slots) - num_tokens, len(slots) // 2)
+        units = []
+        for members in slots:
+            mean = torch.stack([x[i] for i in members]).mean(0)
+            metric = mean.view(num_heads, -1).mean(0)
+            norm = float(metric.norm())
+            units.append(metric / norm if norm > 0 else metric)
+        even, odd = list(range(0, len(slots), 2)), list(range(1, len(slots), 2))
+        # twelve digits: what is equal in exact arithmetic compares as equal
+        scores = [[round(float(units[i] @ units[j]), 12) for j in odd] for i in even]
+        partner = [row.index(max(row)) for row in scores]
+        order = sorted(range(len(even)), key=lambda i: (-max(scores[i]), i))
+        grown = [list(slots[j]) for j in odd]
+        for i in order[:merged]:
+            grown[partner[i]] += slots[even[i]]
+        slots = [slots[even[i]] for i in order[merged:]] + grown
+    return slots
+
+
+def naive_tome(
+    x: torch.Tensor, num_tokens: int, num_heads: int = 4, order: str = "raw"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    tokens, sizes = [], []
+    assignment = torch.zeros(x.shape[:2], dtype=torch.int32)
+    for b, row in enumerate(x):
+        slots = naive_row(row, num_tokens, num_heads)
+        if order != "raw":
+            slots = sorted(slots, key=len, reverse=order == "descending")
+        tokens.append(torch.stack([row[members].mean(0) for members in slots]))
+        sizes.append([len(members) for members in slots])
+        for s, members in enumerate(slots):
+            assignment[b, members] = s
+    return torch.stack(tokens), torch.tensor(sizes, dtype=torch.int32), assignment
+
+
+def ours(x: torch.Tensor, num_tokens: int, num_heads: int = 4, order: str = "raw"):
+    return tome_merge(x, num_tokens, num_heads=num_heads, order=order)
+
+
+def clusters(batch: int, seqlen: int, dim: int, seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    centres = 3 * torch.randn(5, dim, generator=g)
+    which = torch.randint(0, 5, (batch, seqlen), generator=g)
+    return centres[which] + torch.randn(batch, seqlen, dim, generator=g)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    ("seqlen", "num_tokens", "order"),
+    [(51, 9, "raw"), (51, 9, "ascending"), (64, 8, "descending"), (40, 39, "raw"), (33, 1, "raw")],
+)
+def test_contract(dtype: torch.dtype, seqlen: int, num_tokens: int, order: str) -> None:
+    inputs = {
+        "x": clusters(2, seqlen, 32), "num_tokens": num_tokens, "num_heads": 4, "order": order,
+    }  # fmt: skip
+    check_contract(ours, naive_tome, inputs, dtype=dtype, wrt=("x",))
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
+def test_layouts(layout: str) -> None:
+    x = {
+        "transposed": clusters(30, 2, 16).transpose(0, 1),
+        "sliced": clusters(2, 60, 32)[:, ::2, 8:24],
+        "expanded": clusters(1, 30, 16).expand(2, -1, -1),
+    }[layout]
+    check_contract(ours, naive_tome, {"x": x, "num_tokens": 7}, wrt=("x",))
+
+
+@pytest.mark.parametrize("path", GOLDENS, ids=lambda p: p.stem)
+def test_goldens(path: Path) -> None:
+    about = json.loads(path.read_text())
+    golden = load_file(path.with_suffix(".safetensors"))
+    num_tokens = about["target_tokens"]
+    for kind in about["cases"]:
+        x = golden[f"{kind}.x"]
+        raw = tome_merge(x, num_tokens)
+        assert torch.equal(raw.assignment, golden[f"{kind}.raw.slot_of_source_token"])
+        assert torch.equal(raw.sizes, golden[f"{kind}.raw.size"].int())
+        torch.testing.assert_close(raw.tokens, golden[f"{kind}.raw.merged"], atol=1e-5, rtol=0)
+        for order in set(about["token_orders"]) - {"raw"}:
+            by_size = tome_merge(x, num_tokens, order=order)
+            assert_same_up_to_ties(by_size, golden[f"{kind}.{order}.merged"])
+
+
+def test_all_goldens_are_there() -> None:
+    assert len(GOLDENS) >= 4
+
+
+def assert_same_up_to_ties(result, golden: torch.Tensor) -> None:
+    """Slots of equal size may be permuted: upstream sorts them unstably."""
+    for tokens, sizes, want in zip(result.tokens, result.sizes, golden):
+        for size in sizes.unique():
+            mine, theirs = tokens[sizes == size], want[sizes == size]
+            distance = (mine[:, None] - theirs[None]).abs().amax(-1)
+            assert sorted(distance.argmin(1).tolist()) == list(range(len(mine)))
+            assert distance.amin(1).max() < 1e-5
+
+
+@law
+@given(
+    batch=st.integers(1, 3), seqlen=st.integers(1, 90), share=st.floats(0, 1),
+    order=st.sampled_from(["raw", "ascending", "descending"]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_mass_is_conserved(batch: int, seqlen: int, share: float, order: str, seed: int) -> None:
+    num_tokens = 1 + int(share * (seqlen - 1))
+    x = clusters(batch, seqlen, 16, seed)
+    tokens, sizes, assignment = ours(x, num_tokens, order=order)
+    assert tokens.shape == (batch, num_tokens, 16)
+    assert (sizes.dtype, assignment.dtype) == (torch.int32, torch.int32)
+    assert bool((sizes.sum(1) == seqlen).all())
+    assert bool((sizes > 0).all())
+    for b in range(batch):
+        counts = torch.bincount(assignment[b].long(), minlength=num_tokens)
+        assert torch.equal(counts, sizes[b].long())
+    mass = (tokens.double() * sizes[..., None]).sum(1)
+    torch.testing.assert_close(mass, x.double().sum(1), atol=1e-4, rtol=1e-5)
+    if order != "raw":
+        steps = sizes.diff(dim=1) * (1 if order == "ascending" else -1)
+        assert bool((steps >= 0).all())
+
+
+@law
+@given(seqlen=st.integers(2, 40), seed=st.integers(0, 999), share=st.floats(0, 1))
+def test_exact_ties_go_to_the_lower_index(seqlen: int, seed: int, share: float) -> None:
+    g = torch.Generator().manual_seed(seed)
+    few = torch.randn(3, 16, generator=g)
+    x = few[torch.randint(0, 3, (2, seqlen), generator=g)]
+    num_tokens = 1 + int(share * (seqlen - 1))
+    for got, want in zip(ours(x, num_tokens)[1:], naive_tome(x, num_tokens)[1:]):
+        assert torch.equal(got, want)
+
+
+def test_equal_tokens_tie_at_every_position() -> None:
+    """A matrix product may round equal dot products differently in its last columns."""
+    general = torch.randn(64, generator=torch.Generator().manual_seed(0)).expand(1, 729, 64)
+    got = tome_merge(general.contiguous(), 16).assignment
+    assert torch.equal(got, tome_merge(torch.ones(1, 729, 64), 16).assignment)
+
+
+@law
+@given(seqlen=st.integers(1, 30), order=st.sampled_from(["raw", "ascending", "descending"]))
+def test_nothing_to_merge_returns_the_input(seqlen: int, order: str) -> None:
+    x = clusters(2, seqlen, 16).bfloat16()
+    tokens, sizes, assignment = ours(x, seqlen, order=order)
+    assert torch.equal(tokens, x)
+    assert torch.equal(sizes, torch.ones(2, seqlen, dtype=torch.int32))
+    assert torch.equal(assignment, torch.arange(seqlen, dtype=torch.int32).expand(2, -1))
+
+
+def test_zero_vectors_are_similar_to_nothing() -> None:
+    x = clusters(2, 21, 16)
+    x[:, ::3] = 0
+    got = ours(x, 6)
+    want = naive_tome(x, 6)
+    assert torch.equal(got.assignment, want[2])
+    assert bool(torch.isfinite(got.tokens).all())
+    assert bool((ours(torch.zeros(1, 20, 16), 3).tokens == 0).all())
+
+
+def test_rows_are_independent() -> None:
+    x = clusters(3, 45, 16)
+    together = ours(x, 8)
+    for b in range(3):
+        for whole, single in zip(together, ours(x[b : b + 1], 8)):
+            assert torch.equal(whole[b : b + 1], single)
+
+
+def test_blocks_of_similarities_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = clusters(2, 101, 16)
+    whole = ours(x, 9)
+    monkeypatch.setattr("tvkernels.tome.reference.SCORE_BLOCK", 300)
+    for a, b in zip(whole, ours(x, 9)):
+        assert torch.equal(a, b)
+
+
+def test_memory_is_linear_in_seqlen() -> None:
+    def elements(seqlen: int) -> int:
+        x = torch.randn(1, seqlen, 32)
+        return largest_tensor(lambda: ours(x, seqlen // 2))
+
+    assert elements(8192) <= 2 * elements(4096)
+    # the whole similarity matrix would have 4096 ** 2 entries
+    assert elements(8192) < 4096**2 // 8
+
+
+def test_compiles_whole() -> None:
+    x = clusters(2, 51, 16)
+    compiled = torch.compile(lambda t: ours(t, 9), fullgraph=True, backend="eager")
+    for a, b in zip(compiled(x), ours(x, 9)):
+        assert torch.equal(a, b)
+
+
+def test_meta_tensors_carry_shapes() -> None:
+    got = tome_merge(torch.empty(2, 729, 1152, dtype=torch.bfloat16, device="meta"), 16)
+    assert [(tuple(t.shape), t.dtype) for t in got] == [
+        ((2, 16, 1152), torch.bfloat16),
+        ((2, 16), torch.int32),
+        ((2, 729), torch.int32),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"x": torch.ones(9, 16)},
+            r"tome_merge: x must be \(batch, seqlen, dim\), got shape \(9, 16\)",
+        ),
+        (
+            {"x": torch.ones(1, 9, 16).long()},
+            "tome_merge: x must be of dtype float32, .*, got int64",
+        ),
+        ({"num_tokens": 10}, "num_tokens must be between 1 and seqlen 9 .*, got 10"),
+        ({"num_tokens": 0}, "num_tokens must be between 1 and seqlen 9 .*, got 0"),
+        ({"num_heads": 3}, r"num_heads must divide dim 16 \(.*\), got 3"),
+        ({"num_heads": 0}, r"num_heads must divide dim 16 \(.*\), got 0"),
+        ({"order": "sorted"}, "order must be one of raw, ascending, descending, got 'sorted'"),
+    ],
+)
+def test_errors(change: dict, sentence: str) -> None:
+    arguments = {"x": torch.ones(1, 9, 16), "num_tokens": 4, **change}
+    with pytest.raises(ValueError, match=sentence):
+        tome_merge(**arguments)
+
+
+def test_triton_is_not_built_yet() -> None:
+    with use_backend("triton"), pytest.raises(BackendUnavailable, match="tome: it has no Triton"):
+        tome_merge(torch.ones(1, 9, 16), 4)
