@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NoReturn
 
 __all__ = [
-    "VISION_PRESETS",
+    "PRESETS",
+    "VISIONPRESETS",
     "BackboneConfig",
     "CompressionStage",
     "ProjectorConfig",
@@ -409,7 +410,7 @@ _TINY = TimeViperConfig(
 )
 
 # SigLIP encoders under upstream's ids; timm gives all of them the exact GELU
-VISION_PRESETS = {
+VISIONPRESETS = {
     "siglip-vit-so400m-384px": VisionConfig(),
     "siglip-vit-so400m": VisionConfig(image_size=224),
 } | {
@@ -424,7 +425,7 @@ VISION_PRESETS = {
     for size in (224, 256, 384)
 }
 
-_PRESETS = {
+PRESETS = {
     "nemotron-nano-9b-v2": TimeViperConfig(stages=_TRANSV_9B),
     "nemotron-nano-12b-v2": TimeViperConfig(backbone=_NANO_12B),
     "nemotron-h-8b": TimeViperConfig(backbone=_NEMOTRON_H_8B),
@@ -439,5 +440,5 @@ def preset(name: str) -> TimeViperConfig:
     Raises:
         ValueError: no such preset.
     """
-    _expect_one_of("preset", "name", name, tuple(_PRESETS))
-    return _PRESETS[name]
+    _expect_one_of("preset", "name", name, tuple(PRESETS))
+    return PRESETS[name]

@@ -109,6 +109,7 @@ class TimeViper(nn.Module):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> TimeViper:
         """Load a model that `save_pretrained` or `timeviper-fast convert` wrote, shard by shard.
 
@@ -116,6 +117,7 @@ class TimeViper(nn.Module):
             path_or_hub_id: a local directory, or a Hugging Face Hub id.
             device: where the weights go; the first CUDA device, else the CPU.
             dtype: of the weights; bfloat16 on CUDA, else float32.
+            progress: called with (tensors read, all tensors).
 
         Raises:
             ValueError: no such model, or weights that do not fit; every key is listed at once.
@@ -123,7 +125,7 @@ class TimeViper(nn.Module):
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         model, _, directory = checkpoint.load_pretrained(
-            cls, path_or_hub_id, device=device, dtype=dtype
+            cls, path_or_hub_id, device=device, dtype=dtype, progress=progress
         )
         model.tokenizer = checkpoint.load_tokenizer(directory)
         return model.eval()

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from timeviper_fast.backbone import HybridBackbone
 from timeviper_fast.config import Segment, VisualSpan, shorten
+from timeviper_fast.prompt import IGNORE_INDEX
 
-__all__ = ["IGNORE", "packed_loss", "training_segment"]
-
-IGNORE = -100  # label of a token that is not supervised
+__all__ = ["packed_loss", "training_segment"]
 
 
 def training_segment(labels: Tensor, span: VisualSpan) -> Segment:
@@ -26,10 +25,10 @@ def training_segment(labels: Tensor, span: VisualSpan) -> Segment:
     the one that closes the last user turn. (At inference it is the prompt's last token.)
 
     Args:
-        labels: (length,) int64 on the CPU, IGNORE where a token is not supervised.
+        labels: (length,) int64 on the CPU, IGNORE_INDEX where a token is not supervised.
         span: the sample's vision tokens.
     """
-    supervised = labels != IGNORE
+    supervised = labels != IGNORE_INDEX
     begins = supervised & ~F.pad(supervised, (1, 0))[:-1]
     starts = begins.nonzero().flatten()
     if not len(starts):
@@ -46,7 +45,7 @@ def packed_loss(
         backbone: the language model.
         embeddings: (1, seqlen, d_model), text and vision.
         segments: one per sample, as `training_segment` builds them.
-        labels: (seqlen,) int64 on the CPU; IGNORE at vision tokens and at every sample's first.
+        labels: (seqlen,) int64 on the CPU; -100 at vision tokens and at every sample's first.
 
     Returns:
         Scalar float32 loss.
@@ -72,7 +71,7 @@ def _supervised(
         left = shorten(left, module.stage)  # type: ignore[arg-type]
     positions, start, new_start = [], 0, 0
     for before, after in zip(segments, left):
-        at = (labels[start : start + before.length] != IGNORE).nonzero().flatten()
+        at = (labels[start : start + before.length] != IGNORE_INDEX).nonzero().flatten()
         in_span = (at >= before.span.start) & (at < before.span.stop)
         if bool(in_span.any()) or (len(at) and int(at[0]) == 0):
             raise ValueError(
@@ -82,7 +81,7 @@ def _supervised(
         moved = at - (at >= before.span.stop).long() * (before.length - after.length)
         positions.append(moved - 1 + new_start)
         start, new_start = start + before.length, new_start + after.length
-    targets = labels[labels != IGNORE]
+    targets = labels[labels != IGNORE_INDEX]
     if not len(targets):
         raise ValueError("packed_loss: labels must supervise at least one token, got none")
     return torch.cat(positions), targets

@@ -65,7 +65,10 @@ TINY = preset("tiny")
         (lambda: CompressionStage(3, "uniform", 1.5), r"keep must lie in \(0, 1\], got 1.5"),
         (lambda: CompressionStage(3, "uniform", float("nan")), r"keep must lie in .* got nan"),
         (lambda: CompressionStage(-1, "uniform", 0.5), "layer must be a layer index .* got -1"),
-        (lambda: CompressionStage(3, "random", 0.5), "select must be one of 'uniform', 'attention'"),
+        (
+            lambda: CompressionStage(3, "random", 0.5),
+            "select must be one of 'uniform', 'attention'",
+        ),
         (
             lambda: replace(TINY, stages=(CompressionStage(12, "uniform", 0.5),)),
             r"stages\[0\]: layer must be at most 11, the last layer, got 12",
@@ -93,10 +96,16 @@ TINY = preset("tiny")
             lambda: BackboneConfig(num_key_value_heads=7),
             r"num_key_value_heads must divide num_attention_heads \(40\), got 7",
         ),
-        (lambda: BackboneConfig(n_groups=3), r"n_groups must divide mamba_num_heads \(128\), got 3"),
+        (
+            lambda: BackboneConfig(n_groups=3),
+            r"n_groups must divide mamba_num_heads \(128\), got 3",
+        ),
         (lambda: BackboneConfig(time_step_limit=(1, 0)), "time_step_limit must be .low, high."),
         (lambda: BackboneConfig(norm_eps=0.0), "norm_eps must be positive, got 0.0"),
-        (lambda: VisionConfig(num_attention_heads=7), "num_attention_heads must divide hidden_size"),
+        (
+            lambda: VisionConfig(num_attention_heads=7),
+            "num_attention_heads must divide hidden_size",
+        ),
         (lambda: VisionConfig(patch_size=400), "patch_size must be at most image_size"),
         (lambda: VisionConfig(feature_layer=27), "feature_layer must name one of the 27 blocks"),
         (lambda: VisionConfig(hidden_act="relu"), "hidden_act must be one of 'gelu'"),

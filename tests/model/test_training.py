@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.model.goldens import TRANSV, golden, manifest, tiny_backbone
 
+from tests.model.goldens import TRANSV, golden, manifest, tiny_backbone
 from timeviper_fast.config import ProjectorConfig, Segment, VisualSpan
 from timeviper_fast.projector import Projector
-from timeviper_fast.training import IGNORE, packed_loss, training_segment
+from timeviper_fast.prompt import IGNORE_INDEX
+from timeviper_fast.training import packed_loss, training_segment
 
 FRAME_TOKENS = 4
 
@@ -47,7 +48,9 @@ def embed(backbone, projector, data, which):
     return torch.cat(tokens)[None], tuple(segments), torch.cat(labels)
 
 
-@pytest.mark.parametrize(("which", "prefix"), [((0, 1), ""), ((0,), "single0."), ((1,), "single1.")])
+@pytest.mark.parametrize(
+    ("which", "prefix"), [((0, 1), ""), ((0,), "single0."), ((1,), "single1.")]
+)
 def test_kept_tokens_logits_and_loss(parts, which, prefix):
     data, backbone, projector = parts
     embeddings, segments, labels = embed(backbone, projector, data, which)
@@ -86,7 +89,7 @@ def test_gradients(parts):
 
 
 def test_the_query_is_the_token_before_the_last_answer():
-    labels = torch.tensor([IGNORE, IGNORE, 5, 6, IGNORE, IGNORE, 7, 8, 9])
+    labels = torch.tensor([IGNORE_INDEX, IGNORE_INDEX, 5, 6, IGNORE_INDEX, IGNORE_INDEX, 7, 8, 9])
     segment = training_segment(labels, VisualSpan(0, 1))
     assert len(labels) - 1 - segment.query_from_end == 5
     assert training_segment(labels[:2], VisualSpan(0, 1)).query_from_end == 0
@@ -95,10 +98,16 @@ def test_the_query_is_the_token_before_the_last_answer():
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        ([IGNORE] * 6, r"labels must supervise at least one token, got none"),
-        ([IGNORE] * 5, r"labels must be \(6,\), got \(5,\)"),
-        ([IGNORE, IGNORE, 3, IGNORE, IGNORE, 3], r"labels must be -100 at vision .* token 2"),
-        ([3, IGNORE, IGNORE, IGNORE, IGNORE, 3], r"labels must be -100 at vision .* token 0"),
+        ([IGNORE_INDEX] * 6, r"labels must supervise at least one token, got none"),
+        ([IGNORE_INDEX] * 5, r"labels must be \(6,\), got \(5,\)"),
+        (
+            [IGNORE_INDEX, IGNORE_INDEX, 3, IGNORE_INDEX, IGNORE_INDEX, 3],
+            r"labels must be -100 at vision .* token 2",
+        ),
+        (
+            [3, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX, 3],
+            r"labels must be -100 at vision .* token 0",
+        ),
     ],
 )
 def test_bad_labels(labels, words):

@@ -7,8 +7,8 @@ import torch
 from transformers import NemotronHConfig, NemotronHForCausalLM
 
 from timeviper_fast.backbone import HybridBackbone
-from timeviper_fast.names import backbone_config_from_hf
 from timeviper_fast.generate import decode, prefill
+from timeviper_fast.names import backbone_config_from_hf
 
 # (pattern, attention heads, kv heads, mamba heads, groups)
 SHAPES = {
@@ -55,9 +55,7 @@ def peer(pattern: str, heads: int, kv_heads: int, mamba_heads: int, groups: int)
 
 def ours(theirs) -> HybridBackbone:
     model = HybridBackbone(backbone_config_from_hf(theirs.config.to_dict()))
-    weights = {
-        name.removeprefix("model."): value for name, value in theirs.state_dict().items()
-    }
+    weights = {name.removeprefix("model."): value for name, value in theirs.state_dict().items()}
     model.load_state_dict(weights)
     return model.eval()
 
