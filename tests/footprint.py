@@ -21,10 +21,9 @@ class LargestTensor(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            # a view (an expanded one above all) allocates nothing
-            if isinstance(leaf, torch.Tensor) and not leaf._is_view():
-                self.numel = max(self.numel, leaf.numel())
+        if not func.is_view:
+            tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+            self.numel = max([self.numel, *(t.numel() for t in tensors)])
         return result
 
 

@@ -211,6 +211,11 @@ def test_memory_is_linear_in_seqlen() -> None:
     assert elements(8192) < 4096**2 // 8
 
 
+def test_the_wide_tokens_are_not_copied() -> None:
+    x = torch.randn(4, 729, 1152, requires_grad=True)
+    assert largest_tensor(lambda: tome_merge(x, 16)) < x.numel() // 4
+
+
 def test_compiles_whole() -> None:
     x = clusters(2, 51, 16)
     compiled = torch.compile(lambda t: ours(t, 9), fullgraph=True, backend="eager")

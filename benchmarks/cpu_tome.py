@@ -1,0 +1,89 @@
+"""Token merging on the CPU: `tome_merge` against upstream's formulation, in one run.
+
+    python -m benchmarks.cpu_tome [--threads 2] [--repeats 5]
+
+Times are medians of interleaved runs; memory is the rise of the process's peak above what it holds
+before the call (Linux). The result goes to benchmarks/results/cpu_tome.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.providers import tome_per_round
+from tvkernels.tome import tome_merge
+
+# (batch, seqlen, dim, num_tokens): SigLIP so400m frames at 384 px, four-frame clips, 224 px frames
+SHAPES = ((16, 729, 1152, 16), (4, 1024, 1024, 64), (64, 256, 1152, 16))
+RESULT = Path(__file__).parent / "results" / "cpu_tome.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rows = [measure(*shape, repeats=args.repeats) for shape in SHAPES]
+    machine = f"{platform.machine()}, {args.threads} threads, torch {torch.__version__}"
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps({"machine": machine, "dtype": "float32", "rows": rows}, indent=1))
+    for row in rows:
+        print(json.dumps(row))
+
+
+@torch.no_grad()
+def measure(batch: int, seqlen: int, dim: int, num_tokens: int, *, repeats: int) -> dict[str, Any]:
+    """Median milliseconds, extra megabytes and largest difference of the two on one shape."""
+    x = torch.randn(batch, seqlen, dim, generator=torch.Generator().manual_seed(0))
+    forms: dict[str, Callable[[], torch.Tensor]] = {
+        "ours": lambda: tome_merge(x, num_tokens).tokens,
+        "upstream": lambda: tome_per_round(x, num_tokens),
+    }
+    difference = (forms["ours"]() - forms["upstream"]()).abs().max()
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    memory = {name: extra_peak_mb(form) for name, form in forms.items()}
+    for _ in range(repeats):
+        for name, form in forms.items():
+            begin = time.perf_counter()
+            form()
+            times[name].append(1e3 * (time.perf_counter() - begin))
+    medians = {name: round(statistics.median(values), 2) for name, values in times.items()}
+    return {
+        "shape": [batch, seqlen, dim],
+        "num_tokens": num_tokens,
+        "ms": medians,
+        "ratio": round(medians["upstream"] / medians["ours"], 2),
+        "extra_peak_mb": memory,
+        "input_mb": round(x.nbytes / 2**20, 1),
+        "largest_difference": float(difference),
+    }
+
+
+def extra_peak_mb(form: Callable[[], Any]) -> float | None:
+    """How far `form()` lifts the process's peak memory; None where the system does not say."""
+    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not clear.exists():
+        return None
+
+    def kilobytes(field: str) -> int:
+        lines = status.read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+    clear.write_text("5")  # sets the peak back to the present
+    before = kilobytes("VmRSS")
+    form()
+    return round((kilobytes("VmHWM") - before) / 1024, 1)
+
+
+if __name__ == "__main__":
+    main()
