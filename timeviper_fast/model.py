@@ -252,6 +252,9 @@ class TimeViper(nn.Module):
         """
         if self.tokenizer is None:
             raise ValueError("ask: the model must have a tokenizer, got None")
+        _expect_positive("max_new_tokens", max_new_tokens, "tokens")
+        _expect_positive("chunk", chunk, "tokens")
+        _expect_positive("frame_batch", frame_batch, "frames")
         watch = StopWatch(self.device)
         with open_video(video, on_error=on_error) as source:
             with watch.at("decode"):
@@ -402,6 +405,11 @@ def _survivors(
         kept = kept.expand(len(record.kept), -1).gather(1, record.kept)
         counts.append(StageCount(record.layer, record.tokens_before, record.tokens_after))
     return tuple(counts), kept
+
+
+def _expect_positive(name: str, value: int | None, unit: str) -> None:
+    if value is not None and value < 1:
+        raise ValueError(f"ask: {name} must be a positive number of {unit}, got {value}")
 
 
 def _shape(x: Tensor) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.model.goldens import TINY, golden, manifest
 
+from tests.model.goldens import TINY, golden, manifest
 from timeviper_fast.backbone import Attention, Mamba2
 from timeviper_fast.cache import MambaState
 from timeviper_fast.config import BackboneConfig, CompressionStage, Segment, VisualSpan
