@@ -184,6 +184,14 @@ def test_packed_is_each_alone(
     torch.testing.assert_close(packed, torch.cat(alone, 1), atol=1e-6, rtol=1e-6)
 
 
+def test_a_packed_sequence_without_keys_keeps_its_text_bitwise() -> None:
+    inputs = make(batch=1, n=5, m=9)
+    inputs["text"][0, 2:] = -0.0
+    out = gated_cross_attention(**inputs, cu_seqlens_q=[0, 2, 5], cu_seqlens_k=[0, 9, 9])
+    assert torch.equal(bits(out[:, 2:]), bits(inputs["text"][:, 2:]))
+    assert not torch.equal(out[:, :2], inputs["text"][:, :2])
+
+
 def test_packed_gradients() -> None:
     inputs = make(batch=1, n=9, m=30)
     cu_q, cu_k = [0, 4, 9], [0, 11, 30]
@@ -214,6 +222,14 @@ def test_memory_is_linear_in_keys_and_text(
     # the whole map would have 6 * n * m entries; a block has at most 16 rows of it per key head
     assert elements(64, 4096) <= 16 * 2 * 4096
     assert elements(1024, 1024) <= 6 * 8 * 1024
+
+
+def test_the_backward_keeps_no_map() -> None:
+    inputs = {k: v.requires_grad_() for k, v in make(batch=1, n=64, m=512).items()}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, id):
+        gated_cross_attention(**inputs)
+    assert sum(kept) < 6 * 64 * 512
 
 
 def test_blocks_of_rows_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
