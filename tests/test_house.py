@@ -1,0 +1,407 @@
+"""The house rules that a machine can hold: who imports whom, what importing costs, what is written.
+
+The product is read as text and syntax, so a rule holds for code that no test happens to run. Each
+test collects what breaks its rule, as "file:line what", and wants the list empty.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import timeviper_fast
+import tvkernels
+import tvkernels.reference
+from tvkernels.core.backend import ROOMS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = (tvkernels, timeviper_fast)
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+# Which modules of timeviper_fast each module may import: the map to read before adding an arrow.
+SIBLINGS = {
+    "config": "",
+    "stops": "",
+    "sampling": "",
+    "preprocess": "",
+    "byte_tokenizer": "",
+    "video_file": "",
+    "video": "sampling video_file",
+    "prompt": "config",
+    "vision": "config",
+    "projector": "config",
+    "cache": "config",
+    "transv": "config",
+    "names": "config",
+    "weights": "names",
+    "checkpoint": "config names weights",
+    "backbone": "config stops cache transv",
+    "initialize": "config backbone",
+    "training": "config prompt backbone",
+    "generate": "config stops cache transv backbone",
+    "model": "config stops preprocess prompt vision projector video checkpoint backbone generate",
+    "demo": "config byte_tokenizer video initialize model",
+    "cli": "config stops checkpoint generate model demo",
+    "__main__": "cli",
+    "__init__": "config generate model",
+}
+
+# imported inside a function, so that importing the package stays quick
+ON_FIRST_USE = {"av", "huggingface_hub", "PIL", "rich", "safetensors", "tokenizers"}
+ON_FIRST_USE |= {"transformers", "triton", "typer"}
+# programs print, and turn every error into one line
+PROGRAMS = {"timeviper_fast/cli.py", "timeviper_fast/__main__.py"}
+
+# Names, order and defaults of mamba-ssm 2.3.2 and causal-conv1d 1.7: what is written for them runs.
+DROP_INS = {
+    "causal_conv1d_fn": "x, weight, bias=None, seq_idx=None, initial_states=None, "
+    "return_final_states=False, final_states_out=None, activation=None",
+    "causal_conv1d_update": "x, conv_state, weight, bias=None, activation=None, "
+    "cache_seqlens=None, conv_state_indices=None",
+    "causal_conv1d_varlen_states": "x, cu_seqlens, state_len",
+    "layernorm_fn": "x, weight, bias, z=None, eps=1e-06, group_size=None, "
+    "norm_before_gate=True, is_rms_norm=False",
+    "mamba_chunk_scan_combined": "x, dt, A, B, C, chunk_size, D=None, z=None, dt_bias=None, "
+    "initial_states=None, seq_idx=None, cu_seqlens=None, dt_softplus=False, "
+    "dt_limit=(0.0, inf), return_final_states=False, return_varlen_states=False",
+    "mamba_split_conv1d_scan_combined": "zxbcdt, conv1d_weight, conv1d_bias, dt_bias, A, D, "
+    "chunk_size, initial_states=None, seq_idx=None, dt_limit=(0.0, inf), "
+    "return_final_states=False, activation='silu', rmsnorm_weight=None, rmsnorm_eps=1e-06, "
+    "outproj_weight=None, outproj_bias=None, headdim=None, ngroups=1, norm_before_gate=True",
+    "rmsnorm_fn": "x, weight, bias, z=None, eps=1e-06, group_size=None, norm_before_gate=True",
+    "selective_state_update": "state, x, dt, A, B, C, D=None, z=None, dt_bias=None, "
+    "dt_softplus=False, state_batch_indices=None",
+}
+
+GLOBAL_SWITCHES = re.compile(
+    r"set_flush_denormal|set_num_(interop_)?threads|set_default_(dtype|device)|torch\.manual_seed"
+    r"|use_deterministic_algorithms|set_float32_matmul_precision|torch\.backends\.[\w.]+ ="
+    r"|torch\._(dynamo|inductor)\.config|set_grad_enabled\(|os\.environ\[[^]]+\] ="
+)
+UNANCHORED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
+
+
+class Import(NamedTuple):
+    line: int
+    module: str
+    names: tuple[str, ...]
+    on_use: bool
+    """inside a function, or for type checkers only"""
+
+
+class File(NamedTuple):
+    """One product file; `path` is relative to the repository, as tvkernels/tome/op.py."""
+
+    path: str
+    text: str
+    tree: ast.Module
+
+    @property
+    def package(self) -> str:
+        return self.path.split("/")[0]
+
+    @property
+    def stem(self) -> str:
+        return Path(self.path).stem
+
+    def imports(self) -> Iterator[Import]:
+        def walk(node: ast.AST, on_use: bool) -> Iterator[Import]:
+            for child in ast.iter_child_nodes(node):
+                if isinstance(child, ast.Import):
+                    for alias in child.names:
+                        yield Import(child.lineno, alias.name, (), on_use)
+                elif isinstance(child, ast.ImportFrom):
+                    names = tuple(alias.name for alias in child.names)
+                    yield Import(
+                        child.lineno, "." * child.level + (child.module or ""), names, on_use
+                    )
+                else:
+                    late = isinstance(child, FUNCTIONS) or (
+                        isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+                    )
+                    yield from walk(child, on_use or late)
+
+        yield from walk(self.tree, on_use=False)
+
+    def modules_of(self, package: str) -> Iterator[tuple[int, str]]:
+        """(line, module) for each module of `package`; from package import module is one too."""
+        for line, module, names, _ in self.imports():
+            if module == package:
+                for name in names or ("",):
+                    is_module = (ROOT / package / f"{name}.py").exists()
+                    yield line, f"{package}.{name}" if is_module else package
+            elif module.startswith(f"{package}."):
+                yield line, module
+
+
+def read(path: Path) -> File:
+    text = path.read_text(encoding="utf-8")
+    return File(path.relative_to(ROOT).as_posix(), text, ast.parse(text))
+
+
+PRODUCT = [read(p) for package in PACKAGES for p in sorted((ROOT / package.__name__).rglob("*.py"))]
+TVKERNELS = [file for file in PRODUCT if file.package == "tvkernels"]
+TIMEVIPER = [file for file in PRODUCT if file.package == "timeviper_fast"]
+
+
+def python(code: str) -> str:
+    """What `code` prints in a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# who imports whom
+
+
+def may_import(path: str) -> str:
+    """What a file of tvkernels may import of tvkernels, as a regular expression."""
+    first, *rest = path.removeprefix("tvkernels/").split("/")
+    if first == "core":
+        return r"core\.\w+"
+    if not rest:
+        doors, truths = "|".join(ROOMS), rf"({'|'.join(ROOMS)})\.reference"
+        return {
+            "__init__.py": rf"{doors}|core\.backend|split_conv1d_scan",
+            "reference.py": rf"{truths}|split_conv1d_scan",
+        }.get(first, rf"{doors}|{truths}|core\.(backend|checks)")
+    own = rf"{first}\.(?!op\b|kernel\b)\w+"
+    return {
+        "__init__.py": rf"{first}\.(op|reference)",
+        "op.py": rf"{first}\.\w+|core\.(backend|checks|library)",
+        "kernel.py": rf"{own}|core\.(tune|tl)",
+    }.get(rest[-1], own)
+
+
+def test_tvkernels_imports_downwards_only():
+    assert not [
+        f"{file.path}:{line} {module}"
+        for file in TVKERNELS
+        for line, module in file.modules_of("tvkernels")
+        if not re.fullmatch(rf"tvkernels\.({may_import(file.path)})", module)
+    ]
+
+
+def test_tvkernels_needs_torch_alone_until_a_kernel_runs():
+    wrong = []
+    for file in TVKERNELS:
+        engine = file.stem.startswith("kernel") or file.path.endswith(
+            ("core/tune.py", "core/tl.py")
+        )
+        allowed = (
+            sys.stdlib_module_names | {"torch", "tvkernels"} | ({"triton"} if engine else set())
+        )
+        for line, module, _, on_use in file.imports():
+            if module.split(".")[0] not in allowed | ({"triton"} if on_use else set()):
+                wrong.append(f"{file.path}:{line} {module}")
+    assert not wrong
+
+
+def test_timeviper_fast_uses_public_names_of_tvkernels_only():
+    public = {*tvkernels.__all__, "__version__"}
+    assert not [
+        f"{file.path}:{line} {module} {set(names) - public}"
+        for file in TIMEVIPER
+        for line, module, names, _ in file.imports()
+        if module.split(".")[0] == "tvkernels"
+        and (module != "tvkernels" or not set(names) <= public)
+    ]
+
+
+def test_timeviper_fast_imports_downwards_only():
+    assert not [
+        f"{file.path}:{line} {module}"
+        for file in TIMEVIPER
+        for line, module in file.modules_of("timeviper_fast")
+        if module.removeprefix("timeviper_fast.") not in SIBLINGS.get(file.stem, "").split()
+    ]
+
+
+def test_the_sibling_map_has_no_circle_and_no_ghost():
+    order = graphlib.TopologicalSorter({name: row.split() for name, row in SIBLINGS.items()})
+    assert sorted(order.static_order()) == sorted(file.stem for file in TIMEVIPER)
+
+
+def test_what_is_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *extras["video"], *extras["vision"], *extras["train"]]
+    names = {re.split(r"\W", line.replace("-", "_"))[0] for line in declared}
+    names = {"PIL" if name == "pillow" else name for name in names}
+    known = sys.stdlib_module_names | names | {"tvkernels", "timeviper_fast"}
+    assert not [
+        f"{file.path}:{line} {module}"
+        for file in PRODUCT
+        for line, module, _, _ in file.imports()
+        if module.split(".")[0] not in known
+    ]
+
+
+# what importing costs
+
+
+@pytest.mark.parametrize("package", ["tvkernels", "timeviper_fast"])
+def test_importing_imports_nothing_heavy(package):
+    code = (
+        "import sys, torch; old = set(sys.modules)\n"
+        f"import {package}; print(*set(sys.modules) - old)"
+    )
+    assert not {name.split(".")[0] for name in python(code).split()} & ON_FIRST_USE
+
+
+@pytest.mark.parametrize("package", ["tvkernels", "timeviper_fast"])
+def test_importing_takes_well_under_a_second_beyond_torch(package):
+    code = (
+        "import time, torch; start = time.perf_counter()\n"
+        f"import {package}; print(time.perf_counter() - start)"
+    )
+    assert min(float(python(code)) for _ in range(3)) < 0.5
+
+
+def test_ops_run_where_there_is_no_triton_and_no_transformers():
+    code = (
+        "import sys; sys.modules.update(triton=None, transformers=None)\n"
+        "import torch, tvkernels, timeviper_fast\n"
+        "print(tvkernels.rms_norm(torch.full((1, 2), 3.0), torch.ones(2), 0.0).tolist())"
+    )
+    assert python(code) == "[[1.0, 1.0]]"
+
+
+# the rooms of an op
+
+
+def test_the_backend_knows_every_room():
+    assert {file.path.split("/")[1] for file in TVKERNELS if file.stem == "op"} == set(ROOMS)
+
+
+def test_every_op_has_its_rooms():
+    for room in ROOMS:
+        files = {p.name for p in (ROOT / "tvkernels" / room).glob("*.py")}
+        own = files - {"__init__.py", "op.py", "reference.py", "kernel.py"}
+        assert {"__init__.py", "op.py", "reference.py"} <= files, room
+        # ssd alone has more rooms, each named by what it computes
+        assert not own or room == "ssd", f"{room}: {own}"
+
+
+def test_every_op_has_its_reference_on_the_face():
+    ops = {n for n in tvkernels.__all__ if inspect.isfunction(getattr(tvkernels, n))}
+    for name in ops - {"explain", "use_backend"}:
+        reference = getattr(tvkernels.reference, f"{name}_ref")
+        signatures = [inspect.signature(f) for f in (getattr(tvkernels, name), reference)]
+        assert list(signatures[0].parameters) == list(signatures[1].parameters), name
+
+
+@pytest.mark.parametrize("name", DROP_INS)
+def test_drop_in_functions_have_the_signature_they_stand_in_for(name):
+    parameters = inspect.signature(getattr(tvkernels, name)).parameters.values()
+    assert {p.kind for p in parameters} == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    ours = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters]
+    assert ", ".join(ours) == DROP_INS[name]
+
+
+# what is written
+
+
+@pytest.mark.parametrize("module", [*PACKAGES, tvkernels.reference], ids=lambda m: m.__name__)
+def test_public_names_are_sorted_and_documented(module):
+    assert module.__all__ == sorted(module.__all__)
+    docs = {name: getattr(module, name).__doc__ or "" for name in module.__all__}
+    # a dataclass or a named tuple without a docstring gets its signature as one
+    assert not [name for name, doc in docs.items() if not doc or doc.startswith(f"{name}(")]
+
+
+def test_files_and_functions_fit():
+    wrong = [file.path for file in PRODUCT if file.text.count("\n") > 450]
+    for file in PRODUCT:
+        for node in ast.walk(file.tree):
+            if isinstance(node, FUNCTIONS):
+                documented = ast.get_docstring(node) is not None and len(node.body) > 1
+                length = (node.end_lineno or 0) - node.body[documented].lineno + 1
+                if length > 60:
+                    wrong.append(f"{file.path}:{node.lineno} {node.name}, {length} lines")
+    assert not wrong
+
+
+def test_library_code_does_not_print():
+    assert not [
+        f"{file.path}:{node.lineno}"
+        for file in PRODUCT
+        if file.path not in PROGRAMS
+        for node in ast.walk(file.tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"
+    ]
+
+
+def test_contracts_raise_and_never_assert():
+    """An assert may state what our own code guarantees; where users' arguments arrive, none does."""
+    assert not [
+        f"{file.path}:{node.lineno}"
+        for file in PRODUCT
+        if file.stem in ("op", "config", "cli") or "/core/" in file.path
+        for node in ast.walk(file.tree)
+        if isinstance(node, ast.Assert)
+    ]
+
+
+def test_no_failed_import_decides_in_silence():
+    wrong = []
+    for file in PRODUCT:
+        for node in ast.walk(file.tree):
+            if isinstance(node, ast.ExceptHandler) and file.path not in PROGRAMS:
+                caught = ast.unparse(node.type) if node.type else "bare"
+                raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+                if re.search("ImportError|ModuleNotFoundError|bare", caught) and not raises:
+                    wrong.append(f"{file.path}:{node.lineno} except {caught}")
+    assert not wrong
+
+
+def test_no_global_switch_and_no_loose_end():
+    assert not [
+        f"{file.path}:{number} {line.strip()}"
+        for file in PRODUCT
+        for number, line in enumerate(file.text.splitlines(), 1)
+        if GLOBAL_SWITCHES.search(line) or UNANCHORED.search(line)
+    ]
+
+
+# the README
+
+
+def test_readme_names_every_public_name():
+    named = set(
+        re.findall(r"`([A-Za-z_]\w*)[`(]", (ROOT / "README.md").read_text(encoding="utf-8"))
+    )
+    assert not {name for package in PACKAGES for name in package.__all__} - named
+
+
+def test_readme_tree_has_one_line_per_file():
+    """Of tvkernels' op rooms it lists the folders: the files in them are the same in each."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = next(b for b in re.findall(r"```\w*\n(.*?)```", text, re.S) if "\ntvkernels/" in b)
+    listed, above = [], ["", "", ""]
+    for line in filter(str.strip, block.splitlines()):
+        depth, entry = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        above[depth] = entry
+        if not entry.endswith("/") or entry.strip("/") in ROOMS:
+            listed.append("".join(above[:depth]) + entry)
+    rooms = {f"tvkernels/{room}/" for room in ROOMS}
+    files = {f.path for f in PRODUCT if not f.path.startswith(tuple(rooms))}
+    product = [path for path in listed if path.startswith(("tvkernels/", "timeviper_fast/"))]
+    assert sorted(product) == sorted((files | rooms) - {"tvkernels/core/__init__.py"})
+    assert not [path for path in listed if "/" in path.rstrip("/") and not (ROOT / path).exists()]

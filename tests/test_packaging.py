@@ -1,0 +1,78 @@
+"""What is shipped: one pure-Python wheel of both packages, one version, nothing compiled."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import tvkernels
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("tvkernels", "timeviper_fast")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy: a build folder left in the checkout would slip into it."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in (*PACKAGES, "tests"):
+        ignore = shutil.ignore_patterns("__pycache__", "data")
+        shutil.copytree(ROOT / name, source / name, ignore=ignore)
+    build = "import sys; from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
+    done = subprocess.run(
+        [sys.executable, "-c", build], cwd=source, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return source / "dist" / done.stdout.split()[-1]
+
+
+def test_the_wheel_is_for_every_machine(wheel):
+    assert wheel.name == f"timeviper_fast-{tvkernels.__version__}-py3-none-any.whl"
+
+
+def test_the_wheel_holds_both_packages_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    sources = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in [*(ROOT / package).rglob("*.py"), ROOT / package / "py.typed"]
+    }
+    assert names == sources
+
+
+def test_the_wheel_says_what_it_needs(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        info = {Path(n).name: n for n in archive.namelist() if ".dist-info/" in n}
+        metadata = Parser().parsestr(archive.read(info["METADATA"]).decode())
+        scripts = archive.read(info["entry_points.txt"]).decode()
+    assert "LICENSE" in info
+    assert "timeviper-fast = timeviper_fast.cli:main" in scripts
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert set(metadata["Requires-Python"].split(",")) == {">=3.10", "<3.13"}
+    assert set(metadata.get_all("Provides-Extra")) == {"video", "vision", "train", "test", "dev"}
+    needs = metadata.get_all("Requires-Dist")
+    assert "torch>=2.11" in needs
+    assert any(re.match(r"triton>=3\.6; platform_system == .Linux.", need) for need in needs)
+    # what an extra needs is asked for by that extra alone
+    core = {re.split(r"[<>=;\[ ]", need)[0] for need in needs if "extra ==" not in need}
+    assert not core & {"av", "pillow", "accelerate", "pytest", "hypothesis", "ruff", "mypy"}
+
+
+def test_constraints_pin_every_direct_requirement_but_triton(wheel):
+    pins = re.findall(r"^([\w-]+)==\S+", (ROOT / "constraints.txt").read_text(), re.M)
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(n for n in archive.namelist() if n.endswith("METADATA"))
+        metadata = Parser().parsestr(archive.read(name).decode())
+    needs = {re.split(r"[<>=;\[ ]", need)[0] for need in metadata.get_all("Requires-Dist")}
+    missing = {need.replace("_", "-") for need in needs} - {pin.replace("_", "-") for pin in pins}
+    assert missing == {"triton", "timeviper-fast"}
