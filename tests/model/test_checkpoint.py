@@ -1,0 +1,280 @@
+"""Our own format: what is loaded is what was saved, and nothing is half written."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import nn
+
+from tests.model.checkpoints import (
+    CONFIG,
+    HF_TINY,
+    SIGLIP,
+    Whole,
+    assert_same,
+    meta,
+    randomise,
+)
+from timeviper_fast.byte_tokenizer import byte_tokenizer
+from timeviper_fast.checkpoint import (
+    CheckpointError,
+    config_from_dict,
+    config_to_dict,
+    load_pretrained,
+    load_tokenizer,
+    local_directory,
+    read_config,
+    save_pretrained,
+)
+from timeviper_fast.config import (
+    BackboneConfig,
+    CompressionStage,
+    ProjectorConfig,
+    TimeViperConfig,
+    preset,
+)
+from timeviper_fast.weights import weight_files
+
+positive = st.integers(1, 64)
+
+
+@st.composite
+def configs(draw) -> TimeViperConfig:
+    kv, groups, heads = draw(positive), draw(st.integers(1, 8)), draw(st.integers(1, 4))
+    low = draw(st.floats(0, 1))
+    backbone = BackboneConfig(
+        hidden_size=draw(positive),
+        pattern=draw(st.text("M*-", min_size=3, max_size=12)),
+        num_key_value_heads=kv,
+        num_attention_heads=kv * heads,
+        n_groups=groups,
+        mamba_num_heads=groups * heads,
+        norm_eps=draw(st.floats(1e-9, 1e-2)),
+        tie_word_embeddings=draw(st.booleans()),
+        time_step_limit=(low, draw(st.one_of(st.just(math.inf), st.floats(low, 9)))),
+        eos_token_ids=tuple(draw(st.lists(st.integers(0, 99), max_size=3))),
+        bos_token_id=draw(st.none() | st.integers(0, 99)),
+    )
+    kinds = ("gelu_mlp", "tome_mlp", "fused_tome_mlp")
+    projector = ProjectorConfig(
+        kind=draw(st.sampled_from(kinds)),
+        num_tokens=draw(st.integers(1, 16)),
+        token_order=draw(st.sampled_from(["raw", "ascending", "descending"])),
+    )
+    last = backbone.num_hidden_layers - 1
+    layers = sorted(draw(st.sets(st.integers(0, last), max_size=3)))
+    keeps = sorted(draw(st.tuples(*[st.floats(0.01, 1.0)] * len(layers))), reverse=True)
+    stages = tuple(
+        CompressionStage(
+            layer,
+            "attention" if backbone.pattern[layer] == "*" and draw(st.booleans()) else "uniform",
+            keep,
+            transfer=draw(st.booleans()),
+        )
+        for layer, keep in zip(layers, keeps)
+    )
+    template = draw(st.sampled_from(["nano_base", "qwen2"]))
+    return TimeViperConfig(backbone, SIGLIP, projector, stages, template)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(configs())
+def test_config_round_trip(config):
+    text = json.dumps(config_to_dict(config), allow_nan=False)
+    assert config_from_dict(json.loads(text)) == config
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny", "nemotron-nano-9b-v2", "nemotron-nano-12b-v2", "nemotron-h-8b"]
+)
+def test_presets_round_trip(name):
+    text = json.dumps(config_to_dict(preset(name)), allow_nan=False)
+    assert '"inf"' in text
+    assert config_from_dict(json.loads(text)) == preset(name)
+
+
+def test_a_missing_field_has_its_default():
+    assert config_from_dict({}) == TimeViperConfig()
+    assert config_from_dict({"vision": {"image_size": 224}}).vision.hidden_size == 1152
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"depth": 3}, "config.json: config must have only known fields, got depth"),
+        ({"backbone": {"width": 3}}, "backbone must have only known fields, got width"),
+        ({"stages": [{"layer": 1, "keep": 0, "select": "uniform"}]}, r"keep must lie in \(0, 1\]"),
+        ({"stages": [{"layer": 1, "ratio": 1}]}, r"stages\[0\] must have only known fields"),
+        ({"vision": {"hidden_act": "relu"}}, "hidden_act must be one of 'gelu'"),
+        ({"backbone": 3}, "config.json: .*int"),
+    ],
+)
+def test_mistakes_in_our_config(values, words):
+    with pytest.raises(CheckpointError, match=words):
+        config_from_dict(values)
+
+
+@pytest.mark.parametrize("shard", ["5GB", "40KB"])
+def test_round_trip(tmp_path, shard):
+    model = randomise(Whole(CONFIG))
+    target = save_pretrained(
+        model, CONFIG, byte_tokenizer(), tmp_path / "new" / "model", max_shard_size=shard
+    )
+    files = weight_files(target)
+    assert len(files) > 5 if shard == "40KB" else files == [target / "model.safetensors"]
+    seen: list[tuple[int, int]] = []
+    loaded, config, directory = load_pretrained(
+        Whole, target, progress=lambda done, total: seen.append((done, total))
+    )
+    assert (config, directory) == (CONFIG, target)
+    assert read_config(target) == CONFIG
+    assert_same(loaded, dict(model.state_dict()))
+    total = len(model.state_dict())
+    assert seen == [(i + 1, total) for i in range(total)]
+    assert all(p.requires_grad and type(p) is nn.Parameter for p in loaded.parameters())
+    tokenizer = load_tokenizer(directory)
+    assert tokenizer("né</s>").input_ids == byte_tokenizer()("né</s>").input_ids
+
+
+def test_dtype_is_the_one_asked_for(tmp_path):
+    model = randomise(Whole(CONFIG))
+    save_pretrained(model, CONFIG, None, tmp_path / "m")
+    half, _, _ = load_pretrained(Whole, tmp_path / "m", dtype=torch.bfloat16)
+    assert_same(half, {name: value.bfloat16() for name, value in model.state_dict().items()})
+    save_pretrained(half, CONFIG, None, tmp_path / "half")
+    again, _, _ = load_pretrained(Whole, tmp_path / "half")
+    assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
+
+
+def test_tokenizer_files_are_copied_or_absent(tmp_path):
+    source = tmp_path / "source"
+    byte_tokenizer().save_pretrained(source)
+    (source / "secrets.txt").write_text("not a tokenizer file")
+    module = nn.Linear(2, 2)
+    save_pretrained(module, CONFIG, source, tmp_path / "with")
+    assert load_tokenizer(tmp_path / "with")("a").input_ids == [97]
+    assert not (tmp_path / "with" / "secrets.txt").exists()
+    save_pretrained(module, CONFIG, None, tmp_path / "without")
+    assert load_tokenizer(tmp_path / "without") is None
+    (tmp_path / "without" / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match="load_tokenizer: directory must hold a Hugging Face"):
+        load_tokenizer(tmp_path / "without")
+
+
+def test_files_may_be_read_by_whom_the_directory_may(tmp_path):
+    target = save_pretrained(nn.Linear(2, 2), CONFIG, None, tmp_path / "m")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in target.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"] == target.stat().st_mode & 0o666
+
+
+def test_what_is_there_is_not_overwritten_by_accident(tmp_path):
+    target = tmp_path / "m"
+    save_pretrained(nn.Linear(2, 2), CONFIG, None, target)
+    with pytest.raises(CheckpointError, match="directory must be new or empty, got"):
+        save_pretrained(nn.Linear(2, 3), CONFIG, None, target)
+    save_pretrained(nn.Linear(2, 3), CONFIG, None, target, overwrite=True)
+    assert load_file(target / "model.safetensors")["weight"].shape == (3, 2)
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    save_pretrained(nn.Linear(2, 2), CONFIG, None, photos)
+    (photos / "config.json").write_text("{}")
+    (photos / "cat.jpg").write_text("meow")
+    with pytest.raises(CheckpointError, match="be new, empty or a checkpoint to overwrite"):
+        save_pretrained(nn.Linear(2, 2), CONFIG, None, photos, overwrite=True)
+    assert (photos / "cat.jpg").exists()
+    with pytest.raises(CheckpointError, match="directory must be new or empty"):
+        save_pretrained(nn.Linear(2, 2), CONFIG, None, photos / "cat.jpg")
+
+
+def test_an_interrupted_save_leaves_nothing(tmp_path):
+    class Interrupting:
+        def save_pretrained(self, directory: str) -> None:
+            assert (Path(directory) / "model.safetensors").exists()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_pretrained(nn.Linear(2, 2), CONFIG, Interrupting(), tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+    target = save_pretrained(nn.Linear(2, 2), CONFIG, None, tmp_path / "m")
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    with pytest.raises(KeyboardInterrupt):
+        save_pretrained(nn.Linear(2, 3), CONFIG, Interrupting(), target, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+
+def test_a_failed_rename_brings_the_old_checkpoint_back(tmp_path, monkeypatch):
+    target = save_pretrained(nn.Linear(2, 2), CONFIG, None, tmp_path / "m")
+    real = Path.rename
+
+    def rename(self: Path, to: Path) -> Path:
+        if to == target and self.suffix != ".old":
+            raise OSError("disk on fire")
+        return real(self, to)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="disk on fire"):
+        save_pretrained(nn.Linear(2, 3), CONFIG, None, target, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    assert load_file(target / "model.safetensors")["weight"].shape == (2, 2)
+
+
+def test_a_module_without_weights_is_not_saved(tmp_path):
+    with pytest.raises(CheckpointError, match="module must hold weights, got one on the meta"):
+        save_pretrained(meta(nn.Linear, 2, 2), CONFIG, None, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_format_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config.json: file must be readable JSON, got"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(HF_TINY))
+    with pytest.raises(CheckpointError, match="path must be a timeviper_fast checkpoint"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"format": "timeviper_fast", "format_version": 99}')
+    with pytest.raises(CheckpointError, match="format_version must be 1, got 99"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="file must hold a JSON object, got"):
+        read_config(tmp_path)
+
+
+def test_a_path_or_a_hub_id(tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    assert local_directory(tmp_path) == tmp_path
+    (tmp_path / "file").write_text("")
+    for wrong in (tmp_path / "nowhere", tmp_path / "file", "./models/mine", "one", "a/b/c"):
+        with pytest.raises(CheckpointError, match=r"path must be a directory or a Hugging Face"):
+            local_directory(wrong)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="got 'nobody/nothing': no such directory") as caught:
+        local_directory("nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_id_is_downloaded(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    save_pretrained(randomise(Whole(CONFIG)), CONFIG, None, tmp_path / "m")
+    asked = []
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(tmp_path / "m")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert read_config("someone/timeviper") == CONFIG
+    _, _, directory = load_pretrained(Whole, "someone/timeviper")
+    assert directory == tmp_path / "m"
+    assert asked[0] == ("someone/timeviper", ["*.json"])
+    assert "*.safetensors" in asked[-1][1]

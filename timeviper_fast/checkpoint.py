@@ -1,0 +1,402 @@
+"""Checkpoints: our own format, read and written, and models built from other projects' parts.
+
+Own format: `config.json` (with format and version), sharded safetensors under the module's own
+names, tokenizer files. Together with `names.py` the only room that knows other projects' formats.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+
+from timeviper_fast.config import (
+    BackboneConfig,
+    CompressionStage,
+    ProjectorConfig,
+    TimeViperConfig,
+    VisionConfig,
+)
+from timeviper_fast.names import (
+    backbone_config_from_hf,
+    llm_names,
+    projector_from_upstream,
+    stages_from_hf,
+    stages_from_upstream,
+    under,
+    vision_config_from_hf,
+    vision_from_upstream,
+    vision_names,
+    vlm_names,
+)
+from timeviper_fast.weights import (
+    CheckpointError,
+    PathLike,
+    Progress,
+    Source,
+    fail,
+    has_weights,
+    load_weights,
+    read_json,
+    some,
+    tied_names,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "CheckpointError",
+    "Source",
+    "backbone_config_from_hf",
+    "config_from_dict",
+    "config_to_dict",
+    "load_backbone",
+    "load_pretrained",
+    "load_tokenizer",
+    "load_upstream",
+    "load_weights",
+    "local_directory",
+    "read_config",
+    "save_pretrained",
+    "upstream_config",
+]
+
+FORMAT, FORMAT_VERSION = "timeviper_fast", 1
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
+)  # fmt: skip
+
+M = TypeVar("M", bound=nn.Module)
+C = TypeVar("C")
+
+_DOWNLOADED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer*")
+
+
+def local_directory(path_or_hub_id: PathLike, patterns: Sequence[str] = _DOWNLOADED) -> Path:
+    """A local directory as it is, or what a Hugging Face hub id holds under these file patterns.
+
+    Raises:
+        CheckpointError: neither a directory nor a repository that can be reached.
+    """
+    path = Path(path_or_hub_id).expanduser()
+    if path.is_dir():
+        return path
+    name, rule = str(path_or_hub_id), "be a directory or a Hugging Face hub id (owner/name)"
+    if path.exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
+        fail("checkpoint", "path", rule, repr(name))
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    # whatever the network makes the hub's client raise means the same: it is not there
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"checkpoint: path must {rule}, got {name!r}: no such directory, and the hub was not "
+            f"reached or does not have it ({reason})"
+        ) from None
+
+
+def config_to_dict(config: TimeViperConfig) -> dict[str, Any]:
+    """Plain JSON values; an infinite bound is spelled "inf"."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return "inf" if value == math.inf else value
+
+    return plain(asdict(config))
+
+
+def config_from_dict(values: Mapping[str, Any]) -> TimeViperConfig:
+    """The inverse of `config_to_dict`; a missing field has its default.
+
+    Raises:
+        CheckpointError: a field that does not exist, or a value that breaks a rule.
+    """
+    parts = {"backbone": BackboneConfig, "vision": VisionConfig, "projector": ProjectorConfig}
+    try:
+        given = dict(values)
+        for name, kind in parts.items():
+            if name in given:
+                given[name] = _build(kind, given[name], name)
+        if "stages" in given:
+            stages = enumerate(given["stages"])
+            given["stages"] = tuple(_build(CompressionStage, s, f"stages[{i}]") for i, s in stages)
+        return _build(TimeViperConfig, given, "config")
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"config.json: {error}") from None
+
+
+def _build(kind: type[C], values: Mapping[str, Any], owner: str) -> C:
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    strangers = sorted(set(values) - known)
+    if strangers:
+        raise ValueError(f"{owner} must have only known fields, got {some(strangers)}")
+    return kind(**{name: _revive(value) for name, value in values.items()})
+
+
+def _revive(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_revive(item) for item in value)
+    return math.inf if value == "inf" else value
+
+
+def save_pretrained(
+    module: nn.Module,
+    config: TimeViperConfig,
+    tokenizer: Any,
+    directory: PathLike,
+    *,
+    overwrite: bool = False,
+    max_shard_size: int | str = "5GB",
+) -> Path:
+    """Write weights (sharded safetensors), config.json and tokenizer files, all or nothing.
+
+    Args:
+        tokenizer: something with `save_pretrained`, a directory whose tokenizer files are copied,
+            or None.
+        directory: new or empty, unless `overwrite` replaces a checkpoint of this format.
+        max_shard_size: bytes, or a string as "5GB".
+
+    Raises:
+        CheckpointError: the directory holds something else, or the module is on the meta device.
+    """
+    target = Path(directory).expanduser().absolute()
+    if target.exists() and not (target.is_dir() and _may_replace(target, overwrite)):
+        rule = "be new or empty" if not overwrite else "be new, empty or a checkpoint to overwrite"
+        fail("save_pretrained", "directory", rule, target)
+    if any(t.is_meta for t in module.state_dict().values()):
+        fail("save_pretrained", "module", "hold weights", "one on the meta device")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    old = work.with_name(work.name + ".old")
+    try:
+        work.mkdir()
+        _write_weights(module, work, max_shard_size)
+        about = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        text = json.dumps(about | config_to_dict(config), indent=2, allow_nan=False)
+        (work / "config.json").write_text(text + "\n", encoding="utf-8")
+        _write_tokenizer(tokenizer, work)
+        if target.exists():
+            target.rename(old)
+        work.rename(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _may_replace(directory: Path, overwrite: bool) -> bool:
+    if not any(directory.iterdir()):
+        return True
+    config = directory / "config.json"
+    return overwrite and config.is_file() and read_json(config).get("format") == FORMAT
+
+
+def _write_weights(module: nn.Module, directory: Path, max_shard_size: int | str) -> None:
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
+
+    aliases = tied_names(module)
+    state = {k: t.detach() for k, t in module.state_dict().items() if k not in aliases}
+    split = split_torch_state_dict_into_shards(
+        state, max_shard_size=max_shard_size, filename_pattern="model{suffix}.safetensors"
+    )
+    for filename, names in split.filename_to_tensors.items():
+        save_file({n: state[n].contiguous() for n in names}, directory / filename)
+        # safetensors writes files that only their owner can read
+        (directory / filename).chmod(directory.stat().st_mode & 0o666)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        path = directory / "model.safetensors.index.json"
+        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_tokenizer(tokenizer: Any, directory: Path) -> None:
+    if isinstance(tokenizer, (str, os.PathLike)):
+        for name in TOKENIZER_FILES:
+            if (Path(tokenizer) / name).is_file():
+                shutil.copyfile(Path(tokenizer) / name, directory / name)
+    elif tokenizer is not None:
+        tokenizer.save_pretrained(str(directory))
+
+
+def read_config(path_or_hub_id: PathLike) -> TimeViperConfig:
+    """The config of a checkpoint in our own format; no weights are read or downloaded.
+
+    Raises:
+        CheckpointError: no such checkpoint, or another format.
+    """
+    directory = local_directory(path_or_hub_id, ["*.json"])
+    values = read_json(directory / "config.json")
+    if values.pop("format", None) != FORMAT:
+        rule = "be a timeviper_fast checkpoint (other formats are converted first)"
+        fail("from_pretrained", "path", rule, f"{directory} of another format")
+    version = values.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        fail("config.json", "format_version", f"be {FORMAT_VERSION}", version)
+    return config_from_dict(values)
+
+
+def load_tokenizer(directory: PathLike) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that lies beside the weights; None if no tokenizer files do.
+
+    Raises:
+        CheckpointError: the files are there and no tokenizer can be made of them.
+    """
+    if not any((Path(directory) / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    # whatever foreign files make transformers raise means the same
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"load_tokenizer: directory must hold a Hugging Face tokenizer, "
+            f"got {directory} ({reason})"
+        ) from None
+
+
+def load_pretrained(
+    build: Callable[[TimeViperConfig], M],
+    path_or_hub_id: PathLike,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> tuple[M, TimeViperConfig, Path]:
+    """A model in our own format: (module, config, directory with the tokenizer files).
+
+    Args:
+        build: makes the module from its config; it is called on the meta device.
+        path_or_hub_id: local directories come first.
+        device, dtype, progress: see `load_weights`.
+
+    Raises:
+        CheckpointError: no such checkpoint, another format, or weights that do not fit.
+    """
+    directory = local_directory(path_or_hub_id)
+    config = read_config(directory)
+    with torch.device("meta"):
+        module = build(config)
+    load_weights(module, Source(directory), device=device, dtype=dtype, progress=progress)
+    return module, config, directory
+
+
+def upstream_config(
+    llm_dir: PathLike,
+    *,
+    vision: PathLike = "siglip-vit-so400m-384px",
+    arch: str = "tome_mlp-16",
+    pdrop: str | None = None,
+    merge: str = "CrossAttention",
+    template: str = "nano_base",
+) -> TimeViperConfig:
+    """The model's shape from upstream's parts.
+
+    Args:
+        llm_dir: directory (or hub id) with the language model's config.json.
+        vision: upstream's vision backbone id, or a directory with a SigLIP config.json.
+        arch: projector specifier, as "tome_mlp-16".
+        pdrop, merge: TransV, as "uni_7_0.5-attn_39_0.1" (ratios stay) and "CrossAttention"; None
+            takes the stages that config.json holds, if any.
+
+    Raises:
+        ValueError, NotImplementedError: naming the field, the rule and the value.
+    """
+    llm = read_json(local_directory(llm_dir, ["*.json"]) / "config.json")
+    tower = Path(vision) / "config.json"
+    return TimeViperConfig(
+        backbone=backbone_config_from_hf(llm),
+        vision=(
+            vision_config_from_hf(read_json(tower))
+            if tower.is_file()
+            else vision_from_upstream(str(vision))
+        ),
+        projector=projector_from_upstream(arch),
+        stages=stages_from_hf(llm) if pdrop is None else stages_from_upstream(pdrop, merge),
+        template=template,
+    )
+
+
+def load_upstream(
+    build: Callable[[TimeViperConfig], M],
+    config: TimeViperConfig,
+    *,
+    llm_dir: PathLike | None = None,
+    vision_file: PathLike | None = None,
+    vlm_file: PathLike | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> M:
+    """A whole model from upstream's parts; what several hold is taken from the later argument.
+
+    Args:
+        build: makes the module from `config`; it is called on the meta device.
+        llm_dir: language model in Hugging Face's format; may hold no weights if `vlm_file` does.
+        vision_file: SigLIP weights under timm's or Hugging Face's names (file or directory).
+        vlm_file: upstream's flat state dict, of the whole model or a part (file or directory).
+        device, dtype, progress: see `load_weights`.
+
+    Raises:
+        CheckpointError: the parts together do not hold exactly the model's weights.
+    """
+    sources = []
+    if llm_dir is not None:
+        directory = local_directory(llm_dir)
+        if vlm_file is None or has_weights(directory):
+            sources.append(Source(directory, under("backbone.", llm_names(config.stages))))
+    if vision_file is not None:
+        sources.append(Source(vision_file, under("vision.", vision_names(config.vision))))
+    if vlm_file is not None:
+        sources.append(Source(vlm_file, vlm_names(config)))
+    if not sources:
+        fail("load_upstream", "llm_dir, vision_file, vlm_file", "name at least one", "none")
+    with torch.device("meta"):
+        module = build(config)
+    return load_weights(module, *sources, device=device, dtype=dtype, progress=progress)
+
+
+def load_backbone(
+    build: Callable[[BackboneConfig, tuple[CompressionStage, ...]], M],
+    llm_dir: PathLike,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> M:
+    """The language model alone, from a Hugging Face directory or hub id, with the stages that its
+    config.json holds (upstream's does; none otherwise).
+
+    Raises:
+        CheckpointError: no such checkpoint, or weights that do not fit.
+    """
+    directory = local_directory(llm_dir)
+    hf = read_json(directory / "config.json")
+    stages = stages_from_hf(hf)
+    with torch.device("meta"):
+        module = build(backbone_config_from_hf(hf), stages)
+    source = Source(directory, llm_names(stages))
+    return load_weights(module, source, device=device, dtype=dtype, progress=progress)
