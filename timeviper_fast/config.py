@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn
 
 __all__ = [
     "PRESETS",
-    "VISIONPRESETS",
+    "VISION_PRESETS",
     "BackboneConfig",
     "CompressionStage",
     "ProjectorConfig",
@@ -410,7 +410,7 @@ _TINY = TimeViperConfig(
 )
 
 # SigLIP encoders under upstream's ids; timm gives all of them the exact GELU
-VISIONPRESETS = {
+VISION_PRESETS = {
     "siglip-vit-so400m-384px": VisionConfig(),
     "siglip-vit-so400m": VisionConfig(image_size=224),
 } | {
