@@ -1,0 +1,25 @@
+"""Questions and answers about hour-long videos: a lean TimeViper on tvkernels' ops."""
+
+from timeviper_fast.config import (
+    BackboneConfig,
+    CompressionStage,
+    ProjectorConfig,
+    TimeViperConfig,
+    VisionConfig,
+    preset,
+)
+from timeviper_fast.generate import Sampling
+from timeviper_fast.model import Answer, Generation, TimeViper
+
+__all__ = [
+    "Answer",
+    "BackboneConfig",
+    "CompressionStage",
+    "Generation",
+    "ProjectorConfig",
+    "Sampling",
+    "TimeViper",
+    "TimeViperConfig",
+    "VisionConfig",
+    "preset",
+]

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from timeviper_fast.byte_tokenizer import byte_tokenizer
 from timeviper_fast.config import preset
 from timeviper_fast.initialize import init_weights
 from timeviper_fast.model import TimeViper
-from timeviper_fast.video import import_av
-
-if TYPE_CHECKING:
-    import numpy as np
+from timeviper_fast.video import write_video
 
 __all__ = ["QUESTION", "tiny_model", "write_demo_video"]
 
@@ -47,8 +43,6 @@ def write_demo_video(
 ) -> Path:
     """Write an H.264 file of a bright square that crosses a slowly turning sky and comes back.
 
-    The file appears under its name only when it is whole.
-
     Args:
         path: where to; directories are made.
         seconds, fps: length and rate.
@@ -56,33 +50,20 @@ def write_demo_video(
 
     Raises:
         ValueError: a length, rate or size that no such file can have.
-        ImportError: PyAV is not installed.
     """
     if seconds < 1 or fps < 1 or height < 16 or width < 16 or height % 2 or width % 2:
         raise ValueError(
             "write_demo_video: seconds and fps must be positive, height and width even and at "
             f"least 16, got {seconds} s, {fps} fps, {height} x {width}"
         )
-    av = import_av()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with av.open(str(part), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast"})
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            stream.time_base = Fraction(1, fps)
-            for rgb in _scene(seconds * fps, height, width):
-                frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    scene = _scene(seconds * fps, height, width)
+    write_video(path, scene, fps, options={"preset": "ultrafast"})
     return path
 
 
-def _scene(frames: int, height: int, width: int) -> Iterator[np.ndarray]:
+def _scene(frames: int, height: int, width: int) -> Iterator[Tensor]:
     """(height, width, 3) uint8 frames, the same for the same arguments."""
     rows = torch.linspace(0, 1, height).view(-1, 1, 1)
     side = height // 5
@@ -93,4 +74,4 @@ def _scene(frames: int, height: int, width: int) -> Iterator[np.ndarray]:
         way = abs((2 * i / frames) % 2 - 1)  # 1 -> 0 -> 1
         left = int((1 - way) * (width - side))
         picture[2 * side : 3 * side, left : left + side] = torch.tensor([250, 230, 60])
-        yield picture.numpy()
+        yield picture

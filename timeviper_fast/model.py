@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from timeviper_fast.preprocess import resize_normalize
 from timeviper_fast.projector import Projector
 from timeviper_fast.prompt import Prompt, build_prompt, stop_token_ids, video_sentence
 from timeviper_fast.stops import Stop, StopWatch
-from timeviper_fast.video import Video, open_video
+from timeviper_fast.video import Frames, Video, open_video
 from timeviper_fast.vision import VisionTransformer
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ class TimeViper(nn.Module):
         watch = StopWatch(self.device)
         with open_video(video, on_error=on_error) as source:
             with watch.at("decode"):
-                indices = self._whole_clips(source.sample(policy))
+                indices = source.sample(policy)
             with watch.at("prompt") as stop:
                 frames = len(indices)
                 preface = video_sentence(source.duration, frames) if mention_duration else ""
@@ -307,14 +307,10 @@ class TimeViper(nn.Module):
             lost_frames=lost,
         )
 
-    def _whole_clips(self, indices: Tensor) -> Tensor:
-        """Repeat the last frame until the frames fill whole clips."""
-        missing = -len(indices) % self.config.projector.clip_frames
-        return torch.cat([indices, indices[-1:].expand(missing)]) if missing else indices
-
     def _check_fits(self, prompt: Prompt, frames: int, max_new_tokens: int) -> None:
         """Refuse a prompt that is too long before an hour of video is encoded for it."""
-        vision = frames * self.config.tokens_per_frame
+        clip = self.config.projector.clip_frames
+        vision = -(-frames // clip) * clip * self.config.tokens_per_frame
         segment = Segment(prompt.length(vision), prompt.span(vision))
         backbone = self.config.backbone
         lengths = tokens_before_layer((segment,), self.config.stages, backbone.num_hidden_layers)
@@ -339,6 +335,7 @@ class TimeViper(nn.Module):
                 frames = next(batches, None)
             if frames is None:
                 break
+            frames = _whole_clips(frames, clip)
             stop.shape = f"{len(indices)} x {_shape(frames.rgb[0])}"
             with watch.at("resize") as stop:
                 pixels = resize_normalize(
@@ -405,6 +402,15 @@ def _survivors(
         kept = kept.expand(len(record.kept), -1).gather(1, record.kept)
         counts.append(StageCount(record.layer, record.tokens_before, record.tokens_after))
     return tuple(counts), kept
+
+
+def _whole_clips(frames: Frames, clip: int) -> Frames:
+    """Repeat the last frame until the frames fill whole clips."""
+    missing = -len(frames.seconds) % clip
+    if not missing:
+        return frames
+    index = torch.arange(len(frames.seconds) + missing).clamp_max(len(frames.seconds) - 1)
+    return replace(frames, rgb=frames.rgb[index], seconds=frames.seconds[index])
 
 
 def _expect_positive(name: str, value: int | None, unit: str) -> None:
