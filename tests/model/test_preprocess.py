@@ -1,0 +1,129 @@
+"""Resizing against Pillow itself, bit for bit, and the normalisation around it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from timeviper_fast.preprocess import resize_bicubic, resize_normalize
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def noise(frames: int, height: int, width: int, *, extreme: bool = False) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(height * 10_007 + width)
+    rgb = torch.randint(0, 256, (frames, height, width, 3), generator=generator, dtype=torch.uint8)
+    return (rgb > 127).to(torch.uint8) * 255 if extreme else rgb
+
+
+def pillow(rgb: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Pillow's two passes, asked for one at a time: Pillow 13 may swap them in a single resize."""
+    frames = []
+    for frame in rgb.numpy():
+        wide = Image.fromarray(frame).resize((width, frame.shape[0]), Image.Resampling.BICUBIC)
+        frames.append(np.array(wide.resize((width, height), Image.Resampling.BICUBIC)))
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("extreme", [False, True])
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (360, 640, 384),
+        (1080, 1920, 384),
+        (64, 96, 32),
+        (97, 61, 384),
+        (385, 383, 384),
+        (7, 500, 224),
+        (384, 384, 384),
+        (1, 1, 16),
+        (1, 900, 30),
+        (2000, 3, 10),
+        (17, 13, 1),
+    ],
+)
+def test_resize_is_pillows_bit_for_bit(height: int, width: int, size: int, extreme: bool) -> None:
+    rgb = noise(2 if height * width < 10**6 else 1, height, width, extreme=extreme)
+    assert torch.equal(resize_bicubic(rgb, size, size), pillow(rgb, size, size))
+
+
+def test_resize_of_a_landscape_frame_is_pillows_in_one_call() -> None:
+    rgb = noise(1, 270, 480)
+    image = Image.fromarray(rgb[0].numpy()).resize((384, 384), Image.Resampling.BICUBIC)
+    assert torch.equal(
+        resize_bicubic(rgb, 384, 384)[0].permute(1, 2, 0), torch.tensor(np.array(image))
+    )
+
+
+def test_resize_to_a_rectangle_and_of_strided_or_no_frames() -> None:
+    rgb = noise(4, 50, 70)
+    assert torch.equal(resize_bicubic(rgb, 31, 90), pillow(rgb, 31, 90))
+    assert torch.equal(resize_bicubic(rgb[::2], 31, 90), pillow(rgb[::2], 31, 90))
+    flipped = rgb.transpose(1, 2)
+    assert torch.equal(resize_bicubic(flipped, 31, 90), pillow(flipped, 31, 90))
+    assert resize_bicubic(rgb[:0], 31, 90).shape == (0, 3, 31, 90)
+
+
+def test_normalise_is_scale_shift_divide() -> None:
+    rgb = noise(2, 40, 60)
+    mean, std = IMAGENET
+    pixels = resize_normalize(rgb, 32, mean, std)
+    assert pixels.dtype == torch.float32
+    assert pixels.shape == (2, 3, 32, 32)
+    truth = pillow(rgb, 32, 32).double() / 255
+    for channel in range(3):
+        expected = (truth[:, channel] - mean[channel]) / std[channel]
+        torch.testing.assert_close(pixels[:, channel].double(), expected, atol=1e-6, rtol=0)
+    assert resize_normalize(torch.full((1, 4, 4, 3), 255, dtype=torch.uint8), 8).unique() == 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 61), (61, 40), (33, 33)])
+def test_crop_keeps_the_aspect_ratio_and_cuts_the_centre(height: int, width: int) -> None:
+    rgb = noise(1, height, width)
+    shorter = min(height, width)
+    tall, wide = int(24 * height / shorter), int(24 * width / shorter)
+    whole = pillow(rgb, tall, wide)
+    top, left = round((tall - 24) / 2), round((wide - 24) / 2)
+    expected = whole[:, :, top : top + 24, left : left + 24].float() / 127.5 - 1
+    torch.testing.assert_close(resize_normalize(rgb, 24, strategy="crop"), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (33, 33)])
+def test_letterbox_pads_with_the_mean_colour(height: int, width: int) -> None:
+    rgb = noise(1, height, width)
+    mean, std = IMAGENET
+    side = max(height, width)
+    colour = tuple(int(255 * m) for m in mean)
+    image = ImageOps.pad(Image.fromarray(rgb[0].numpy()), (side, side), color=colour)
+    expected = pillow(torch.tensor(np.array(image))[None], 24, 24).float() / 255
+    expected = (expected - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    actual = resize_normalize(rgb, 24, mean, std, strategy="letterbox")
+    torch.testing.assert_close(actual, expected)
+
+
+FRAME = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"rgb": FRAME[0]}, r"rgb must be \(frames, height, width, 3\), got shape \(4, 4, 3\)"),
+        ({"rgb": FRAME[:, :0]}, r"rgb must be \(frames, .*, got shape \(1, 0, 4, 3\)"),
+        ({"rgb": FRAME.float()}, "rgb must be of dtype uint8, got float32"),
+        ({"size": 0}, "size must be at least 1 pixel, got 0"),
+        ({"mean": (0.5,)}, r"mean must have one value per channel \(3\), got \(0.5,\)"),
+        ({"std": (0.5, 0.5)}, r"std must have one value per channel \(3\), got"),
+        ({"std": (0.5, 0.0, 0.5)}, "std must be above 0, got"),
+        ({"strategy": "zoom"}, "strategy must be one of naive, crop, letterbox, got 'zoom'"),
+    ],
+)
+def test_arguments_are_refused_by_name(arguments: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=f"resize_normalize: {words}"):
+        resize_normalize(**{"rgb": FRAME, "size": 4, **arguments})
+
+
+def test_resize_refuses_an_empty_size() -> None:
+    with pytest.raises(ValueError, match="height and width must be at least 1 pixel, got 0, 4"):
+        resize_bicubic(FRAME, 0, 4)

@@ -1,0 +1,170 @@
+"""Frames to pixel values: bicubic resize, bit for bit as Pillow does it, then normalisation.
+
+Pillow resizes 8-bit images in two passes, horizontal then vertical, with weights in 22-bit fixed
+point, and rounds and clamps to 0..255 after each. One float pass differs by up to 21/255. Here
+each pass is a band of small float64 matrix products over the same whole-number weights, whose sums
+are exact, so every device gives the same pixels. (Pillow 13 runs the vertical pass first where the
+height shrinks much more than the width; the order here is that of every earlier version.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+__all__ = ["resize_bicubic", "resize_normalize"]
+
+_FIXED_POINT = 2.0**22
+# output pixels per matrix product: wider blocks multiply by more zeros, narrower ones launch more
+_BLOCK = 16
+
+
+def resize_normalize(
+    rgb: Tensor,
+    size: int,
+    mean: Sequence[float] = (0.5, 0.5, 0.5),
+    std: Sequence[float] = (0.5, 0.5, 0.5),
+    strategy: str = "naive",
+) -> Tensor:
+    """Resize frames to size x size and normalise them: (resize(rgb) / 255 - mean) / std.
+
+    Args:
+        rgb: (T, H, W, 3) uint8, any device.
+        size: pixels per side of the result.
+        mean, std: per channel, in units of 0..1; the defaults are SigLIP's.
+        strategy: "naive" stretches to the square and ignores the aspect ratio (upstream's default);
+            "crop" resizes the shorter side, then cuts the centre; "letterbox" pads to a square with
+            mean * 255, then resizes.
+
+    Returns:
+        (T, 3, size, size) float32 on the device of `rgb`.
+
+    Raises:
+        ValueError: an argument breaks its rule.
+    """
+    _expect_frames("resize_normalize", rgb)
+    _expect_sizes("resize_normalize", "size", (size,))
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != 3:
+            _fail("resize_normalize", name, "have one value per channel (3)", tuple(values))
+    if min(std) <= 0:
+        _fail("resize_normalize", "std", "be above 0", tuple(std))
+    if strategy == "naive":
+        pixels = resize_bicubic(rgb, size, size)
+    elif strategy == "crop":
+        pixels = _resize_then_crop(rgb, size)
+    elif strategy == "letterbox":
+        pixels = resize_bicubic(_pad_to_square(rgb, mean), size, size)
+    else:
+        rule = "be one of naive, crop, letterbox"
+        _fail("resize_normalize", "strategy", rule, repr(strategy))
+    shift, scale = (
+        torch.tensor(values, dtype=torch.float32, device=rgb.device).view(3, 1, 1)
+        for values in (mean, std)
+    )
+    return (pixels.to(torch.float32) / 255 - shift) / scale
+
+
+def resize_bicubic(rgb: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic, antialiased resize, equal to Pillow's of the width and then of the height.
+
+    Args:
+        rgb: (T, H, W, 3) uint8, any device with float64.
+        height, width: pixels of the result.
+
+    Returns:
+        (T, 3, height, width) uint8, channels first.
+
+    Raises:
+        ValueError: an argument breaks its rule.
+    """
+    _expect_frames("resize_bicubic", rgb)
+    _expect_sizes("resize_bicubic", "height and width", (height, width))
+    planes = rgb.permute(0, 3, 1, 2).contiguous()
+    planes = _resample_last(planes, width)
+    return _resample_last(planes.transpose(2, 3), height).transpose(2, 3).contiguous()
+
+
+def _resample_last(x: Tensor, size: int) -> Tensor:
+    """One pass along the last dimension: uint8 (..., n) -> uint8 (..., size)."""
+    if x.shape[-1] == size:
+        return x
+    blocks = []
+    for start, weights in _bands(x.shape[-1], size):
+        window = x[..., start : start + weights.shape[0]].to(torch.float64)
+        fixed = window @ weights.to(x.device)
+        blocks.append(((fixed + _FIXED_POINT / 2) / _FIXED_POINT).floor().clamp(0, 255).byte())
+    return torch.cat(blocks, dim=-1)
+
+
+@lru_cache(maxsize=32)
+def _bands(n: int, size: int) -> list[tuple[int, Tensor]]:
+    """Pillow's weights, cut into blocks of outputs: (first input, (inputs, outputs) weights).
+
+    Output i is centred at c = (i + 0.5) * n / size and takes the inputs whose middle lies within
+    2 * max(n / size, 1) of c; Keys' cubic with a = -0.5, stretched by that factor, gives the
+    weights, which are divided by their sum and rounded to 22-bit fixed point, half away from 0.
+    """
+    scale = n / size
+    stretch = max(scale, 1.0)
+    centres = (torch.arange(size, dtype=torch.float64) + 0.5) * scale
+    first = (centres - 2 * stretch + 0.5).long().clamp(min=0)
+    after = (centres + 2 * stretch + 0.5).long().clamp(max=n)
+    bands = []
+    for outputs in torch.arange(size).split(_BLOCK):
+        start = int(first[outputs[0]])
+        inputs = torch.arange(start, int(after[outputs[-1]]))[:, None]
+        reached = (inputs >= first[outputs]) & (inputs < after[outputs])
+        distance = (inputs - centres[outputs] + 0.5) * (1 / stretch)
+        weights = torch.where(reached, _cubic(distance.abs()), 0.0)
+        fixed = weights / weights.sum(0) * _FIXED_POINT
+        bands.append((start, torch.trunc(fixed + 0.5 * fixed.sign())))
+    return bands
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """Keys' cubic convolution kernel with a = -0.5, at distances x >= 0."""
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * -0.5
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+
+
+def _resize_then_crop(rgb: Tensor, size: int) -> Tensor:
+    height, width = rgb.shape[1:3]
+    shorter = min(height, width)
+    # the longer side is truncated and the crop's corner rounded half to even, as torchvision does
+    new_height, new_width = (int(size * side / shorter) for side in (height, width))
+    pixels = resize_bicubic(rgb, new_height, new_width)
+    top, left = round((new_height - size) / 2), round((new_width - size) / 2)
+    return pixels[:, :, top : top + size, left : left + size]
+
+
+def _pad_to_square(rgb: Tensor, mean: Sequence[float]) -> Tensor:
+    """Centre every frame in a square of the colour mean * 255 (truncated)."""
+    frames, height, width, _ = rgb.shape
+    side = max(height, width)
+    colour = torch.tensor([int(255 * m) for m in mean], dtype=torch.uint8, device=rgb.device)
+    square = colour.expand(frames, side, side, 3).contiguous()
+    top, left = (side - height) // 2, (side - width) // 2
+    square[:, top : top + height, left : left + width] = rgb
+    return square
+
+
+def _expect_frames(op: str, rgb: Tensor) -> None:
+    if rgb.ndim != 4 or rgb.shape[-1] != 3 or 0 in rgb.shape[1:]:
+        _fail(op, "rgb", "be (frames, height, width, 3)", f"shape {tuple(rgb.shape)}")
+    if rgb.dtype != torch.uint8:
+        _fail(op, "rgb", "be of dtype uint8", str(rgb.dtype).removeprefix("torch."))
+
+
+def _expect_sizes(op: str, argument: str, sizes: Sequence[int]) -> None:
+    if min(sizes) < 1:
+        _fail(op, argument, "be at least 1 pixel", ", ".join(map(str, sizes)))
+
+
+def _fail(op: str, argument: str, rule: str, value: object) -> NoReturn:
+    raise ValueError(f"{op}: {argument} must {rule}, got {value}")

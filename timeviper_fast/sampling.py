@@ -1,0 +1,237 @@
+"""Which frames of a video are looked at: pure functions from frame times to frame positions.
+
+A policy is a small frozen dataclass with one method, `choose(seconds, fps, duration)`, that returns
+ascending positions into `seconds`. `parse_policy` reads one from its short text form. Only
+`Upstream` and `VideoChatFlash` may repeat a position, and only to fill a whole 4-frame clip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, floor, isfinite
+from typing import Any, NoReturn, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Fps", "Policy", "Uniform", "Upstream", "VideoChatFlash", "parse_policy"]
+
+CLIP_FRAMES = 4
+# a millionth of a sampling interval: times that differ by rounding alone count as equal
+_TIE = 1e-6
+
+
+class Policy(Protocol):
+    """Chooses frames of a video."""
+
+    def choose(self, seconds: Tensor, fps: float, duration: float) -> Tensor:
+        """Positions of the frames to look at.
+
+        Args:
+            seconds: (T,) float64, presentation time of every frame, ascending, T >= 1.
+            fps: average frames per second of the video.
+            duration: seconds from the first frame's appearance to the last one's end.
+
+        Returns:
+            (n,) int64 positions into `seconds`, ascending, 1 <= n.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Fps:
+    """`fps` frames per second of presentation time, whatever the file's own rate does.
+
+    For the instants t0, t0 + 1/fps, ... up to the video's end the frame nearest in time is chosen
+    (the earlier one of two equally near). A frame is chosen once, so where the file has fewer
+    frames than asked for, each of them is taken. On a constant rate these are upstream's
+    positions round(k * file_fps / fps). If more than `max_frames` result, that many of them are
+    kept, spread evenly over the whole video (upstream cuts the end off: policy `upstream`).
+    """
+
+    fps: float = 1.0
+    max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        _expect_fps("fps", self.fps)
+        if self.max_frames is not None:
+            _expect_count("fps", "max", self.max_frames)
+
+    def choose(self, seconds: Tensor, fps: float, duration: float) -> Tensor:
+        elapsed = seconds - seconds[0]
+        end = elapsed.new_tensor([max(duration, float(elapsed[-1]))])
+        # frame i is the nearest one from the middle before it to the middle after it, so it is
+        # chosen where an instant k / fps falls between the two; linear in T, whatever the times
+        middles = (elapsed + torch.cat([elapsed[1:], end])) / 2
+        passed = torch.floor(middles * self.fps + _TIE)
+        chosen = torch.ones(len(seconds), dtype=torch.bool)
+        chosen[1:] = passed[1:] > passed[:-1]
+        positions = chosen.nonzero().squeeze(1)
+        if self.max_frames is None or len(positions) <= self.max_frames:
+            return positions
+        return positions[_interval_centres(self.max_frames, len(positions))]
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """`frames` frames spread evenly over the file's frames, all of them if it has fewer."""
+
+    frames: int
+
+    def __post_init__(self) -> None:
+        _expect_count("uniform", "frames", self.frames)
+
+    def choose(self, seconds: Tensor, fps: float, duration: float) -> Tensor:
+        return _interval_centres(self.frames, len(seconds))
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """The rule of upstream TimeViper's evaluation, by frame number and average rate.
+
+    Positions round(k * file_fps / fps) in float32, half to even; of more than `max_frames` the
+    first ones are kept and the rest of the video is not seen; the last position is repeated up to
+    a multiple of 4; fewer than `min_frames` are replaced by `min_frames` uniform ones (all frames,
+    possibly no multiple of 4, where the video has fewer).
+    """
+
+    fps: float = 1.0
+    max_frames: int = 256
+    min_frames: int = 32
+
+    def __post_init__(self) -> None:
+        _expect_fps("upstream", self.fps)
+        _expect_count("upstream", "max", self.max_frames)
+        _expect_count("upstream", "min", self.min_frames)
+
+    def choose(self, seconds: Tensor, fps: float, duration: float) -> Tensor:
+        total = len(seconds)
+        step = fps / self.fps
+        positions = torch.arange(0, total, step, dtype=torch.float32).round().long()
+        positions = _fill_clips(positions[positions < total][: self.max_frames])
+        if len(positions) < self.min_frames:
+            return _interval_centres(self.min_frames, total)
+        return positions
+
+
+@dataclass(frozen=True)
+class VideoChatFlash:
+    """VideoChat-Flash's duration rule: one frame per second in whole 4-frame clips.
+
+    4 * floor(duration / 4) frames, at least 4, clamped to [`min_frames`, `max_frames`] and to the
+    whole clips that the video has, each from the middle of its interval. A video of fewer than
+    4 frames is one clip that repeats its last frame.
+    """
+
+    min_frames: int = 64
+    max_frames: int = 512
+
+    def __post_init__(self) -> None:
+        _expect_count("videochat-flash", "min", self.min_frames)
+        _expect_count("videochat-flash", "max", self.max_frames)
+        if self.min_frames > self.max_frames:
+            _fail("videochat-flash: min", f"be at most max ({self.max_frames})", self.min_frames)
+
+    def choose(self, seconds: Tensor, fps: float, duration: float) -> Tensor:
+        total = len(seconds)
+        count = max(_whole_clips(duration), CLIP_FRAMES)
+        count = min(max(count, self.min_frames), self.max_frames)
+        if total < CLIP_FRAMES:
+            return _fill_clips(torch.arange(total))
+        edges = _edges(min(count, _whole_clips(total)), total)
+        return (edges[:-1] + edges[1:] - 1) // 2
+
+
+def parse_policy(text: str | Policy) -> Policy:
+    """Read a sampling policy; one that is already built is returned as it is.
+
+    The forms: `fps` or `fps:RATE[:max=N]`, `uniform:N`, `upstream[:fps=RATE][:max=N][:min=N]`,
+    `videochat-flash[:max=N][:min=N]`.
+
+    Raises:
+        ValueError: names the part of the text that breaks a rule, the rule and the value.
+    """
+    if not isinstance(text, str):
+        return text
+    name, *parts = text.strip().split(":")
+    if name == "fps":
+        rate = parts.pop(0) if parts and "=" not in parts[0] else "1"
+        return Fps(_number(text, "fps", rate), **_options(text, parts, ("max",)))
+    if name == "uniform":
+        if len(parts) != 1:
+            _fail(f"policy {text!r}", "have the form uniform:N (N frames)", repr(text))
+        return Uniform(_whole(text, "frames", parts[0]))
+    if name == "upstream":
+        return Upstream(**_options(text, parts, ("fps", "max", "min")))
+    if name == "videochat-flash":
+        return VideoChatFlash(**_options(text, parts, ("max", "min")))
+    _fail(
+        "policy",
+        "be one of fps:RATE[:max=N], uniform:N, upstream, videochat-flash",
+        repr(text),
+    )
+
+
+def _interval_centres(count: int, total: int) -> Tensor:
+    """`count` of `total` positions: centres of equal intervals with truncated edges, or all."""
+    if count >= total:
+        return torch.arange(total)
+    edges = _edges(count, total)
+    return (edges[:-1] + edges[1:]) // 2
+
+
+def _edges(count: int, total: int) -> Tensor:
+    return torch.arange(count + 1) * total // count
+
+
+def _whole_clips(frames: float) -> int:
+    return CLIP_FRAMES * floor(frames / CLIP_FRAMES)
+
+
+def _fill_clips(positions: Tensor) -> Tensor:
+    """Repeat the last position up to a whole number of clips."""
+    missing = CLIP_FRAMES * ceil(len(positions) / CLIP_FRAMES) - len(positions)
+    return torch.cat([positions, positions[-1:].expand(missing)])
+
+
+def _options(text: str, parts: list[str], allowed: tuple[str, ...]) -> dict[str, Any]:
+    """`max=256` and its kin as keyword arguments of the policy."""
+    given: dict[str, Any] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals or key not in allowed:
+            forms = ", ".join(f"{one}=VALUE" for one in allowed)
+            _fail(f"policy {text!r}: option", f"be one of {forms}", repr(part))
+        if key == "fps":
+            given[key] = _number(text, key, value)
+        else:
+            given[f"{key}_frames"] = _whole(text, key, value)
+    return given
+
+
+def _number(text: str, part: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        _fail(f"policy {text!r}: {part}", "be a number", repr(value))
+
+
+def _whole(text: str, part: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        _fail(f"policy {text!r}: {part}", "be a whole number", repr(value))
+
+
+def _expect_fps(policy: str, value: float) -> None:
+    if not (isfinite(value) and value > 0):
+        _fail(f"{policy}: fps", "be a finite number above 0", value)
+
+
+def _expect_count(policy: str, field: str, value: int) -> None:
+    if value < 1:
+        _fail(f"{policy}: {field}", "be at least 1", value)
+
+
+def _fail(what: str, rule: str, value: object) -> NoReturn:
+    raise ValueError(f"{what} must {rule}, got {value}")

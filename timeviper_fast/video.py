@@ -1,0 +1,368 @@
+"""A video, wherever it comes from, to frames: rgb (T, H, W, 3) uint8 with the second of each.
+
+`open_video` takes a video file, a directory of images, an .npz or .npy file, a tensor or an array.
+Frames are read in batches, so an hour of video never lies in memory at once.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from timeviper_fast.sampling import Policy, parse_policy
+from timeviper_fast.video_file import FileReader, VideoError, write_video
+
+__all__ = ["Frames", "Video", "VideoError", "open_video", "read_video", "write_video"]
+
+_IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+# the rate of frames that come without times, as VideoChat-Flash takes image folders
+_DEFAULT_FPS = 1.0
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Some frames of a video.
+
+    Attributes:
+        rgb: (T, H, W, 3) uint8.
+        seconds: (T,) float64, when each is shown.
+        lost_frames: frames of the video that were not decodable up to here (`on_error="use"`).
+    """
+
+    rgb: Tensor
+    seconds: Tensor
+    lost_frames: int = 0
+
+
+class Reader(Protocol):
+    """Where a video's frames come from; `FileReader` says what each attribute means."""
+
+    seconds: Tensor
+    fps: float
+    duration: float
+    size: tuple[int, int]
+    missing: int
+    skipped: int
+
+    def read(self, positions: list[int], faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+        """Pairs (position, (H, W, 3) uint8) for ascending positions; lost ones are left out."""
+        ...
+
+
+class Video:
+    """A video's timeline, and its frames on request. Use it in a `with` block, or `close` it.
+
+    Attributes:
+        name: what it was opened from, for messages.
+        seconds: (T,) float64, when each of its frames is shown.
+        fps: average frames per second.
+        duration: seconds from the first frame's appearance to the last one's end.
+        size: (height, width) in pixels.
+    """
+
+    def __init__(self, name: str, reader: Reader, on_error: str = "raise") -> None:
+        self.name = name
+        self.seconds, self.fps = reader.seconds, reader.fps
+        self.duration, self.size = reader.duration, reader.size
+        self._reader, self._on_error = reader, on_error
+        self._undecodable: set[int] = set()
+        self._reading: Iterator[Frames] | None = None
+        if reader.missing and on_error == "raise":
+            self._refuse(f"it ends early: {reader.missing} of its frames are missing")
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that the source holds."""
+        return len(self.seconds)
+
+    @property
+    def lost_frames(self) -> int:
+        """Frames the file should hold and does not, and those asked for that did not decode."""
+        reader = self._reader
+        return reader.missing + reader.skipped + len(self._undecodable)
+
+    def sample(self, policy: str | Policy = "fps:1") -> Tensor:
+        """Positions (n,) int64 that a sampling policy chooses: see `sampling.parse_policy`."""
+        return parse_policy(policy).choose(self.seconds, self.fps, self.duration)
+
+    def frames(self, indices: Tensor | Sequence[int], batch_size: int = 16) -> Iterator[Frames]:
+        """Decode the frames at `indices`, `batch_size` at a time.
+
+        Args:
+            indices: positions in 0 .. num_frames - 1, ascending; one given twice comes twice.
+            batch_size: frames per batch (the last one may be smaller); it bounds the memory.
+
+        Returns:
+            Batches in order. With `on_error="use"` undecodable frames are left out and counted.
+
+        Raises:
+            ValueError: an argument breaks its rule.
+            VideoError: a frame cannot be decoded, or with `on_error="use"` none of them.
+        """
+        wanted = torch.as_tensor(indices).tolist()
+        if batch_size < 1:
+            raise ValueError(f"frames: batch_size must be at least 1, got {batch_size}")
+        if any(late < early for early, late in pairwise(wanted)):
+            raise ValueError("frames: indices must ascend, got a smaller one after a larger one")
+        if wanted and not 0 <= wanted[0] <= wanted[-1] < self.num_frames:
+            rule = f"lie in 0 .. {self.num_frames - 1}"
+            raise ValueError(f"frames: indices must {rule}, got {wanted[0]} .. {wanted[-1]}")
+        self.close()
+        self._reading = reading = self._batches(Counter(wanted), batch_size)
+        return reading
+
+    def close(self) -> None:
+        """End the reading in progress, if any, and close its file."""
+        if self._reading is not None:
+            self._reading.close()  # type: ignore[attr-defined]
+            self._reading = None
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _batches(self, wanted: Counter[int], batch_size: int) -> Iterator[Frames]:
+        shape = (min(batch_size, wanted.total()), *self.size, 3)
+        positions: list[int] = []
+        rgb, decoded = np.empty(shape, np.uint8), False
+        for position, picture in self._pictures(wanted):
+            for _ in range(wanted[position]):
+                rgb[len(positions)] = picture
+                positions.append(position)
+                if len(positions) == len(rgb):
+                    yield self._batch(rgb, positions)
+                    rgb, positions = np.empty(shape, np.uint8), []
+            decoded = True
+        if positions:
+            yield self._batch(rgb[: len(positions)], positions)
+        if wanted and not decoded:
+            raise VideoError(f"{self.name}: none of the {len(wanted)} frames can be decoded")
+
+    def _batch(self, rgb: np.ndarray, positions: list[int]) -> Frames:
+        return Frames(torch.from_numpy(rgb), self.seconds[positions], self.lost_frames)
+
+    def _pictures(self, wanted: Counter[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """What decodes of the frames wanted; the others are counted, or refused."""
+        faults: list[str] = []
+        due = list(wanted)
+        end = (self.num_frames, None)
+        pictures = self._reader.read(due, faults)
+        done = 0
+        while done < len(due):
+            position, picture = next(pictures, end)
+            while done < len(due) and due[done] < position:
+                self._lose(due[done], faults)
+                done += 1
+            if picture is not None:
+                yield position, picture
+                done += 1
+
+    def _lose(self, position: int, faults: list[str]) -> None:
+        self._undecodable.add(position)
+        if self._on_error == "raise":
+            why = f" ({faults[0]})" if faults else ""
+            at = float(self.seconds[position])
+            self._refuse(f"frame {position} at {at:.3f} s cannot be decoded{why}")
+
+    def _refuse(self, what: str) -> NoReturn:
+        remedy = "on_error='use' takes what can be decoded"
+        raise VideoError(f"{self.name}: {what}; {remedy}")
+
+
+def open_video(
+    source: str | os.PathLike[str] | Tensor | np.ndarray,
+    *,
+    fps: float | None = None,
+    on_error: str = "raise",
+) -> Video:
+    """Open a video of any kind.
+
+    Args:
+        source: a video file; a directory of images, in natural order of their names (frame 2 before
+            frame 10); one image; an .npy file, tensor or array (frames, height, width, 3) uint8; an
+            .npz file with such an array `frames` and, optionally, its `seconds`.
+        fps: frames per second of images and arrays (1 when left out); a file carries its own.
+        on_error: "raise" on frames that are missing or cannot be decoded, or "use" the others and
+            count the lost ones in `lost_frames`.
+
+    Raises:
+        FileNotFoundError: there is nothing at this path.
+        VideoError: it is no video, or not whole; the message names it and says why.
+        ValueError: an argument breaks its rule.
+    """
+    if fps is not None and not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"open_video: fps must be a finite number above 0, got {fps}")
+    if on_error not in ("raise", "use"):
+        raise ValueError(f"open_video: on_error must be one of raise, use, got {on_error!r}")
+    if isinstance(source, (Tensor, np.ndarray)):
+        return Video("frames", _ArrayReader("frames", source, None, fps), on_error)
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or directory")
+    return Video(str(path), _reader(path, fps), on_error)
+
+
+def read_video(
+    source: str | os.PathLike[str] | Tensor | np.ndarray,
+    policy: str | Policy = "fps:1",
+    *,
+    fps: float | None = None,
+    on_error: str = "raise",
+) -> Frames:
+    """The frames of a short video that a policy chooses, all in memory; see `open_video`."""
+    with open_video(source, fps=fps, on_error=on_error) as video:
+        chosen = video.sample(policy)
+        (frames,) = video.frames(chosen, batch_size=len(chosen))
+        return Frames(frames.rgb, frames.seconds, video.lost_frames)
+
+
+def _reader(path: Path, fps: float | None) -> Reader:
+    if path.is_dir():
+        return _ImagesReader(path, _images_in(path), fps)
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path}: the file is empty")
+    if path.suffix.lower() in (".npy", ".npz"):
+        return _ArrayReader(str(path), *_load_array(path), fps)
+    if path.suffix.lower() in _IMAGES:
+        return _ImagesReader(path, [path], fps)
+    if fps is not None:
+        rule = "be left out for a video file (it carries its own times)"
+        raise ValueError(f"open_video: fps must {rule}, got {fps}")
+    return FileReader(path)
+
+
+class _ArrayReader:
+    """Frames that lie in memory, or in a memory-mapped .npy file."""
+
+    def __init__(
+        self,
+        name: str,
+        frames: Tensor | np.ndarray,
+        seconds: np.ndarray | None,
+        fps: float | None,
+    ) -> None:
+        array = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else frames
+        if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
+            have = f"shape {tuple(array.shape)}"
+            raise VideoError(f"{name}: frames must be (frames, height, width, 3), got {have}")
+        if array.dtype != np.uint8:
+            raise VideoError(f"{name}: frames must be of dtype uint8, got {array.dtype}")
+        self._array = array
+        self.size = (array.shape[1], array.shape[2])
+        self.missing = self.skipped = 0
+        self.seconds, self.fps, self.duration = _timeline(name, len(array), seconds, fps)
+
+    def read(self, positions: list[int], faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+        for position in positions:
+            yield position, self._array[position]
+
+
+class _ImagesReader:
+    """A video given as image files; the first one decides the size."""
+
+    def __init__(self, path: Path, files: list[Path], fps: float | None) -> None:
+        if not files:
+            raise VideoError(
+                f"{path}: the directory holds no images ({', '.join(sorted(_IMAGES))})"
+            )
+        self._files = files
+        self.missing = self.skipped = 0
+        self.seconds, self.fps, self.duration = _timeline(str(path), len(files), None, fps)
+        faults: list[str] = []
+        pictures = (_load_image(file, faults) for file in files)
+        first = next((picture for picture in pictures if picture is not None), None)
+        if first is None:
+            raise VideoError(f"{path}: no image of it can be decoded ({faults[0]})")
+        self.size = (first.shape[0], first.shape[1])
+
+    def read(self, positions: list[int], faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+        for position in positions:
+            picture = _load_image(self._files[position], faults)
+            if picture is None:
+                continue
+            if picture.shape[:2] != self.size:
+                have, first = (f"{w}x{h}" for h, w in (picture.shape[:2], self.size))
+                faults.append(f"{self._files[position].name} is {have}, the first image {first}")
+                continue
+            yield position, picture
+
+
+def _timeline(
+    name: str, frames: int, seconds: np.ndarray | None, fps: float | None
+) -> tuple[Tensor, float, float]:
+    """(seconds, fps, duration) of frames that come with their times, or with a rate only."""
+    if seconds is None:
+        rate = fps or _DEFAULT_FPS
+        return torch.arange(frames, dtype=torch.float64) / rate, rate, frames / rate
+    if fps is not None:
+        raise ValueError(f"open_video: fps must be left out where the file has seconds, got {fps}")
+    times = torch.as_tensor(np.asarray(seconds, dtype=np.float64))
+    if times.shape != (frames,):
+        have = tuple(times.shape)
+        raise VideoError(f"{name}: seconds must have one time per frame ({frames}), got {have}")
+    if not (torch.isfinite(times).all() and (times.diff() > 0).all()):
+        raise VideoError(f"{name}: seconds must be finite and ascend, got times that do not")
+    span = float(times[-1] - times[0])
+    # the last frame is taken to last as long as the others do on average
+    rate = (frames - 1) / span if span else _DEFAULT_FPS
+    return times, rate, frames / rate
+
+
+def _load_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """(frames, seconds or None) of an .npy file, memory-mapped, or of an .npz file."""
+    try:
+        if path.suffix.lower() == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False), None
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise VideoError(f"{path}: it cannot be read as a NumPy file ({error})") from error
+    if "frames" not in arrays:
+        names = ", ".join(arrays) or "none"
+        raise VideoError(f"{path}: it must hold an array named frames, got {names}")
+    return arrays["frames"], arrays.get("seconds")
+
+
+def _images_in(path: Path) -> list[Path]:
+    def natural(file: Path) -> list[Any]:
+        parts = re.split(r"(\d+)", file.name)
+        return [int(part) if i % 2 else part.lower() for i, part in enumerate(parts)]
+
+    files = (file for file in path.iterdir() if not file.name.startswith("."))
+    return sorted((file for file in files if file.suffix.lower() in _IMAGES), key=natural)
+
+
+def _load_image(file: Path, faults: list[str]) -> np.ndarray | None:
+    """(H, W, 3) uint8, upright; None, and a word in `faults`, where it cannot be decoded."""
+    try:
+        from PIL import Image, ImageOps
+    except ModuleNotFoundError as error:
+        remedy = 'pip install "timeviper-fast[vision]"'
+        raise VideoError(f"images need the package pillow; {remedy}") from error
+    try:
+        with Image.open(file) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())
+        faults.append(f"{file.name}: {reason}")
+        return None

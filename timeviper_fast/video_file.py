@@ -1,0 +1,453 @@
+"""Video files through PyAV: which frames a file holds, and exactly those frames.
+
+Opening reads the packets once, undecoded: their presentation times number the frames, on constant
+and variable rates alike. Reading then decodes only stretches of packets, each from a key frame to
+the last frame wanted of it, and recognises frames by their time stamps, so a seek that lands early
+costs a little and one that lands late is noticed. Files without usable time stamps (raw streams,
+AVI with B-frames) are decoded from the start and counted instead.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from importlib import import_module
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+__all__ = ["FileReader", "VideoError", "write_video"]
+
+# two stretches this close are decoded as one: draining and refilling the decoder costs more
+_JOIN_PACKETS = 8
+# a jump over fewer packets reads on without decoding, which costs less than a seek
+_SEEK_PACKETS = 256
+
+
+class VideoError(ValueError):
+    """A video that cannot be read, or not whole; one line that names it and says why."""
+
+
+class FileReader:
+    """The frames of one video file, by position in presentation order.
+
+    Frames shown before the first key frame, as in a recording that was cut, cannot be decoded by
+    any player: they are no frames of this video, and `skipped` counts them.
+
+    Colours are swscale's conversion from the colour space that the file states; HDR is not
+    tone-mapped. No file stays open between calls.
+
+    Attributes:
+        seconds: (T,) float64, presentation time of every frame as the file states it
+            (time stamp x time base: a file that starts late starts late here too).
+        fps: average frames per second.
+        duration: seconds from the first frame's appearance to the last one's end.
+        size: (height, width) in pixels, display rotation applied.
+        missing: frames that the file declares and does not hold because it ends early, with the
+            one that is cut off; where it declares a duration only, estimated from that.
+        skipped: frames shown before the first key frame.
+
+    Raises:
+        VideoError: the file is no video, is empty, has no video stream or no decodable frame.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        scan = _scan(path)
+        self._is_timed, self.missing = scan.is_timed, scan.missing
+        self._index = index = _Index(scan.entries)
+        self.skipped = sum(entry.is_shown for entry in scan.entries) - len(index.stamps)
+        if not index.stamps:
+            raise VideoError(f"{path}: it holds no whole video frame{_because(scan.faults)}")
+        ticks = torch.tensor(index.stamps, dtype=torch.float64)
+        self.seconds = ticks * scan.tick.numerator / scan.tick.denominator
+        last = scan.entries[index.packet_of[-1]].duration * scan.tick or 1 / scan.rate
+        self.duration = float((index.stamps[-1] - index.stamps[0]) * scan.tick + last)
+        # the declared rate is exact where it is true, and untrue in some variable-rate files
+        declared, counted = float(scan.rate), len(ticks) / self.duration
+        self.fps = declared if abs(declared / counted - 1) < 0.01 else counted
+        self._coded_size, self._turns = _first_picture(path)
+        height, width = self._coded_size
+        self.size = (width, height) if self._turns % 2 else (height, width)
+
+    def read(
+        self, positions: list[int], faults: list[str], *, may_skip: bool = True
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Decode the frames at `positions` (ascending, each once): pairs (position, (H, W, 3) rgb).
+
+        Frames that are damaged, or may show damage because they follow a damaged frame before the
+        next key frame, are left out; what is wrong with them is added to `faults`.
+        """
+        index = self._index
+        stretches = index.stretches(positions) if may_skip else index.whole(positions)
+        scaling = _av("video.reformatter")
+        reformat, rgb = scaling.VideoReformatter().reformat, scaling.Colorspace.DEFAULT
+        height, width = self._coded_size
+        done = 0
+        with _opened(self.path) as (container, stream):
+            feed = _Feed(container, stream, index, faults)
+            for stretch in stretches:
+                if not feed.reach(stretch.start, may_skip):
+                    break
+                wanted = set(stretch.wanted)
+                for position, picture in self._sound_pictures(stretch, feed, faults):
+                    if position not in wanted:
+                        continue
+                    if may_skip and position != positions[done]:
+                        break
+                    # a stream may change its size midway: every frame takes the first one's;
+                    # PyAV 15 heeds the file's colour matrix only when the target's is named
+                    converted = reformat(picture, width, height, "rgb24", dst_colorspace=rgb)
+                    yield position, np.rot90(converted.to_ndarray(), self._turns)
+                    done = positions.index(position, done) + 1
+                if may_skip and done < len(positions) and positions[done] in wanted:
+                    break
+                stream.codec_context.flush_buffers()
+        if may_skip and done < len(positions):
+            # a seek went astray, frames are damaged, or what the file calls key frames cannot be
+            # started from (periodic intra refresh): the plain way through decides
+            faults.clear()
+            yield from self.read(positions[done:], faults, may_skip=False)
+
+    def _sound_pictures(
+        self, stretch: _Stretch, feed: _Feed, faults: list[str]
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        """The stretch's pictures and positions, without those that damage may have reached."""
+        index = self._index
+        expected, broken = stretch.first, False
+        stop = stretch.stop if self._is_timed else len(index.entries)
+        for picture in _decoded(feed.stream, feed.until(stop), faults):
+            position = index.position_of.get(picture.pts) if self._is_timed else expected
+            if position is None or position < expected:
+                continue  # shown before the key frame, decoded without what it refers to
+            entry = index.entries[index.packet_of[position]]
+            if entry.is_key:
+                broken = False
+            elif any(index.packet_of[i] < stop for i in range(expected, position)):
+                broken = True
+                faults.append("frames are missing between others")
+            if picture.is_corrupt or entry.is_damaged:
+                broken = True
+                faults.append("frames are damaged")
+            # where frames are counted, a lost one makes the number of every later one uncertain
+            broken = broken or (not self._is_timed and bool(faults))
+            expected = position + 1
+            if not broken:
+                yield position, picture
+            if position >= stretch.wanted[-1]:
+                return
+
+
+class _Entry(NamedTuple):
+    """What the index keeps of one packet; times in units of the scan's `tick`."""
+
+    stamp: int
+    dts: int | None
+    duration: int
+    is_key: bool
+    is_shown: bool
+    is_damaged: bool
+
+
+class _Stretch(NamedTuple):
+    """Packets start .. stop - 1, what it takes to decode the frames at the positions `wanted`.
+
+    `first` is the position of the key frame that it starts with.
+    """
+
+    start: int
+    stop: int
+    first: int
+    wanted: list[int]
+
+
+class _Scan(NamedTuple):
+    """What reading its packets undecoded tells about a file; `tick` is in seconds."""
+
+    entries: list[_Entry]
+    tick: Fraction
+    rate: Fraction
+    is_timed: bool
+    missing: int
+    faults: list[str]
+
+
+class _Index:
+    """Which packet holds which frame: positions count frames as shown, numbers packets in file."""
+
+    def __init__(self, entries: list[_Entry]) -> None:
+        self.entries = entries
+        self.number_of: dict[int | None, int] = {
+            entry.stamp: number for number, entry in enumerate(entries)
+        }
+        self.key_stamps: list[int] = []
+        self.key_numbers: list[int] = []
+        for number, entry in enumerate(entries):
+            if entry.is_key and (not self.key_stamps or entry.stamp > self.key_stamps[-1]):
+                self.key_stamps.append(entry.stamp)
+                self.key_numbers.append(number)
+        shown = [
+            number
+            for number, entry in enumerate(entries)
+            if self.key_stamps and entry.is_shown and entry.stamp >= self.key_stamps[0]
+        ]
+        self.packet_of = sorted(shown, key=lambda number: entries[number].stamp)
+        self.stamps = [entries[number].stamp for number in self.packet_of]
+        self.position_of: dict[int | None, int] = {
+            stamp: position for position, stamp in enumerate(self.stamps)
+        }
+
+    def whole(self, positions: list[int]) -> list[_Stretch]:
+        """All packets up to the last of `positions`, as one stretch."""
+        last = max(self.packet_of[position] for position in positions)
+        return [_Stretch(self.key_numbers[0], last + 1, 0, positions.copy())]
+
+    def stretches(self, positions: list[int]) -> list[_Stretch]:
+        """The packets to decode for `positions` (ascending), those of neighbours joined."""
+        found: list[_Stretch] = []
+        for position in positions:
+            # not the last key frame stored, but the last one shown, no later than the frame:
+            # what a key frame overtakes still refers to the one before it
+            key = bisect_right(self.key_stamps, self.stamps[position]) - 1
+            start, stop = self.key_numbers[key], self.packet_of[position] + 1
+            first = bisect_left(self.stamps, self.key_stamps[key])
+            if found and start <= found[-1].stop + _JOIN_PACKETS:
+                found[-1].wanted.append(position)
+                found[-1] = found[-1]._replace(stop=max(found[-1].stop, stop))
+            else:
+                found.append(_Stretch(start, stop, first, [position]))
+        return found
+
+
+class _Feed:
+    """The packets of an opened file, in order, from wherever it is sent."""
+
+    def __init__(
+        self, container: InputContainer, stream: VideoStream, index: _Index, faults: list[str]
+    ) -> None:
+        self.container, self.stream, self.index, self.faults = container, stream, index, faults
+        self.packets = _packets(container, stream, faults)
+        self.next = 0
+
+    def reach(self, number: int, may_seek: bool) -> bool:
+        """Make packet `number` the next one; False where a seek went past it or astray."""
+        if may_seek and number - self.next > _SEEK_PACKETS and not self._seek(number):
+            return False
+        for _ in self.until(number):
+            pass
+        return self.next <= number
+
+    def until(self, stop: int) -> Iterator[Packet]:
+        """The packets up to number `stop`, which comes next then."""
+        for packet in islice(self.packets, max(stop - self.next, 0)):
+            self.next += 1
+            yield packet
+
+    def _seek(self, number: int) -> bool:
+        entry = self.index.entries[number]
+        stamp = entry.stamp if entry.dts is None else min(entry.stamp, entry.dts)
+        try:
+            self.container.seek(stamp, stream=self.stream)
+        except _av("error").FFmpegError:
+            return False
+        self.packets = _packets(self.container, self.stream, self.faults)
+        for packet in self.packets:
+            landed = self.index.number_of.get(packet.pts)
+            if landed is not None:
+                self.packets, self.next = chain([packet], self.packets), landed
+                return True
+        return False
+
+
+def write_video(
+    path: str | os.PathLike[str],
+    frames: Iterable[np.ndarray | Tensor],
+    fps: float | Fraction = 25,
+    *,
+    seconds: Iterable[float] | None = None,
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+) -> None:
+    """Encode frames to a video file, in full or not at all: it appears when it is complete.
+
+    Args:
+        path: the file; its suffix chooses the container (.mp4, .mkv, .ts, ...).
+        frames: (H, W, 3) uint8 each, all of one even height and width; taken one at a time.
+        fps: frames per second, where `seconds` does not say otherwise.
+        seconds: presentation time of every frame, ascending: a variable frame rate.
+        codec: an encoder of FFmpeg that takes yuv420p.
+        options: the encoder's own, as {"g": "250", "crf": "18"}.
+
+    Raises:
+        VideoError: no frames, frames of an odd or changing size, or no such encoder or container.
+    """
+    target = Path(path)
+    partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
+    rate = Fraction(fps).limit_denominator(1001)
+    # the coarsest clock that states the times: some codecs allow no finer one
+    tick = 1 / rate if seconds is None else Fraction(1, 90_000)
+    stamps = count() if seconds is None else (round(Fraction(time) / tick) for time in seconds)
+    av = _av()
+    try:
+        with av.open(str(partial), "w") as container:
+            stream = container.add_stream(codec, rate=rate, options=options or {})
+            stream.codec_context.time_base = tick
+            _encode(container, stream, zip(frames, stamps), target)
+        partial.replace(target)
+    except VideoError:
+        raise
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoError(f"{target}: it cannot be written ({error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _encode(container: Any, stream: Any, stamped_frames: Iterable[Any], target: Path) -> None:
+    stream.pix_fmt = "yuv420p"
+    size: tuple[int, ...] = ()
+    for frame, stamp in stamped_frames:
+        rgb = np.ascontiguousarray(frame)
+        if not size:
+            size = rgb.shape
+            stream.height, stream.width = size[:2]
+        if rgb.shape != size or rgb.ndim != 3 or size[2] != 3 or size[0] % 2 or size[1] % 2:
+            rule = "be (height, width, 3) of one even height and width"
+            raise VideoError(f"{target}: frames must {rule}, got shape {tuple(rgb.shape)}")
+        picture = _av().VideoFrame.from_ndarray(rgb, format="rgb24")
+        picture.pts, picture.time_base = stamp, stream.codec_context.time_base
+        container.mux(stream.encode(picture))
+    if not size:
+        raise VideoError(f"{target}: frames must hold at least one frame, got none")
+    container.mux(stream.encode(None))
+
+
+def _av(module: str = "") -> Any:
+    """PyAV, or the module of it."""
+    try:
+        return import_module(f"av.{module}" if module else "av")
+    except ModuleNotFoundError as error:
+        if error.name != "av":
+            raise
+        remedy = 'pip install "timeviper-fast[video]"'
+        raise VideoError(f"video files need the package av (PyAV); {remedy}") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file and its video stream; closed at the end of the block however it ends."""
+    av = _av()
+    try:
+        container = av.open(str(path))
+    except av.FFmpegError as error:
+        raise VideoError(f"{path}: it cannot be opened as a video ({error.strerror})") from error
+    with container:
+        # FFmpeg draws text files as pictures of a terminal
+        if container.format.name == "tty":
+            raise VideoError(f"{path}: it is a text file, not a video")
+        stream = container.streams.best("video")
+        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+            kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
+            raise VideoError(f"{path}: it has no video stream (it holds {kinds})")
+        stream.thread_type = "AUTO"
+        yield container, stream
+
+
+def _scan(path: Path) -> _Scan:
+    """Read the packets of a file undecoded, and find out whether its end is there."""
+    faults: list[str] = []
+    with _opened(path) as (container, stream):
+        # as the fields of _Entry; the time stamp may still be None
+        packets: list[tuple[Any, ...]] = [
+            (p.pts, p.dts, p.duration or 0, p.is_keyframe, _is_shown(p), p.is_corrupt)
+            for p in _packets(container, stream, faults)
+        ]
+        rate = Fraction(stream.average_rate or stream.guessed_rate or 1)
+        tick = Fraction(stream.time_base or 1)
+        declared_end, unseen = _declared_end(container, stream), stream.frames - len(packets)
+        # AVI stores no presentation times; PyAV then shows the file order, wrong with B-frames
+        reordered = container.format.name == "avi" and stream.codec_context.has_b_frames
+    stamps = {packet[0] for packet in packets}
+    is_timed = not reordered and None not in stamps and len(stamps) == len(packets)
+    if not is_timed:
+        tick = 1 / rate
+        packets = [(i, None, 1, i == 0, *rest) for i, (_, _, _, _, *rest) in enumerate(packets)]
+    entries = [_Entry(*packet) for packet in packets]
+    end = max((entry.stamp + entry.duration for entry in entries), default=0) * tick
+    late = (declared_end - float(end)) * float(rate) if declared_end else 0.0
+    # a declared duration may be rounded or another stream's, a table of samples is exact
+    ends_early = late > 1.5 if unseen > 0 else late > max(2.0, float(rate))
+    if entries and (faults or entries[-1].is_damaged or ends_early):
+        missing = max(unseen, round(late), 0) + 1
+        return _Scan(entries[:-1], tick, rate, is_timed, missing, faults)
+    return _Scan(entries, tick, rate, is_timed, 0, faults)
+
+
+def _declared_end(container: InputContainer, stream: VideoStream) -> float | None:
+    """When the video ends, in seconds of its own clock, if the container says so."""
+    tick = stream.time_base
+    if stream.duration and tick:
+        return float((stream.duration + (stream.start_time or 0)) * tick)
+    if "matroska" in container.format.name:
+        if "DURATION" in stream.metadata:
+            hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+            return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        if container.duration and len(container.streams) == 1:
+            return container.duration / 1e6
+    return None
+
+
+def _packets(container: InputContainer, stream: VideoStream, faults: list[str]) -> Iterator[Packet]:
+    """The stream's packets up to the end of the file or of what can be read of it."""
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
+    except _av().FFmpegError as error:
+        faults.append(str(error.strerror))
+
+
+def _is_shown(packet: Packet) -> bool:
+    """Whether the packet's picture is seen: not cut by an edit list, not a VP8 hidden reference."""
+    if packet.is_discard:
+        return False
+    return packet.stream.codec_context.name not in ("vp8", "libvpx") or bool(bytes(packet)[0] & 16)
+
+
+def _decoded(
+    stream: VideoStream, packets: Iterable[Packet], faults: list[str]
+) -> Iterator[VideoFrame]:
+    """All pictures of the packets, those that the decoder holds back at the end included."""
+    for packet in chain(packets, [None]):
+        try:
+            yield from stream.codec_context.decode(packet)
+        except _av().FFmpegError as error:
+            faults.append(str(error.strerror))
+
+
+def _first_picture(path: Path) -> tuple[tuple[int, int], int]:
+    """(height, width) as coded and quarter turns to the left, from the first decodable frame.
+
+    It takes a decoded frame because PyAV shows the display rotation on those only.
+    """
+    faults: list[str] = []
+    with _opened(path) as (container, stream):
+        for picture in _decoded(stream, _packets(container, stream, faults), faults):
+            return (picture.height, picture.width), round(picture.rotation / 90) % 4
+    raise VideoError(f"{path}: no frame of it can be decoded{_because(faults)}")
+
+
+def _because(faults: list[str]) -> str:
+    return f" ({faults[0]})" if faults else ""
