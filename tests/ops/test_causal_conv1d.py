@@ -1,4 +1,4 @@
-"""The causal convolutions against a float64 tap loop, torch's conv1d, a golden and their laws."""
+"""causal_conv1d_fn against a float64 tap loop, torch's conv1d, a golden and its laws."""
 
 from __future__ import annotations
 
@@ -16,11 +16,7 @@ from safetensors.torch import load_file
 
 from tests.contract import check_contract
 from tests.footprint import largest_tensor
-from tvkernels.causal_conv1d import (
-    causal_conv1d_fn,
-    causal_conv1d_update,
-    causal_conv1d_varlen_states,
-)
+from tvkernels.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
 from tvkernels.core.backend import BackendUnavailable, use_backend
 
 DATA = Path(__file__).parents[1] / "data"
@@ -94,7 +90,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("block", [1 << 18, 60], ids=["whole", "blocks"])
+@pytest.mark.parametrize("block", [1 << 19, 60], ids=["whole", "blocks"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_contract(variant: str, dtype: torch.dtype, block: int) -> None:
@@ -104,7 +100,7 @@ def test_contract(variant: str, dtype: torch.dtype, block: int) -> None:
         check_contract(causal_conv1d_fn, naive_conv, inputs, dtype=dtype, wrt=wrt)
 
 
-@pytest.mark.parametrize("block", [1 << 18, 24], ids=["whole", "blocks"])
+@pytest.mark.parametrize("block", [1 << 19, 24], ids=["whole", "blocks"])
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 9])
 def test_any_width_also_longer_than_the_sequence_or_a_block(width: int, block: int) -> None:
     for seqlen in (1, 2, 7):
@@ -128,7 +124,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("block", [1 << 18, 60], ids=["whole", "blocks"])
+@pytest.mark.parametrize("block", [1 << 19, 60], ids=["whole", "blocks"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout: str, block: int) -> None:
     inputs = conv_inputs(x=LAYOUTS[layout](), **STATES)
@@ -140,7 +136,7 @@ def test_layouts(layout: str, block: int) -> None:
         check_contract(causal_conv1d_fn, naive_conv, inputs)
 
 
-@pytest.mark.parametrize("block", [1 << 18, 60], ids=["whole", "blocks"])
+@pytest.mark.parametrize("block", [1 << 19, 60], ids=["whole", "blocks"])
 def test_output_layout_is_the_inputs(block: int) -> None:
     for x in (randn(2, 6, 23), randn(2, 23, 6).mT):
         with blocks_of(block):
@@ -198,7 +194,7 @@ def project_and_split(golden: dict[str, torch.Tensor], u: torch.Tensor) -> torch
     return (u @ golden["weight.in_proj.weight"].T)[..., 320 : 320 + 448].mT
 
 
-@pytest.mark.parametrize("block", [1 << 18, 5000], ids=["whole", "blocks"])
+@pytest.mark.parametrize("block", [1 << 19, 5000], ids=["whole", "blocks"])
 def test_golden_mixer_convolution(block: int) -> None:
     golden = load_file(DATA / "F_mamba_mixer.safetensors")
     xbc = project_and_split(golden, golden["input"])
@@ -212,113 +208,9 @@ def test_golden_mixer_convolution(block: int) -> None:
     torch.testing.assert_close(final, golden["conv_state"][..., 1:], atol=2e-5, rtol=0)
 
 
-def test_golden_conv_state_after_decode_steps() -> None:
-    golden = load_file(DATA / "F_mamba_mixer.safetensors")
-    weight, bias = golden["weight.conv1d.weight"].squeeze(1), golden["weight.conv1d.bias"]
-    state = golden["conv_state"].clone()
-    steps = project_and_split(golden, golden["step_input"])
-    for t in range(steps.shape[2]):
-        causal_conv1d_update(steps[..., t], state, weight, bias, "silu")
-    torch.testing.assert_close(state, golden["conv_state_after_steps"], atol=2e-5, rtol=0)
-
-
-def naive_update(
-    x: torch.Tensor,
-    conv_state: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    activation: str | None = None,
-    cache_seqlens: torch.Tensor | None = None,
-    conv_state_indices: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One entry and one token at a time, on plain lists of past inputs; (out, new state)."""
-    (batch, _, seqlen), state = x.shape, conv_state.clone()
-    width, state_len = weight.shape[1], state.shape[2]
-    out = torch.zeros_like(x)
-    for b in range(batch):
-        row = b if conv_state_indices is None else int(conv_state_indices[b])
-        if row < 0:
-            continue
-        for t in range(seqlen):
-            if cache_seqlens is None:
-                past = [state[row, :, i].clone() for i in range(state_len)]
-                state[row] = torch.stack([*past, x[b, :, t]][1:], dim=1)
-            else:
-                here = int(cache_seqlens[b]) + t
-                slots = [(here - i) % state_len for i in range(width - 1, 0, -1)]
-                past = [state[row, :, slot].clone() for slot in slots]
-                state[row, :, here % state_len] = x[b, :, t]
-            window = [*past, x[b, :, t]][len(past) + 1 - width :]
-            whole = naive_conv(
-                torch.stack(window, dim=1)[None], weight, bias, None, None, False, activation
-            )
-            out[b, :, t] = whole[0, :, -1]
-    return out, state
-
-
-def run_update(conv_state: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    state = conv_state.clone()
-    return causal_conv1d_update(conv_state=state, **inputs), state
-
-
-UPDATES = {
-    "shift": {},
-    "circular": {"cache_seqlens": torch.tensor([0, 9, 4], dtype=torch.int32)},
-    "rows": {"conv_state_indices": torch.tensor([4, 0, 2], dtype=torch.int32)},
-    "padding": {"conv_state_indices": torch.tensor([-1, 3, -1])},
-    "padding beside row 0": {"conv_state_indices": torch.tensor([-1, 0, 2])},
-    "only padding": {"conv_state_indices": torch.tensor([-1, -1, -1])},
-    "circular rows": {
-        "cache_seqlens": torch.tensor([3, 1, 700]),
-        "conv_state_indices": torch.tensor([4, -1, 2]),
-    },
-}
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("state_len", "seqlen"), [(3, 1), (4, 1), (7, 3), (3, 5)])
-@pytest.mark.parametrize("variant", UPDATES)
-def test_update_contract(variant: str, state_len: int, seqlen: int, dtype: torch.dtype) -> None:
-    rows = 5 if "conv_state_indices" in UPDATES[variant] else 3
-    inputs = {
-        "x": randn(3, 6, seqlen, seed=1),
-        "conv_state": randn(rows, 6, state_len, seed=2),
-        "weight": randn(6, 4, seed=3),
-        "bias": randn(6, seed=4),
-        "activation": "silu",
-        **UPDATES[variant],
-    }
-    check_contract(run_update, naive_update, inputs, dtype=dtype)
-
-
-@pytest.mark.parametrize("circular", [False, True])
-def test_update_layouts_and_two_dimensional_x(circular: bool) -> None:
-    wide = randn(3, 20, seed=1)
-    x, weight = wide[:, 4:10], randn(4, 6, seed=3).mT
-    cache_seqlens = torch.tensor([2, 5, 8]) if circular else None
-    expected, after = naive_update(
-        x[..., None], randn(3, 6, 5, seed=2), weight, cache_seqlens=cache_seqlens
-    )
-    for state in (randn(3, 6, 5), randn(3, 5, 6).mT, randn(3, 12, 10)[:, ::2, ::2]):
-        state.copy_(randn(3, 6, 5, seed=2))
-        out = causal_conv1d_update(x, state, weight, cache_seqlens=cache_seqlens)
-        assert out.shape == (3, 6)
-        torch.testing.assert_close(out, expected[..., 0], **exact)
-        assert torch.equal(state, after)
-
-
-def test_update_is_for_inference() -> None:
-    x, state = randn(2, 6).requires_grad_(), randn(2, 6, 3)
-    out = causal_conv1d_update(x, state, randn(6, 4).requires_grad_())
-    assert not out.requires_grad
-    assert not state.requires_grad
-
-
 def test_parameters_can_be_read_by_name() -> None:
     names = "x weight bias seq_idx initial_states return_final_states final_states_out activation"
     assert list(inspect.signature(causal_conv1d_fn).parameters) == names.split()
-    names = "x conv_state weight bias activation cache_seqlens conv_state_indices"
-    assert list(inspect.signature(causal_conv1d_update).parameters) == names.split()
 
 
 @law
@@ -386,34 +278,6 @@ def test_law_packed_is_each_alone(lengths: list[int], width: int, block: int) ->
     torch.testing.assert_close(packed, torch.cat(alone, dim=2), **exact)
 
 
-@law
-@given(
-    lengths=st.lists(st.integers(0, 6), min_size=1, max_size=5),
-    state_len=st.integers(1, 5),
-    index_dtype=st.sampled_from([torch.int32, torch.int64]),
-)
-def test_law_varlen_states_are_each_alone(
-    lengths: list[int], state_len: int, index_dtype: torch.dtype
-) -> None:
-    x = randn(sum(lengths), 3)
-    cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=index_dtype)
-    states = causal_conv1d_varlen_states(x, cu_seqlens, state_len)
-    assert states.shape == (len(lengths), 3, state_len)
-    for state, part in zip(states, x.split(lengths)):
-        padded = torch.cat([torch.zeros(state_len, 3, dtype=x.dtype), part])
-        assert torch.equal(state, padded[-state_len:].T)
-
-
-def test_varlen_states_of_a_slice_with_nan_beside_it() -> None:
-    wide = randn(9, 12)
-    wide[:4] = torch.nan
-    x = wide[:, 3:9].bfloat16()
-    states = causal_conv1d_varlen_states(x, torch.tensor([0, 4, 6, 9]), 3)
-    assert torch.equal(states[1], torch.cat([torch.zeros(1, 6), x[4:6].float()]).T.bfloat16())
-    assert torch.equal(states[2], x[6:9].T)
-    assert states.mT.is_contiguous()
-
-
 def test_memory_is_linear_in_length() -> None:
     def forward_and_backward(seqlen: int) -> int:
         x = randn(1, seqlen, 20)[..., :8].mT.float().requires_grad_()
@@ -436,23 +300,11 @@ def test_compiles_in_one_graph(backend: str) -> None:
         packed = causal_conv1d_fn(x, weight, seq_idx=SEQ_IDX.int())
         return out + packed, final
 
-    def decode(x: torch.Tensor, weight: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        causal_conv1d_update(x, state, weight, cache_seqlens=torch.tensor([1, 2]))
-        causal_conv1d_update(x, state, weight, conv_state_indices=torch.tensor([1, -1]))
-        varlen = causal_conv1d_varlen_states(x, torch.tensor([0, 1, 2]), 3)
-        return causal_conv1d_update(x, state, weight) + varlen.sum(-1)
-
     x, weight = randn(2, 6, 23).float(), randn(6, 4, seed=1).float()
     with blocks_of(60):
         expected = whole(x, weight)
         got = torch.compile(whole, fullgraph=True, backend=backend)(x, weight)
     torch.testing.assert_close(got, expected)
-    state = randn(2, 6, 3).float()
-    same = state.clone()
-    expected_step = decode(x[..., 0], weight, state)
-    got_step = torch.compile(decode, fullgraph=True, backend=backend)(x[..., 0], weight, same)
-    torch.testing.assert_close(got_step, expected_step)
-    torch.testing.assert_close(same, state)
 
 
 def test_meta_tensors() -> None:
@@ -461,15 +313,10 @@ def test_meta_tensors() -> None:
     out, final = causal_conv1d_fn(x, weight, return_final_states=True, activation="silu")
     assert (out.shape, out.dtype, out.stride()) == (x.shape, x.dtype, x.stride())
     assert (final.shape, final.dtype, final.device.type) == ((2, 6, 3), x.dtype, "meta")
-    rows = torch.zeros(2, dtype=torch.int32, device="meta")
-    step = causal_conv1d_update(x[..., 0], final, weight, None, None, rows, rows)
-    assert (step.shape, step.dtype) == ((2, 6), x.dtype)
-    assert causal_conv1d_varlen_states(x[0].T, rows, 3).shape == (1, 6, 3)
 
 
 X, W, S = torch.zeros(2, 8, 5), torch.zeros(8, 4), torch.zeros(2, 8, 3)
 IDS = torch.zeros(2, 5, dtype=torch.int32)
-ROWS = torch.zeros(2, dtype=torch.int32)
 META = torch.zeros(2, 8, 3, device="meta")
 FN_ERRORS = [
     ({"x": X[0]}, r"causal_conv1d_fn: x must be \(batch, dim, seqlen\), got shape \(8, 5\)"),
@@ -495,28 +342,6 @@ FN_ERRORS = [
     ({"final_states_out": S[:1]}, r"final_states_out must be \(batch, dim, width - 1\) ="),
     ({"final_states_out": S.half()}, "final_states_out must be of dtype float32, got float16"),
 ]
-UPDATE_ERRORS = [
-    ({"x": X[..., None]}, r"update: x must be \(batch, dim\) or \(batch, dim, seqlen\)"),
-    ({"weight": W[:4]}, r"causal_conv1d_update: weight must be \(dim, width\) = \(8, any\)"),
-    ({"activation": "gelu"}, "activation must be None, 'silu' or 'swish', got 'gelu'"),
-    ({"conv_state": S[:1]}, r"conv_state must be \(batch, dim, state_len\) = \(2, 8, any\)"),
-    ({"conv_state": S.half()}, "conv_state must be of dtype float32, got float16"),
-    ({"conv_state": S[..., :2]}, "conv_state must have state_len of at least width - 1 = 3, got 2"),
-    ({"conv_state": META}, r"conv_state must lie on the device of x \(cpu\), got meta"),
-    ({"cache_seqlens": ROWS[:1]}, r"cache_seqlens must be \(batch,\) = \(2\), got shape \(1,\)"),
-    ({"cache_seqlens": S[0, :2, 0]}, "cache_seqlens must be of dtype int32, int64"),
-    ({"conv_state_indices": ROWS[:1]}, r"conv_state_indices must be \(batch,\) = \(2\)"),
-    ({"conv_state_indices": S[0, :2, 0]}, "conv_state_indices must be of dtype int32, int64"),
-]
-VARLEN_ERRORS = [
-    ({"x": X}, r"varlen_states: x must be \(total_tokens, dim\), got shape"),
-    ({"x": X[0].int()}, "x must be of dtype .*, got int32"),
-    ({"cu_seqlens": IDS}, r"cu_seqlens must be \(batch \+ 1,\), got shape \(2, 5\)"),
-    ({"cu_seqlens": ROWS[:0]}, r"cu_seqlens must be \(batch \+ 1,\), the first of them 0"),
-    ({"cu_seqlens": ROWS.float()}, "cu_seqlens must be of dtype int32, int64, got float32"),
-    ({"cu_seqlens": ROWS.to("meta")}, r"cu_seqlens must lie on the device of x \(cpu\), got meta"),
-    ({"state_len": 0}, "state_len must be at least 1, got 0"),
-]
 
 
 @pytest.mark.parametrize(("changes", "sentence"), FN_ERRORS)
@@ -525,26 +350,6 @@ def test_fn_errors(changes: dict[str, Any], sentence: str) -> None:
         causal_conv1d_fn(**{"x": X, "weight": W, **changes})
 
 
-@pytest.mark.parametrize(("changes", "sentence"), UPDATE_ERRORS)
-def test_update_errors(changes: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        causal_conv1d_update(**{"x": X, "conv_state": S.clone(), "weight": W, **changes})
-
-
-@pytest.mark.parametrize(("changes", "sentence"), VARLEN_ERRORS)
-def test_varlen_errors(changes: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        causal_conv1d_varlen_states(**{"x": X[0], "cu_seqlens": ROWS, "state_len": 3, **changes})
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: causal_conv1d_fn(X, W),
-        lambda: causal_conv1d_update(X, S.clone(), W),
-        lambda: causal_conv1d_varlen_states(X[0], ROWS, 3),
-    ],
-)
-def test_triton_is_not_built(call: Any) -> None:
+def test_triton_is_not_built() -> None:
     with use_backend("triton"), pytest.raises(BackendUnavailable, match="causal_conv1d: it has no"):
-        call()
+        causal_conv1d_fn(X, W)

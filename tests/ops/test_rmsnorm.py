@@ -85,7 +85,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("block", [1 << 18, 60], ids=["whole", "blocks"])
+@pytest.mark.parametrize("block", [1 << 19, 60], ids=["whole", "blocks"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("is_rms_norm", [True, False], ids=["rms", "layer"])
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -103,7 +103,7 @@ def test_rmsnorm_fn_is_layernorm_fn_without_the_mean() -> None:
     assert not torch.allclose(rmsnorm_fn(**inputs), layernorm_fn(**inputs), atol=0.1)
 
 
-@pytest.mark.parametrize("block", [1 << 18, 60], ids=["whole", "blocks"])
+@pytest.mark.parametrize("block", [1 << 19, 60], ids=["whole", "blocks"])
 def test_against_torch(block: int) -> None:
     x, weight, bias = randn(7, 24).float(), randn(24, seed=1).float(), randn(24, seed=2).float()
     with patch(BLOCK, block):
@@ -112,7 +112,7 @@ def test_against_torch(block: int) -> None:
     torch.testing.assert_close(layer, F.layer_norm(x, (24,), weight, bias, 1e-6))
 
 
-@pytest.mark.parametrize("block", [1 << 18, 60], ids=["whole", "blocks"])
+@pytest.mark.parametrize("block", [1 << 19, 60], ids=["whole", "blocks"])
 @pytest.mark.parametrize("layout", ["slice", "transposed", "expanded", "strided"])
 def test_layouts(layout: str, block: int) -> None:
     x, z = {

@@ -15,8 +15,9 @@ from torch import Tensor
 
 __all__ = ["causal_conv1d_fn_ref", "causal_conv1d_update_ref", "causal_conv1d_varlen_states_ref"]
 
-# elements of x per block: its float32 temporaries stay in a core's share of the cache
-BLOCK_ELEMENTS = 1 << 18
+# elements of x per block: its float32 temporaries stay in the cache, and the threads of one
+# operation have enough to do that meeting at its end costs little
+BLOCK_ELEMENTS = 1 << 19
 # rows per block at least, for layouts whose rows are not contiguous
 MIN_ROWS = 32
 
@@ -130,11 +131,8 @@ def _window(rows: Tensor, before: Tensor | None, start: int, stop: int, width: i
 
 
 def _ids_window(seq_idx: Tensor | None, start: int, stop: int, width: int) -> Tensor | None:
-    """`_window` of seq_idx; -1, which is no sequence, stands before row 0."""
-    if seq_idx is None:
-        return None
-    ids = seq_idx.unsqueeze(-1)
-    return _window(ids, ids.new_full((len(ids), width - 1, 1), -1), start, stop, width)
+    """`_window` of seq_idx; what stands before row 0 does not matter, since x is 0 there."""
+    return None if seq_idx is None else _window(seq_idx.unsqueeze(-1), None, start, stop, width)
 
 
 class _FirByBlocks(torch.autograd.Function):

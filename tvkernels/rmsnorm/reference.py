@@ -14,8 +14,9 @@ from torch import Tensor
 
 __all__ = ["layernorm_fn_ref", "rms_norm_ref", "rmsnorm_fn_ref"]
 
-# elements of x per block: its float32 temporaries stay in a core's share of the cache
-BLOCK_ELEMENTS = 1 << 18
+# elements of x per block: its float32 temporaries stay in the cache, and the threads of one
+# operation have enough to do that meeting at its end costs little
+BLOCK_ELEMENTS = 1 << 19
 
 
 class _Form(NamedTuple):
