@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from timeviper_fast.sampling import Policy, parse_policy
-from timeviper_fast.video_file import FileReader, VideoError, write_video
+from timeviper_fast.video_file import FileReader, VideoError
+from timeviper_fast.video_writer import write_video
 
 __all__ = ["Frames", "Video", "VideoError", "open_video", "read_video", "write_video"]
 

@@ -9,19 +9,17 @@ AVI with B-frames) are decoded from the start and counted instead.
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from importlib import import_module
-from itertools import chain, count, islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["FileReader", "VideoError", "write_video"]
+__all__ = ["FileReader", "VideoError", "import_av"]
 
 # two stretches this close are decoded as one: draining and refilling the decoder costs more
 _JOIN_PACKETS = 8
@@ -93,7 +91,7 @@ class FileReader:
         """
         index = self._index
         stretches = index.stretches(positions) if may_skip else index.whole(positions)
-        scaling = _av("video.reformatter")
+        scaling = import_av("video.reformatter")
         reformat, rgb = scaling.VideoReformatter().reformat, scaling.Colorspace.DEFAULT
         height, width = self._coded_size
         done = 0
@@ -261,7 +259,7 @@ class _Feed:
         stamp = entry.stamp if entry.dts is None else min(entry.stamp, entry.dts)
         try:
             self.container.seek(stamp, stream=self.stream)
-        except _av("error").FFmpegError:
+        except import_av("error").FFmpegError:
             return False
         self.packets = _packets(self.container, self.stream, self.faults)
         for packet in self.packets:
@@ -272,69 +270,7 @@ class _Feed:
         return False
 
 
-def write_video(
-    path: str | os.PathLike[str],
-    frames: Iterable[np.ndarray | Tensor],
-    fps: float | Fraction = 25,
-    *,
-    seconds: Iterable[float] | None = None,
-    codec: str = "libx264",
-    options: dict[str, str] | None = None,
-) -> None:
-    """Encode frames to a video file, in full or not at all: it appears when it is complete.
-
-    Args:
-        path: the file; its suffix chooses the container (.mp4, .mkv, .ts, ...).
-        frames: (H, W, 3) uint8 each, all of one even height and width; taken one at a time.
-        fps: frames per second, where `seconds` does not say otherwise.
-        seconds: presentation time of every frame, ascending: a variable frame rate.
-        codec: an encoder of FFmpeg that takes yuv420p.
-        options: the encoder's own, as {"g": "250", "crf": "18"}.
-
-    Raises:
-        VideoError: no frames, frames of an odd or changing size, or no such encoder or container.
-    """
-    target = Path(path)
-    partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
-    rate = Fraction(fps).limit_denominator(1001)
-    # the coarsest clock that states the times: some codecs allow no finer one
-    tick = 1 / rate if seconds is None else Fraction(1, 90_000)
-    stamps = count() if seconds is None else (round(Fraction(time) / tick) for time in seconds)
-    av = _av()
-    try:
-        with av.open(str(partial), "w") as container:
-            stream = container.add_stream(codec, rate=rate, options=options or {})
-            stream.codec_context.time_base = tick
-            _encode(container, stream, zip(frames, stamps), target)
-        partial.replace(target)
-    except VideoError:
-        raise
-    except (av.FFmpegError, ValueError) as error:
-        raise VideoError(f"{target}: it cannot be written ({error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _encode(container: Any, stream: Any, stamped_frames: Iterable[Any], target: Path) -> None:
-    stream.pix_fmt = "yuv420p"
-    size: tuple[int, ...] = ()
-    for frame, stamp in stamped_frames:
-        rgb = np.ascontiguousarray(frame)
-        if not size:
-            size = rgb.shape
-            stream.height, stream.width = size[:2]
-        if rgb.shape != size or rgb.ndim != 3 or size[2] != 3 or size[0] % 2 or size[1] % 2:
-            rule = "be (height, width, 3) of one even height and width"
-            raise VideoError(f"{target}: frames must {rule}, got shape {tuple(rgb.shape)}")
-        picture = _av().VideoFrame.from_ndarray(rgb, format="rgb24")
-        picture.pts, picture.time_base = stamp, stream.codec_context.time_base
-        container.mux(stream.encode(picture))
-    if not size:
-        raise VideoError(f"{target}: frames must hold at least one frame, got none")
-    container.mux(stream.encode(None))
-
-
-def _av(module: str = "") -> Any:
+def import_av(module: str = "") -> Any:
     """PyAV, or the module of it."""
     try:
         return import_module(f"av.{module}" if module else "av")
@@ -348,7 +284,7 @@ def _av(module: str = "") -> Any:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file and its video stream; closed at the end of the block however it ends."""
-    av = _av()
+    av = import_av()
     try:
         container = av.open(str(path))
     except av.FFmpegError as error:
@@ -415,7 +351,7 @@ def _packets(container: InputContainer, stream: VideoStream, faults: list[str]) 
         for packet in container.demux(stream):
             if packet.size:
                 yield packet
-    except _av().FFmpegError as error:
+    except import_av().FFmpegError as error:
         faults.append(str(error.strerror))
 
 
@@ -433,7 +369,7 @@ def _decoded(
     for packet in chain(packets, [None]):
         try:
             yield from stream.codec_context.decode(packet)
-        except _av().FFmpegError as error:
+        except import_av().FFmpegError as error:
             faults.append(str(error.strerror))
 
 

@@ -1,0 +1,79 @@
+"""Video files written through PyAV, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from fractions import Fraction
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from timeviper_fast.video_file import VideoError, import_av
+
+__all__ = ["write_video"]
+
+
+def write_video(
+    path: str | os.PathLike[str],
+    frames: Iterable[np.ndarray | Tensor],
+    fps: float | Fraction = 25,
+    *,
+    seconds: Iterable[float] | None = None,
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+) -> None:
+    """Encode frames to a video file, in full or not at all: it appears when it is complete.
+
+    Args:
+        path: the file; its suffix chooses the container (.mp4, .mkv, .ts, ...).
+        frames: (H, W, 3) uint8 each, all of one even height and width; taken one at a time.
+        fps: frames per second, where `seconds` does not say otherwise.
+        seconds: presentation time of every frame, ascending: a variable frame rate.
+        codec: an encoder of FFmpeg that takes yuv420p.
+        options: the encoder's own, as {"g": "250", "crf": "18"}.
+
+    Raises:
+        VideoError: no frames, frames of an odd or changing size, or no such encoder or container.
+    """
+    target = Path(path)
+    partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
+    rate = Fraction(fps).limit_denominator(1001)
+    # the coarsest clock that states the times: some codecs allow no finer one
+    tick = 1 / rate if seconds is None else Fraction(1, 90_000)
+    stamps = count() if seconds is None else (round(Fraction(time) / tick) for time in seconds)
+    av = import_av()
+    try:
+        with av.open(str(partial), "w") as container:
+            stream = container.add_stream(codec, rate=rate, options=options or {})
+            stream.codec_context.time_base = tick
+            _encode(container, stream, zip(frames, stamps), target)
+        partial.replace(target)
+    except VideoError:
+        raise
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoError(f"{target}: it cannot be written ({error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _encode(container: Any, stream: Any, stamped_frames: Iterable[Any], target: Path) -> None:
+    stream.pix_fmt = "yuv420p"
+    size: tuple[int, ...] = ()
+    for frame, stamp in stamped_frames:
+        rgb = np.ascontiguousarray(frame)
+        if not size:
+            size = rgb.shape
+            stream.height, stream.width = size[:2]
+        if rgb.shape != size or rgb.ndim != 3 or size[2] != 3 or size[0] % 2 or size[1] % 2:
+            rule = "be (height, width, 3) of one even height and width"
+            raise VideoError(f"{target}: frames must {rule}, got shape {tuple(rgb.shape)}")
+        picture = import_av().VideoFrame.from_ndarray(rgb, format="rgb24")
+        picture.pts, picture.time_base = stamp, stream.codec_context.time_base
+        container.mux(stream.encode(picture))
+    if not size:
+        raise VideoError(f"{target}: frames must hold at least one frame, got none")
+    container.mux(stream.encode(None))
