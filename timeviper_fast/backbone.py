@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -156,8 +157,8 @@ class Mamba2(nn.Module):
             columns, self.conv1d.weight.squeeze(1), self.conv1d.bias,
             seq_idx=seq_idx, initial_states=before, activation="silu",
         )  # fmt: skip
-        x, B, C = self._split(mixed.transpose(1, 2))
-        out = mamba_chunk_scan_combined(
+        x, B, C = self._split(cast(Tensor, mixed).transpose(1, 2))
+        result = mamba_chunk_scan_combined(
             x, dt, self._A(), B, C, self.config.chunk_size,
             D=self.D.float(), dt_bias=self.dt_bias.float(), dt_softplus=True,
             dt_limit=self.config.time_step_limit, seq_idx=seq_idx,
@@ -165,8 +166,8 @@ class Mamba2(nn.Module):
             return_final_states=state is not None,
         )  # fmt: skip
         if state is None:
-            return out.flatten(2)
-        y, last = out
+            return cast(Tensor, result).flatten(2)
+        y, last = result
         state.ssm.copy_(last)
         state.push_conv(columns)
         return y.flatten(2)
@@ -244,7 +245,7 @@ class HybridBackbone(nn.Module):
 
     def __init__(self, config: BackboneConfig, stages: tuple[CompressionStage, ...] = ()) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.stages = config, stages
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(kind, config) for kind in config.pattern)
         self.transv = nn.ModuleList(TransV(stage, config) for stage in stages)
@@ -315,12 +316,11 @@ class HybridBackbone(nn.Module):
     def _runs(self) -> Iterator[tuple[TransV | None, range]]:
         """Layers between stages: (the stage that opens the run, its layers)."""
         start, opening = 0, None
-        for module in self.transv:
-            layer = module.stage.layer  # type: ignore[union-attr]
-            if layer > start or opening is not None:
-                yield opening, range(start, layer)
-            start, opening = layer, module
-        yield opening, range(start, len(self.layers))  # type: ignore[misc]
+        for stage, module in zip(self.stages, self.transv):
+            if stage.layer > start or opening is not None:
+                yield opening, range(start, stage.layer)
+            start, opening = stage.layer, cast(TransV, module)
+        yield opening, range(start, len(self.layers))
 
     def _check(
         self,

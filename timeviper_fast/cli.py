@@ -34,7 +34,9 @@ from timeviper_fast.config import PRESETS, TimeViperConfig, preset
 from timeviper_fast.demo import QUESTION, tiny_model, write_demo_video
 from timeviper_fast.generate import Sampling
 from timeviper_fast.model import Answer, TimeViper
+from timeviper_fast.sampling import parse_policy
 from timeviper_fast.stops import Stop
+from timeviper_fast.video import open_video
 from tvkernels import BackendUnavailable, explain, use_backend
 
 app = typer.Typer(
@@ -83,12 +85,18 @@ def ask(
 ) -> None:
     """Answer a question about a video."""
     sampling = Sampling(temperature, top_k, top_p, seed)
-    with _backend(backend), _progress() as progress:
+    parse_policy(sample)
+    # a mistake in the video's name is not worth loading a model for
+    with (
+        _backend(backend),
+        _progress() as progress,
+        open_video(video, on_error="use" if salvage else "raise") as source,
+    ):
         loaded = TimeViper.from_pretrained(
             model, device=device, dtype=_dtype(dtype), progress=partial(progress, "weights")
         )
         answer = loaded.ask(
-            video,
+            source,
             question,
             policy=sample,
             max_new_tokens=max_new_tokens,
@@ -97,7 +105,6 @@ def ask(
             mention_duration=mention_duration,
             frame_batch=frame_batch,
             chunk=chunk,
-            on_error="use" if salvage else "raise",
             progress=progress,
         )
     _show(answer, times=times, as_json=as_json)
@@ -205,18 +212,20 @@ def main() -> None:
     """Run the command line; mistakes are one line and an exit code."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    error: Exception | KeyboardInterrupt
     try:
         sys.exit(app(arguments, standalone_mode=False))
-    except (KeyboardInterrupt, click.Abort) as error:
-        code, line = 130, "interrupted"
-        trace = error
-    except click.ClickException as error:
-        code, line, trace = 2, error.format_message(), error
-    except (ValueError, OSError, ImportError, NotImplementedError, BackendUnavailable) as error:
-        code, line, trace = 2, str(error) or type(error).__name__, error
+    except (KeyboardInterrupt, click.Abort) as caught:
+        error, code, line = caught, 130, "interrupted"
+    except click.ClickException as caught:
+        error, code, line = caught, 2, caught.format_message()
+    except (ValueError, OSError, ImportError, NotImplementedError, BackendUnavailable) as caught:
+        error, code, line = caught, 2, str(caught) or type(caught).__name__
     if debug:
-        raise trace
-    err.print(f"timeviper-fast: {' '.join(line.split())}", markup=False, highlight=False)
+        raise error
+    err.print(
+        f"timeviper-fast: {' '.join(line.split())}", markup=False, highlight=False, soft_wrap=True
+    )
     sys.exit(code)
 
 

@@ -406,7 +406,7 @@ _TINY = TimeViperConfig(
         num_hidden_layers=3,
         num_attention_heads=4,
     ),
-    stages=(CompressionStage(5, "uniform", 0.5), CompressionStage(8, "attention", 0.1)),
+    stages=(CompressionStage(2, "uniform", 0.5), CompressionStage(8, "attention", 0.1)),
 )
 
 # SigLIP encoders under upstream's ids; timm gives all of them the exact GELU

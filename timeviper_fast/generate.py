@@ -99,8 +99,7 @@ def prefill(
     config = backbone.config
     if seqlen == 0:
         raise ValueError("prefill: the prompt must have at least one token, got 0")
-    stages = tuple(module.stage for module in backbone.transv)
-    lengths = tokens_before_layer((segment,), stages, config.num_hidden_layers)
+    lengths = tokens_before_layer((segment,), backbone.stages, config.num_hidden_layers)
     check_window(config, lengths, max_new_tokens)
     capacities = [length + max_new_tokens for length in lengths]
     cache = HybridCache(

@@ -231,8 +231,8 @@ class TimeViper(nn.Module):
         more memory than a minute.
 
         Args:
-            video: a file, a directory of images, an .npz or .npy file, or a (frames, height, width,
-                3) uint8 tensor or array.
+            video: a file, a directory of images, an .npz or .npy file, a (frames, height, width, 3)
+                uint8 tensor or array, or an opened `Video`.
             question: the question, or a conversation as [{"role": ..., "content": ...}, ...] that
                 ends with the user.
             policy: which frames are looked at: "fps:1", "fps:2:max=256", "uniform:32", "upstream"
@@ -243,7 +243,8 @@ class TimeViper(nn.Module):
             mention_duration: tell the model how long the video is and how many frames it sees.
             frame_batch: frames encoded at a time; 256 on CUDA, else 16.
             chunk: prompt tokens per pass through the LLM; the answer does not depend on it.
-            on_error: "raise" on damaged video, or "use" what can be decoded.
+            on_error: "raise" on damaged video, or "use" what can be decoded (an opened `Video`
+                knows already).
             on_text: called with each piece of the answer as it appears.
             progress: called with (what, done, total) during long work.
 
@@ -256,7 +257,8 @@ class TimeViper(nn.Module):
         _expect_positive("chunk", chunk, "tokens")
         _expect_positive("frame_batch", frame_batch, "frames")
         watch = StopWatch(self.device)
-        with open_video(video, on_error=on_error) as source:
+        opened = video if isinstance(video, Video) else open_video(video, on_error=on_error)
+        with opened as source:
             with watch.at("decode"):
                 indices = source.sample(policy)
             with watch.at("prompt") as stop:
@@ -389,7 +391,7 @@ class TimeViper(nn.Module):
                 progress("tokens", len(ids), max_new_tokens)
         if streamer is not None:
             streamer.end()
-        return ids, tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return ids, str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def _survivors(

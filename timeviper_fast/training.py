@@ -67,8 +67,8 @@ def _supervised(
     if labels.shape != (total,):
         raise ValueError(f"packed_loss: labels must be ({total},), got {tuple(labels.shape)}")
     left = segments
-    for module in backbone.transv:
-        left = shorten(left, module.stage)  # type: ignore[arg-type]
+    for stage in backbone.stages:
+        left = shorten(left, stage)
     positions, start, new_start = [], 0, 0
     for before, after in zip(segments, left):
         at = (labels[start : start + before.length] != IGNORE_INDEX).nonzero().flatten()

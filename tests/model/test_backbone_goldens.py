@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.model.goldens import DROP_ONLY, TRANSV, golden, manifest, tiny_backbone
 
+from tests.model.goldens import DROP_ONLY, TRANSV, golden, manifest, tiny_backbone
 from timeviper_fast.config import Segment, VisualSpan
 from timeviper_fast.generate import decode, prefill
 

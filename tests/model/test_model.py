@@ -74,7 +74,7 @@ def test_ask_walks_through_every_stop(model, video):
         progress=lambda *step: done.append(step),
     )
     assert answer.frame_seconds == pytest.approx([float(i) for i in range(12)], abs=0.051)
-    assert [(s.layer, s.before, s.after) for s in answer.stages] == [(5, 192, 96), (8, 96, 19)]
+    assert [(s.layer, s.before, s.after) for s in answer.stages] == [(2, 192, 96), (8, 96, 19)]
     assert len(answer.kept_seconds) == 19
     assert set(answer.kept_seconds) <= set(answer.frame_seconds)
     assert list(answer.kept_seconds) == sorted(answer.kept_seconds)
@@ -90,7 +90,7 @@ def test_ask_walks_through_every_stop(model, video):
     assert ("frames", 12, 12) in done
     assert len(answer.token_ids) <= 8
     assert answer.finish in ("stop", "length")
-    assert json.loads(json.dumps(answer.to_dict()))["stages"][0]["layer"] == 5
+    assert json.loads(json.dumps(answer.to_dict()))["stages"][0]["layer"] == 2
 
 
 def test_batches_and_chunks_do_not_change_the_answer(model, video):
