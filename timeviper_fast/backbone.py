@@ -15,7 +15,6 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 
 from timeviper_fast.cache import AttentionState, HybridCache, MambaState
 from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig, CompressionStage, Segment
@@ -96,6 +95,9 @@ def _attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if n == m or n == 1:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1, enable_gqa=True)
         return out.transpose(1, 2)
+    # imported late, because torch loads its compiler, and with it Triton, for this class
+    from torch.nn.attention.bias import causal_lower_right
+
     block = n if q.is_cuda else 256
     outs = []
     for start in range(0, n, block):

@@ -61,6 +61,7 @@ __all__ = [
     "backbone_config_from_hf",
     "config_from_dict",
     "config_to_dict",
+    "free_target",
     "load_backbone",
     "load_pretrained",
     "load_tokenizer",
@@ -176,10 +177,7 @@ def save_pretrained(
     Raises:
         CheckpointError: the directory holds something else, or the module is on the meta device.
     """
-    target = Path(directory).expanduser().absolute()
-    if target.exists() and not (target.is_dir() and _may_replace(target, overwrite)):
-        rule = "be new or empty" if not overwrite else "be new, empty or a checkpoint to overwrite"
-        fail("save_pretrained", "directory", rule, target)
+    target = free_target(directory, overwrite)
     if any(t.is_meta for t in module.state_dict().values()):
         fail("save_pretrained", "module", "hold weights", "one on the meta device")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -202,6 +200,19 @@ def save_pretrained(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def free_target(directory: PathLike, overwrite: bool = False) -> Path:
+    """The absolute path of a directory that `save_pretrained` may write.
+
+    Raises:
+        CheckpointError: it holds something that must not be replaced.
+    """
+    target = Path(directory).expanduser().absolute()
+    if target.exists() and not (target.is_dir() and _may_replace(target, overwrite)):
+        rule = "be new or empty" if not overwrite else "be new, empty or a checkpoint to overwrite"
+        fail("save_pretrained", "directory", rule, target)
     return target
 
 

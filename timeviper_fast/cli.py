@@ -168,6 +168,7 @@ def convert(
     overwrite: Annotated[bool, typer.Option(help="Replace an existing directory.")] = False,
 ) -> None:
     """Turn upstream's checkpoints into one directory that `ask` loads."""
+    checkpoint.free_target(output, overwrite)  # known before gigabytes are read
     config = checkpoint.upstream_config(
         llm, vision=vision, arch=arch, pdrop=pdrop, merge=merge, template=template
     )

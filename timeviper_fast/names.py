@@ -15,6 +15,7 @@ from timeviper_fast.config import (
     ATTENTION,
     MAMBA,
     MLP,
+    VISION_PRESETS,
     BackboneConfig,
     CompressionStage,
     ProjectorConfig,
@@ -235,24 +236,6 @@ def projector_from_upstream(arch_specifier: str) -> ProjectorConfig:
     return ProjectorConfig(kind=match[1], num_tokens=int(match[2]))
 
 
-def _siglip_base(image_size: int) -> VisionConfig:
-    return VisionConfig(
-        image_size=image_size,
-        patch_size=16,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-    )
-
-
-_VISION = {
-    "siglip-vit-so400m-384px": VisionConfig(),
-    "siglip-vit-so400m": VisionConfig(image_size=224),
-    **{f"siglip-vit-b16-{size}px": _siglip_base(size) for size in (224, 256, 384)},
-}
-
-
 def vision_from_upstream(vision_backbone_id: str) -> VisionConfig:
     """Upstream's vision backbone ids, for the SigLIP family (timm weights: exact GELU).
 
@@ -260,9 +243,9 @@ def vision_from_upstream(vision_backbone_id: str) -> VisionConfig:
         NotImplementedError: one of upstream's other encoders, or a pair of encoders.
         ValueError: no such id.
     """
-    owner, name, rule = "upstream", "vision_backbone_id", f"be one of {', '.join(_VISION)}"
-    if vision_backbone_id in _VISION:
-        return _VISION[vision_backbone_id]
+    owner, name, rule = "upstream", "vision_backbone_id", f"be one of {', '.join(VISION_PRESETS)}"
+    if vision_backbone_id in VISION_PRESETS:
+        return VISION_PRESETS[vision_backbone_id]
     if re.match(r"dino|internvideo", vision_backbone_id) or "+" in vision_backbone_id:
         _not_built(owner, name, f"{rule} (no other encoder is built)", vision_backbone_id)
     _fail(owner, name, rule, vision_backbone_id)
