@@ -1,0 +1,327 @@
+"""The Mamba-2 scan chunk by chunk, forward and backward: the arithmetic behind `reference.py`.
+
+    S_t = exp(l_t) S_{t-1} + delta_t B_t x_t^T,    y_t = S_t^T C_t + D x_t,    out_t = y_t silu(z_t)
+
+With the decays E_ij = exp(l_{j+1} + ... + l_i) of a chunk and S the state that enters it:
+
+    y_i = sum_{j <= i} E_ij (C_i . B_j) delta_j x_j + exp(l_1 + ... + l_i) S^T C_i + D x_i
+
+Source: Dao & Gu 2024 (arXiv 2405.21060), section 6; the backward is the transpose of each step.
+
+What happens between the tokens of a chunk is done for a span of chunks at once, what happens to the
+state chunk after chunk, so that the state stays in cache.
+
+Layouts: a span of c chunks holds its tensors per head as (c, batch, nheads, q, ...), per group as
+(c, batch, ngroups, q, ...). The heads of a group share B and C: side by side they are the columns
+of one matrix, and a state is (batch * ngroups, d_state, columns), a column for a (head, channel).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["CHUNK", "ChunkScan", "decays", "path_matrix"]
+
+# a longer chunk costs more per pair of tokens, a shorter one more per state: 32 is where they meet
+CHUNK = 32
+# of a span only the first state outlives it, for the backward
+CHUNKS_PER_SPAN = 8
+
+
+def path_matrix(q: int, like: Tensor) -> Tensor:
+    """0/1 matrix (q, q * q + q): column (i, j) marks the tokens j < k <= i, the last q mark k <= i.
+
+    One product of log-decays with it gives every exponent of a chunk as a plain sum. Differences
+    of a running sum would lose the small ones beside one huge step, and so would their gradient.
+    """
+    k = torch.arange(q, device=like.device)
+    upto = k[:, None] <= k
+    between = upto[:, :, None] & (k[:, None] > k)[:, None, :]
+    return torch.cat([between.flatten(1), upto], dim=1).to(like.dtype)
+
+
+def decays(log_decay: Tensor, paths: Tensor) -> Tensor:
+    """exp of the path sums of log_decay (..., q): (..., q * q + q), an exact zero if tiny.
+
+    Pairs j > i have no path: they are 1, never a large exp, and C B^T masks them. Zeros instead of
+    denormal numbers, because those slow down every product they meet.
+    """
+    total = torch.mm(log_decay.reshape(-1, paths.shape[0]), paths)
+    lowest = math.log(_negligible(total.dtype))
+    return (
+        F.threshold(total, lowest, -math.inf, inplace=True)
+        .exp_()
+        .unflatten(0, log_decay.shape[:-1])
+    )
+
+
+class ChunkScan(torch.autograd.Function):
+    """(out, last state, states that enter the chunks) of a scan.
+
+    x, z (batch, seqlen, nheads, headdim), B, C (batch, seqlen, ngroups, d_state), any dtype; delta,
+    log_decay (batch, seqlen, nheads), D (nheads, headdim) and state (header's layout) in the dtype
+    of the computation. The third result, (chunks, *state.shape), is empty unless `keep_states`.
+
+    The backward keeps the inputs only: it walks the states again and holds one per span.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        delta: Tensor,
+        log_decay: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        state: Tensor,
+        keep_states: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(x, delta, log_decay, B, C, D, z, state)
+        out = _dense(x)
+        entering: list[Tensor] | None = [] if keep_states else None
+        last = state.clone()
+        for _, paths, (out_, z_, *inputs) in _spans(delta, out, z, x, delta, log_decay, B, C):
+            piece = _Piece(paths, *inputs)
+            received, last = piece.receive(last, entering)
+            y = piece.outputs(received, D)
+            out_.copy_(y if z is None else y.mul_(F.silu(z_.to(y.dtype))))
+        return out, last, torch.stack(entering) if entering else state.new_empty(0, *state.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, dout: Tensor, dstate: Tensor, dentering: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x, delta, log_decay, B, C, D, z, state = ctx.saved_tensors
+        inputs = (x, delta, log_decay, B, C)
+        grads = [None if t is None else _dense(t) for t in (*inputs, z)]
+        dD = None if D is None else _dense(D).zero_()
+        spans = _spans(delta, dout, z, *inputs, *grads)
+        firsts = [state]
+        for _, paths, (_, _, *rest) in spans[:-1]:
+            firsts.append(_Piece(paths, *rest[:5]).last_state(firsts[-1]))
+        for chunk, paths, (dy, z_, *rest) in reversed(spans):
+            piece, (*dinputs, dz_) = _Piece(paths, *rest[:5]), rest[5:]
+            entering: list[Tensor] = []
+            received, _ = piece.receive(firsts.pop(), entering)
+            dy = dy.to(delta.dtype)
+            if z is not None:
+                dy, dgate = _gate_backward(dy, z_.to(dy.dtype), piece.outputs(received, D))
+                dz_.copy_(dgate)
+            if dD is not None:
+                dD += (dy * piece.x).sum((0, 1, 3))
+            dentering_ = dentering[chunk : chunk + len(entering)]
+            through, dstate = piece.receive_backward(dy, entering, dstate, dentering_)
+            for whole, part in zip(dinputs, piece.outputs_backward(dy, received, through, D)):
+                whole.copy_(part)
+        *dinputs, dz = grads
+        return (*dinputs, dD, dz, dstate, None)
+
+
+class _Step(NamedTuple):
+    """The state's way through one chunk: what is kept of it, per column, and what B and x add."""
+
+    kept: Tensor
+    B: Tensor
+    tokens: Tensor
+
+    def advance(self, state: Tensor) -> Tensor:
+        """The state that leaves the chunk, given the one that enters."""
+        return (state * self.kept).baddbmm_(self.B.transpose(1, 2), self.tokens)
+
+
+class _Through(NamedTuple):
+    """What goes through the state to the cotangents of B, C, the tokens sent, the part kept."""
+
+    b: Tensor
+    c: Tensor
+    sent: Tensor
+    kept: Tensor
+
+
+class _Piece:
+    """One span's inputs in the header's layouts, and the steps of the scan over it."""
+
+    def __init__(
+        self,
+        paths: Tensor,
+        x: Tensor,
+        delta: Tensor,
+        log_decay: Tensor,
+        B: Tensor,
+        C: Tensor,
+    ) -> None:
+        q = paths.shape[0]
+        self.paths, self.ngroups = paths, B.shape[2]
+        self.x, self.delta = x, delta
+        self.B, self.C = (t.to(delta.dtype).contiguous() for t in (B, C))
+        every = decays(log_decay, paths)
+        self.within = every[..., :-q].unflatten(-1, (q, q))
+        self.enter = every[..., -q:]
+        self.leave = self.within[..., -1, :]
+
+    def receive(self, state: Tensor, entering: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+        """What each token reads of the state that enters its chunk, undecayed, and the last state.
+
+        The first is per group (c, batch, ngroups, q, columns). The states that enter the chunks are
+        appended to `entering`.
+        """
+        sent = self._sent()
+        received = torch.empty(sent.shape, dtype=sent.dtype, device=sent.device)
+        for step, C, read in zip(self._steps_of_state(sent), _chunks(self.C), _chunks(received)):
+            if entering is not None:
+                entering.append(state)
+            read.baddbmm_(C, state, beta=0)
+            state = step.advance(state)
+        return received, _settled(state)
+
+    def last_state(self, state: Tensor) -> Tensor:
+        """The second result of `receive`, without the first."""
+        for step in self._steps_of_state(self._sent()):
+            state = step.advance(state)
+        return _settled(state)
+
+    def outputs(self, received: Tensor, D: Tensor | None) -> Tensor:
+        """y of every token (c, batch, nheads, q, headdim)."""
+        y = self._mixing(self._scores()) @ self._steps()
+        self._groups(y).addcmul_(self._by_head(received), self._groups(self.enter)[..., None])
+        return y if D is None else y.addcmul_(self.x, D[:, None])
+
+    def receive_backward(
+        self, dy: Tensor, entering: list[Tensor], dstate: Tensor, dentering: Tensor
+    ) -> tuple[_Through, Tensor]:
+        """From cotangents of y, of the last state and of the entering states to the first's."""
+        steps = self._steps_of_state(self._sent())
+        reads = zip(_chunks(self.C), _chunks(self._columns(dy, self.enter)), entering)
+        parts = []
+        for c, (step, (C, dread, before)) in reversed(list(enumerate(zip(steps, reads)))):
+            dB = step.tokens @ dstate.transpose(1, 2)
+            dC = dread @ before.transpose(1, 2)
+            dsent = step.B @ dstate
+            parts.append(_Through(dB, dC, dsent, (before * dstate).sum(1)))
+            dstate = (dstate * step.kept).baddbmm_(C.transpose(1, 2), dread)
+            if dentering.shape[0]:
+                dstate += dentering[c]
+        joined = (torch.stack(part[::-1]).unflatten(1, self.B.shape[1:3]) for part in zip(*parts))
+        return _Through(*joined), _settled(dstate)
+
+    def outputs_backward(
+        self, dy: Tensor, received: Tensor, through: _Through, D: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Cotangents of x, delta, log_decay (per head), B and C (per group)."""
+        mixing = self._mixing(self._scores())
+        dmixing = dy @ self._steps().transpose(-1, -2)
+        dwithin = dmixing * mixing
+        dscores = self._groups(dmixing.mul_(self.within)).sum(3).tril_()
+        dB = (dscores.transpose(-1, -2) @ self.C).add_(through.b)
+        dC = (dscores @ self.B).add_(through.c)
+        dsteps = mixing.transpose(-1, -2) @ dy
+        dsent = self._by_head(through.sent).flatten(2, 3)
+        dleave = (dsent * self.x).sum(-1) * self.leave
+        ddelta = (dsteps * self.x).sum(-1) + dleave
+        dx = dsteps.addcmul_(dsent, self.leave[..., None]).mul_(self.delta[..., None])
+        if D is not None:
+            dx.addcmul_(dy, D[:, None])
+        # by path: from token to token, into what leaves (the last row), from what enters, through
+        dwithin[..., -1, :] += self.delta * dleave
+        read = (self._groups(dy) * self._by_head(received)).sum(-1).flatten(2, 3)
+        denter = read * self.enter
+        dkept = through.kept.unflatten(-1, (-1, self.x.shape[-1])).sum(-1).flatten(2)
+        denter[..., -1] += dkept * self.enter[..., -1]
+        dlog_decay = torch.cat([dwithin.flatten(-2), denter], dim=-1) @ self.paths.T
+        return dx, ddelta, dlog_decay, dB, dC
+
+    def _steps_of_state(self, sent: Tensor) -> list[_Step]:
+        """What takes the state through each chunk, given `_sent()`."""
+        kept = self.enter[..., -1, None].expand(*self.enter.shape[:-1], self.x.shape[-1])
+        kept = self._groups(kept).flatten(3)[:, :, :, None]
+        return [_Step(*t) for t in zip(_chunks(kept), _chunks(self.B), _chunks(sent))]
+
+    def _sent(self) -> Tensor:
+        """What each token adds to the state that leaves its chunk, but for B."""
+        return self._columns(self.x, self.delta * self.leave)
+
+    def _steps(self) -> Tensor:
+        """delta x, contiguous per head."""
+        steps = torch.empty(self.x.shape, dtype=self.delta.dtype, device=self.x.device)
+        return torch.mul(self.x, self.delta[..., None], out=steps)
+
+    def _scores(self) -> Tensor:
+        """C_i . B_j for j <= i, else 0, per group."""
+        return (self.C @ self.B.transpose(-1, -2)).tril_()
+
+    def _mixing(self, scores: Tensor) -> Tensor:
+        """The matrix from delta x to y within a chunk, per head."""
+        return (self._groups(self.within) * scores[:, :, :, None]).flatten(2, 3)
+
+    def _groups(self, per_head: Tensor) -> Tensor:
+        """(c, batch, nheads, ...) as (c, batch, ngroups, heads of the group, ...)."""
+        return per_head.unflatten(2, (self.ngroups, -1))
+
+    def _columns(self, per_head: Tensor, scale: Tensor) -> Tensor:
+        """per_head * scale as one matrix per group (c, batch, ngroups, q, columns)."""
+        rows = per_head.transpose(2, 3) * scale.transpose(2, 3)[..., None]
+        return rows.unflatten(3, (self.ngroups, -1)).flatten(4).transpose(2, 3)
+
+    def _by_head(self, columns: Tensor) -> Tensor:
+        """The inverse of `_columns`: (c, batch, ngroups, heads of the group, q, headdim)."""
+        return columns.unflatten(4, (-1, self.x.shape[-1])).transpose(3, 4)
+
+
+def _spans(like: Tensor, *tensors: Tensor | None) -> list[tuple[int, Tensor, list[Any]]]:
+    """(first chunk, path matrix, views of the tensors in the header's layouts) of each span.
+
+    The tensors are None or (batch, seqlen, nheads or ngroups, ...); `like` (batch, seqlen, ...) has
+    the dtype of the computation. What is left over of the whole chunks is one short chunk.
+    """
+    whole, rest = divmod(like.shape[1], CHUNK)
+    spans: list[tuple[int, Tensor, list[Any]]] = []
+    for first, chunks, q in ((0, whole, CHUNK), (whole, 1, rest)):
+        if chunks * q == 0:
+            continue
+        paths = path_matrix(q, like)
+        part = slice(first * CHUNK, first * CHUNK + chunks * q)
+        views = [
+            None
+            if t is None
+            else t[:, part].unflatten(1, (chunks, q)).transpose(0, 1).transpose(2, 3)
+            for t in tensors
+        ]
+        for c in range(0, chunks, CHUNKS_PER_SPAN):
+            cut = [None if v is None else v[c : c + CHUNKS_PER_SPAN] for v in views]
+            spans.append((first + c, paths, cut))
+    return spans
+
+
+def _dense(x: Tensor) -> Tensor:
+    """An uninitialised contiguous tensor like x."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _chunks(x: Tensor) -> tuple[Tensor, ...]:
+    """(c, batch, ngroups, ...) as c tensors (batch * ngroups, ...)."""
+    return x.flatten(1, 2).unbind(0)
+
+
+def _gate_backward(dout: Tensor, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Cotangents of y and z for out = y silu(z)."""
+    part = torch.sigmoid(z)
+    return dout * z * part, dout * y * part * (1 + z * (1 - part))
+
+
+def _settled(state: Tensor) -> Tensor:
+    """A state that nothing feeds any more decays into denormal numbers: zeros instead."""
+    return F.hardshrink(state, _negligible(state.dtype))
+
+
+def _negligible(dtype: torch.dtype) -> float:
+    """e^7 times the smallest normal number: a product with numbers near 1 is still normal."""
+    return math.exp(7) * torch.finfo(dtype).tiny

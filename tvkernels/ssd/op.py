@@ -1,0 +1,201 @@
+"""The Mamba-2 scan: S_t = exp(delta_t A) S_{t-1} + delta_t x_t B_t^T, out_t = S_t C_t + D x_t.
+
+Source: mamba-ssm 2.3.2 (mamba_chunk_scan_combined); Dao & Gu 2024 (arXiv 2405.21060).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tvkernels.core.backend import backend_for
+from tvkernels.core.checks import (
+    FLOAT_DTYPES,
+    INDEX_DTYPES,
+    expect_dtype,
+    expect_ndim,
+    expect_same_device,
+    expect_shape,
+    fail,
+)
+from tvkernels.ssd.reference import mamba_chunk_scan_combined_ref
+
+__all__ = ["mamba_chunk_scan_combined"]
+
+_OP = "mamba_chunk_scan_combined"
+
+
+def mamba_chunk_scan_combined(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    chunk_size: int,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, math.inf),
+    return_final_states: bool = False,
+    return_varlen_states: bool = False,
+    state_dtype: torch.dtype | None = None,
+) -> Tensor | tuple[Tensor, ...]:
+    """The Mamba-2 scan of whole sequences.
+
+    delta_t = clamp(softplus(dt_t + dt_bias), *dt_limit)
+    S_t = exp(delta_t A) S_{t-1} + delta_t x_t B_t^T,    out_t = (S_t C_t + D x_t) * silu(z_t)
+
+    per head; head h reads B and C of group h // (nheads / ngroups). softplus only if dt_softplus.
+
+    Args:
+        x: (batch, seqlen, nheads, headdim), any float dtype, any strides, seqlen 0 included.
+        dt: (batch, seqlen, nheads).
+        A: (nheads,), negative.
+        B, C: (batch, seqlen, ngroups, d_state), ngroups a divisor of nheads.
+        chunk_size: a positive int, a hint: it changes the result by rounding at most, and the
+            reference takes chunks of its own length.
+        D: (nheads,) or (nheads, headdim).
+        z: (batch, seqlen, nheads, headdim), the gate.
+        dt_bias: (nheads,).
+        initial_states: (batch, nheads, headdim, d_state), the state before token 0. It enters the
+            sequence of token 0, whatever number seq_idx gives that one (mamba-ssm drops it unless
+            the number is 0).
+        seq_idx: (batch, seqlen) int32 or int64: the state is reset to 0 where it changes.
+        cu_seqlens: (num_seqs + 1,) int32 or int64, tokens cu_seqlens[i] to cu_seqlens[i + 1] are
+            sequence i. Read for return_varlen_states only: the resets of out come from seq_idx.
+        dt_softplus: apply softplus to dt + dt_bias.
+        dt_limit: (least, greatest) delta.
+        return_final_states: also return the state after the last token: with seq_idx that of the
+            row's last sequence.
+        return_varlen_states: also return the state after the last token of each sequence of
+            cu_seqlens; batch must be 1. With seq_idx the state of the recurrence above; without it
+            each sequence is taken alone (initial_states enters the one of token 0), while out still
+            runs through. An empty sequence has state 0.
+        state_dtype: dtype of the varlen states, None for that of C.
+
+    Returns:
+        out (batch, seqlen, nheads, headdim), contiguous, dtype of x; or (out, final_states),
+        (out, varlen_states) or (out, final_states, varlen_states). final_states (batch, nheads,
+        headdim, d_state) is float32 (float64 for float64 x), varlen_states (num_seqs, nheads,
+        headdim, d_state) has state_dtype.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or the combination of arguments do not fit.
+
+    Numerics: everything in float32 (float64 for float64 x), the state between chunks included, then
+    one rounding. Decays below the normal numbers are exact zeros. First order gradients for every
+    float argument; the backward keeps the inputs and one state per 256 tokens.
+    Source: mamba-ssm 2.3.2, mamba_chunk_scan_combined; state_dtype from its later versions.
+    """
+    _check_tokens(x, dt, A, B, C, z, seq_idx)
+    _check_heads(x, B, D, dt_bias, initial_states)
+    _check_options(x, chunk_size, cu_seqlens, dt_limit, return_varlen_states, state_dtype)
+    expect_same_device(
+        _OP,
+        **{"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": dt_bias},
+        initial_states=initial_states,
+        seq_idx=seq_idx,
+        cu_seqlens=cu_seqlens,
+    )
+    backend_for(x, "ssd")
+    return mamba_chunk_scan_combined_ref(
+        x,
+        dt,
+        A,
+        B,
+        C,
+        chunk_size,
+        D,
+        z,
+        dt_bias,
+        initial_states,
+        seq_idx,
+        cu_seqlens,
+        dt_softplus,
+        dt_limit,
+        return_final_states,
+        return_varlen_states,
+        state_dtype,
+    )
+
+
+def _check_tokens(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    z: Tensor | None,
+    seq_idx: Tensor | None,
+) -> None:
+    expect_ndim(_OP, "x", x, "(batch, seqlen, nheads, headdim)", 4)
+    batch, seqlen, nheads, _ = x.shape
+    expect_shape(_OP, "dt", dt, "(batch, seqlen, nheads)", (batch, seqlen, nheads))
+    expect_shape(_OP, "A", A, "(nheads,)", (nheads,))
+    layout = "(batch, seqlen, ngroups, d_state)"
+    expect_shape(_OP, "B", B, layout, (batch, seqlen, None, None))
+    expect_shape(_OP, "C", C, layout, B.shape)
+    if B.shape[2] < 1 or nheads % B.shape[2]:
+        fail(_OP, "B", f"have ngroups that divide nheads = {nheads}", f"ngroups = {B.shape[2]}")
+    for name, tensor in {"x": x, "dt": dt, "A": A, "B": B, "C": C}.items():
+        expect_dtype(_OP, name, tensor)
+    if z is not None:
+        expect_shape(_OP, "z", z, "the shape of x", x.shape)
+        expect_dtype(_OP, "z", z)
+    if seq_idx is not None:
+        expect_shape(_OP, "seq_idx", seq_idx, "(batch, seqlen)", (batch, seqlen))
+        expect_dtype(_OP, "seq_idx", seq_idx, INDEX_DTYPES)
+
+
+def _check_heads(
+    x: Tensor,
+    B: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_states: Tensor | None,
+) -> None:
+    batch, _, nheads, headdim = x.shape
+    if D is not None:
+        expect_ndim(_OP, "D", D, "(nheads,) or (nheads, headdim)", 1, 2)
+        sizes = (nheads, headdim)[: D.ndim]
+        expect_shape(_OP, "D", D, "(nheads,) or (nheads, headdim)", sizes)
+        expect_dtype(_OP, "D", D)
+    if dt_bias is not None:
+        expect_shape(_OP, "dt_bias", dt_bias, "(nheads,)", (nheads,))
+        expect_dtype(_OP, "dt_bias", dt_bias)
+    if initial_states is not None:
+        layout = "(batch, nheads, headdim, d_state)"
+        sizes = (batch, nheads, headdim, B.shape[3])
+        expect_shape(_OP, "initial_states", initial_states, layout, sizes)
+        expect_dtype(_OP, "initial_states", initial_states)
+
+
+def _check_options(
+    x: Tensor,
+    chunk_size: int,
+    cu_seqlens: Tensor | None,
+    dt_limit: tuple[float, float],
+    return_varlen_states: bool,
+    state_dtype: torch.dtype | None,
+) -> None:
+    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
+        fail(_OP, "chunk_size", "be a positive int", repr(chunk_size))
+    if len(dt_limit) != 2 or not dt_limit[0] <= dt_limit[1]:
+        fail(_OP, "dt_limit", "be (least, greatest)", dt_limit)
+    if state_dtype is not None and state_dtype not in FLOAT_DTYPES:
+        fail(_OP, "state_dtype", "be a float dtype or None", state_dtype)
+    if cu_seqlens is not None:
+        expect_ndim(_OP, "cu_seqlens", cu_seqlens, "(num_seqs + 1,)", 1)
+        expect_dtype(_OP, "cu_seqlens", cu_seqlens, INDEX_DTYPES)
+        if not cu_seqlens.shape[0]:
+            fail(_OP, "cu_seqlens", "be (num_seqs + 1,)", "no entry")
+    if return_varlen_states and cu_seqlens is None:
+        fail(_OP, "cu_seqlens", "be given with return_varlen_states", None)
+    if return_varlen_states and x.shape[0] != 1:
+        fail(_OP, "x", "have batch 1 with return_varlen_states", f"batch {x.shape[0]}")
