@@ -15,7 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import torch
 import typer
 from rich.console import Console
@@ -213,20 +212,21 @@ def main() -> None:
     """Run the command line; mistakes are one line and an exit code."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    error: Exception | KeyboardInterrupt
+    error: Exception | None = None
+    code, line = 0, ""
     try:
-        sys.exit(app(arguments, standalone_mode=False))
-    except (KeyboardInterrupt, click.Abort) as caught:
-        error, code, line = caught, 130, "interrupted"
-    except click.ClickException as caught:
+        code = app(arguments, standalone_mode=False) or 0
+    except typer.TyperException as caught:
         error, code, line = caught, 2, caught.format_message()
     except (ValueError, OSError, ImportError, NotImplementedError, BackendUnavailable) as caught:
         error, code, line = caught, 2, str(caught) or type(caught).__name__
-    if debug:
+    if code == 130:
+        line = "interrupted"  # typer turns Ctrl-C into this code
+    if error is not None and debug:
         raise error
-    err.print(
-        f"timeviper-fast: {' '.join(line.split())}", markup=False, highlight=False, soft_wrap=True
-    )
+    if line:
+        line = f"timeviper-fast: {' '.join(line.split())}"
+        err.print(line, markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
 
 
@@ -245,7 +245,8 @@ def _dtype(name: str | None) -> torch.dtype | None:
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar per kind of work, on standard error, silent where that is no terminal."""
     columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bars:
+    shown = {"console": err, "transient": True, "disable": not err.is_terminal}
+    with Progress(*columns, TimeRemainingColumn(), **shown) as bars:
         tasks: dict[str, TaskID] = {}
 
         def update(what: str, done: int, total: int) -> None:

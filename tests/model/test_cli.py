@@ -1,0 +1,238 @@
+"""The command line as a stranger meets it: what it prints, and one clear line per mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from timeviper_fast import cli
+from timeviper_fast.demo import tiny_model, write_demo_video
+from timeviper_fast.video import write_video
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A directory with a tiny model and a short video."""
+    home = tmp_path_factory.mktemp("home")
+    tiny_model().save_pretrained(home / "model")
+    write_demo_video(home / "video.mp4", seconds=6, fps=5, height=48, width=64)
+    return home
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["timeviper-fast", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+def test_ask_prints_the_answer_and_nothing_else(run, home):
+    code, out, err = run(
+        "ask", home / "video.mp4", "What moves?", "--model", home / "model", "--max-new-tokens", 4
+    )
+    assert (code, err) == (0, "")
+    assert len(out.strip()) >= 1
+
+
+def test_ask_as_json_with_times(run, home):
+    code, out, _ = run(
+        "ask", home / "video.mp4", "What?", "--model", home / "model", "--json",
+        "--sample", "uniform:4", "--max-new-tokens", 3, "--temperature", 1.0, "--seed", 5,
+    )  # fmt: skip
+    answer = json.loads(out)
+    assert code == 0
+    assert len(answer["frame_seconds"]) == 4
+    assert [s["before"] for s in answer["stages"]] == [64, 32]
+    code, _, err = run(
+        "ask", home / "video.mp4", "What?", "--model", home / "model", "--times",
+        "--sample", "uniform:4", "--max-new-tokens", 3,
+    )  # fmt: skip
+    assert code == 0
+    for stop in ("decode", "resize", "vision", "merge", "project", "prompt", "prefill", "generate"):
+        assert stop in err
+
+
+def test_info_of_a_preset_and_of_a_directory(run, home):
+    code, out, _ = run("info", "nemotron-nano-9b-v2", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["tokens_per_frame"] == 16
+    assert facts["llm_parameters"] == 8_888_227_328 + 2 * (55_050_240 + 1)
+    code, out, _ = run("info", home / "model")
+    assert code == 0
+    assert "before layer 8: attention, keep 0.1, transfer" in " ".join(out.split())
+
+
+def test_doctor_lists_every_op(run):
+    code, out, _ = run("doctor", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert {row["room"] for row in rows} >= {"ssd", "tome", "attention_topk"}
+    assert all(row["reason"] for row in rows)
+    code, out, _ = run("doctor")
+    assert code == 0
+    assert "torch" in out
+
+
+def test_demo_writes_a_video_and_shows_the_stops(run, tmp_path):
+    code, out, err = run("demo", "--directory", tmp_path / "demo", "--seconds", 3)
+    assert code == 0
+    assert out.strip()
+    assert "random" in err
+    assert "prefill" in err
+    assert os.listdir(tmp_path / "demo") == ["demo-3s.mp4"]
+
+
+def one_line(result, *words):
+    code, out, err = result
+    assert code == 2, err
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1, err
+    for word in words:
+        assert word in err
+
+
+def edited(home, tmp_path, edit):
+    """The tiny model with another config.json."""
+    target = tmp_path / "edited"
+    shutil.copytree(home / "model", target)
+    config = json.loads((target / "config.json").read_text())
+    edit(config)
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+class TestMistakes:
+    def test_wrong_paths(self, run, home):
+        ask = ("ask", home / "nothing.mp4", "What?", "--model", home / "model")
+        one_line(run(*ask), "nothing.mp4: no such file or directory")
+        ask = ("ask", home / "video.mp4", "What?", "--model", home / "nothing")
+        one_line(run(*ask), "nothing")
+
+    def test_no_video_stream(self, run, home, tmp_path):
+        text = tmp_path / "notes.mp4"
+        text.write_text("not a video")
+        one_line(run("ask", text, "What?", "--model", home / "model"), "notes.mp4")
+
+    def test_a_question_of_no_length(self, run, home):
+        ask = ("ask", home / "video.mp4", " ", "--model", home / "model")
+        one_line(run(*ask), "question must not be empty or blank")
+
+    @pytest.mark.parametrize(
+        ("stage", "words"),
+        [
+            ({"keep": 0}, "keep must lie in (0, 1], got 0"),
+            ({"keep": 1.5}, "keep must lie in (0, 1], got 1.5"),
+            ({"layer": 40}, "layer must be at most 11, the last layer, got 40"),
+            ({"layer": 2, "select": "attention"}, "layer must be an attention layer (3, 8)"),
+        ],
+    )
+    def test_stages_that_cannot_be(self, run, home, tmp_path, stage, words):
+        model = edited(home, tmp_path, lambda config: config["stages"][0].update(stage))
+        one_line(run("ask", home / "video.mp4", "What?", "--model", model), words)
+
+    def test_a_checkpoint_of_another_size(self, run, home, tmp_path):
+        def widen(config):
+            config["backbone"]["intermediate_size"] *= 2
+
+        model = edited(home, tmp_path, widen)
+        one_line(run("ask", home / "video.mp4", "What?", "--model", model), "up_proj.weight")
+
+    def test_a_prompt_longer_than_the_window(self, run, home, tmp_path):
+        def narrow(config):
+            config["backbone"]["max_position_embeddings"] = 64
+
+        model = edited(home, tmp_path, narrow)
+        one_line(run("ask", home / "video.mp4", "What?", "--model", model), "window of 64 tokens")
+
+    @pytest.mark.parametrize(
+        ("option", "words"),
+        [
+            (("--sample", "every:2"), "every:2"),
+            (("--temperature", -1), "temperature must be 0 or more, got -1"),
+            (("--top-p", 0), "top_p must lie in (0, 1], got 0"),
+            (("--max-new-tokens", 0), "max_new_tokens must be a positive number"),
+            (("--dtype", "int8"), "--dtype must be one of bfloat16, float16, float32, got 'int8'"),
+            (("--backend", "cuda"), "name must be one of reference, triton, got 'cuda'"),
+            (("--backend", "triton"), "it has no Triton kernel in this version"),
+            (("--nonsense", 1), "--nonsense"),
+            (("--top-k", "many"), "'--top-k'"),
+        ],
+    )
+    def test_options(self, run, home, option, words):
+        ask = ("ask", home / "video.mp4", "What?", "--model", home / "model", *option)
+        one_line(run(*ask), words)
+
+    def test_converting_onto_something_else(self, run, home, tmp_path):
+        (tmp_path / "precious.txt").write_text("keep me")
+        one_line(
+            run("convert", tmp_path, "--llm", home / "model"), "directory must be new or empty"
+        )
+        assert os.listdir(tmp_path) == ["precious.txt"]
+
+    def test_an_unknown_command(self, run):
+        one_line(run("answer"), "answer")
+
+    def test_debug_shows_the_traceback(self, monkeypatch, home):
+        arguments = ["ask", str(home / "no.mp4"), "?", "--model", str(home / "model"), "--debug"]
+        monkeypatch.setattr(sys, "argv", ["timeviper-fast", *arguments])
+        with pytest.raises(FileNotFoundError):
+            cli.main()
+
+
+def test_damaged_video_is_used_on_request(run, home, tmp_path):
+    whole = (home / "video.mp4").read_bytes()
+    cut = tmp_path / "cut.mkv"
+    frames = tiny_frames()
+    write_video(cut, frames, fps=5, options={"g": "5"})
+    cut.write_bytes(cut.read_bytes()[: len(cut.read_bytes()) // 2])
+    ask = ("ask", cut, "What?", "--model", home / "model", "--max-new-tokens", 2)
+    one_line(run(*ask), "cut.mkv")
+    code, out, err = run(*ask, "--salvage")
+    assert code == 0
+    assert out.strip()
+    assert "could not be decoded and were left out" in err
+    assert whole == (home / "video.mp4").read_bytes()
+
+
+def tiny_frames():
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        yield torch.randint(256, (48, 64, 3), generator=generator, dtype=torch.uint8)
+
+
+def test_ctrl_c_is_one_line_and_leaves_nothing_behind(tmp_path):
+    command = [sys.executable, "-m", "timeviper_fast", "demo", "--seconds", "3600"]
+    process = subprocess.Popen(
+        [*command, "--directory", str(tmp_path / "demo")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "demo").is_dir() or not os.listdir(tmp_path / "demo"):
+        assert time.monotonic() < deadline, "the video was never begun"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert err.strip() == "timeviper-fast: interrupted"
+    assert os.listdir(tmp_path / "demo") == []
