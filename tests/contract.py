@@ -36,7 +36,9 @@ def assert_close_by_rule(
     floor = FLOORS[got.dtype]
     for kind, ours, theirs in zip(("L2", "max"), errors(got, truth), errors(plain, truth)):
         bound = 2 * theirs + floor
-        assert ours <= bound, f"{name}: {kind} error {ours:.3g} above {bound:.3g} (plain {theirs:.3g})"
+        assert ours <= bound, (
+            f"{name}: {kind} error {ours:.3g} above {bound:.3g} (plain {theirs:.3g})"
+        )
 
 
 def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:

@@ -50,7 +50,9 @@ def test_mamba_training_and_packed(mixer):
     _, module, data = mixer
     out = module(data["input"], (150,), None)
     torch.testing.assert_close(out, data["fused_training_output"], rtol=0, atol=2e-4)
-    lengths = tuple(torch.unique_consecutive(data["packed_seq_idx"], return_counts=True)[1].tolist())
+    lengths = tuple(
+        torch.unique_consecutive(data["packed_seq_idx"], return_counts=True)[1].tolist()
+    )
     assert lengths == (60, 41, 49)
     out = module(data["input"][:1], lengths, None)
     torch.testing.assert_close(out, data["packed_output"], rtol=0, atol=2e-4)

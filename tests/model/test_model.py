@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.model.goldens import TINY, TRANSV, golden, tiny_backbone
 
+from tests.model.goldens import TINY, TRANSV, golden, tiny_backbone
 from timeviper_fast import Sampling, TimeViper, TimeViperConfig
 from timeviper_fast.config import ProjectorConfig, VisionConfig
 from timeviper_fast.demo import tiny_model, write_demo_video

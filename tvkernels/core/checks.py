@@ -1,4 +1,4 @@
-"""Argument checks of the public functions: one wording, `op: argument must ... (reason), got ...`."""
+"""Argument checks of public functions, one wording: `op: argument must ... (reason), got ...`."""
 
 from __future__ import annotations
 
