@@ -1,5 +1,6 @@
 """Questions and answers about hour-long videos: a lean TimeViper on tvkernels' ops."""
 
+from timeviper_fast.ask import Answer
 from timeviper_fast.config import (
     BackboneConfig,
     CompressionStage,
@@ -9,7 +10,7 @@ from timeviper_fast.config import (
     preset,
 )
 from timeviper_fast.generate import Sampling
-from timeviper_fast.model import Answer, Generation, TimeViper
+from timeviper_fast.model import Generation, TimeViper
 
 __all__ = [
     "Answer",

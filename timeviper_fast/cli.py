@@ -29,10 +29,11 @@ from rich.progress import (
 from rich.table import Table
 
 from timeviper_fast import checkpoint
+from timeviper_fast.ask import Answer
 from timeviper_fast.config import PRESETS, TimeViperConfig, preset
 from timeviper_fast.demo import QUESTION, tiny_model, write_demo_video
 from timeviper_fast.generate import Sampling
-from timeviper_fast.model import Answer, TimeViper
+from timeviper_fast.model import TimeViper
 from timeviper_fast.sampling import parse_policy
 from timeviper_fast.stops import Stop
 from timeviper_fast.video import open_video
@@ -244,9 +245,13 @@ def _dtype(name: str | None) -> torch.dtype | None:
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar per kind of work, on standard error, silent where that is no terminal."""
-    columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn())
-    shown = {"console": err, "transient": True, "disable": not err.is_terminal}
-    with Progress(*columns, TimeRemainingColumn(), **shown) as bars:
+    columns = (
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
 
         def update(what: str, done: int, total: int) -> None:

@@ -17,7 +17,7 @@ from timeviper_fast.config import ATTENTION, BackboneConfig, Segment, tokens_bef
 from timeviper_fast.stops import StopWatch
 from timeviper_fast.transv import StageRecord
 
-__all__ = ["Prefill", "Sampling", "check_window", "decode", "prefill", "sample"]
+__all__ = ["Prefill", "Sampling", "StageCount", "check_window", "decode", "prefill", "sample"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,15 @@ class Sampling:
         return generator
 
 
+@dataclass(frozen=True)
+class StageCount:
+    """Vision tokens before and after the compression stage in front of `layer`."""
+
+    layer: int
+    before: int
+    after: int
+
+
 @dataclass
 class Prefill:
     """A prompt that has been read.
@@ -63,12 +72,28 @@ class Prefill:
         logits: (batch, vocab) float32, of the last position.
         records: per compression stage, one record per sample.
         lengths: tokens that entered each layer.
+        segment: where the vision tokens lay in the prompt.
     """
 
     cache: HybridCache
     logits: Tensor
     records: list[list[StageRecord]]
     lengths: list[int]
+    segment: Segment
+
+    @property
+    def stages(self) -> tuple[StageCount, ...]:
+        """Vision tokens before and after each compression stage."""
+        return tuple(StageCount(r.layer, r.tokens_before, r.tokens_after) for [r] in self.records)
+
+    @property
+    def kept(self) -> Tensor:
+        """(batch, n) int64: which of the prompt's vision tokens the last layers still see."""
+        kept = torch.arange(self.segment.span.length, device=self.logits.device)
+        kept = kept.expand(len(self.logits), -1)
+        for [record] in self.records:
+            kept = kept.gather(1, record.kept)
+        return kept
 
 
 @torch.no_grad()
@@ -106,7 +131,8 @@ def prefill(
         config, capacities, batch=batch, device=embeddings.device, dtype=embeddings.dtype
     )
     hidden, records = backbone(embeddings, (segment,), cache, chunk, watch)
-    return Prefill(cache, backbone.logits(hidden[:, -1:])[:, 0], records, lengths)
+    logits = backbone.logits(hidden[:, -1:])[:, 0]
+    return Prefill(cache, logits, records, lengths, segment)
 
 
 def check_window(config: BackboneConfig, lengths: list[int], max_new_tokens: int) -> None:
