@@ -29,6 +29,8 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
+# `ask` is a method of TimeViper that stands in a room of its own: it names the class in a hint
+TYPES_ONLY = {("ask", "timeviper_fast.model")}
 PACKAGES = (tvkernels, timeviper_fast)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -235,6 +237,7 @@ def test_timeviper_fast_imports_downwards_only():
         for file in TIMEVIPER
         for line, module in file.modules_of("timeviper_fast")
         if module.removeprefix("timeviper_fast.") not in SIBLINGS.get(file.stem, "").split()
+        and (file.stem, module) not in TYPES_ONLY
     ]
 
 
