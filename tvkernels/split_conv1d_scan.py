@@ -1,0 +1,180 @@
+"""The inside of a Mamba-2 mixer: causal convolution, scan, gated norm, output projection.
+
+A composition of public ops, without a kernel of its own.
+Source: mamba-ssm 2.3.2 (mamba_split_conv1d_scan_combined).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tvkernels.causal_conv1d import causal_conv1d_fn
+from tvkernels.core.checks import expect_dtype, expect_ndim, expect_same_device, expect_shape, fail
+from tvkernels.rmsnorm import rmsnorm_fn
+from tvkernels.ssd import mamba_chunk_scan_combined
+
+__all__ = ["mamba_split_conv1d_scan_combined"]
+
+_OP = "mamba_split_conv1d_scan_combined"
+
+
+def mamba_split_conv1d_scan_combined(
+    zxbcdt: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    chunk_size: int,
+    initial_states: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    dt_limit: tuple[float, float] = (0.0, math.inf),
+    return_final_states: bool = False,
+    activation: str | None = "silu",
+    rmsnorm_weight: Tensor | None = None,
+    rmsnorm_eps: float = 1e-6,
+    outproj_weight: Tensor | None = None,
+    outproj_bias: Tensor | None = None,
+    headdim: int | None = None,
+    ngroups: int = 1,
+    norm_before_gate: bool = True,
+    state_dtype: torch.dtype | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Everything of a Mamba-2 mixer between its input projection and its output.
+
+    zxbcdt = [gate, up | z | x, B, C | dt], with dim = nheads * headdim columns for z and for x
+    x, B, C = act(conv1d(x, B, C));    y = scan(x, softplus(dt + dt_bias), A, B, C, D)
+    y = rmsnorm(y, z)  or, without rmsnorm_weight,  y * silu(z)
+    out = [silu(gate) * up, y] @ outproj_weight^T + outproj_bias
+
+    Args:
+        zxbcdt: (batch, seqlen, 2 * d_mlp + 2 * dim + 2 * ngroups * d_state + nheads); d_state
+            follows from conv1d_weight, d_mlp, which may be 0, from what is left.
+        conv1d_weight: (dim + 2 * ngroups * d_state, width).
+        conv1d_bias: (dim + 2 * ngroups * d_state,) or None.
+        dt_bias, A: (nheads,).
+        D: (nheads, headdim), or (nheads,) and then headdim must be given.
+        chunk_size: a positive int, a hint.
+        initial_states: (batch, nheads, headdim, d_state), the scan's state before token 0; the
+            convolution starts from zeros.
+        seq_idx: (batch, seqlen) int32 or int64: convolution and state restart where it changes.
+        dt_limit: (least, greatest) step after softplus.
+        return_final_states: also return the state after the last token.
+        activation: "silu", "swish" (the same) or None, after the convolution.
+        rmsnorm_weight: (dim,), norm over groups of dim / ngroups; None: no norm.
+        rmsnorm_eps, norm_before_gate: as in `rmsnorm_fn`.
+        outproj_weight: (d_out, d_mlp + dim) or None.
+        outproj_bias: (d_out,) or None.
+        headdim: only needed with D (nheads,).
+        ngroups: groups of B and C, a divisor of nheads.
+        state_dtype: accepted as in `mamba_chunk_scan_combined`; the final states stay float32.
+
+    Returns:
+        out (batch, seqlen, d_out), or (batch, seqlen, d_mlp + dim) without outproj_weight, dtype of
+        zxbcdt; with return_final_states (out, final_states), final_states (batch, nheads, headdim,
+        d_state) as of `mamba_chunk_scan_combined`.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or the combination of arguments do not fit.
+
+    Numerics: each op computes in float32 and rounds its result to the dtype of zxbcdt; with the
+    norm, y is rounded before it. Parameters may have any float dtype; the output projection runs
+    in the dtype of zxbcdt. First order gradients.
+    Source: mamba-ssm 2.3.2, mamba_split_conv1d_scan_combined.
+    """
+    nheads, headdim = _heads(D, headdim)
+    dim = nheads * headdim
+    d_bc, d_mlp = _widths(zxbcdt, conv1d_weight, nheads, dim, ngroups)
+    _check_output(zxbcdt, rmsnorm_weight, outproj_weight, outproj_bias, dim, d_mlp)
+    gate_up, z, xBC, dt = zxbcdt.split([2 * d_mlp, dim, dim + 2 * d_bc, nheads], dim=-1)
+    conv = causal_conv1d_fn(
+        xBC.transpose(1, 2), conv1d_weight, conv1d_bias, seq_idx, activation=activation
+    )
+    x, B, C = cast(Tensor, conv).transpose(1, 2).split([dim, d_bc, d_bc], dim=-1)
+    y, *states = mamba_chunk_scan_combined(
+        x.unflatten(-1, (nheads, headdim)),
+        dt,
+        A,
+        B.unflatten(-1, (ngroups, -1)),
+        C.unflatten(-1, (ngroups, -1)),
+        chunk_size,
+        D=D,
+        z=z.unflatten(-1, (nheads, headdim)) if rmsnorm_weight is None else None,
+        dt_bias=dt_bias,
+        initial_states=initial_states,
+        seq_idx=seq_idx,
+        dt_softplus=True,
+        dt_limit=dt_limit,
+        return_final_states=True,
+        state_dtype=state_dtype,
+    )
+    out = y.flatten(2)
+    if rmsnorm_weight is not None:
+        out = rmsnorm_fn(
+            out, rmsnorm_weight, None, z, rmsnorm_eps, dim // ngroups, norm_before_gate
+        )
+    if d_mlp:
+        gate, up = gate_up.to(torch.promote_types(out.dtype, torch.float32)).chunk(2, dim=-1)
+        out = torch.cat([(F.silu(gate) * up).to(out.dtype), out], dim=-1)
+    if outproj_weight is not None:
+        bias = None if outproj_bias is None else outproj_bias.to(out.dtype)
+        out = F.linear(out, outproj_weight.to(out.dtype), bias)
+    return (out, states[0]) if return_final_states else out
+
+
+def _heads(D: Tensor, headdim: int | None) -> tuple[int, int]:
+    """(nheads, headdim), from D where it has both."""
+    expect_ndim(_OP, "D", D, "(nheads,) or (nheads, headdim)", 1, 2)
+    if D.ndim == 2:
+        return D.shape[0], D.shape[1]
+    if headdim is None:
+        fail(_OP, "headdim", "be given with D (nheads,)", None)
+    return D.shape[0], headdim
+
+
+def _widths(
+    zxbcdt: Tensor, conv1d_weight: Tensor, nheads: int, dim: int, ngroups: int
+) -> tuple[int, int]:
+    """(ngroups * d_state, d_mlp), which the widths of conv1d_weight and zxbcdt determine."""
+    expect_ndim(_OP, "zxbcdt", zxbcdt, "(batch, seqlen, columns)", 3)
+    expect_dtype(_OP, "zxbcdt", zxbcdt)
+    expect_ndim(_OP, "conv1d_weight", conv1d_weight, "(dim + 2 * ngroups * d_state, width)", 2)
+    if ngroups < 1 or nheads % ngroups:
+        fail(_OP, "ngroups", f"divide nheads = {nheads}", ngroups)
+    d_bc, odd = divmod(conv1d_weight.shape[0] - dim, 2)
+    if d_bc < ngroups or d_bc % ngroups or odd:
+        rule = f"have {dim} + 2 * {ngroups} * d_state rows (dim + 2 * ngroups * d_state)"
+        fail(_OP, "conv1d_weight", rule, f"shape {tuple(conv1d_weight.shape)}")
+    least = 2 * dim + 2 * d_bc + nheads
+    d_mlp, odd = divmod(zxbcdt.shape[2] - least, 2)
+    if d_mlp < 0 or odd:
+        rule = f"have {least} columns, or an even number more (the MLP's gate and up parts)"
+        fail(_OP, "zxbcdt", rule, f"shape {tuple(zxbcdt.shape)}")
+    return d_bc, d_mlp
+
+
+def _check_output(
+    zxbcdt: Tensor,
+    rmsnorm_weight: Tensor | None,
+    outproj_weight: Tensor | None,
+    outproj_bias: Tensor | None,
+    dim: int,
+    d_mlp: int,
+) -> None:
+    if rmsnorm_weight is not None:
+        expect_shape(_OP, "rmsnorm_weight", rmsnorm_weight, "(dim,)", (dim,))
+    if outproj_weight is not None:
+        layout = "(d_out, d_mlp + dim)"
+        expect_shape(_OP, "outproj_weight", outproj_weight, layout, (None, d_mlp + dim))
+        expect_dtype(_OP, "outproj_weight", outproj_weight)
+    if outproj_bias is not None:
+        if outproj_weight is None:
+            fail(_OP, "outproj_bias", "be None without outproj_weight", "a tensor")
+        expect_shape(_OP, "outproj_bias", outproj_bias, "(d_out,)", (outproj_weight.shape[0],))
+        expect_dtype(_OP, "outproj_bias", outproj_bias)
+    expect_same_device(_OP, zxbcdt=zxbcdt, outproj_weight=outproj_weight, outproj_bias=outproj_bias)
