@@ -19,6 +19,8 @@ from tvkernels.core.backend import BackendUnavailable, OpBackend, explain, use_b
 from tvkernels.gated_cross_attention import gated_cross_attention
 from tvkernels.rmsnorm import layernorm_fn, rms_norm, rmsnorm_fn
 from tvkernels.selective_state_update import selective_state_update
+from tvkernels.split_conv1d_scan import mamba_split_conv1d_scan_combined
+from tvkernels.ssd import mamba_chunk_scan_combined
 from tvkernels.tome import ToMeResult, tome_merge
 
 __all__ = [
@@ -35,6 +37,8 @@ __all__ = [
     "explain",
     "gated_cross_attention",
     "layernorm_fn",
+    "mamba_chunk_scan_combined",
+    "mamba_split_conv1d_scan_combined",
     "rms_norm",
     "rmsnorm_fn",
     "selective_state_update",

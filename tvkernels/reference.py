@@ -1,7 +1,8 @@
 """Every op in plain PyTorch, on one page: the truth that kernels are held to, on any device.
 
 Same names as the ops with `_ref` behind, same arguments, no check of them. Each computes in at
-least float32, so float64 inputs give the float64 truth.
+least float32, so float64 inputs give the float64 truth. Of the scan there is also the recurrence as
+it is written, token by token: what its chunked form is judged by.
 """
 
 from tvkernels.attention_topk.reference import (
@@ -18,6 +19,7 @@ from tvkernels.causal_conv1d.reference import (
 from tvkernels.gated_cross_attention.reference import gated_cross_attention_ref
 from tvkernels.rmsnorm.reference import layernorm_fn_ref, rms_norm_ref, rmsnorm_fn_ref
 from tvkernels.selective_state_update.reference import selective_state_update_ref
+from tvkernels.ssd.reference import mamba_chunk_scan_combined_ref, mamba_recurrence_ref
 from tvkernels.tome.reference import tome_merge_ref
 
 __all__ = [
@@ -29,6 +31,8 @@ __all__ = [
     "dropped_indices_ref",
     "gated_cross_attention_ref",
     "layernorm_fn_ref",
+    "mamba_chunk_scan_combined_ref",
+    "mamba_recurrence_ref",
     "rms_norm_ref",
     "rmsnorm_fn_ref",
     "selective_state_update_ref",
