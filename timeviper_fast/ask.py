@@ -149,8 +149,14 @@ def _write_prompt(
 
 
 def _check_fits(model: TimeViper, prompt: Prompt, frames: int, max_new_tokens: int) -> None:
-    """Refuse a prompt that is too long before an hour of video is encoded for it."""
+    """Refuse a prompt that the model cannot read before an hour of video is encoded for it."""
     config = model.config
+    highest = max(prompt.before + prompt.after)
+    if highest >= config.backbone.vocab_size:
+        raise ValueError(
+            "ask: the tokenizer must give ids below the model's vocabulary size "
+            f"({config.backbone.vocab_size}), got {highest}; they belong to different models"
+        )
     clip = config.projector.clip_frames
     vision = -(-frames // clip) * clip * config.tokens_per_frame
     segment = Segment(prompt.length(vision), prompt.span(vision))

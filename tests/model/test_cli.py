@@ -11,8 +11,12 @@ import sys
 import time
 
 import pytest
+import torch
 
-from timeviper_fast import cli
+from tests.model.checkpoints import assert_same, llm_directory, siglip_tower, vlm_state
+from tests.model.goldens import TRANSV, tiny_backbone
+from timeviper_fast import TimeViper, cli
+from timeviper_fast.byte_tokenizer import byte_tokenizer
 from timeviper_fast.demo import tiny_model, write_demo_video
 from timeviper_fast.video import write_video
 
@@ -194,6 +198,30 @@ class TestMistakes:
             cli.main()
 
 
+def test_convert_makes_one_directory_of_upstreams_parts(run, home, tmp_path):
+    llm = llm_directory(tmp_path / "llm", merge=False)
+    byte_tokenizer().save_pretrained(llm)
+    torch.save(vlm_state(), tmp_path / "vlm.bin")
+    tower = tmp_path / "tower"
+    tower.mkdir()
+    (tower / "config.json").write_text(json.dumps(siglip_tower().config.to_dict()))
+    code, _, err = run(
+        "convert", tmp_path / "model", "--llm", llm, "--vlm", tmp_path / "vlm.bin",
+        "--vision", tower, "--arch", "tome_mlp-4", "--pdrop", "uni_5_0.5-attn_8_0.2",
+        "--dtype", "float32",
+    )  # fmt: skip
+    assert code == 0, err
+    code, out, _ = run("info", tmp_path / "model", "--json")
+    facts = json.loads(out)
+    assert facts["tokens_per_frame"] == 4
+    assert facts["stages"].endswith("before layer 8: attention, keep 0.2, transfer")
+    model = TimeViper.from_pretrained(tmp_path / "model", device="cpu")
+    assert_same(model.backbone, dict(tiny_backbone(TRANSV).state_dict()))
+    # these parts never belonged together: the golden model knows 97 tokens, bytes are 256
+    ask = ("ask", home / "video.mp4", "What?", "--model", tmp_path / "model")
+    one_line(run(*ask), "tokenizer must give ids below the model's vocabulary size (97), got")
+
+
 def test_damaged_video_is_used_on_request(run, home, tmp_path):
     whole = (home / "video.mp4").read_bytes()
     cut = tmp_path / "cut.mkv"
@@ -210,8 +238,6 @@ def test_damaged_video_is_used_on_request(run, home, tmp_path):
 
 
 def tiny_frames():
-    import torch
-
     generator = torch.Generator().manual_seed(0)
     for _ in range(30):
         yield torch.randint(256, (48, 64, 3), generator=generator, dtype=torch.uint8)

@@ -180,6 +180,11 @@ def test_mistakes_are_one_sentence_before_any_frame_is_encoded(model, video, kwa
     assert not seen
 
 
+def test_a_demo_video_that_cannot_be(tmp_path):
+    with pytest.raises(ValueError, match=r"write_demo_video: .* got 0 s, 24 fps, 360 x 640"):
+        write_demo_video(tmp_path / "demo.mp4", seconds=0)
+
+
 def test_a_model_without_tokenizer_says_so(video):
     with pytest.raises(ValueError, match="ask: the model must have a tokenizer, got None"):
         TimeViper(tiny_model().config).ask(video, "What?")
