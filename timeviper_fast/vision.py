@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from timeviper_fast.config import VisionConfig
@@ -64,7 +65,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, config.hidden_size, kernel_size=patch, stride=patch)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.proj(pixels).flatten(2).transpose(1, 2)
+        return rearrange(self.proj(pixels), "t c h w -> t (h w) c")
 
 
 class Block(nn.Module):
@@ -92,9 +93,9 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.nheads, -1)).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(y.transpose(1, 2).flatten(2))
+        qkv = rearrange(self.qkv(x), "t p (three h d) -> three t h p d", three=3, h=self.nheads)
+        y = F.scaled_dot_product_attention(*qkv)
+        return self.proj(rearrange(y, "t h p d -> t p (h d)"))
 
 
 class Mlp(nn.Module):
