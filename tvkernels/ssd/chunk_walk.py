@@ -89,10 +89,7 @@ class ChunkScan(torch.autograd.Function):
         entering: list[Tensor] | None = [] if keep_states else None
         last = state.clone()
         for _, paths, (out_, z_, *inputs) in _spans(delta, out, z, x, delta, log_decay, B, C):
-            piece = _Piece(paths, *inputs)
-            received, last = piece.receive(last, entering)
-            y = piece.outputs(received, D)
-            out_.copy_(y if z is None else y.mul_(F.silu(z_.to(y.dtype))))
+            last = _Piece(paths, *inputs).scan(last, D, z_, out_, entering)
         return out, last, torch.stack(entering) if entering else state.new_empty(0, *state.shape)
 
     @staticmethod
@@ -107,21 +104,12 @@ class ChunkScan(torch.autograd.Function):
         spans = _spans(delta, dout, z, *inputs, *grads)
         firsts = [state]
         for _, paths, (_, _, *rest) in spans[:-1]:
-            firsts.append(_Piece(paths, *rest[:5]).last_state(firsts[-1]))
-        for chunk, paths, (dy, z_, *rest) in reversed(spans):
-            piece, (*dinputs, dz_) = _Piece(paths, *rest[:5]), rest[5:]
-            entering: list[Tensor] = []
-            received, _ = piece.receive(firsts.pop(), entering)
-            dy = dy.to(delta.dtype)
-            if z is not None:
-                dy, dgate = _gate_backward(dy, z_.to(dy.dtype), piece.outputs(received, D))
-                dz_.copy_(dgate)
-            if dD is not None:
-                dD += (dy * piece.x).sum((0, 1, 3))
-            dentering_ = dentering[chunk : chunk + len(entering)]
-            through, dstate = piece.receive_backward(dy, entering, dstate, dentering_)
-            for whole, part in zip(dinputs, piece.outputs_backward(dy, received, through, D)):
-                whole.copy_(part)
+            firsts.append(_Piece(paths, *rest[:5]).walk(firsts[-1]))
+        for chunk, paths, (dout_, z_, *rest) in reversed(spans):
+            entering = dentering[chunk : chunk + CHUNKS_PER_SPAN]
+            dstate = _Piece(paths, *rest[:5]).scan_backward(
+                firsts.pop(), D, z_, dout_, dstate, entering, rest[5:], dD
+            )
         *dinputs, dz = grads
         return (*dinputs, dD, dz, dstate, None)
 
@@ -139,12 +127,14 @@ class _Step(NamedTuple):
 
 
 class _Through(NamedTuple):
-    """What goes through the state to the cotangents of B, C, the tokens sent, the part kept."""
+    """What goes through the state to the cotangents of B, C, the tokens sent and the part kept,
+    and what the tokens read of it."""
 
     b: Tensor
     c: Tensor
     sent: Tensor
     kept: Tensor
+    read: Tensor
 
 
 class _Piece:
@@ -168,45 +158,87 @@ class _Piece:
         self.enter = every[..., -q:]
         self.leave = self.within[..., -1, :]
 
-    def receive(self, state: Tensor, entering: list[Tensor] | None) -> tuple[Tensor, Tensor]:
-        """What each token reads of the state that enters its chunk, undecayed, and the last state.
+    def scan(
+        self,
+        state: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        out: Tensor,
+        entering: list[Tensor] | None,
+    ) -> Tensor:
+        """Write the span's `out`, append its states to `entering`, return the last one."""
+        y, last = self.outputs(state, D, entering)
+        out.copy_(y if z is None else y.mul_(F.silu(z.to(y.dtype))))
+        return last
 
-        The first is per group (c, batch, ngroups, q, columns). The states that enter the chunks are
-        appended to `entering`.
+    def scan_backward(
+        self,
+        state: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        dout: Tensor,
+        dstate: Tensor,
+        dentering: Tensor,
+        grads: list[Any],
+        dD: Tensor | None,
+    ) -> Tensor:
+        """Write the span's part of `grads`, add to dD, return the first state's cotangent."""
+        *dinputs, dz = grads
+        entering: list[Tensor] = []
+        dy = dout.to(self.delta.dtype)
+        if z is None:
+            self.walk(state, entering)
+        else:
+            y, _ = self.outputs(state, D, entering)
+            dy, dgate = _gate_backward(dy, z.to(dy.dtype), y)
+            dz.copy_(dgate)
+        if dD is not None:
+            dD += (dy * self.x).sum((0, 1, 3))
+        through, dstate = self.walk_backward(dy, entering, dstate, dentering)
+        for whole, part in zip(dinputs, self.outputs_backward(dy, through, D)):
+            whole.copy_(part)
+        return dstate
+
+    def outputs(
+        self, state: Tensor, D: Tensor | None, entering: list[Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """y of every token (c, batch, nheads, q, headdim), and the last state."""
+        y = self._mixing(self._scores()) @ self._steps()
+        last = self.walk(state, entering, y)
+        return (y if D is None else y.addcmul_(self.x, D[:, None])), last
+
+    def walk(
+        self, state: Tensor, entering: list[Tensor] | None = None, y: Tensor | None = None
+    ) -> Tensor:
+        """The last state, given the first.
+
+        The states that enter the chunks are appended to `entering`; what the tokens read of them is
+        added to y.
         """
-        sent = self._sent()
-        received = torch.empty(sent.shape, dtype=sent.dtype, device=sent.device)
-        for step, C, read in zip(self._steps_of_state(sent), _chunks(self.C), _chunks(received)):
+        enter = _chunks(self._groups(self.enter))
+        outputs = None if y is None else _chunks(self._groups(y))
+        for c, (step, C) in enumerate(zip(self._steps_of_state(), _chunks(self.C))):
             if entering is not None:
                 entering.append(state)
-            read.baddbmm_(C, state, beta=0)
-            state = step.advance(state)
-        return received, _settled(state)
-
-    def last_state(self, state: Tensor) -> Tensor:
-        """The second result of `receive`, without the first."""
-        for step in self._steps_of_state(self._sent()):
+            if outputs is not None:
+                read = (C @ state).unflatten(2, (-1, self.x.shape[-1])).transpose(1, 2)
+                outputs[c].addcmul_(read, enter[c][..., None])
             state = step.advance(state)
         return _settled(state)
 
-    def outputs(self, received: Tensor, D: Tensor | None) -> Tensor:
-        """y of every token (c, batch, nheads, q, headdim)."""
-        y = self._mixing(self._scores()) @ self._steps()
-        self._groups(y).addcmul_(self._by_head(received), self._groups(self.enter)[..., None])
-        return y if D is None else y.addcmul_(self.x, D[:, None])
-
-    def receive_backward(
+    def walk_backward(
         self, dy: Tensor, entering: list[Tensor], dstate: Tensor, dentering: Tensor
     ) -> tuple[_Through, Tensor]:
         """From cotangents of y, of the last state and of the entering states to the first's."""
-        steps = self._steps_of_state(self._sent())
+        steps = self._steps_of_state()
         reads = zip(_chunks(self.C), _chunks(self._columns(dy, self.enter)), entering)
         parts = []
         for c, (step, (C, dread, before)) in reversed(list(enumerate(zip(steps, reads)))):
             dB = step.tokens @ dstate.transpose(1, 2)
             dC = dread @ before.transpose(1, 2)
             dsent = step.B @ dstate
-            parts.append(_Through(dB, dC, dsent, (before * dstate).sum(1)))
+            dkept = (before * dstate).sum(1)
+            parts.append(_Through(dB, dC, dsent, dkept, C @ before))
             dstate = (dstate * step.kept).baddbmm_(C.transpose(1, 2), dread)
             if dentering.shape[0]:
                 dstate += dentering[c]
@@ -214,7 +246,7 @@ class _Piece:
         return _Through(*joined), _settled(dstate)
 
     def outputs_backward(
-        self, dy: Tensor, received: Tensor, through: _Through, D: Tensor | None
+        self, dy: Tensor, through: _Through, D: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Cotangents of x, delta, log_decay (per head), B and C (per group)."""
         mixing = self._mixing(self._scores())
@@ -232,18 +264,18 @@ class _Piece:
             dx.addcmul_(dy, D[:, None])
         # by path: from token to token, into what leaves (the last row), from what enters, through
         dwithin[..., -1, :] += self.delta * dleave
-        read = (self._groups(dy) * self._by_head(received)).sum(-1).flatten(2, 3)
+        read = (self._groups(dy) * self._by_head(through.read)).sum(-1).flatten(2, 3)
         denter = read * self.enter
         dkept = through.kept.unflatten(-1, (-1, self.x.shape[-1])).sum(-1).flatten(2)
         denter[..., -1] += dkept * self.enter[..., -1]
         dlog_decay = torch.cat([dwithin.flatten(-2), denter], dim=-1) @ self.paths.T
         return dx, ddelta, dlog_decay, dB, dC
 
-    def _steps_of_state(self, sent: Tensor) -> list[_Step]:
-        """What takes the state through each chunk, given `_sent()`."""
+    def _steps_of_state(self) -> list[_Step]:
+        """What takes the state through each chunk."""
         kept = self.enter[..., -1, None].expand(*self.enter.shape[:-1], self.x.shape[-1])
         kept = self._groups(kept).flatten(3)[:, :, :, None]
-        return [_Step(*t) for t in zip(_chunks(kept), _chunks(self.B), _chunks(sent))]
+        return [_Step(*t) for t in zip(_chunks(kept), _chunks(self.B), _chunks(self._sent()))]
 
     def _sent(self) -> Tensor:
         """What each token adds to the state that leaves its chunk, but for B."""
