@@ -347,11 +347,13 @@ def _declared_end(container: InputContainer, stream: VideoStream) -> float | Non
 
 def _packets(container: InputContainer, stream: VideoStream, faults: list[str]) -> Iterator[Packet]:
     """The stream's packets up to the end of the file or of what can be read of it."""
+    # named here: an abandoned generator must not import anything while it is collected
+    failure = import_av().FFmpegError
     try:
         for packet in container.demux(stream):
             if packet.size:
                 yield packet
-    except import_av().FFmpegError as error:
+    except failure as error:
         faults.append(str(error.strerror))
 
 
@@ -366,10 +368,11 @@ def _decoded(
     stream: VideoStream, packets: Iterable[Packet], faults: list[str]
 ) -> Iterator[VideoFrame]:
     """All pictures of the packets, those that the decoder holds back at the end included."""
+    failure = import_av().FFmpegError
     for packet in chain(packets, [None]):
         try:
             yield from stream.codec_context.decode(packet)
-        except import_av().FFmpegError as error:
+        except failure as error:
             faults.append(str(error.strerror))
 
 
