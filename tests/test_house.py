@@ -70,8 +70,7 @@ ON_FIRST_USE |= {"transformers", "triton", "typer"}
 # programs print, and turn every error into one line
 PROGRAMS = {"timeviper_fast/cli.py", "timeviper_fast/__main__.py"}
 
-# Names, order and defaults of mamba-ssm 2.3.2 (state_dtype: of its newest commits) and causal-conv1d
-# 1.7: what is written for them runs.
+# Names, order and defaults of mamba-ssm 2.3.2 and causal-conv1d 1.7: what is written for them runs.
 DROP_INS = {
     "causal_conv1d_fn": "x, weight, bias=None, seq_idx=None, initial_states=None, "
     "return_final_states=False, final_states_out=None, activation=None",
@@ -82,13 +81,11 @@ DROP_INS = {
     "norm_before_gate=True, is_rms_norm=False",
     "mamba_chunk_scan_combined": "x, dt, A, B, C, chunk_size, D=None, z=None, dt_bias=None, "
     "initial_states=None, seq_idx=None, cu_seqlens=None, dt_softplus=False, "
-    "dt_limit=(0.0, inf), return_final_states=False, return_varlen_states=False, "
-    "state_dtype=None",
+    "dt_limit=(0.0, inf), return_final_states=False, return_varlen_states=False",
     "mamba_split_conv1d_scan_combined": "zxbcdt, conv1d_weight, conv1d_bias, dt_bias, A, D, "
     "chunk_size, initial_states=None, seq_idx=None, dt_limit=(0.0, inf), "
     "return_final_states=False, activation='silu', rmsnorm_weight=None, rmsnorm_eps=1e-06, "
-    "outproj_weight=None, outproj_bias=None, headdim=None, ngroups=1, norm_before_gate=True, "
-    "state_dtype=None",
+    "outproj_weight=None, outproj_bias=None, headdim=None, ngroups=1, norm_before_gate=True",
     "rmsnorm_fn": "x, weight, bias, z=None, eps=1e-06, group_size=None, norm_before_gate=True",
     "selective_state_update": "state, x, dt, A, B, C, D=None, z=None, dt_bias=None, "
     "dt_softplus=False, state_batch_indices=None",

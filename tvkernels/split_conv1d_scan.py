@@ -43,7 +43,6 @@ def mamba_split_conv1d_scan_combined(
     headdim: int | None = None,
     ngroups: int = 1,
     norm_before_gate: bool = True,
-    state_dtype: torch.dtype | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Everything of a Mamba-2 mixer between its input projection and its output.
 
@@ -72,7 +71,6 @@ def mamba_split_conv1d_scan_combined(
         outproj_bias: (d_out,) or None.
         headdim: only needed with D (nheads,).
         ngroups: groups of B and C, a divisor of nheads.
-        state_dtype: accepted as in `mamba_chunk_scan_combined`; the final states stay float32.
 
     Returns:
         out (batch, seqlen, d_out), or (batch, seqlen, d_mlp + dim) without outproj_weight, dtype of
@@ -111,7 +109,6 @@ def mamba_split_conv1d_scan_combined(
         dt_softplus=True,
         dt_limit=dt_limit,
         return_final_states=True,
-        state_dtype=state_dtype,
     )
     out = y.flatten(2)
     if rmsnorm_weight is not None:

@@ -47,7 +47,6 @@ def naive_scan(
     dt_limit: tuple[float, float] = (0.0, math.inf),
     return_final_states: bool = False,
     return_varlen_states: bool = False,
-    state_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """Row by row, head by head, token by token, one rounding at the end."""
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -96,7 +95,7 @@ def naive_scan(
             zero = torch.zeros(headdim, d_state, dtype=wide)
             entry = [first(0, h) if start == 0 < stop else zero for h in range(nheads)]
             states.append(torch.stack([run(0, h, start, stop, entry[h])[1] for h in range(nheads)]))
-        results.append(torch.stack(states).to(state_dtype or C.dtype))
+        results.append(torch.stack(states).to(C.dtype))
     return tuple(results)
 
 
@@ -176,7 +175,6 @@ VARIANTS: dict[str, Callable[[], Tensors]] = {
         cu_seqlens=CU_SEQLENS,
         return_varlen_states=True,
         return_final_states=False,
-        state_dtype=torch.float32,
     ),
 }
 
@@ -232,8 +230,6 @@ def test_result_types_and_layouts() -> None:
     assert out.dtype == states.dtype == torch.bfloat16
     assert final.dtype == torch.float32
     assert out.is_contiguous()
-    *_, states = mamba_chunk_scan_combined(**half, state_dtype=torch.float32)
-    assert states.dtype == torch.float32
     assert isinstance(
         mamba_chunk_scan_combined(**bare_inputs(4, return_final_states=False)), torch.Tensor
     )
@@ -511,7 +507,6 @@ BAD: dict[str, tuple[Tensors, str]] = {
     "chunk_size": ({"chunk_size": 0}, "chunk_size must be a positive int, got 0"),
     "chunk_size type": ({"chunk_size": 64.0}, r"chunk_size must be a positive int, got 64\.0"),
     "dt_limit": ({"dt_limit": (1.0, 0.1)}, r"dt_limit must be \(least, greatest\)"),
-    "state_dtype": ({"state_dtype": torch.int32}, "state_dtype must be a float dtype or None"),
     "cu_seqlens": ({"cu_seqlens": torch.zeros(1, 2).int()}, r"cu_seqlens must be \(num_seqs \+ 1,"),
     "cu_seqlens empty": ({"cu_seqlens": torch.zeros(0).int()}, "cu_seqlens must be .* no entry"),
     "cu_seqlens dtype": ({"cu_seqlens": torch.zeros(2)}, "cu_seqlens must be of dtype int32"),

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from tvkernels.core.backend import backend_for
 from tvkernels.core.checks import (
-    FLOAT_DTYPES,
     INDEX_DTYPES,
     expect_dtype,
     expect_ndim,
@@ -44,7 +42,6 @@ def mamba_chunk_scan_combined(
     dt_limit: tuple[float, float] = (0.0, math.inf),
     return_final_states: bool = False,
     return_varlen_states: bool = False,
-    state_dtype: torch.dtype | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
     """The Mamba-2 scan of whole sequences.
 
@@ -77,13 +74,12 @@ def mamba_chunk_scan_combined(
             cu_seqlens; batch must be 1. With seq_idx the state of the recurrence above; without it
             each sequence is taken alone (initial_states enters the one of token 0), while out still
             runs through. An empty sequence has state 0.
-        state_dtype: dtype of the varlen states, None for that of C.
 
     Returns:
         out (batch, seqlen, nheads, headdim), contiguous, dtype of x; or (out, final_states),
         (out, varlen_states) or (out, final_states, varlen_states). final_states (batch, nheads,
         headdim, d_state) is float32 (float64 for float64 x), varlen_states (num_seqs, nheads,
-        headdim, d_state) has state_dtype.
+        headdim, d_state) has the dtype of C.
 
     Raises:
         ValueError: shapes, dtypes, devices or the combination of arguments do not fit.
@@ -91,11 +87,11 @@ def mamba_chunk_scan_combined(
     Numerics: everything in float32 (float64 for float64 x), the state between chunks included, then
     one rounding. Decays below the normal numbers are exact zeros. First order gradients for every
     float argument; the backward keeps the inputs and one state per 256 tokens.
-    Source: mamba-ssm 2.3.2, mamba_chunk_scan_combined; state_dtype from its later versions.
+    Source: mamba-ssm 2.3.2, mamba_chunk_scan_combined.
     """
     _check_tokens(x, dt, A, B, C, z, seq_idx)
     _check_heads(x, B, D, dt_bias, initial_states)
-    _check_options(x, chunk_size, cu_seqlens, dt_limit, return_varlen_states, state_dtype)
+    _check_options(x, chunk_size, cu_seqlens, dt_limit, return_varlen_states)
     expect_same_device(
         _OP,
         **{"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": dt_bias},
@@ -121,7 +117,6 @@ def mamba_chunk_scan_combined(
         dt_limit,
         return_final_states,
         return_varlen_states,
-        state_dtype,
     )
 
 
@@ -182,14 +177,11 @@ def _check_options(
     cu_seqlens: Tensor | None,
     dt_limit: tuple[float, float],
     return_varlen_states: bool,
-    state_dtype: torch.dtype | None,
 ) -> None:
     if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
         fail(_OP, "chunk_size", "be a positive int", repr(chunk_size))
     if len(dt_limit) != 2 or not dt_limit[0] <= dt_limit[1]:
         fail(_OP, "dt_limit", "be (least, greatest)", dt_limit)
-    if state_dtype is not None and state_dtype not in FLOAT_DTYPES:
-        fail(_OP, "state_dtype", "be a float dtype or None", state_dtype)
     if cu_seqlens is not None:
         expect_ndim(_OP, "cu_seqlens", cu_seqlens, "(num_seqs + 1,)", 1)
         expect_dtype(_OP, "cu_seqlens", cu_seqlens, INDEX_DTYPES)

@@ -42,7 +42,6 @@ def mamba_chunk_scan_combined_ref(
     dt_limit: tuple[float, float] = (0.0, math.inf),
     return_final_states: bool = False,
     return_varlen_states: bool = False,
-    state_dtype: torch.dtype | None = None,
 ) -> Result:
     """`mamba_chunk_scan_combined` in plain PyTorch; arguments and result are the same.
 
@@ -69,7 +68,7 @@ def mamba_chunk_scan_combined_ref(
         if seq_idx is None:
             decay, _, _, entering = scan(_sequence_of(cu_seqlens, x.shape[1]), True)
         states = _varlen_states(x[0], delta[0], decay[0], B[0], entering, cu_seqlens)
-        results.append(states.to(state_dtype or C.dtype))
+        results.append(states.to(C.dtype))
     return results[0] if len(results) == 1 else tuple(results)
 
 
@@ -90,7 +89,6 @@ def mamba_recurrence_ref(
     dt_limit: tuple[float, float] = (0.0, math.inf),
     return_final_states: bool = False,
     return_varlen_states: bool = False,
-    state_dtype: torch.dtype | None = None,
 ) -> Result:
     """`mamba_chunk_scan_combined` as the plain recurrence, token by token: the oracle.
 
@@ -130,7 +128,7 @@ def mamba_recurrence_ref(
             states = states_after(_sequence_of(cu_seqlens, x.shape[1]))
         ends = torch.stack(states)[:, 0].index_select(0, cu_seqlens[1:])
         filled = (cu_seqlens.diff() > 0)[:, None, None, None]
-        results.append(torch.where(filled, ends, 0.0).to(state_dtype or C.dtype))
+        results.append(torch.where(filled, ends, 0.0).to(C.dtype))
     return results[0] if len(results) == 1 else tuple(results)
 
 
