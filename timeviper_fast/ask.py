@@ -6,7 +6,7 @@ decode -> resize -> vision -> merge -> project -> prompt -> prefill -> generate
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,7 @@ from timeviper_fast.generate import Prefill, Sampling, StageCount, check_window,
 from timeviper_fast.preprocess import resize_normalize
 from timeviper_fast.prompt import Prompt, build_prompt, stop_token_ids, video_sentence
 from timeviper_fast.stops import Stop, StopWatch
-from timeviper_fast.video import Frames, Video, open_video
+from timeviper_fast.video import Video, open_video
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,8 +37,10 @@ class Answer:
         text: the answer, without special tokens or the forced prefix.
         token_ids: every generated token, the one that ended the answer included.
         finish: "stop" when a stop token ended it, "length" at max_new_tokens.
-        frame_seconds: time of every sampled frame, in seconds.
-        kept_seconds: one time per vision token that the last layers still saw, in its order.
+        frame_seconds: time of every frame that was looked at, in seconds.
+        kept_seconds: one time per vision token that the last layers still saw, in its order. Where
+            clips of several frames are merged together, a token holds patches of its whole clip and
+            the time only says where in the clip it lies.
         stages: vision tokens per compression stage.
         stops: time and size of the eight stops on the way.
         lost_frames: frames that could not be decoded (with `on_error="use"`).
@@ -117,17 +119,18 @@ def ask(
             _check_fits(model, prompt, len(indices), max_new_tokens)
         visual, times = _encode_video(model, source, indices, frame_batch, watch, progress)
         lost = source.lost_frames
+        if len(times) != len(indices):  # some could not be decoded: do not claim them
+            prompt = _write_prompt(model, question, len(times), seconds, answer_prefix)
     read = _read(model, prompt, visual, max_new_tokens, chunk, watch)
     with watch.at("generate") as stop:
         ids, text = _speak(model, read, max_new_tokens, sampling, on_text, progress)
         stop.shape, stop.tokens = f"{len(ids)} tokens", str(len(ids))
-    ended = ids[-1] in stop_token_ids(model.tokenizer, model.config.template)
     return Answer(
         text=text,
         token_ids=tuple(ids),
-        finish="stop" if ended else "length",
+        finish="stop" if ids[-1] in _stop_ids(model) else "length",
         frame_seconds=tuple(times.tolist()),
-        kept_seconds=tuple(times[read.kept[0].cpu() // visual.shape[1]].tolist()),
+        kept_seconds=_seconds_of(read.kept[0].cpu() // visual.shape[1], times),
         stages=read.stages,
         stops=tuple(watch.rows()),
         lost_frames=lost,
@@ -173,7 +176,10 @@ def _encode_video(
     watch: StopWatch,
     progress: Progress | None,
 ) -> tuple[Tensor, Tensor]:
-    """Visual tokens (frames, n, d_model) of the frames at `indices`, and their seconds."""
+    """Visual tokens (frames, n, d_model) of the frames at `indices`, and the frames' seconds.
+
+    Where the last clip lacks frames its last one is repeated: more tokens than seconds.
+    """
     vision, clip = model.config.vision, model.config.projector.clip_frames
     batch = frame_batch or (256 if model.device.type == "cuda" else 16)
     tokens: list[Tensor] = []
@@ -185,11 +191,10 @@ def _encode_video(
             frames = next(batches, None)
         if frames is None:
             return torch.cat(tokens), torch.cat(seconds)
-        frames = _whole_clips(frames, clip)
         done += len(frames.seconds)
         stop.shape = f"{done} x {_shape(frames.rgb[0])}"
         with watch.at("resize") as stop:
-            rgb = frames.rgb.to(model.device)
+            rgb = _whole_clips(frames.rgb, clip).to(model.device)
             pixels = resize_normalize(
                 rgb, vision.image_size, vision.image_mean, vision.image_std, vision.resize
             ).to(model.dtype)
@@ -205,7 +210,7 @@ def _encode_video(
             _note(stop, tokens[-1], done)
         seconds.append(frames.seconds)
         if progress is not None:
-            progress("frames", done, max(done, len(indices)))
+            progress("frames", done, len(indices))
 
 
 def _read(
@@ -254,7 +259,7 @@ def _speak(
         model.backbone,
         read,
         max_new_tokens=max_new_tokens,
-        stop_ids=stop_token_ids(tokenizer, model.config.template),
+        stop_ids=_stop_ids(model),
         sampling=sampling,
     ):
         ids.append(int(token))
@@ -267,13 +272,21 @@ def _speak(
     return ids, str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
-def _whole_clips(frames: Frames, clip: int) -> Frames:
+def _whole_clips(rgb: Tensor, clip: int) -> Tensor:
     """Repeat the last frame until the frames fill whole clips."""
-    missing = -len(frames.seconds) % clip
-    if not missing:
-        return frames
-    index = torch.arange(len(frames.seconds) + missing).clamp_max(len(frames.seconds) - 1)
-    return replace(frames, rgb=frames.rgb[index], seconds=frames.seconds[index])
+    missing = -len(rgb) % clip
+    return torch.cat([rgb, rgb[-1:].expand(missing, -1, -1, -1)]) if missing else rgb
+
+
+def _seconds_of(frames: Tensor, times: Tensor) -> tuple[float, ...]:
+    """The time of each frame number; a repeated last frame has the last one's."""
+    return tuple(times[frames.clamp_max(len(times) - 1)].tolist())
+
+
+def _stop_ids(model: TimeViper) -> set[int]:
+    """What ends an answer: ids of the tokenizer, the chat template and the LLM's config."""
+    ids = stop_token_ids(_tokenizer(model), model.config.template)
+    return {*ids, *model.config.backbone.eos_token_ids}
 
 
 def _tokenizer(model: TimeViper) -> PreTrainedTokenizerBase:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +32,29 @@ from tvkernels import (
 __all__ = ["HybridBackbone"]
 
 
+class Packing(NamedTuple):
+    """How samples lie one behind the other; with a cache there is one, and nothing reads this.
+
+    Attributes:
+        lengths: tokens of each sample.
+        seq_idx: (batch, seqlen) int32, the sample each token belongs to; None when there is one.
+    """
+
+    lengths: tuple[int, ...]
+    seq_idx: Tensor | None
+
+
+def _pack(segments: tuple[Segment, ...], hidden: Tensor) -> Packing:
+    lengths = tuple(segment.length for segment in segments)
+    if len(lengths) == 1:
+        return Packing(lengths, None)
+    index = torch.arange(len(lengths), dtype=torch.int32)
+    index = index.repeat_interleave(torch.tensor(lengths))
+    return Packing(lengths, index.to(hidden.device).expand(len(hidden), -1))
+
+
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in float32; `group_size` splits the channels for Mamba-2."""
+    """x / rms(x) * weight, computed in float32."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -53,7 +74,7 @@ class Mlp(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, width, bias=bias)
         self.down_proj = nn.Linear(width, config.hidden_size, bias=bias)
 
-    def forward(self, x: Tensor, lengths: tuple[int, ...], state: None) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing, state: None) -> Tensor:
         return self.down_proj(F.relu(self.up_proj(x)).square())
 
 
@@ -70,7 +91,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=bias)
         self.o_proj = nn.Linear(q_width, config.hidden_size, bias=bias)
 
-    def forward(self, x: Tensor, lengths: tuple[int, ...], state: AttentionState | None) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing, state: AttentionState | None) -> Tensor:
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim))
             for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -79,7 +100,7 @@ class Attention(nn.Module):
             k, v = state.append(k, v)
             out = _attend_last(q, k, v)
         else:
-            samples = zip(*(t.split(lengths, dim=1) for t in (q, k, v)))
+            samples = zip(*(t.split(packing.lengths, dim=1) for t in (q, k, v)))
             out = torch.cat([_attend_last(*sample) for sample in samples], dim=1)
         return self.o_proj(out.flatten(2))
 
@@ -87,8 +108,9 @@ class Attention(nn.Module):
 def _attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention of the LAST n of m tokens.
 
-    q (batch, n, nheads, headdim), k and v (batch, m, nkvheads, headdim). Blocks of queries keep
-    the CPU's explicit mask at 256 x m; on CUDA the bias is never stored.
+    q (batch, n, nheads, headdim), k and v (batch, m, nkvheads, headdim). Where torch has no fused
+    kernel for the bottom-right mask (on the CPU, and in float32 on CUDA) it writes the mask out, so
+    queries go in blocks that keep it at 256 x m.
     """
     n, m = q.shape[1], k.shape[1]
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -98,7 +120,7 @@ def _attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     # imported late, because torch loads its compiler, and with it Triton, for this class
     from torch.nn.attention.bias import causal_lower_right
 
-    block = n if q.is_cuda else 256
+    block = n if q.is_cuda and q.dtype != torch.float32 else 256
     outs = []
     for start in range(0, n, block):
         rows = q[:, :, start : start + block]
@@ -137,12 +159,12 @@ class Mamba2(nn.Module):
         self.norm = RMSNorm(inner, config.norm_eps)
         self.out_proj = nn.Linear(inner, config.hidden_size, bias=bias)
 
-    def forward(self, u: Tensor, lengths: tuple[int, ...], state: MambaState | None) -> Tensor:
+    def forward(self, u: Tensor, packing: Packing, state: MambaState | None) -> Tensor:
         z, xBC, dt = self.in_proj(u).split(self.widths, dim=-1)
         if state is not None and u.shape[1] == 1:
             y = self._step(xBC, dt, state)
         else:
-            y = self._scan(xBC, dt, lengths, state)
+            y = self._scan(xBC, dt, packing.seq_idx, state)
         y = rmsnorm_fn(
             y, self.norm.weight, None, z=z, eps=self.norm.eps,
             group_size=self.config.d_inner // self.config.n_groups, norm_before_gate=False,
@@ -150,10 +172,9 @@ class Mamba2(nn.Module):
         return self.out_proj(y)
 
     def _scan(
-        self, xBC: Tensor, dt: Tensor, lengths: tuple[int, ...], state: MambaState | None
+        self, xBC: Tensor, dt: Tensor, seq_idx: Tensor | None, state: MambaState | None
     ) -> Tensor:
         columns = xBC.transpose(1, 2)
-        seq_idx = _sequence_index(lengths, xBC.shape[0], xBC.device)
         before = None if state is None else state.conv[..., 1:]
         mixed = causal_conv1d_fn(
             columns, self.conv1d.weight.squeeze(1), self.conv1d.bias,
@@ -214,15 +235,6 @@ class Mamba2(nn.Module):
         return x.unflatten(-1, (config.mamba_num_heads, config.mamba_head_dim)), B, C
 
 
-def _sequence_index(lengths: tuple[int, ...], batch: int, device: torch.device) -> Tensor | None:
-    """(batch, seqlen) int32: which sample each token belongs to; None when there is one."""
-    if len(lengths) == 1:
-        return None
-    index = torch.arange(len(lengths), dtype=torch.int32)
-    index = index.repeat_interleave(torch.tensor(lengths))
-    return index.to(device, non_blocking=True).expand(batch, -1)
-
-
 def _timed(watch: StopWatch | None, stage: CompressionStage) -> AbstractContextManager[Stop]:
     name = f"prefill: {stage.select} stage before layer {stage.layer}"
     return nullcontext(Stop(name)) if watch is None else watch.at(name)
@@ -237,9 +249,9 @@ class Block(nn.Module):
         self.mixer = {MAMBA: Mamba2, ATTENTION: Attention}.get(kind, Mlp)(config)
 
     def forward(
-        self, x: Tensor, lengths: tuple[int, ...], state: AttentionState | MambaState | None
+        self, x: Tensor, packing: Packing, state: AttentionState | MambaState | None
     ) -> Tensor:
-        return x + self.mixer(self.norm(x), lengths, state)
+        return x + self.mixer(self.norm(x), packing, state)
 
 
 class HybridBackbone(nn.Module):
@@ -293,14 +305,14 @@ class HybridBackbone(nn.Module):
                     hidden, segments, record = stage(hidden, segments, mixer)
                     stop.tokens = f"{record[0].tokens_before} -> {record[0].tokens_after}"
                 records.append(record)
-            lengths = tuple(segment.length for segment in segments)
+            packing = _pack(segments, hidden)
             if cache is None or chunk is None or chunk >= hidden.shape[1]:
-                hidden = self._run(layers, hidden, lengths, cache)
+                hidden = self._run(layers, hidden, packing, cache)
                 continue
             out = torch.empty_like(hidden) if hidden is given else hidden
             for start in range(0, hidden.shape[1], chunk):
                 part = hidden[:, start : start + chunk]
-                out[:, start : start + chunk] = self._run(layers, part, (part.shape[1],), cache)
+                out[:, start : start + chunk] = self._run(layers, part, packing, cache)
             hidden = out
         return hidden, records
 
@@ -308,11 +320,9 @@ class HybridBackbone(nn.Module):
         """(batch, n, d_model) of the residual stream -> (batch, n, vocab) float32 logits."""
         return self.lm_head(self.norm_f(hidden)).float()
 
-    def _run(
-        self, layers: range, x: Tensor, lengths: tuple[int, ...], cache: HybridCache | None
-    ) -> Tensor:
+    def _run(self, layers: range, x: Tensor, packing: Packing, cache: HybridCache | None) -> Tensor:
         for i in layers:
-            x = self.layers[i](x, lengths, None if cache is None else cache.layers[i])
+            x = self.layers[i](x, packing, None if cache is None else cache.layers[i])
         return x
 
     def _runs(self) -> Iterator[tuple[TransV | None, range]]:

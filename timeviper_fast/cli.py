@@ -30,10 +30,11 @@ from rich.table import Table
 
 from timeviper_fast import checkpoint
 from timeviper_fast.ask import Answer
-from timeviper_fast.config import PRESETS, TimeViperConfig, preset
+from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.demo import QUESTION, tiny_model, write_demo_video
 from timeviper_fast.generate import Sampling
 from timeviper_fast.model import TimeViper
+from timeviper_fast.presets import PRESETS, preset
 from timeviper_fast.sampling import parse_policy
 from timeviper_fast.stops import Stop
 from timeviper_fast.video import open_video
@@ -77,6 +78,9 @@ def ask(
     ] = False,
     frame_batch: Annotated[int | None, typer.Option(help="Frames encoded at a time.")] = None,
     chunk: Annotated[int, typer.Option(help="Prompt tokens per pass through the LLM.")] = 8192,
+    stream: Annotated[
+        bool, typer.Option(help="Print the answer as it is written; no progress bars.")
+    ] = False,
     times: Annotated[bool, typer.Option(help="Show the stops with times and sizes.")] = False,
     as_json: Json = False,
     device: Device = None,
@@ -89,7 +93,7 @@ def ask(
     # a mistake in the video's name is not worth loading a model for
     with (
         _backend(backend),
-        _progress() as progress,
+        _progress(hidden=stream) as progress,
         open_video(video, on_error="use" if salvage else "raise") as source,
     ):
         loaded = TimeViper.from_pretrained(
@@ -105,9 +109,10 @@ def ask(
             mention_duration=mention_duration,
             frame_batch=frame_batch,
             chunk=chunk,
+            on_text=_print_piece if stream and not as_json else None,
             progress=progress,
         )
-    _show(answer, times=times, as_json=as_json)
+    _show(answer, times=times, as_json=as_json, streamed=stream)
 
 
 @app.command()
@@ -196,7 +201,9 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Write a real H.264 video and answer a question about it with a tiny random model."""
-    path = write_demo_video(directory / f"demo-{seconds}s.mp4", seconds=seconds)
+    path = directory / f"demo-{seconds}s.mp4"
+    with _progress() as progress:
+        write_demo_video(path, seconds=seconds, progress=partial(progress, "video"))
     err.print(
         f"[bold]{path}[/bold]: {seconds} s of H.264 video. The model is tiny and its weights are "
         "random (seeded): every part of TimeViper runs, but the answer means nothing."
@@ -219,6 +226,9 @@ def main() -> None:
         code = app(arguments, standalone_mode=False) or 0
     except typer.TyperException as caught:
         error, code, line = caught, 2, caught.format_message()
+    except torch.OutOfMemoryError as caught:
+        remedy = "try a smaller --frame-batch or --chunk, or fewer frames with --sample"
+        error, code, line = caught, 2, f"the device ran out of memory; {remedy}"
     except (ValueError, OSError, ImportError, NotImplementedError, BackendUnavailable) as caught:
         error, code, line = caught, 2, str(caught) or type(caught).__name__
     if code == 130:
@@ -243,7 +253,7 @@ def _dtype(name: str | None) -> torch.dtype | None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
+def _progress(hidden: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar per kind of work, on standard error, silent where that is no terminal."""
     columns = (
         TextColumn("{task.description:>8}"),
@@ -251,7 +261,9 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
+    with Progress(
+        *columns, console=err, transient=True, disable=hidden or not err.is_terminal
+    ) as bars:
         tasks: dict[str, TaskID] = {}
 
         def update(what: str, done: int, total: int) -> None:
@@ -262,13 +274,19 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
-def _show(answer: Answer, *, times: bool, as_json: bool) -> None:
+def _print_piece(text: str) -> None:
+    out.file.write(text)
+    out.file.flush()
+
+
+def _show(answer: Answer, *, times: bool, as_json: bool, streamed: bool = False) -> None:
     if as_json:
         typer.echo(json.dumps(answer.to_dict()))
         return
     if answer.lost_frames:
         err.print(f"{answer.lost_frames} frames could not be decoded and were left out")
-    out.print(answer.text, markup=False, highlight=False)
+    # a pipe gets the text as it is, a terminal gets it wrapped
+    out.print("" if streamed else answer.text, markup=False, highlight=False, soft_wrap=True)
     if times:
         err.print(_stops_table(answer.stops))
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from timeviper_fast.byte_tokenizer import byte_tokenizer
-from timeviper_fast.config import preset
 from timeviper_fast.initialize import init_weights
 from timeviper_fast.model import TimeViper
+from timeviper_fast.presets import preset
 from timeviper_fast.video import write_video
 
 __all__ = ["QUESTION", "tiny_model", "write_demo_video"]
@@ -23,7 +23,7 @@ def tiny_model(seed: int = 0) -> TimeViper:
     """TimeViper in miniature: every part of the real model, seeded random weights.
 
     The TransV gates are opened (alpha 0.5), so that the transfer takes part too, and only
-    printable ASCII can be answered, so that a terminal can show it.
+    printable ASCII scores well, so that a terminal can show a greedy answer.
     """
     model = TimeViper(preset("tiny"), byte_tokenizer())
     init_weights(model, seed=seed)
@@ -43,6 +43,7 @@ def write_demo_video(
     fps: int = 24,
     height: int = 360,
     width: int = 640,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write an H.264 file of a bright square that crosses a slowly turning sky and comes back.
 
@@ -50,6 +51,7 @@ def write_demo_video(
         path: where to; directories are made.
         seconds, fps: length and rate.
         height, width: pixels, even numbers.
+        progress: called with (frames written, all frames).
 
     Raises:
         ValueError: a length, rate or size that no such file can have.
@@ -61,12 +63,14 @@ def write_demo_video(
         )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scene = _scene(seconds * fps, height, width)
+    scene = _scene(seconds * fps, height, width, progress or (lambda done, total: None))
     write_video(path, scene, fps, options={"preset": "ultrafast"})
     return path
 
 
-def _scene(frames: int, height: int, width: int) -> Iterator[Tensor]:
+def _scene(
+    frames: int, height: int, width: int, progress: Callable[[int, int], None]
+) -> Iterator[Tensor]:
     """(height, width, 3) uint8 frames, the same for the same arguments."""
     rows = torch.linspace(0, 1, height).view(-1, 1, 1)
     side = height // 5
@@ -78,3 +82,4 @@ def _scene(frames: int, height: int, width: int) -> Iterator[Tensor]:
         left = int((1 - way) * (width - side))
         picture[2 * side : 3 * side, left : left + side] = torch.tensor([250, 230, 60])
         yield picture
+        progress(i + 1, frames)

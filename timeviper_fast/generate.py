@@ -5,7 +5,8 @@ prefill(prompt) -> logits of the last position -> sample -> decode one token -> 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -37,12 +38,14 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"Sampling: temperature must be 0 or more, got {self.temperature}")
-        if self.top_k < 0:
-            raise ValueError(f"Sampling: top_k must be 0 (off) or more, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"Sampling: top_p must lie in (0, 1], got {self.top_p}")
+        if not 0 <= _number(self.temperature) < math.inf:
+            raise ValueError(f"Sampling: temperature must be 0 or more, got {self.temperature!r}")
+        if not isinstance(self.top_k, int) or self.top_k < 0:
+            raise ValueError(f"Sampling: top_k must be 0 (off) or more, got {self.top_k!r}")
+        if not 0 < _number(self.top_p) <= 1:
+            raise ValueError(f"Sampling: top_p must lie in (0, 1], got {self.top_p!r}")
+        if self.seed is not None and not (isinstance(self.seed, int) and abs(self.seed) < 2**63):
+            raise ValueError(f"Sampling: seed must be an int of 64 bits, got {self.seed!r}")
 
     def generator(self, device: torch.device) -> torch.Generator:
         """The random source of one request on `device`."""
@@ -52,6 +55,10 @@ class Sampling:
         else:
             generator.manual_seed(self.seed)
         return generator
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan
 
 
 @dataclass(frozen=True)
@@ -117,14 +124,18 @@ def prefill(
         watch: times the compression stages.
 
     Raises:
-        ValueError: the prompt is empty, or longer than the model's window with its answer.
+        ValueError: the prompt is empty or becomes so, it does not fit the model's window with its
+            answer, or there is no room for an answer.
     """
     batch, seqlen = embeddings.shape[:2]
     segment = segment or Segment(seqlen)
     config = backbone.config
-    if seqlen == 0:
-        raise ValueError("prefill: the prompt must have at least one token, got 0")
+    if max_new_tokens < 1:
+        raise ValueError(f"prefill: max_new_tokens must be 1 or more, got {max_new_tokens}")
     lengths = tokens_before_layer((segment,), backbone.stages, config.num_hidden_layers)
+    if 0 in lengths:
+        layer = lengths.index(0)
+        raise ValueError(f"prefill: the prompt must have a token left at layer {layer}, got 0")
     check_window(config, lengths, max_new_tokens)
     capacities = [length + max_new_tokens for length in lengths]
     cache = HybridCache(
@@ -164,7 +175,7 @@ def decode(
     read: Prefill,
     *,
     max_new_tokens: int,
-    stop_ids: Sequence[int] = (),
+    stop_ids: Collection[int] = (),
     sampling: Sampling | None = None,
     on_logits: Callable[[Tensor], None] | None = None,
 ) -> Iterator[Tensor]:
@@ -204,11 +215,11 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
     """Draw one token per row: logits (batch, vocab) float32 -> (batch,) int64.
 
     Temperature first, then top-k, then top-p on what is left, as Hugging Face's samplers do.
-    Greedy ties go to the lower id.
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits / sampling.temperature
+    # measured from the highest, so that no temperature is too low for a float
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         smallest = logits.topk(sampling.top_k).values[..., -1:]
         logits = logits.masked_fill(logits < smallest, float("-inf"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from timeviper_fast import checkpoint
 from timeviper_fast.ask import ask
 from timeviper_fast.backbone import HybridBackbone
-from timeviper_fast.config import Segment, TimeViperConfig, VisualSpan
+from timeviper_fast.config import BackboneConfig, Segment, TimeViperConfig, VisualSpan
 from timeviper_fast.generate import Sampling, StageCount, decode, prefill
 from timeviper_fast.projector import Projector
 from timeviper_fast.vision import VisionTransformer
@@ -77,9 +77,9 @@ class TimeViper(nn.Module):
             progress: called with (tensors read, all tensors).
 
         Raises:
-            ValueError: no such model, or weights that do not fit; every key is listed at once.
+            ValueError: no such model or device, or weights that do not fit: all of them in one.
         """
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = _usable(device)
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         model, _, directory = checkpoint.load_pretrained(
             cls, path_or_hub_id, device=device, dtype=dtype, progress=progress
@@ -115,7 +115,12 @@ class TimeViper(nn.Module):
 
         Returns:
             (batch, seqlen, d_model) embeddings and their segment.
+
+        Raises:
+            ValueError: shapes that do not fit together, or an id beyond the vocabulary (looked for
+                on the CPU only; a GPU is not waited for).
         """
+        _check_prompt(before, visual, after, self.config.backbone)
         pieces = [self.backbone.embeddings(before)]
         count = 0
         if visual is not None:
@@ -133,7 +138,7 @@ class TimeViper(nn.Module):
         after: Tensor,
         *,
         max_new_tokens: int = 256,
-        stop_ids: Sequence[int] = (),
+        stop_ids: Collection[int] = (),
         sampling: Sampling | None = None,
         chunk: int | None = None,
     ) -> Generation:
@@ -165,3 +170,42 @@ class TimeViper(nn.Module):
         return Generation(torch.stack(tokens, dim=1), read.stages, read.kept)
 
     ask = ask
+
+
+def _usable(device: torch.device | str | None) -> torch.device:
+    """The device that was asked for, or the best there is.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    cuda = torch.cuda.is_available()
+    if device is None:
+        return torch.device("cuda" if cuda else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {str(device)!r}") from None
+    if found.type == "meta":
+        raise ValueError("device must be one that can compute, got 'meta'")
+    if found.type == "cuda" and (found.index or 0) >= (torch.cuda.device_count() if cuda else 0):
+        what = f"{torch.cuda.device_count()} CUDA devices" if cuda else "no CUDA device"
+        raise ValueError(f"device must be one that is here ({what}), got {str(device)!r}")
+    return found
+
+
+def _check_prompt(
+    before: Tensor, visual: Tensor | None, after: Tensor, config: BackboneConfig
+) -> None:
+    for name, ids in (("before", before), ("after", after)):
+        if ids.ndim != 2 or ids.dtype not in (torch.int32, torch.int64):
+            kind = f"{tuple(ids.shape)} {ids.dtype}"
+            raise ValueError(f"embed: {name} must be (batch, n) int32 or int64, got {kind}")
+        if ids.device.type == "cpu" and ids.numel() and int(ids.max()) >= config.vocab_size:
+            highest = int(ids.max())
+            raise ValueError(f"embed: {name} must be below {config.vocab_size}, got {highest}")
+    if len(before) != len(after):
+        rows = len(before)
+        raise ValueError(f"embed: after must have the batch of before ({rows}), got {len(after)}")
+    if visual is not None and (visual.ndim != 3 or visual.shape[-1] != config.hidden_size):
+        want = f"(frames, n, {config.hidden_size})"
+        raise ValueError(f"embed: visual must be {want}, got shape {tuple(visual.shape)}")

@@ -20,7 +20,7 @@ class Stop:
     """One stop's total over a request.
 
     Attributes:
-        name: one of STOPS, or a compression stage inside prefill ("prefill: TransV before ...").
+        name: one of STOPS, or a compression stage ("prefill: uniform stage before layer 7").
         shape: what came out, in words, as "3600 x 16 x 4480".
         tokens: tokens that came out, as "57600" or "57600 -> 28800"; empty where there are none.
         milliseconds: wall clock spent in it.

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from timeviper_fast.backbone import HybridBackbone
 from timeviper_fast.cache import AttentionState, HybridCache
-from timeviper_fast.config import CompressionStage, Segment, VisualSpan, preset
+from timeviper_fast.config import CompressionStage, Segment, VisualSpan
 from timeviper_fast.generate import Sampling, decode, prefill, sample
 from timeviper_fast.initialize import init_weights
+from timeviper_fast.presets import preset
 
 CONFIG = replace(preset("tiny").backbone, time_step_limit=(0.0, float("inf")))
 STAGES = (CompressionStage(0, "uniform", 0.7), CompressionStage(8, "attention", 0.3))
@@ -185,6 +186,9 @@ class TestSampling:
         truth = (self.logits[0] / 2).softmax(0)
         torch.testing.assert_close(counts / counts.sum(), truth, rtol=0, atol=0.015)
 
+    def test_the_lowest_temperature_is_greedy(self):
+        assert set(self.draws(Sampling(1e-40, seed=0)).tolist()) == {0}
+
     def test_top_k_and_top_p_cut(self):
         assert set(self.draws(Sampling(1.0, top_k=2, seed=0)).tolist()) == {0, 1}
         # probabilities 0.64, 0.24, 0.09, 0.03: 0.8 needs the first two
@@ -198,6 +202,11 @@ class TestSampling:
             ({"temperature": float("inf")}, "temperature must be 0 or more, got inf"),
             ({"top_k": -2}, r"top_k must be 0 \(off\) or more, got -2"),
             ({"top_p": 0.0}, r"top_p must lie in \(0, 1\], got 0.0"),
+            ({"temperature": "1"}, "temperature must be 0 or more, got '1'"),
+            ({"top_k": 1.5}, r"top_k must be 0 \(off\) or more, got 1.5"),
+            ({"top_p": None}, r"top_p must lie in \(0, 1\], got None"),
+            ({"seed": "a"}, "seed must be an int of 64 bits, got 'a'"),
+            ({"seed": 10**20}, "seed must be an int of 64 bits, got 1000"),
         ],
     )
     def test_sentences(self, kwargs, words):
@@ -222,12 +231,25 @@ def test_the_window_counts_what_reaches_attention():
     [
         (
             lambda: prefill(MODEL, prompt(0), max_new_tokens=1),
-            "prompt must have at least one token",
+            "prompt must have a token left at layer 0, got 0",
         ),
         (lambda: MODEL(prompt(5), (Segment(4),)), r"segments must cover the sequence \(5\), got 4"),
         (
             lambda: MODEL(prompt(5), (Segment(2), Segment(3)), HybridCache(CONFIG, [5] * 12)),
             "segments must be one when a cache is given, got 2",
+        ),
+        (
+            lambda: prefill(MODEL, prompt(5), Segment(5, VisualSpan(0, 5)), max_new_tokens=0),
+            "max_new_tokens must be 1 or more, got 0",
+        ),
+        (
+            lambda: prefill(
+                build((CompressionStage(2, "uniform", 0.1),)),
+                prompt(5),
+                Segment(5, VisualSpan(0, 5)),
+                max_new_tokens=1,
+            ),
+            "prompt must have a token left at layer 2, got 0",
         ),
         (lambda: MODEL(prompt(5), chunk=0), "chunk must be a positive number of tokens, got 0"),
         (

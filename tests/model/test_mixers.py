@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.model.goldens import TINY, golden, manifest
-from timeviper_fast.backbone import Attention, Mamba2
+from timeviper_fast.backbone import Attention, Mamba2, Packing
 from timeviper_fast.cache import MambaState
 from timeviper_fast.config import BackboneConfig, CompressionStage, Segment, VisualSpan
 from timeviper_fast.transv import TransV
@@ -35,11 +35,11 @@ def mixer():
 def test_mamba_prefill_states_and_steps(mixer):
     config, module, data = mixer
     state = MambaState(2, config, None, torch.float32)
-    out = module(data["input"], (150,), state)
+    out = module(data["input"], Packing((150,), None), state)
     torch.testing.assert_close(out, data["output"], rtol=0, atol=2e-4)
     torch.testing.assert_close(state.ssm, data["ssm_state"], rtol=0, atol=1e-4)
     torch.testing.assert_close(state.conv, data["conv_state"], rtol=0, atol=1e-4)
-    steps = [module(data["step_input"][:, i : i + 1], (1,), state) for i in range(4)]
+    steps = [module(data["step_input"][:, i : i + 1], Packing((1,), None), state) for i in range(4)]
     torch.testing.assert_close(torch.cat(steps, 1), data["step_output"], rtol=0, atol=2e-4)
     torch.testing.assert_close(state.ssm, data["ssm_state_after_steps"], rtol=0, atol=1e-4)
     torch.testing.assert_close(state.conv, data["conv_state_after_steps"], rtol=0, atol=1e-4)
@@ -48,13 +48,10 @@ def test_mamba_prefill_states_and_steps(mixer):
 @torch.no_grad()
 def test_mamba_training_and_packed(mixer):
     _, module, data = mixer
-    out = module(data["input"], (150,), None)
+    out = module(data["input"], Packing((150,), None), None)
     torch.testing.assert_close(out, data["fused_training_output"], rtol=0, atol=2e-4)
-    lengths = tuple(
-        torch.unique_consecutive(data["packed_seq_idx"], return_counts=True)[1].tolist()
-    )
-    assert lengths == (60, 41, 49)
-    out = module(data["input"][:1], lengths, None)
+    packing = Packing((60, 41, 49), data["packed_seq_idx"])
+    out = module(data["input"][:1], packing, None)
     torch.testing.assert_close(out, data["packed_output"], rtol=0, atol=2e-4)
 
 

@@ -140,14 +140,68 @@ def test_a_stop_token_ends_the_answer(model, video):
     assert answer.token_ids == free.token_ids[: free.token_ids.index(last) + 1]
 
 
-def test_a_conversation_and_a_duration(model, video):
+def test_a_conversation_and_a_duration_reach_the_prompt(model, video, monkeypatch):
     turns = [
         {"role": "user", "content": "What moves?"},
         {"role": "assistant", "content": "A square."},
         {"role": "user", "content": "Where to?"},
     ]
-    answer = model.ask(video, turns, policy="uniform:8", max_new_tokens=3, mention_duration=True)
-    assert len(answer.frame_seconds) == 8
+    prompts = []
+    embed = type(model).embed
+
+    def listen(self, before, visual, after):
+        prompts.append(model.tokenizer.decode(torch.cat([before[0], after[0]])))
+        return embed(self, before, visual, after)
+
+    monkeypatch.setattr(type(model), "embed", listen)
+    model.ask(video, turns, policy="uniform:8", max_new_tokens=1, mention_duration=True)
+    [text] = prompts
+    assert (
+        "The video lasts for 12.0 seconds, and 8 frames are uniformly sampled from it. What" in text
+    )
+    assert text.index("What moves?") < text.index("A square.") < text.index("Where to?")
+
+
+def test_eos_of_the_config_ends_an_answer(model, video):
+    free = model.ask(video, "What?", policy="uniform:4", max_new_tokens=6)
+    last = free.token_ids[2]
+    config = replace(model.config.backbone, eos_token_ids=(256, last))
+    stopping = TimeViper(replace(model.config, backbone=config), model.tokenizer).eval()
+    stopping.load_state_dict(model.state_dict())
+    answer = stopping.ask(video, "What?", policy="uniform:4", max_new_tokens=6)
+    assert answer.finish == "stop"
+    assert answer.token_ids == free.token_ids[: free.token_ids.index(last) + 1]
+
+
+@pytest.mark.parametrize(
+    ("before", "visual", "after", "words"),
+    [
+        (torch.zeros(1, 2), None, torch.zeros(1, 2).int(), r"before must be \(batch, n\) int32"),
+        (torch.zeros(2).int(), None, torch.zeros(1, 2).int(), r"before must be \(batch, n\) int32"),
+        (torch.zeros(2, 2).int(), None, torch.zeros(1, 2).int(), r"batch of before \(2\), got 1"),
+        (
+            torch.full((1, 2), 320),
+            None,
+            torch.zeros(1, 2).int(),
+            "before must be below 320, got 320",
+        ),
+        (
+            torch.zeros(1, 2).int(),
+            torch.zeros(4, 16, 64),
+            torch.zeros(1, 2).int(),
+            r"visual must be \(frames, n, 128\), got shape \(4, 16, 64\)",
+        ),
+    ],
+)
+def test_generate_checks_its_tensors(model, before, visual, after, words):
+    with pytest.raises(ValueError, match=words):
+        model.generate(before, visual, after, max_new_tokens=1)
+
+
+def test_generate_wants_room_for_a_token(model):
+    ids = torch.zeros(1, 2, dtype=torch.long)
+    with pytest.raises(ValueError, match="max_new_tokens must be 1 or more, got 0"):
+        model.generate(ids, None, ids, max_new_tokens=0)
 
 
 def test_clips_of_four_frames_are_filled(video):
@@ -156,8 +210,9 @@ def test_clips_of_four_frames_are_filled(video):
     clips.load_state_dict(tiny_model().state_dict())
     clips.tokenizer = tiny_model().tokenizer
     answer = clips.eval().ask(video, "What?", policy="uniform:6", frame_batch=3, max_new_tokens=2)
-    assert len(answer.frame_seconds) == 8
-    assert answer.frame_seconds[5:] == (answer.frame_seconds[5],) * 3
+    assert len(answer.frame_seconds) == 6
+    assert answer.stages[0].before == 8 * 16
+    assert set(answer.kept_seconds) <= set(answer.frame_seconds)
 
 
 @pytest.mark.parametrize(
