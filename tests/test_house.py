@@ -49,7 +49,8 @@ SIBLINGS = {
     "projector": "config",
     "cache": "config",
     "transv": "config",
-    "names": "config",
+    "presets": "config",
+    "names": "config presets",
     "weights": "names",
     "checkpoint": "config names weights",
     "backbone": "config stops cache transv",
@@ -58,10 +59,10 @@ SIBLINGS = {
     "generate": "config stops cache transv backbone",
     "ask": "config stops preprocess prompt video generate",
     "model": "config vision projector checkpoint backbone generate ask",
-    "demo": "config byte_tokenizer video initialize model",
-    "cli": "ask config stops sampling video checkpoint generate model demo",
+    "demo": "presets byte_tokenizer video initialize model",
+    "cli": "ask config presets stops sampling video checkpoint generate model demo",
     "__main__": "cli",
-    "__init__": "ask config generate model",
+    "__init__": "ask config generate model presets",
 }
 
 # imported inside a function, so that importing the package stays quick

@@ -7,10 +7,10 @@ from timeviper_fast.config import (
     ProjectorConfig,
     TimeViperConfig,
     VisionConfig,
-    preset,
 )
 from timeviper_fast.generate import Sampling
 from timeviper_fast.model import Generation, TimeViper
+from timeviper_fast.presets import preset
 
 __all__ = [
     "Answer",

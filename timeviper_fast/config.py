@@ -2,18 +2,20 @@
 
 Sizes are counts of channels, heads or layers unless said otherwise. Paper letters follow Mamba-2
 (arXiv 2405.21060): H heads, P head dimension, N state size, G groups, Q chunk length. How other
-projects spell these fields is known to `checkpoint.py` alone.
+projects spell these fields is known to `names.py` alone.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 __all__ = [
-    "PRESETS",
-    "VISION_PRESETS",
+    "ATTENTION",
+    "MAMBA",
+    "MLP",
     "BackboneConfig",
     "CompressionStage",
     "ProjectorConfig",
@@ -21,7 +23,6 @@ __all__ = [
     "TimeViperConfig",
     "VisionConfig",
     "VisualSpan",
-    "preset",
     "shorten",
     "tokens_before_layer",
 ]
@@ -36,11 +37,61 @@ def _fail(owner: str, name: str, rule: str, value: Any) -> NoReturn:
     raise ValueError(f"{owner}: {name} must {rule}, got {value!r}")
 
 
-def _expect_positive(owner: str, config: Any, *names: str) -> None:
+class _Kind(NamedTuple):
+    """What every field of one kind must be, in words and as a test."""
+
+    rule: str
+    holds: Callable[[Any], bool]
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    """A finite one; in Python a bool is an int, here it is not."""
+    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _all(holds: Callable[[Any], bool], value: Any, length: int | None = None) -> bool:
+    """A tuple (of this length) whose items all hold."""
+    return isinstance(value, tuple) and length in (None, len(value)) and all(map(holds, value))
+
+
+def _is_range(value: Any) -> bool:
+    """(low, high), of which only high may be infinite."""
+    if not (isinstance(value, tuple) and len(value) == 2):
+        return False
+    low, high = value
+    return _is_number(low) and (_is_number(high) or high == math.inf) and 0 <= low <= high
+
+
+def _instance(kind: type) -> _Kind:
+    return _Kind(f"be a {kind.__name__}", lambda v: isinstance(v, kind))
+
+
+_BOOL = _Kind("be True or False", lambda v: isinstance(v, bool))
+_INTEGER = _Kind("be an integer", _is_integer)
+_COUNT = _Kind("be an integer of 0 or more", lambda v: _is_integer(v) and v >= 0)
+_SIZE = _Kind("be a positive integer", lambda v: _is_integer(v) and v > 0)
+_ABOVE_0 = _Kind("be a finite number above 0", lambda v: _is_number(v) and v > 0)
+_FROM_0 = _Kind("be a finite number of 0 or more", lambda v: _is_number(v) and v >= 0)
+_RATIO = _Kind("lie in (0, 1]", lambda v: _is_number(v) and 0 < v <= 1)
+_RANGE = _Kind("be a tuple (low, high) of numbers with 0 <= low <= high", _is_range)
+_TRIPLE = _Kind("be a tuple of 3 finite numbers", lambda v: _all(_is_number, v, 3))
+_SCALES = _Kind("be a tuple of 3 finite numbers above 0", lambda v: _all(_ABOVE_0.holds, v, 3))
+_PATTERN = _Kind(
+    "be a non-empty string of the letters M, * and -",
+    lambda v: isinstance(v, str) and v != "" and set(v) <= {MAMBA, ATTENTION, MLP},
+)
+_IDS = _Kind("be a tuple of token ids (0 or more)", lambda v: _all(_COUNT.holds, v))
+
+
+def _expect(owner: str, config: Any, kind: _Kind, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            _fail(owner, name, "be a positive integer", value)
+        if not kind.holds(value):
+            _fail(owner, name, kind.rule, value)
 
 
 def _expect_one_of(owner: str, name: str, value: Any, choices: tuple[Any, ...]) -> None:
@@ -54,6 +105,9 @@ class VisualSpan:
 
     start: int
     length: int
+
+    def __post_init__(self) -> None:
+        _expect("VisualSpan", self, _COUNT, "start", "length")
 
     @property
     def stop(self) -> int:
@@ -78,13 +132,16 @@ class Segment:
     vision_tokens: int = -1
 
     def __post_init__(self) -> None:
+        _expect("Segment", self, _COUNT, "length", "query_from_end")
+        _expect("Segment", self, _INTEGER, "vision_tokens")
+        _expect("Segment", self, _instance(VisualSpan), "span")
         if self.vision_tokens < 0:
             object.__setattr__(self, "vision_tokens", self.span.length)
-        if self.span.start < 0 or self.span.length < 0 or self.span.stop > self.length:
+        if self.span.stop > self.length:
             _fail("Segment", "span", f"lie inside the sample's {self.length} tokens", self.span)
         text_after = self.length - self.span.stop
         limit = text_after if self.span.length else self.length
-        if not 0 <= self.query_from_end < max(limit, 1):
+        if self.query_from_end >= max(limit, 1):
             _fail(
                 "Segment",
                 "query_from_end",
@@ -118,11 +175,11 @@ class CompressionStage:
     transfer: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.layer, int) or self.layer < 0:
-            _fail("CompressionStage", "layer", "be a layer index of 0 or more", self.layer)
-        _expect_one_of("CompressionStage", "select", self.select, ("uniform", "attention"))
-        if not (isinstance(self.keep, (int, float)) and 0 < self.keep <= 1):
-            _fail("CompressionStage", "keep", "lie in (0, 1]", self.keep)
+        owner = "CompressionStage"
+        _expect(owner, self, _COUNT, "layer")
+        _expect_one_of(owner, "select", self.select, ("uniform", "attention"))
+        _expect(owner, self, _RATIO, "keep")
+        _expect(owner, self, _BOOL, "transfer")
 
     def kept_count(self, vision_tokens: int) -> int:
         """Vision tokens that remain of `vision_tokens` original ones (float64, truncated)."""
@@ -135,8 +192,8 @@ class BackboneConfig:
 
     `pattern` has one letter per layer: M Mamba-2, * attention, - MLP. Attention has no positional
     encoding. `time_step_limit` clamps dt after softplus; the family's checkpoints want no clamp.
-    `time_step_min/max/floor` only serve the initialisation of dt_bias. Token ids are counted from
-    0; `eos_token_ids` holds every id that ends an answer by itself.
+    `time_step_min/max/floor` only serve the initialisation of dt_bias. `eos_token_ids` holds every
+    token id that ends an answer by itself.
     """
 
     vocab_size: int = 131072
@@ -163,19 +220,25 @@ class BackboneConfig:
     time_step_max: float = 0.1
     time_step_floor: float = 1e-4
     max_position_embeddings: int = 131072
-    bos_token_id: int | None = 1
     eos_token_ids: tuple[int, ...] = (2,)
-    pad_token_id: int | None = 0
 
     def __post_init__(self) -> None:
         owner = "BackboneConfig"
-        _expect_positive(
-            owner, self, "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads",
-            "num_key_value_heads", "head_dim", "mamba_num_heads", "mamba_head_dim", "n_groups",
-            "ssm_state_size", "conv_kernel", "chunk_size", "max_position_embeddings",
+        _expect(
+            owner, self, _SIZE, "vocab_size", "hidden_size", "intermediate_size",
+            "num_attention_heads", "num_key_value_heads", "head_dim", "mamba_num_heads",
+            "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel", "chunk_size",
+            "max_position_embeddings",
         )  # fmt: skip
-        if not self.pattern or set(self.pattern) - {MAMBA, ATTENTION, MLP}:
-            _fail(owner, "pattern", "be a non-empty string of the letters M, * and -", self.pattern)
+        _expect(
+            owner, self, _BOOL, "attention_bias", "mlp_bias", "mamba_proj_bias", "use_conv_bias",
+            "tie_word_embeddings",
+        )  # fmt: skip
+        _expect(owner, self, _ABOVE_0, "norm_eps", "time_step_min", "time_step_max")
+        _expect(owner, self, _FROM_0, "time_step_floor")
+        _expect(owner, self, _RANGE, "time_step_limit")
+        _expect(owner, self, _IDS, "eos_token_ids")
+        _expect(owner, self, _PATTERN, "pattern")
         if self.num_attention_heads % self.num_key_value_heads:
             rule = f"divide num_attention_heads ({self.num_attention_heads})"
             _fail(owner, "num_key_value_heads", rule, self.num_key_value_heads)
@@ -183,11 +246,6 @@ class BackboneConfig:
             _fail(
                 owner, "n_groups", f"divide mamba_num_heads ({self.mamba_num_heads})", self.n_groups
             )
-        low, high = self.time_step_limit
-        if not 0 <= low <= high:
-            _fail(owner, "time_step_limit", "be (low, high) with 0 <= low <= high", (low, high))
-        if not self.norm_eps > 0:
-            _fail(owner, "norm_eps", "be positive", self.norm_eps)
 
     @property
     def num_hidden_layers(self) -> int:
@@ -232,10 +290,14 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         owner = "VisionConfig"
-        _expect_positive(
-            owner, self, "image_size", "patch_size", "hidden_size", "intermediate_size",
+        _expect(
+            owner, self, _SIZE, "image_size", "patch_size", "hidden_size", "intermediate_size",
             "num_hidden_layers", "num_attention_heads",
         )  # fmt: skip
+        _expect(owner, self, _ABOVE_0, "layer_norm_eps")
+        _expect(owner, self, _INTEGER, "feature_layer")
+        _expect(owner, self, _TRIPLE, "image_mean")
+        _expect(owner, self, _SCALES, "image_std")
         if self.hidden_size % self.num_attention_heads:
             rule = f"divide hidden_size ({self.hidden_size})"
             _fail(owner, "num_attention_heads", rule, self.num_attention_heads)
@@ -280,7 +342,7 @@ class ProjectorConfig:
         owner = "ProjectorConfig"
         _expect_one_of(owner, "kind", self.kind, ("gelu_mlp", "tome_mlp", "fused_tome_mlp"))
         _expect_one_of(owner, "token_order", self.token_order, ("raw", "ascending", "descending"))
-        _expect_positive(owner, self, "num_tokens", "clip_frames", "merge_heads")
+        _expect(owner, self, _SIZE, "num_tokens", "clip_frames", "merge_heads")
 
     @property
     def merges(self) -> bool:
@@ -299,6 +361,10 @@ class TimeViperConfig:
 
     def __post_init__(self) -> None:
         owner = "TimeViperConfig"
+        _expect(owner, self, _instance(BackboneConfig), "backbone")
+        _expect(owner, self, _instance(VisionConfig), "vision")
+        _expect(owner, self, _instance(ProjectorConfig), "projector")
+        _expect(owner, self, _instance(tuple), "stages")
         _expect_one_of(owner, "template", self.template, ("nano_base", "qwen2"))
         patches = self.vision.patches_per_frame
         if self.projector.merges and not self.projector.num_tokens <= patches:
@@ -325,6 +391,8 @@ def check_stages(stages: tuple[CompressionStage, ...], backbone: BackboneConfig)
     layer_before, keep_before = -1, 1.0
     for i, stage in enumerate(stages):
         owner, last = f"stages[{i}]", backbone.num_hidden_layers - 1
+        if not isinstance(stage, CompressionStage):
+            raise ValueError(f"{owner} must be a CompressionStage, got {stage!r}")
         if stage.layer > last:
             _fail(owner, "layer", f"be at most {last}, the last layer", stage.layer)
         if stage.layer <= layer_before:
@@ -359,86 +427,3 @@ def tokens_before_layer(
             segments = shorten(segments, stage_at[layer])
         counts.append(sum(s.length for s in segments))
     return counts
-
-
-_TRANSV_9B = (CompressionStage(7, "uniform", 0.5), CompressionStage(39, "attention", 0.1))
-
-_NANO_12B = BackboneConfig(
-    hidden_size=5120,
-    intermediate_size=20480,
-    pattern="M-M-M-M*-M-M-M-M*-M-M-M-M*-M-M-M-M*-M-M-M-M*-M-M-M-M*-M-M-M-M-",
-)
-
-_NEMOTRON_H_8B = BackboneConfig(
-    hidden_size=4096,
-    intermediate_size=21504,
-    pattern="M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-",
-    num_attention_heads=32,
-    mamba_head_dim=64,
-    max_position_embeddings=8192,
-)
-
-# same parts, same rules, a thousandth of the width: runs on a laptop with random weights
-_TINY = TimeViperConfig(
-    backbone=BackboneConfig(
-        vocab_size=320,
-        hidden_size=128,
-        intermediate_size=256,
-        pattern="M-M*-M-M*-M-",
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        mamba_num_heads=8,
-        mamba_head_dim=32,
-        n_groups=2,
-        ssm_state_size=32,
-        chunk_size=64,
-        max_position_embeddings=262144,
-        bos_token_id=None,
-        eos_token_ids=(256,),
-        pad_token_id=None,
-    ),
-    vision=VisionConfig(
-        image_size=98,
-        patch_size=14,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-    ),
-    stages=(CompressionStage(2, "uniform", 0.5), CompressionStage(8, "attention", 0.1)),
-)
-
-# SigLIP encoders under upstream's ids; timm gives all of them the exact GELU
-VISION_PRESETS = {
-    "siglip-vit-so400m-384px": VisionConfig(),
-    "siglip-vit-so400m": VisionConfig(image_size=224),
-} | {
-    f"siglip-vit-b16-{size}px": VisionConfig(
-        image_size=size,
-        patch_size=16,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-    )
-    for size in (224, 256, 384)
-}
-
-PRESETS = {
-    "nemotron-nano-9b-v2": TimeViperConfig(stages=_TRANSV_9B),
-    "nemotron-nano-12b-v2": TimeViperConfig(backbone=_NANO_12B),
-    "nemotron-h-8b": TimeViperConfig(backbone=_NEMOTRON_H_8B),
-    "tiny": _TINY,
-}
-
-
-def preset(name: str) -> TimeViperConfig:
-    """A named configuration: nemotron-nano-9b-v2 (TimeViper's, with its two TransV stages),
-    nemotron-nano-12b-v2, nemotron-h-8b, or tiny (for demos and tests).
-
-    Raises:
-        ValueError: no such preset.
-    """
-    _expect_one_of("preset", "name", name, tuple(PRESETS))
-    return PRESETS[name]

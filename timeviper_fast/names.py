@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any, NamedTuple, NoReturn
 
@@ -15,13 +16,13 @@ from timeviper_fast.config import (
     ATTENTION,
     MAMBA,
     MLP,
-    VISION_PRESETS,
     BackboneConfig,
     CompressionStage,
     ProjectorConfig,
     TimeViperConfig,
     VisionConfig,
 )
+from timeviper_fast.presets import VISION_PRESETS
 
 __all__ = [
     "NameMap",
@@ -121,11 +122,11 @@ def backbone_config_from_hf(config: Mapping[str, Any]) -> BackboneConfig:
 
 def _read_field(config: Mapping[str, Any], field: str, default: Any) -> dict[str, Any]:
     """{field: value} under whichever spelling it has; empty when there is none."""
-    may_be_none = field in ("bos_token_id", "pad_token_id", "eos_token_ids")
     found = {
         name: _normalise(field, name, config[name], default)
         for name in _ALIASES.get(field, (field,))
-        if name in config and (may_be_none or config[name] is not None)
+        # null means absent, but for "no such token"
+        if name in config and (config[name] is not None or field == "eos_token_ids")
     }
     (first, value), *others = found.items() or [(field, None)]
     for name, other in others:
@@ -144,7 +145,7 @@ def _normalise(field: str, name: str, value: Any, default: Any) -> Any:
         return tuple(_number(name, bound) for bound in value)
     if field == "eos_token_ids":
         ids = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-        if not all(isinstance(i, int) for i in ids):
+        if not all(type(i) is int and i >= 0 for i in ids):
             _fail("config.json", name, "be a token id or a list of them", value)
         return tuple(ids)
     if isinstance(default, bool) and not isinstance(value, bool):
@@ -155,10 +156,10 @@ def _normalise(field: str, name: str, value: Any, default: Any) -> Any:
 def _number(name: str, value: Any) -> float:
     """A float, also as "inf", "Infinity" or {"__float__": "Infinity"}."""
     text = value.get("__float__") if isinstance(value, Mapping) else value
-    try:
-        return float(text)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        _fail("config.json", name, "be a number", value)
+    with suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(text, bool):
+            return float(text)  # type: ignore[arg-type]
+    _fail("config.json", name, "be a number", value)
 
 
 def _pattern(name: str, value: Any) -> str:
@@ -214,6 +215,8 @@ def _stage(text: str, transfers: bool) -> CompressionStage:
 
 def stages_from_hf(config: Mapping[str, Any]) -> tuple[CompressionStage, ...]:
     """The stages that upstream stored beside the language model in config.json; () if none."""
+    if config.get("use_pdrop") not in (True, False, None):
+        _fail("config.json", "use_pdrop", "be true or false", config["use_pdrop"])
     if not config.get("use_pdrop"):
         return ()
     return stages_from_upstream(
@@ -274,6 +277,8 @@ def vision_config_from_hf(config: Mapping[str, Any]) -> VisionConfig:
     if kind not in ("siglip", "siglip_vision_model"):
         _fail("config.json", "model_type", "be 'siglip' or 'siglip_vision_model'", kind)
     tower = config.get("vision_config", {}) if kind == "siglip" else config
+    if not isinstance(tower, Mapping):
+        _fail("config.json", "vision_config", "be an object with fields", tower)
     return VisionConfig(**{k: tower.get(k, value) for k, value in _HF_SIGLIP_DEFAULTS.items()})
 
 

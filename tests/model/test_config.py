@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import replace
+from typing import Literal, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -18,9 +21,9 @@ from timeviper_fast.config import (
     TimeViperConfig,
     VisionConfig,
     VisualSpan,
-    preset,
     tokens_before_layer,
 )
+from timeviper_fast.presets import preset
 
 
 @pytest.mark.parametrize(
@@ -64,7 +67,9 @@ TINY = preset("tiny")
         (lambda: CompressionStage(3, "uniform", 0), r"keep must lie in \(0, 1\], got 0"),
         (lambda: CompressionStage(3, "uniform", 1.5), r"keep must lie in \(0, 1\], got 1.5"),
         (lambda: CompressionStage(3, "uniform", float("nan")), r"keep must lie in .* got nan"),
-        (lambda: CompressionStage(-1, "uniform", 0.5), "layer must be a layer index .* got -1"),
+        (lambda: CompressionStage(-1, "uniform", 0.5), "layer must be an integer of 0 .* got -1"),
+        (lambda: CompressionStage(3, "uniform", True), r"keep must lie in \(0, 1\], got True"),
+        (lambda: CompressionStage(3, "uniform", 0.5, "no"), "transfer must be True or .* got 'no'"),
         (
             lambda: CompressionStage(3, "random", 0.5),
             "select must be one of 'uniform', 'attention'",
@@ -100,8 +105,18 @@ TINY = preset("tiny")
             lambda: BackboneConfig(n_groups=3),
             r"n_groups must divide mamba_num_heads \(128\), got 3",
         ),
-        (lambda: BackboneConfig(time_step_limit=(1, 0)), "time_step_limit must be .low, high."),
-        (lambda: BackboneConfig(norm_eps=0.0), "norm_eps must be positive, got 0.0"),
+        (
+            lambda: BackboneConfig(time_step_limit=(1, 0)),
+            "time_step_limit must be a tuple .low, high.",
+        ),
+        (
+            lambda: BackboneConfig(norm_eps=0.0),
+            "BackboneConfig: norm_eps must be a finite number above 0, got 0.0",
+        ),
+        (
+            lambda: replace(TINY, stages=(3,)),
+            r"stages\[0\] must be a CompressionStage, got 3",
+        ),
         (
             lambda: VisionConfig(num_attention_heads=7),
             "num_attention_heads must divide hidden_size",
@@ -136,6 +151,68 @@ TINY = preset("tiny")
 def test_sentences(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+INTEGERS = [1.0, True, "1", None, math.nan]
+NUMBERS = ["x", "1e-5", None, True, math.nan, math.inf, [1.0], -1]
+WRONG: dict[type, list] = {
+    bool: ["no", "false", 0, 1, None],
+    int: INTEGERS,
+    float: NUMBERS,
+    str: [7, None, ["M"], math.inf, ""],
+    tuple[float, float]: [None, 0.5, (0.0, 1.0, 2.0), (0.0,), [0.0, 1.0], (-1.0, 1.0),
+                          (1.0, 0.0), ("a", "b"), (0.0, math.nan), (math.inf, math.inf), ()],
+    tuple[float, float, float]: [None, 0.5, "abc", (0.5, 0.5), [0.5] * 3, ("a", "b", "c"),
+                                 (0.5, 0.5, math.inf), (0.5, 0.5, True)],
+    tuple[int, ...]: [2, None, ("x",), (-1,), (True,), (2.0,), [2]],
+    tuple[CompressionStage, ...]: [None, 3, [], "uni_7_0.5"],
+}  # fmt: skip
+LEAST = {
+    VisualSpan: VisualSpan(0, 0),
+    Segment: Segment(1),
+    CompressionStage: CompressionStage(1, "uniform", 0.5),
+    BackboneConfig: BackboneConfig(),
+    VisionConfig: VisionConfig(),
+    ProjectorConfig: ProjectorConfig(),
+    TimeViperConfig: TimeViperConfig(),
+}
+FIELDS = [
+    pytest.param(kind, name, hint, id=f"{kind.__name__}.{name}")
+    for kind in LEAST
+    for name, hint in get_type_hints(kind).items()
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "hint"), FIELDS)
+def test_no_field_takes_a_value_of_another_kind(kind, name, hint):
+    """The sentence names the owner, the field, the rule and the value; for every field there is."""
+    hint = str if get_origin(hint) is Literal else hint
+    for wrong in WRONG.get(hint, [None, 3, {}, []]):
+        words = re.escape(f"{kind.__name__}: {name} must ") + ".+" + re.escape(f", got {wrong!r}")
+        with pytest.raises(ValueError, match=words):
+            replace(LEAST[kind], **{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (BackboneConfig, {"time_step_floor": 0, "norm_eps": 1, "eos_token_ids": ()}),
+        (BackboneConfig, {"time_step_limit": (0, 0)}),
+        (BackboneConfig, {"time_step_limit": (0.5, math.inf)}),
+        (VisionConfig, {"image_mean": (0, -1.5, 0.5), "image_std": (1, 2, 0.5)}),
+        (VisionConfig, {"feature_layer": 0}),
+        (CompressionStage, {"keep": 1, "layer": 0}),
+    ],
+)
+def test_legal_values_at_the_edge(kind, changes):
+    made = replace(LEAST[kind], **changes)
+    assert all(getattr(made, name) == value for name, value in changes.items())
+
+
+@pytest.mark.parametrize("std", [(0.5, 0.5, 0.0), (0.5, 0.5, -1.0)])
+def test_pixels_are_not_divided_by_zero(std):
+    with pytest.raises(ValueError, match="image_std must be a tuple of 3 finite numbers above 0"):
+        VisionConfig(image_std=std)
 
 
 def test_keep_counts_are_float64_and_may_be_zero():

@@ -16,7 +16,6 @@ from timeviper_fast.config import (
     ProjectorConfig,
     TimeViperConfig,
     VisionConfig,
-    preset,
 )
 from timeviper_fast.names import (
     Piece,
@@ -33,6 +32,7 @@ from timeviper_fast.names import (
     vision_names,
     vlm_names,
 )
+from timeviper_fast.presets import preset
 
 PATTERN_9B = "M-M-M-MM-M-M-M*-M-M-M*-M-M-M-M*-M-M-M-M*-M-MM-M-M-M-M-M-"
 
@@ -197,11 +197,10 @@ def test_end_of_text_is_one_id_or_several(stored, ids):
     assert config.eos_token_ids == ids
 
 
-def test_none_means_absent_but_for_token_ids():
-    hf = {"layer_types": "*", "head_dim": None, "pad_token_id": None, "bos_token_id": None}
+def test_none_means_absent():
+    hf = {"layer_types": "*", "head_dim": None}
     config = backbone_config_from_hf(hf | {"num_attention_heads": 6, "num_key_value_heads": None})
     assert (config.head_dim, config.num_key_value_heads) == (128, 6)
-    assert (config.pad_token_id, config.bos_token_id) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +216,12 @@ def test_none_means_absent_but_for_token_ids():
         ({"layer_norm_epsilon": []}, r"layer_norm_epsilon must be a number, got \[\]"),
         ({"attention_bias": "no"}, "attention_bias must be true or false, got 'no'"),
         ({"eos_token_id": "</s>"}, "eos_token_id must be a token id or a list.*got '</s>'"),
+        ({"eos_token_id": [True]}, r"eos_token_id must be a token id or a list.*got \[True\]"),
+        ({"eos_token_id": -1}, "eos_token_id must be a token id or a list.*got -1"),
+        ({"norm_eps": True}, "norm_eps must be a number, got True"),
+        ({"norm_eps": 10**400}, "norm_eps must be a number, got 1000"),
+        ({"norm_eps": math.nan}, "norm_eps must be a finite number above 0, got nan"),
+        ({"hidden_size": 64.0}, "hidden_size must be a positive integer, got 64.0"),
         ({"hidden_size": "wide"}, "hidden_size must be a positive integer, got 'wide'"),
         ({"n_groups": 3}, r"n_groups must divide mamba_num_heads \(128\), got 3"),
     ],
@@ -267,6 +272,8 @@ def test_stages_stored_beside_the_llm():
     hf = {"pdrop_type": "uni_7_0.5-attn_39_0.1", "merge_module": "CrossAttention"}
     assert stages_from_hf(hf | {"use_pdrop": True}) == (UNI, ATTN)
     assert stages_from_hf(hf | {"use_pdrop": False}) == stages_from_hf({}) == ()
+    with pytest.raises(ValueError, match="use_pdrop must be true or false, got 'false'"):
+        stages_from_hf(hf | {"use_pdrop": "false"})
     dropping = stages_from_hf({"use_pdrop": True, "pdrop_type": "uni_7_0.5"})
     assert dropping == (CompressionStage(7, "uniform", 0.5, transfer=False),)
 
@@ -348,6 +355,8 @@ def test_siglip_configs():
     assert vision_config_from_hf(tower.to_dict() | {"hidden_act": "gelu"}).hidden_act == "gelu"
     with pytest.raises(ValueError, match=r"model_type must be 'siglip' or .*got 'clip'"):
         vision_config_from_hf({"model_type": "clip"})
+    with pytest.raises(ValueError, match="vision_config must be an object with fields, got None"):
+        vision_config_from_hf({"model_type": "siglip", "vision_config": None})
 
 
 # ---- names of weights

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.contract import errors
-from timeviper_fast.config import VISION_PRESETS, VisionConfig
+from timeviper_fast.config import VisionConfig
+from timeviper_fast.presets import VISION_PRESETS
 from timeviper_fast.vision import VisionTransformer
 
 # 30 // 7 = 4 patches per side: the last two rows and columns of pixels are not seen

@@ -1,0 +1,94 @@
+"""Published shapes by name: whole models, and the vision encoders they are built with."""
+
+from __future__ import annotations
+
+from timeviper_fast.config import (
+    BackboneConfig,
+    CompressionStage,
+    TimeViperConfig,
+    VisionConfig,
+)
+
+__all__ = ["PRESETS", "VISION_PRESETS", "preset"]
+
+_TRANSV_9B = (CompressionStage(7, "uniform", 0.5), CompressionStage(39, "attention", 0.1))
+
+_NANO_12B = BackboneConfig(
+    hidden_size=5120,
+    intermediate_size=20480,
+    pattern="M-M-M-M*-M-M-M-M*-M-M-M-M*-M-M-M-M*-M-M-M-M*-M-M-M-M*-M-M-M-M-",
+)
+
+_NEMOTRON_H_8B = BackboneConfig(
+    hidden_size=4096,
+    intermediate_size=21504,
+    pattern="M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-",
+    num_attention_heads=32,
+    mamba_head_dim=64,
+    max_position_embeddings=8192,
+)
+
+# same parts, same rules, a thousandth of the width: runs on a laptop with random weights
+_TINY = TimeViperConfig(
+    backbone=BackboneConfig(
+        vocab_size=320,
+        hidden_size=128,
+        intermediate_size=256,
+        pattern="M-M*-M-M*-M-",
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        mamba_num_heads=8,
+        mamba_head_dim=32,
+        n_groups=2,
+        ssm_state_size=32,
+        chunk_size=64,
+        max_position_embeddings=262144,
+        eos_token_ids=(256,),
+    ),
+    vision=VisionConfig(
+        image_size=98,
+        patch_size=14,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+    ),
+    stages=(CompressionStage(2, "uniform", 0.5), CompressionStage(8, "attention", 0.1)),
+)
+
+# SigLIP encoders under upstream's ids; timm gives all of them the exact GELU
+VISION_PRESETS = {
+    "siglip-vit-so400m-384px": VisionConfig(),
+    "siglip-vit-so400m": VisionConfig(image_size=224),
+} | {
+    f"siglip-vit-b16-{size}px": VisionConfig(
+        image_size=size,
+        patch_size=16,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+    )
+    for size in (224, 256, 384)
+}
+
+PRESETS = {
+    "nemotron-nano-9b-v2": TimeViperConfig(stages=_TRANSV_9B),
+    "nemotron-nano-12b-v2": TimeViperConfig(backbone=_NANO_12B),
+    "nemotron-h-8b": TimeViperConfig(backbone=_NEMOTRON_H_8B),
+    "tiny": _TINY,
+}
+
+
+def preset(name: str) -> TimeViperConfig:
+    """A named configuration: nemotron-nano-9b-v2 (TimeViper's, with its two TransV stages),
+    nemotron-nano-12b-v2, nemotron-h-8b, or tiny (for demos and tests).
+
+    Raises:
+        ValueError: no such preset.
+    """
+    if name not in PRESETS:
+        rule = f"be one of {', '.join(map(repr, PRESETS))}"
+        raise ValueError(f"preset: name must {rule}, got {name!r}")
+    return PRESETS[name]
