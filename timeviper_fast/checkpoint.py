@@ -13,7 +13,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -127,7 +127,7 @@ def config_from_dict(values: Mapping[str, Any]) -> TimeViperConfig:
     """The inverse of `config_to_dict`; a missing field has its default.
 
     Raises:
-        CheckpointError: a field that does not exist, or a value that breaks a rule.
+        CheckpointError: a field that does not exist or is missing, or a value that breaks a rule.
     """
     parts = {"backbone": BackboneConfig, "vision": VisionConfig, "projector": ProjectorConfig}
     try:
@@ -135,20 +135,32 @@ def config_from_dict(values: Mapping[str, Any]) -> TimeViperConfig:
         for name, kind in parts.items():
             if name in given:
                 given[name] = _build(kind, given[name], name)
-        if "stages" in given:
-            stages = enumerate(given["stages"])
-            given["stages"] = tuple(_build(CompressionStage, s, f"stages[{i}]") for i, s in stages)
+        stages = given.get("stages", [])
+        if not isinstance(stages, list):
+            raise ValueError(f"stages must be a list of objects, got {stages!r}")
+        given["stages"] = tuple(
+            _build(CompressionStage, s, f"stages[{i}]") for i, s in enumerate(stages)
+        )
         return _build(TimeViperConfig, given, "config")
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise CheckpointError(f"config.json: {error}") from None
 
 
-def _build(kind: type[C], values: Mapping[str, Any], owner: str) -> C:
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    strangers = sorted(set(values) - known)
+def _build(kind: type[C], values: Any, owner: str) -> C:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{owner} must be an object with fields, got {values!r}")
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    needed = {n for n, f in known.items() if f.default is f.default_factory is MISSING}
+    strangers, lacks = sorted(values.keys() - known.keys()), sorted(needed - values.keys())
     if strangers:
         raise ValueError(f"{owner} must have only known fields, got {some(strangers)}")
-    return kind(**{name: _revive(value) for name, value in values.items()})
+    if lacks:
+        raise ValueError(f"{owner} must have {', '.join(sorted(needed))}, got no {some(lacks)}")
+    try:
+        return kind(**{name: _revive(value) for name, value in values.items()})
+    except ValueError as error:
+        # in a file the part has the name of its field, not that of our class
+        raise ValueError(str(error).replace(kind.__name__, owner, 1)) from None
 
 
 def _revive(value: Any) -> Any:
@@ -276,10 +288,16 @@ def load_tokenizer(directory: PathLike) -> PreTrainedTokenizerBase | None:
     """
     if not any((Path(directory) / name).is_file() for name in TOKENIZER_FILES):
         return None
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedConfig
 
     try:
-        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        return AutoTokenizer.from_pretrained(
+            str(directory),
+            # the tokenizer's files alone decide: config.json may be of a model that transformers
+            # does not know, of which it would warn
+            config=PreTrainedConfig(),
+            local_files_only=True,
+        )
     # whatever foreign files make transformers raise means the same
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -24,7 +24,19 @@ from torch import Tensor, nn
 
 from timeviper_fast.names import NameMap, Piece, own_names
 
-__all__ = ["CheckpointError", "Source", "load_weights", "read_json", "tied_names", "weight_files"]
+__all__ = [
+    "CheckpointError",
+    "PathLike",
+    "Progress",
+    "Source",
+    "fail",
+    "has_weights",
+    "load_weights",
+    "read_json",
+    "some",
+    "tied_names",
+    "weight_files",
+]
 
 _FLOATS = {
     torch.float64: "F64",
@@ -120,7 +132,9 @@ def weight_files(path: PathLike) -> list[Path]:
     if found.suffix != ".json":
         return [found]
     shards = read_json(found).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
+    if not (
+        isinstance(shards, dict) and shards and all(isinstance(v, str) for v in shards.values())
+    ):
         fail("load_weights", "index", "have a weight_map of names to files", found)
     files = [found.parent / name for name in sorted(set(shards.values()))]
     absent = [file.name for file in files if not file.is_file()]
@@ -167,6 +181,7 @@ class _Plan:
     reads: dict[str, dict[int, _Stored]] = field(default_factory=dict)
     # what is stored under a second name although the first is stored too
     twins: dict[str, _Stored] = field(default_factory=dict)
+    stored: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     misfits: dict[str, str] = field(default_factory=dict)
 
@@ -176,6 +191,7 @@ class _Plan:
         second: dict[str, _Stored] = {}
         misfits: dict[str, str] = {}
         for path, key, entry in _entries(source):
+            self.stored.append(key)
             pieces = source.names(key)
             if pieces is None or any(piece.name not in self.shapes for piece in pieces):
                 self.unexpected.append(key)
@@ -213,15 +229,16 @@ class _Plan:
         return {} if fits else {piece.name: f"{key} {have} instead of {want}"}
 
     def problems(self) -> str:
-        """All that does not fit in one line; empty if everything does."""
+        """All that does not fit in one line, nothing left out; empty if everything does."""
         names = [name for name in self.shapes if name not in self.aliases]
         lacks = {name: lack for name in names if (lack := self._lack(name))}
+        strangers = {key: key for key in self.unexpected}
         found = (
-            ("missing", len(lacks), _fold(lacks, names)),
-            ("unexpected", len(self.unexpected), self.unexpected),
+            ("missing", len(lacks), _whole_parts(lacks, names)),
+            ("unexpected", len(self.unexpected), _whole_parts(strangers, self.stored)),
             ("of another shape or type", len(self.misfits), list(self.misfits.values())),
         )
-        return "; ".join(f"{n} {kind}: {some(lines)}" for kind, n, lines in found if n)
+        return "; ".join(f"{n} {kind}: {', '.join(_alike(lines))}" for kind, n, lines in found if n)
 
     def _lack(self, name: str) -> str:
         """What to call missing of this parameter; empty if it is filled."""
@@ -240,15 +257,29 @@ def _entries(source: Source) -> Iterator[tuple[Path, str, Entry]]:
                 yield path, key, entry
 
 
-def _fold(lacks: dict[str, str], names: list[str]) -> list[str]:
-    """What is missing, where a part of the model without any weights is one line."""
+def _whole_parts(wrong: dict[str, str], names: list[str]) -> list[str]:
+    """What is wrong, name by name, but for one line where all names of a part are."""
     total = Counter(prefix for name in names for prefix in _prefixes(name))
-    gone = Counter(prefix for name in lacks for prefix in _prefixes(name))
+    gone = Counter(prefix for name in wrong for prefix in _prefixes(name))
     lines = []
-    for name, lack in lacks.items():
+    for name, line in wrong.items():
         whole = next((p for p in _prefixes(name) if gone[p] == total[p] > 1), None)
-        lines.append(f"{whole}* (all {total[whole]})" if whole else lack)
-    return list(dict.fromkeys(lines))
+        lines.append(f"{whole}* (all {total[whole]})" if whole else line)
+    return lines
+
+
+def _alike(lines: list[str]) -> list[str]:
+    """The same lines; those that differ in their name's first number alone become one, as
+    layers.{0,2}.norm.weight."""
+    numbers: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for line in dict.fromkeys(lines):
+        match = re.fullmatch(r"((?:\S*?\.)??)(\d+)((?:[. ].*)?)", line)
+        head, number, tail = match.groups() if match else (line, "", "")
+        numbers[head, tail].append(number)
+    return [
+        f"{head}{{{','.join(found)}}}{tail}" if len(found) > 1 else head + found[0] + tail
+        for (head, tail), found in numbers.items()
+    ]
 
 
 def _prefixes(name: str) -> list[str]:
@@ -280,8 +311,8 @@ def load_weights(
         `module`. Tied parameters stay tied; the checkpoint may hold them under any of their names.
 
     Raises:
-        CheckpointError: one error that lists what is missing, unexpected or does not fit. The
-            module is then unchanged.
+        CheckpointError: one error that lists all that is missing, unexpected or does not fit
+            (a part that is so as a whole by its prefix). The module is then unchanged.
     """
     shapes = {name: tuple(t.shape) for name, t in module.state_dict().items()}
     plan = _Plan(shapes, tied_names(module))

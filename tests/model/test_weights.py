@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from tests.model.checkpoints import (
     siglip_tower,
 )
 from tests.model.goldens import TINY, TRANSV
-from timeviper_fast import checkpoint, weights
+from timeviper_fast import checkpoint, config, names, weights
 from timeviper_fast.backbone import HybridBackbone
 from timeviper_fast.checkpoint import (
     CheckpointError,
@@ -45,8 +46,8 @@ from timeviper_fast.weights import Source, load_weights, weight_files
 
 def test_one_error_lists_everything_and_nothing_is_loaded(tmp_path):
     state = {f"{i}.weight": torch.zeros(3, 3) for i in range(20)}
-    for i in range(8):
-        state[f"extra.{i}"] = torch.zeros(1)
+    state |= {f"{i}.extra": torch.zeros(1) for i in range(3)}
+    state |= {f"odd.{i}.bias": torch.zeros(1) for i in range(6)}
     state["0.weight"] = torch.zeros(2, 3)
     state["1.weight"] = torch.zeros(3, 3, dtype=torch.int8)
     del state["2.weight"]
@@ -57,13 +58,56 @@ def test_one_error_lists_everything_and_nothing_is_loaded(tmp_path):
         load_weights(module, Source(tmp_path / "w.bin"))
     message = str(caught.value)
     assert str(tmp_path / "w.bin") in message
-    assert "21 missing: 0.bias, 1.bias, 2.* (all 2), 3.bias, 4.bias, 5.bias and 14 more" in message
-    assert (
-        "8 unexpected: extra.0, extra.1, extra.2, extra.3, extra.4, extra.5 and 2 more" in message
-    )
-    assert "2 of another shape or type: 0.weight (2, 3) instead of (3, 3)" in message
-    assert "1.weight of type torch.int8 instead of floats" in message
+    biases = "{" + ",".join(str(i) for i in range(20) if i != 2) + "}.bias"
+    assert f"21 missing: {biases}, 2.* (all 2); " in message
+    assert "9 unexpected: {0,1,2}.extra, odd.* (all 6); " in message
+    assert "2 of another shape or type: 0.weight (2, 3) instead of (3, 3), 1.weight of " in message
+    assert message.endswith("1.weight of type torch.int8 instead of floats")
     assert_same(module, before)
+
+
+@pytest.mark.parametrize("kind", ["missing", "unexpected", "another shape"])
+def test_every_single_name_is_in_the_error(tmp_path, kind):
+    """Unfolded again, the line holds exactly the names that are wrong."""
+    whole = {f"{a}.{b}.{c}": torch.zeros(1) for a in "xyz" for b in range(9) for c in "abc"}
+    whole |= {"top": torch.zeros(1), "9": torch.zeros(1)}
+    wrong = {n for i, n in enumerate(whole) if n[0] == "x" or n == "9" or (i % 7 < 2)}
+    rest = {name: value for name, value in whole.items() if name not in wrong}
+    module = meta(lambda: Flat(whole if kind != "unexpected" else rest))
+    stored = {
+        "missing": rest,
+        "unexpected": whole,
+        "another shape": whole | {name: torch.zeros(2) for name in wrong},
+    }[kind]
+    torch.save(stored, tmp_path / "w.bin")
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(module, Source(tmp_path / "w.bin"))
+    line = re.search(rf"got {len(wrong)} [^:;]*{kind}[^:;]*: ([^;]*)$", str(caught.value))[1]
+    line = line.replace(" (2,) instead of (1,)", "")
+    listed = set()
+    for entry in re.findall(r"(?:{[^}]*}|[^,{])+", line):
+        found = re.fullmatch(r" ?([^{ ]*?)(?:{(.*)})?([^{ ]*)(?: \(all \d+\))?", entry)
+        names = [found[1] + n + found[3] for n in (found[2] or "").split(",")]
+        for name in names:
+            prefix = name.removesuffix("*")
+            listed |= {n for n in whole if n.startswith(prefix)} if name != prefix else {name}
+    assert listed == wrong
+    assert len(line) < 0.75 * len(", ".join(wrong))
+
+
+class Flat(nn.Module):
+    """Parameters under any dotted names."""
+
+    def __init__(self, shapes: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        for name, value in shapes.items():
+            *parts, leaf = name.split(".")
+            owner = self
+            for part in parts:
+                if part not in dict(owner.named_children()):
+                    owner.add_module(part, nn.Module())
+                owner = getattr(owner, part)
+            owner.register_parameter(leaf, nn.Parameter(torch.empty_like(value)))
 
 
 def test_a_checkpoint_of_another_size(tmp_path):
@@ -174,9 +218,10 @@ def test_directories_that_hold_no_weights(tmp_path):
         (tmp_path / "1.safetensors").touch()
         (tmp_path / "2.safetensors").touch()
         assert [file.name for file in weight_files(path)] == ["1.safetensors", "2.safetensors"]
-    index.write_text("{}")
-    with pytest.raises(CheckpointError, match="index must have a weight_map of names to files"):
-        weight_files(tmp_path)
+    for wrong in ("{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}'):
+        index.write_text(wrong)
+        with pytest.raises(CheckpointError, match="index must have a weight_map of names to files"):
+            weight_files(tmp_path)
 
 
 def test_a_leading_dimension_of_one_may_be_left_out(tmp_path):
@@ -243,6 +288,19 @@ def test_peak_memory_is_one_shard_beyond_the_model(tmp_path):
     assert peak < 7.6 * shard
 
 
-def test_the_room_exports_what_it_says():
-    for room in (checkpoint, weights):
-        assert all(hasattr(room, name) for name in room.__all__)
+@pytest.mark.parametrize("room", [config, names, weights, checkpoint])
+def test_a_room_exports_what_its_siblings_take(room):
+    """In `__all__` is what other files take from the room, and nothing that is not there."""
+    taken = set()
+    for file in Path(room.__file__).parent.glob("*.py"):
+        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+        imports = [
+            (n.module, a.name) for n in nodes if isinstance(n, ast.ImportFrom) for a in n.names
+        ]
+        taken |= {name for module, name in imports if module == room.__name__}
+        package, _, stem = room.__name__.partition(".")
+        if (package, stem) in imports:
+            dotted = [n for n in nodes if isinstance(n, ast.Attribute)]
+            taken |= {n.attr for n in dotted if ast.unparse(n.value) == stem}
+    assert taken
+    assert taken <= set(room.__all__) <= set(vars(room))
