@@ -184,6 +184,8 @@ def machine(threads: int) -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {threads} threads",
+        # what else ran: times mean little where this is far above the threads
+        "load_average": [round(load, 1) for load in os.getloadavg()],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
