@@ -277,7 +277,9 @@ def _alike(lines: list[str]) -> list[str]:
         head, number, tail = match.groups() if match else (line, "", "")
         numbers[head, tail].append(number)
     return [
-        f"{head}{{{','.join(found)}}}{tail}" if len(found) > 1 else head + found[0] + tail
+        f"{head}{{{','.join(sorted(found, key=int))}}}{tail}"
+        if len(found) > 1
+        else head + found[0] + tail
         for (head, tail), found in numbers.items()
     ]
 
