@@ -11,7 +11,9 @@ from tvkernels.core.checks import (
     FLOAT_DTYPES,
     INDEX_DTYPES,
     expect_dtype,
+    expect_int,
     expect_ndim,
+    expect_offsets,
     expect_same_device,
     expect_shape,
     fail,
@@ -70,3 +72,48 @@ def test_devices_are_compared_to_the_first_tensor_given():
     expect_same_device("op", x=there, weight=there)
     with says("op: weight must lie on the device of x (cpu), got meta"):
         expect_same_device("op", bias=None, x=here, weight=there)
+
+
+@pytest.mark.parametrize("value", [0.3, None, [1.0], "x"])
+def test_what_is_no_tensor_is_named(value):
+    with says(f"op: x must be a tensor, got a {type(value).__name__}"):
+        expect_dtype("op", "x", value)
+    with says(f"op: x must be a tensor, got a {type(value).__name__}"):
+        expect_ndim("op", "x", value, "(dim,)", 1)
+    with says(f"op: x must be a tensor, got a {type(value).__name__}"):
+        expect_shape("op", "x", value, "(dim,)", (1,))
+
+
+@pytest.mark.parametrize("value", [0, 4, 2.0, True, None, "2"])
+def test_an_int_is_an_int_in_its_range(value):
+    for fine in (1, 3):
+        expect_int("op", "n", fine, "be an int between 1 and 3", 1, 3)
+    with says(f"op: n must be an int between 1 and 3, got {value!r}"):
+        expect_int("op", "n", value, "be an int between 1 and 3", 1, 3)
+
+
+@pytest.mark.parametrize("form", [list, tuple, torch.tensor])
+def test_offsets_rise_from_0_to_the_end(form):
+    for fine in ([0, 2, 2, 5], [0, 5]):
+        expect_offsets("op", "cu", form(fine), 5, exact=True)
+    for short in ([0, 3], [0]):
+        expect_offsets("op", "cu", form(short), 5, exact=False)
+        with says(f"op: cu must rise from 0 to 5 (the packed length), got {short}"):
+            expect_offsets("op", "cu", form(short), 5, exact=True)
+    for wrong in ([1, 5], [0, 4, 2, 5], [0, 6], [-1, 5]):
+        with says(f"op: cu must rise from 0 to at most 5 (the packed length), got {wrong}"):
+            expect_offsets("op", "cu", form(wrong), 5, exact=False)
+
+
+def test_offsets_of_another_kind_are_refused():
+    for value in (7, None, [0, 2.0], [0, True]):
+        with says(f"op: cu must be a tensor or a sequence of ints, got {value!r}"):
+            expect_offsets("op", "cu", value, 2, exact=False)
+    with says("op: cu must be of dtype int32, int64, got float32"):
+        expect_offsets("op", "cu", torch.zeros(2), 2, exact=False)
+    with says("op: cu must be (n_seqs + 1,), got shape (1, 2)"):
+        expect_offsets("op", "cu", torch.zeros(1, 2).int(), 2, exact=False)
+
+
+def test_offsets_on_a_device_are_not_read():
+    expect_offsets("op", "cu", torch.zeros(3, device="meta").int(), 5, exact=True)

@@ -67,9 +67,13 @@ PACKED = {
             {"span": (-1, 5)},
             r"span must be \(start, length\) within seqlen 20, got \(-1, 5\)",
         ),
-        (KEYS, {"span": (1, 2, 3)}, r"span must be \(start, length\), got \(1, 2, 3\)"),
+        (KEYS, {"span": (1, 2, 3)}, r"span must be \(start, length\), two ints, got \(1, 2, 3\)"),
+        (KEYS, {"span": (2.0, 5.0)}, r"span must be \(start, length\), two ints, got \(2.0, 5.0\)"),
+        (KEYS, {"span": None}, r"span must be \(start, length\), two ints, got None"),
         (KEYS, {"keep": 11}, "keep must be an int between 0 and length 10, got 11"),
         (KEYS, {"keep": -1}, "keep must be an int between 0 and length 10, got -1"),
+        (KEYS, {"keep": True}, "keep must be an int between 0 and length 10, got True"),
+        (KEYS, {"keep": [3]}, r"keep must be an int between 0 and length 10, got \[3\]"),
         (KEYS, {"keep": 0.5}, "keep must be an int between 0 and length 10, got 0.5"),
         (
             PACKED,
@@ -89,12 +93,12 @@ PACKED = {
         (
             PACKED,
             {"cu_seqlens": [0, 30, 20]},
-            r"cu_seqlens must rise from 0 to at most seqlen 20, got \[0, 30, 20\]",
+            r"cu_seqlens must rise from 0 to at most 20 \(the packed length\), got \[0, 30, 20\]",
         ),
         (
             PACKED,
             {"cu_seqlens": torch.tensor([1, 8, 20])},
-            r"cu_seqlens must rise from 0 to at most seqlen 20, got \[1, 8, 20\]",
+            r"cu_seqlens must rise from 0 to at most 20 \(the packed length\), got \[1, 8, 20\]",
         ),
         (
             PACKED,
@@ -112,6 +116,13 @@ PACKED = {
             {"span": [(0, 5), (7, 6)]},
             r"span must be \(start, length\) within seqlen 12, got \(7, 6\)",
         ),
+        (
+            PACKED,
+            {"span": None},
+            "span and keep must have one entry per sequence .*, got span None",
+        ),
+        (PACKED, {"span": [5, 6]}, r"span must be \(start, length\), two ints, got 5"),
+        (PACKED, {"keep": 2.0}, "keep must be an int between 0 and length 5, got 2.0"),
         (PACKED, {"keep": 6}, "keep must be an int between 0 and length 5, got 6"),
     ],
 )
@@ -151,6 +162,15 @@ TABLE = torch.ones(20, 8)
             r"k_weight must lie on the device of q \(cpu\), got meta",
         ),
         (
+            {"k_weight": torch.ones(16, 24).long()},
+            "k_weight must be of dtype float32, .*, got int64",
+        ),
+        (
+            {"norm_weight": torch.ones(24).int()},
+            "norm_weight must be of dtype float32, .*, got int32",
+        ),
+        ({"norm_weight": (0.5, 1e-5)}, "norm_weight must be a tensor, got a float"),
+        (
             {"norm_weight": torch.ones(23)},
             r"norm_weight must be \(d_model,\) = \(24\), got shape \(23,\)",
         ),
@@ -188,6 +208,11 @@ def test_index_errors() -> None:
         ValueError, match=r"kept must be \(..., keep\) with keep at most length 2, got"
     ):
         dropped_indices(torch.arange(3), 2)
+    with pytest.raises(ValueError, match="uniform_topk: length must be an int of at least 0, got"):
+        uniform_topk(4.0, 2, "cpu")
+    for wrong, got in (([0, 4], "0 to 4"), ([-1, 2], "-1 to 2")):
+        with pytest.raises(ValueError, match=rf"kept must hold indices in \[0, 4\), got {got}"):
+            dropped_indices(torch.tensor(wrong), 4)
 
 
 def test_triton_is_not_built_yet() -> None:

@@ -211,11 +211,14 @@ UPDATE_ERRORS = [
 VARLEN_ERRORS = [
     ({"x": X}, r"varlen_states: x must be \(total_tokens, dim\), got shape"),
     ({"x": X[0].int()}, "x must be of dtype .*, got int32"),
-    ({"cu_seqlens": IDS}, r"cu_seqlens must be \(batch \+ 1,\), got shape \(2, 5\)"),
-    ({"cu_seqlens": ROWS[:0]}, r"cu_seqlens must be \(batch \+ 1,\), the first of them 0"),
+    ({"cu_seqlens": IDS}, r"cu_seqlens must be \(n_seqs \+ 1,\), got shape \(2, 5\)"),
+    ({"cu_seqlens": ROWS[:0]}, r"cu_seqlens must rise from 0 to at most 8 .*, got \[\]"),
     ({"cu_seqlens": ROWS.float()}, "cu_seqlens must be of dtype int32, int64, got float32"),
     ({"cu_seqlens": ROWS.to("meta")}, r"cu_seqlens must lie on the device of x \(cpu\), got meta"),
-    ({"state_len": 0}, "state_len must be at least 1, got 0"),
+    ({"cu_seqlens": ROWS + 2}, r"cu_seqlens must rise from 0 to at most 8 .*, got \[2, 2\]"),
+    ({"cu_seqlens": torch.tensor([0, 9])}, r"cu_seqlens must rise from 0 to at most 8 .*, 9\]"),
+    ({"state_len": 0}, "state_len must be an int of at least 1, got 0"),
+    ({"state_len": 2.0}, "state_len must be an int of at least 1, got 2.0"),
 ]
 
 

@@ -301,6 +301,12 @@ PACKED = {**GOOD, "cu_seqlens_q": [0, 1, 4], "cu_seqlens_k": [0, 3, 6]}
             {"alpha": torch.zeros(2)},
             r"alpha must have one element \(one gate per call\), got shape \(2,\)",
         ),
+        (GOOD, {"alpha": 0.3}, "alpha must be a tensor, got a float"),
+        (
+            GOOD,
+            {"out_proj": torch.ones(20, 48).long()},
+            "out_proj must be of dtype float32, .*, got int64",
+        ),
         (GOOD, {"alpha": torch.tensor(0)}, "alpha must be of dtype float32, .*, got int64"),
         (
             GOOD,
@@ -337,6 +343,11 @@ PACKED = {**GOOD, "cu_seqlens_q": [0, 1, 4], "cu_seqlens_k": [0, 3, 6]}
             PACKED,
             {"cu_seqlens_q": [0, 4, 1]},
             r"cu_seqlens_q must rise from 0 to 4 \(the packed length\), got \[0, 4, 1\]",
+        ),
+        (
+            PACKED,
+            {"cu_seqlens_k": [0, 3.0, 6]},
+            r"cu_seqlens_k must be a tensor or a sequence of ints, got \[0, 3.0, 6\]",
         ),
         (
             PACKED,

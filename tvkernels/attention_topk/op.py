@@ -10,7 +10,6 @@ un-normalised hidden states, no rope) and VideoChat-Flash (arXiv 2501.00574: nor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,11 +23,16 @@ from tvkernels.attention_topk.reference import (
 )
 from tvkernels.core.backend import backend_for
 from tvkernels.core.checks import (
+    Offsets,
     expect_dtype,
+    expect_int,
     expect_ndim,
+    expect_offsets,
     expect_same_device,
     expect_shape,
     fail,
+    is_int,
+    on_host,
 )
 
 __all__ = [
@@ -39,8 +43,6 @@ __all__ = [
     "uniform_topk",
 ]
 
-CuSeqlens = torch.Tensor | Sequence[int]
-
 
 def attention_topk(
     q: torch.Tensor,
@@ -49,7 +51,7 @@ def attention_topk(
     span: Sequence[Any],
     *,
     scale: float | None = None,
-    cu_seqlens: CuSeqlens | None = None,
+    cu_seqlens: Offsets | None = None,
 ) -> TopKResult:
     """Keep the `keep` tokens of a span that the query rows attend to most, and name the rest.
 
@@ -101,7 +103,7 @@ def attention_topk_hidden(
     scale: float | None = None,
     norm_weight: torch.Tensor | tuple[torch.Tensor, float] | None = None,
     rope: tuple[torch.Tensor, torch.Tensor] | None = None,
-    cu_seqlens: CuSeqlens | None = None,
+    cu_seqlens: Offsets | None = None,
 ) -> TopKResult:
     """`attention_topk` from hidden states: k = rope(k_weight rms_norm(hidden)), never stored whole.
 
@@ -157,7 +159,8 @@ def uniform_topk(length: int, keep: int, device: torch.device | str | None) -> t
     Numerics: integers, equal to truncating the float64 quotient; upstream TimeViper's linspace on
     CUDA steps in float32 and can be one index off beyond some thousand tokens.
     """
-    _check_keep("uniform_topk", "keep", keep, length)
+    expect_int("uniform_topk", "length", length, "be an int of at least 0", 0)
+    _check_keep("uniform_topk", keep, length)
     return uniform_topk_ref(length, keep, device)
 
 
@@ -174,12 +177,18 @@ def dropped_indices(kept: torch.Tensor, length: int) -> torch.Tensor:
         (..., length - keep) int64. Its shape is known on the host: nothing is read back.
 
     Raises:
-        ValueError: kept is not int64, or holds more than length indices.
+        ValueError: kept is not int64, holds more than length indices or, on the CPU, one outside
+            [0, length).
     """
     op = "dropped_indices"
+    expect_int(op, "length", length, "be an int of at least 0", 0)
     expect_dtype(op, "kept", kept, (torch.int64,))
     if kept.ndim < 1 or kept.shape[-1] > length:
         fail(op, "kept", f"be (..., keep) with keep at most length {length}", tuple(kept.shape))
+    if on_host(kept) and kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= length):
+        fail(
+            op, "kept", f"hold indices in [0, {length})", f"{int(kept.min())} to {int(kept.max())}"
+        )
     return dropped_indices_ref(kept, length)
 
 
@@ -190,7 +199,7 @@ def _check_query(
     keys: torch.Tensor,
     keep: int | Sequence[int],
     span: Sequence[Any],
-    cu_seqlens: CuSeqlens | None,
+    cu_seqlens: Offsets | None,
 ) -> None:
     expect_ndim(op, "q", q, "(batch, [n_queries,] nheads, headdim)", 3, 4)
     expect_dtype(op, "q", q)
@@ -211,47 +220,35 @@ def _check_query(
 
 
 def _check_packed(
-    op: str, n_seqs: int, keep: int | Sequence[int], span: Sequence[Any], cu: CuSeqlens, total: int
+    op: str, n_seqs: int, keep: int | Sequence[int], span: Sequence[Any], cu: Offsets, total: int
 ) -> None:
     if n_seqs < 1:
         fail(op, "q", "have at least one sequence (cu_seqlens is given)", n_seqs)
+    expect_offsets(op, "cu_seqlens", cu, total, exact=False)
     if len(cu) != n_seqs + 1:
         fail(op, "cu_seqlens", f"have {n_seqs + 1} entries (q holds {n_seqs} sequences)", len(cu))
-    if len(span) != n_seqs or (not isinstance(keep, int) and len(keep) != n_seqs):
+    keeps = keep if isinstance(keep, Sequence) else [keep] * n_seqs
+    if not isinstance(span, Sequence) or len(span) != n_seqs or len(keeps) != n_seqs:
         got = f"span {span}, keep {keep}"
         fail(op, "span and keep", f"have one entry per sequence ({n_seqs})", got)
-    lengths = _lengths(op, cu, total)
+    # offsets on a device are not read to be checked; a span too long then fails in slicing
+    readable = not isinstance(cu, torch.Tensor) or on_host(cu)
     for i in range(n_seqs):
-        count = keep if isinstance(keep, int) else keep[i]
-        # a tensor on a device is not read to be checked; a span too long then fails in slicing
-        _check_span(op, count, span[i], lengths[i] if lengths else total)
-
-
-def _lengths(op: str, cu: CuSeqlens, total: int) -> list[int]:
-    """The lengths of the sequences, checked; [] where they lie on a device."""
-    if isinstance(cu, torch.Tensor):
-        expect_dtype(op, "cu_seqlens", cu, (torch.int32, torch.int64))
-        if cu.device.type != "cpu":
-            return []
-    offsets = cu.tolist() if isinstance(cu, torch.Tensor) else list(cu)
-    lengths = [b - a for a, b in pairwise(offsets)]
-    if offsets[0] != 0 or offsets[-1] > total or min(lengths) < 0:
-        fail(op, "cu_seqlens", f"rise from 0 to at most seqlen {total}", offsets)
-    return lengths
+        length = int(cu[i + 1]) - int(cu[i]) if readable else total
+        _check_span(op, keeps[i], span[i], length)
 
 
 def _check_span(op: str, keep: Any, span: Sequence[Any], seqlen: int) -> None:
-    if len(span) != 2:
-        fail(op, "span", "be (start, length)", span)
+    if not isinstance(span, Sequence) or len(span) != 2 or not all(map(is_int, span)):
+        fail(op, "span", "be (start, length), two ints", repr(span))
     start, length = span
     if start < 0 or length < 0 or start + length > seqlen:
         fail(op, "span", f"be (start, length) within seqlen {seqlen}", (start, length))
-    _check_keep(op, "keep", keep, length)
+    _check_keep(op, keep, length)
 
 
-def _check_keep(op: str, name: str, keep: Any, length: int) -> None:
-    if not isinstance(keep, int) or keep < 0 or keep > length:
-        fail(op, name, f"be an int between 0 and length {length}", keep)
+def _check_keep(op: str, keep: Any, length: int) -> None:
+    expect_int(op, "keep", keep, f"be an int between 0 and length {length}", 0, length)
 
 
 def _check_heads(op: str, q: torch.Tensor, name: str, nkvheads: int) -> None:
@@ -267,16 +264,18 @@ def _check_projection(
     norm_weight: torch.Tensor | tuple[torch.Tensor, float] | None,
     rope: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> None:
-    expect_same_device(op, q=q, k_weight=k_weight)
     seqlen, d_model = hidden.shape[1:]
     headdim = q.shape[-1]
     expect_shape(op, "k_weight", k_weight, "(nkvheads * headdim, d_model)", (None, d_model))
+    expect_dtype(op, "k_weight", k_weight)
+    expect_same_device(op, q=q, k_weight=k_weight)
     if k_weight.shape[0] % headdim:
         fail(op, "k_weight", f"have rows in multiples of headdim {headdim}", k_weight.shape[0])
     _check_heads(op, q, "k_weight", k_weight.shape[0] // headdim)
     if norm_weight is not None:
         weight = norm_weight if isinstance(norm_weight, torch.Tensor) else norm_weight[0]
         expect_shape(op, "norm_weight", weight, "(d_model,)", (d_model,))
+        expect_dtype(op, "norm_weight", weight)
     if rope is not None:
         for name, table in zip(("rope cos", "rope sin"), rope):
             expect_shape(op, name, table, "(seqlen, headdim)", (seqlen, headdim))

@@ -17,7 +17,9 @@ from tvkernels.core.backend import backend_for
 from tvkernels.core.checks import (
     INDEX_DTYPES,
     expect_dtype,
+    expect_int,
     expect_ndim,
+    expect_offsets,
     expect_same_device,
     expect_shape,
     fail,
@@ -160,7 +162,8 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
 
     Args:
         x: (total_tokens, dim), the sequences one after the other, any strides.
-        cu_seqlens: (batch + 1,) int32 or int64: where each begins, ascending from 0, and the end.
+        cu_seqlens: (batch + 1,) int32 or int64: where each begins, and the end of the last:
+            from 0, never falling, to at most total_tokens (checked on the CPU).
         state_len: inputs per state, at least 1.
 
     Returns:
@@ -175,13 +178,9 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
     op = "causal_conv1d_varlen_states"
     expect_ndim(op, "x", x, "(total_tokens, dim)", 2)
     expect_dtype(op, "x", x)
-    expect_ndim(op, "cu_seqlens", cu_seqlens, "(batch + 1,)", 1)
-    expect_dtype(op, "cu_seqlens", cu_seqlens, INDEX_DTYPES)
+    expect_offsets(op, "cu_seqlens", cu_seqlens, x.shape[0], exact=False)
     expect_same_device(op, x=x, cu_seqlens=cu_seqlens)
-    if cu_seqlens.shape[0] == 0:
-        fail(op, "cu_seqlens", "be (batch + 1,), the first of them 0", "shape (0,)")
-    if state_len < 1:
-        fail(op, "state_len", "be at least 1", state_len)
+    expect_int(op, "state_len", state_len, "be an int of at least 1", 1)
     backend_for(x, "causal_conv1d")
     return causal_conv1d_varlen_states_ref(x, cu_seqlens, state_len)
 

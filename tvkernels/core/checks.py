@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
@@ -10,15 +11,23 @@ import torch
 __all__ = [
     "FLOAT_DTYPES",
     "INDEX_DTYPES",
+    "Offsets",
     "expect_dtype",
+    "expect_int",
     "expect_ndim",
+    "expect_offsets",
     "expect_same_device",
     "expect_shape",
     "fail",
+    "is_int",
+    "on_host",
 ]
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INDEX_DTYPES = (torch.int32, torch.int64)
+
+# where packed sequences begin, and the end of the last: cu_seqlens
+Offsets = torch.Tensor | Sequence[int]
 
 
 def fail(op: str, argument: str, rule: str, value: Any, remedy: str | None = None) -> NoReturn:
@@ -29,6 +38,7 @@ def fail(op: str, argument: str, rule: str, value: Any, remedy: str | None = Non
 
 def expect_ndim(op: str, argument: str, x: torch.Tensor, layout: str, *ndims: int) -> None:
     """`x` has one of `ndims` dimensions; `layout` names them, as "(batch, seqlen, dim)"."""
+    _expect_tensor(op, argument, x)
     if x.ndim not in ndims:
         fail(op, argument, f"be {layout}", f"shape {tuple(x.shape)}")
 
@@ -37,6 +47,7 @@ def expect_shape(
     op: str, argument: str, x: torch.Tensor, layout: str, sizes: Sequence[int | None]
 ) -> None:
     """`x` has shape `sizes` (None: any size); `layout` names the dimensions for the message."""
+    _expect_tensor(op, argument, x)
     fits = x.ndim == len(sizes) and all(
         want is None or have == want for have, want in zip(x.shape, sizes)
     )
@@ -49,6 +60,7 @@ def expect_dtype(
     op: str, argument: str, x: torch.Tensor, dtypes: Sequence[torch.dtype] = FLOAT_DTYPES
 ) -> None:
     """`x` has one of `dtypes`."""
+    _expect_tensor(op, argument, x)
     if x.dtype not in dtypes:
         names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         fail(op, argument, f"be of dtype {names}", str(x.dtype).removeprefix("torch."))
@@ -61,3 +73,45 @@ def expect_same_device(op: str, **tensors: torch.Tensor | None) -> None:
     for name, x in given[1:]:
         if x.device != first.device:
             fail(op, name, f"lie on the device of {first_name} ({first.device})", x.device)
+
+
+def expect_int(
+    op: str, argument: str, value: Any, rule: str, least: int, most: int | None = None
+) -> None:
+    """`value` is an int (no bool, no float) from `least` to `most`; `rule` says so in words."""
+    if not is_int(value) or value < least or (most is not None and value > most):
+        fail(op, argument, rule, repr(value))
+
+
+def expect_offsets(op: str, argument: str, offsets: Offsets, total: int, *, exact: bool) -> None:
+    """`offsets` of packed sequences start at 0, never fall and end at `total`, or before it unless
+    `exact`. Values that lie on a device are not read."""
+    if isinstance(offsets, torch.Tensor):
+        expect_ndim(op, argument, offsets, "(n_seqs + 1,)", 1)
+        expect_dtype(op, argument, offsets, INDEX_DTYPES)
+        if not on_host(offsets):
+            return
+        values = offsets.tolist()
+    elif isinstance(offsets, Sequence) and all(map(is_int, offsets)):
+        values = list(offsets)
+    else:
+        fail(op, argument, "be a tensor or a sequence of ints", repr(offsets))
+    rises = bool(values) and values[0] == 0 and all(a <= b for a, b in pairwise(values))
+    if not rises or values[-1] > total or (exact and values[-1] != total):
+        end = total if exact else f"at most {total}"
+        fail(op, argument, f"rise from 0 to {end} (the packed length)", values)
+
+
+def is_int(value: Any) -> bool:
+    """An int that is meant as a number: no bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def on_host(x: torch.Tensor) -> bool:
+    """Whether the values of `x` can be read without waiting for a device, or breaking a trace."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _expect_tensor(op: str, argument: str, x: Any) -> None:
+    if not isinstance(x, torch.Tensor):
+        fail(op, argument, "be a tensor", f"a {type(x).__name__}")

@@ -8,15 +8,14 @@ Full attention, no mask and no position. Source: the transfer of TransV in TimeV
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from tvkernels.core.backend import backend_for
 from tvkernels.core.checks import (
-    INDEX_DTYPES,
+    Offsets,
     expect_dtype,
     expect_ndim,
+    expect_offsets,
     expect_same_device,
     expect_shape,
     fail,
@@ -24,8 +23,6 @@ from tvkernels.core.checks import (
 from tvkernels.gated_cross_attention.reference import gated_cross_attention_ref
 
 __all__ = ["gated_cross_attention"]
-
-CuSeqlens = torch.Tensor | Sequence[int]
 
 
 def gated_cross_attention(
@@ -37,8 +34,8 @@ def gated_cross_attention(
     *,
     out_proj: torch.Tensor | None = None,
     scale: float | None = None,
-    cu_seqlens_q: CuSeqlens | None = None,
-    cu_seqlens_k: CuSeqlens | None = None,
+    cu_seqlens_q: Offsets | None = None,
+    cu_seqlens_k: Offsets | None = None,
 ) -> torch.Tensor:
     """Add to each text token what it attends to among the keys, through one gate.
 
@@ -50,7 +47,8 @@ def gated_cross_attention(
         k, v: (batch, m, nkvheads, headdim); head h serves query heads h * r to h * r + r - 1 with
             r = nheads / nkvheads. text, q, k and v have one dtype.
         alpha: one element, any floating dtype.
-        out_proj: (d_model, nheads * headdim), or None where d_model == nheads * headdim.
+        out_proj: (d_model, nheads * headdim), any floating dtype, or None where d_model is
+            nheads * headdim.
         scale: factor on q k^T; headdim ** -0.5 by default.
         cu_seqlens_q, cu_seqlens_k: (n_seqs + 1,) int32 or int64, or the same as a sequence of ints;
             both or neither, batch 1. Sequence i's text, rows cu_seqlens_q[i] to
@@ -104,6 +102,7 @@ def _check(
     if out_proj is not None:
         sizes = (d_model, nheads * headdim)
         expect_shape(op, "out_proj", out_proj, "(d_model, nheads * headdim)", sizes)
+        expect_dtype(op, "out_proj", out_proj)
     elif nheads * headdim != d_model:
         rule = f"be given unless nheads * headdim ({nheads * headdim}) is d_model ({d_model})"
         fail(op, "out_proj", rule, None)
@@ -111,7 +110,7 @@ def _check(
 
 
 def _check_packing(
-    text: torch.Tensor, k: torch.Tensor, cu_q: CuSeqlens | None, cu_k: CuSeqlens | None
+    text: torch.Tensor, k: torch.Tensor, cu_q: Offsets | None, cu_k: Offsets | None
 ) -> None:
     op = "gated_cross_attention"
     if cu_q is None and cu_k is None:
@@ -121,22 +120,8 @@ def _check_packing(
         fail(op, "cu_seqlens_q and cu_seqlens_k", "be given together", given)
     if text.shape[0] != 1:
         fail(op, "text", "have batch 1 (cu_seqlens packs sequences)", f"shape {tuple(text.shape)}")
+    expect_offsets(op, "cu_seqlens_q", cu_q, text.shape[1], exact=True)
+    expect_offsets(op, "cu_seqlens_k", cu_k, k.shape[1], exact=True)
     if len(cu_q) != len(cu_k) or len(cu_q) < 2:
         rule = "have the same number of entries, n_seqs + 1 with n_seqs at least 1"
         fail(op, "cu_seqlens_q and cu_seqlens_k", rule, f"{len(cu_q)} and {len(cu_k)}")
-    for name, cu, total in (
-        ("cu_seqlens_q", cu_q, text.shape[1]),
-        ("cu_seqlens_k", cu_k, k.shape[1]),
-    ):
-        _check_offsets(op, name, cu, total)
-
-
-def _check_offsets(op: str, name: str, cu: CuSeqlens, total: int) -> None:
-    if isinstance(cu, torch.Tensor):
-        expect_dtype(op, name, cu, INDEX_DTYPES)
-        # values on a device are not read to be checked
-        if cu.device.type != "cpu":
-            return
-    offsets = cu.tolist() if isinstance(cu, torch.Tensor) else list(cu)
-    if offsets[0] != 0 or offsets[-1] != total or sorted(offsets) != offsets:
-        fail(op, name, f"rise from 0 to {total} (the packed length)", offsets)

@@ -13,7 +13,9 @@ from tvkernels.core.backend import backend_for
 from tvkernels.core.checks import (
     INDEX_DTYPES,
     expect_dtype,
+    expect_int,
     expect_ndim,
+    expect_offsets,
     expect_same_device,
     expect_shape,
     fail,
@@ -65,7 +67,8 @@ def mamba_chunk_scan_combined(
             the number is 0).
         seq_idx: (batch, seqlen) int32 or int64: the state is reset to 0 where it changes.
         cu_seqlens: (num_seqs + 1,) int32 or int64, tokens cu_seqlens[i] to cu_seqlens[i + 1] are
-            sequence i. Read for return_varlen_states only: the resets of out come from seq_idx.
+            sequence i: from 0, never falling, to at most seqlen (checked on the CPU). Used for
+            return_varlen_states only: the resets of out come from seq_idx.
         dt_softplus: apply softplus to dt + dt_bias.
         dt_limit: (least, greatest) delta.
         return_final_states: also return the state after the last token: with seq_idx that of the
@@ -130,7 +133,9 @@ def _check_tokens(
     seq_idx: Tensor | None,
 ) -> None:
     expect_ndim(_OP, "x", x, "(batch, seqlen, nheads, headdim)", 4)
-    batch, seqlen, nheads, _ = x.shape
+    batch, seqlen, nheads, headdim = x.shape
+    if nheads < 1 or headdim < 1:
+        fail(_OP, "x", "have nheads and headdim of at least 1", f"shape {tuple(x.shape)}")
     expect_shape(_OP, "dt", dt, "(batch, seqlen, nheads)", (batch, seqlen, nheads))
     expect_shape(_OP, "A", A, "(nheads,)", (nheads,))
     layout = "(batch, seqlen, ngroups, d_state)"
@@ -178,15 +183,11 @@ def _check_options(
     dt_limit: tuple[float, float],
     return_varlen_states: bool,
 ) -> None:
-    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
-        fail(_OP, "chunk_size", "be a positive int", repr(chunk_size))
+    expect_int(_OP, "chunk_size", chunk_size, "be a positive int", 1)
     if len(dt_limit) != 2 or not dt_limit[0] <= dt_limit[1]:
         fail(_OP, "dt_limit", "be (least, greatest)", dt_limit)
     if cu_seqlens is not None:
-        expect_ndim(_OP, "cu_seqlens", cu_seqlens, "(num_seqs + 1,)", 1)
-        expect_dtype(_OP, "cu_seqlens", cu_seqlens, INDEX_DTYPES)
-        if not cu_seqlens.shape[0]:
-            fail(_OP, "cu_seqlens", "be (num_seqs + 1,)", "no entry")
+        expect_offsets(_OP, "cu_seqlens", cu_seqlens, x.shape[1], exact=False)
     if return_varlen_states and cu_seqlens is None:
         fail(_OP, "cu_seqlens", "be given with return_varlen_states", None)
     if return_varlen_states and x.shape[0] != 1:

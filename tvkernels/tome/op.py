@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 
 from tvkernels.core.backend import backend_for
-from tvkernels.core.checks import expect_dtype, expect_ndim, fail
+from tvkernels.core.checks import expect_dtype, expect_int, expect_ndim, fail
 from tvkernels.tome.reference import ToMeResult, tome_merge_ref
 
 __all__ = ["ToMeResult", "tome_merge"]
@@ -60,11 +60,10 @@ def _check(x: torch.Tensor, num_tokens: int, num_heads: int, order: str) -> None
     expect_ndim(op, "x", x, "(batch, seqlen, dim)", 3)
     expect_dtype(op, "x", x)
     _, seqlen, dim = x.shape
-    if num_tokens < 1 or num_tokens > seqlen:
-        fail(
-            op, "num_tokens", f"be between 1 and seqlen {seqlen} (merging only shrinks)", num_tokens
-        )
-    if num_heads < 1 or dim % num_heads:
+    rule = f"be an int between 1 and seqlen {seqlen} (merging only shrinks)"
+    expect_int(op, "num_tokens", num_tokens, rule, 1, seqlen)
+    expect_int(op, "num_heads", num_heads, "be an int of at least 1", 1)
+    if dim % num_heads:
         fail(op, "num_heads", f"divide dim {dim} (the metric averages equal groups)", num_heads)
     if order not in ORDERS:
         fail(op, "order", f"be one of {', '.join(ORDERS)}", repr(order))
