@@ -82,7 +82,7 @@ def mamba_split_conv1d_scan_combined(
 
     Numerics: each op computes in float32 and rounds its result to the dtype of zxbcdt; with the
     norm, y is rounded before it. Parameters may have any float dtype; the output projection runs
-    in the dtype of zxbcdt. First order gradients.
+    in the dtype of zxbcdt, or in torch.autocast's, as a Linear does. First order gradients.
     Source: mamba-ssm 2.3.2, mamba_split_conv1d_scan_combined.
     """
     nheads, headdim = _heads(D, headdim)
@@ -98,8 +98,8 @@ def mamba_split_conv1d_scan_combined(
         x.unflatten(-1, (nheads, headdim)),
         dt,
         A,
-        B.unflatten(-1, (ngroups, -1)),
-        C.unflatten(-1, (ngroups, -1)),
+        B.unflatten(-1, (ngroups, d_bc // ngroups)),
+        C.unflatten(-1, (ngroups, d_bc // ngroups)),
         chunk_size,
         D=D,
         z=z.unflatten(-1, (nheads, headdim)) if rmsnorm_weight is None else None,

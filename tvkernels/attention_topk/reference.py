@@ -119,7 +119,8 @@ def dropped_indices_ref(kept: torch.Tensor, length: int) -> torch.Tensor:
 def _grouped_query(q: torch.Tensor, nkvheads: int, scale: float | None) -> torch.Tensor:
     """(batch, nkvheads, rows, headdim) float64: the scaled query rows that share each key head."""
     nheads, headdim = q.shape[-2:]
-    by_head = q.reshape(q.shape[0], -1, nkvheads, nheads // nkvheads, headdim)
+    n_queries = q.shape[1] if q.ndim == 4 else 1
+    by_head = q.reshape(q.shape[0], n_queries, nkvheads, nheads // nkvheads, headdim)
     rows = by_head.transpose(1, 2).flatten(2, 3).double()
     return rows * (headdim**-0.5 if scale is None else scale)
 

@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 # attention weights alive at once, 16 MB in float32; but never so few rows that k is read too often
@@ -44,7 +43,7 @@ def gated_cross_attention_ref(
         bounds = zip(pairwise(_host(cu_seqlens_q)), pairwise(_host(cu_seqlens_k)))
         parts = [_attend(q[:, a:b], k[:, c:d], v[:, c:d], scale) for (a, b), (c, d) in bounds]
         attended = torch.cat(parts, 1)
-    update = attended if out_proj is None else linear(attended, out_proj.to(acc))
+    update = attended if out_proj is None else _MatMul.apply(attended, out_proj.to(acc).mT)
     return _GatedAdd.apply(text.to(acc), alpha.to(acc).reshape(()).tanh(), update).to(text.dtype)
 
 
@@ -69,11 +68,41 @@ class _GatedAdd(torch.autograd.Function):
         return grad, (grad * update).sum(), gate * grad
 
 
+class _MatMul(torch.autograd.Function):
+    """a @ b in the dtype of a and b, forward and backward, also where autocast would lower it.
+
+    b has as many batch dimensions as a, or none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(a, b)
+        with _no_autocast(a):
+            return a @ b
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        (grad,) = grads
+        a, b = ctx.saved_tensors
+        with _no_autocast(a):
+            da = grad @ b.mT if ctx.needs_input_grad[0] else None
+            if not ctx.needs_input_grad[1]:
+                return da, None
+            return da, (
+                a.mT @ grad if a.ndim == b.ndim else a.flatten(0, -2).mT @ grad.flatten(0, -2)
+            )
+
+
+def _no_autocast(x: torch.Tensor) -> torch.autocast:
+    # autocast does not know the meta device, on which nothing is computed
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+
+
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor:
     """(batch, n, nheads * headdim): attention, no mask; the backward recomputes each block."""
     batch, n, nheads, headdim = q.shape
     m, nkvheads = k.shape[1:3]
-    if n == 0 or m == 0:
+    if batch * n * m == 0:
         return q.new_zeros(batch, n, nheads * headdim)
     # the query heads of one key head become rows beside each other: k and v need no repeating
     group = nheads // nkvheads
@@ -86,7 +115,7 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | No
 
 
 def _attend_rows(rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    return (rows @ keys).softmax(-1) @ values
+    return _MatMul.apply(_MatMul.apply(rows, keys).softmax(-1), values)
 
 
 def _recomputed(fn: Any, *inputs: torch.Tensor) -> torch.Tensor:

@@ -52,7 +52,7 @@ def layernorm_fn_ref(
     """Norm of each group, gated by silu(z): see `layernorm_fn`."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    form = _Form(eps, group_size or x.shape[-1], norm_before_gate, is_rms_norm)
+    form = _Form(eps, group_size or x.shape[-1] or 1, norm_before_gate, is_rms_norm)
     # a compiler fuses the formula by itself, and would only unroll the loop over blocks
     if x.numel() <= BLOCK_ELEMENTS or torch.compiler.is_compiling():
         return _norm(x, weight, bias, z, form).contiguous()

@@ -75,6 +75,8 @@ def _scatter(state: Tensor, indices: Tensor, old: Tensor, new: Tensor) -> None:
     Without a look at the values (no synchronisation): a padding entry repeats the write of a live
     entry; where no entry is live, all write row 0 as it was.
     """
+    if not indices.shape[0]:
+        return
     live = indices >= 0
     source = torch.where(live, torch.arange(len(live), device=live.device), live.int().argmax())
     written = new.to(state.dtype)[source].where(live[source][:, None, None, None], old[source])

@@ -8,11 +8,14 @@ Source: Dao & Gu 2024 (arXiv 2405.21060); arguments and results of mamba-ssm 2.3
 
 from __future__ import annotations
 
+import inspect
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tvkernels.ssd.chunk_walk import CHUNK, ChunkScan, decays, path_matrix
 
@@ -57,7 +60,7 @@ def mamba_chunk_scan_combined_ref(
         decay = log_decay
         if sequence_of is not None:
             decay = decay.masked_fill(_resets(sequence_of)[..., None], RESET)
-        return decay, *ChunkScan.apply(x, delta, decay, B, C, D, z, state, keep)
+        return decay, *_Scan.apply(x, delta, decay, B, C, D, z, state, keep)
 
     decay, out, last, entering = scan(seq_idx, return_varlen_states)
     results = [out]
@@ -113,7 +116,8 @@ def mamba_recurrence_ref(
 
     states = states_after(seq_idx)
     c = C.to(delta.dtype).repeat_interleave(heads_per_group, dim=2)
-    rows = [(state @ c[:, t, :, :, None])[..., 0] for t, state in enumerate(states[1:])]
+    # not a matrix product, which autocast would lower
+    rows = [(state * c[:, t, :, None]).sum(-1) for t, state in enumerate(states[1:])]
     y = torch.stack(rows, dim=1) if rows else torch.zeros(x.shape, dtype=delta.dtype)
     if D is not None:
         y = y + x * _per_channel(D, x, delta.dtype)
@@ -130,6 +134,30 @@ def mamba_recurrence_ref(
         filled = (cu_seqlens.diff() > 0)[:, None, None, None]
         results.append(torch.where(filled, ends, 0.0).to(C.dtype))
     return results[0] if len(results) == 1 else tuple(results)
+
+
+# a compiler cannot trace a once_differentiable function inside another
+_scan_backward = inspect.unwrap(ChunkScan.backward)
+
+
+class _Scan(ChunkScan):
+    """`ChunkScan` in the dtype of its arguments, also where autocast would lower its products."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with _no_autocast(inputs[0]):
+            return ChunkScan.forward(ctx, *inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        with _no_autocast(grads[0]):
+            return _scan_backward(ctx, *grads)
+
+
+def _no_autocast(x: Tensor) -> torch.autocast:
+    # autocast does not know the meta device, on which nothing is computed
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 def _step_sizes(
@@ -178,9 +206,10 @@ def _columns(state: Tensor, ngroups: int) -> Tensor:
 
 
 def _per_head(columns: Tensor, x: Tensor) -> Tensor:
-    """(..., d_state, columns) as (batch, nheads, headdim, d_state), x (batch, ..., headdim)."""
+    """(..., d_state, columns) as (batch, nheads, headdim, d_state), of x (batch, ..., headdim)."""
     heads = columns.unflatten(-1, (-1, x.shape[-1])).permute(0, 2, 3, 1)
-    return heads.unflatten(0, (x.shape[0], -1)).flatten(1, 2)
+    ngroups = x.shape[-2] // heads.shape[1]
+    return heads.unflatten(0, (x.shape[0], ngroups)).flatten(1, 2)
 
 
 def _varlen_states(
@@ -204,13 +233,16 @@ def _varlen_states(
     token = chunk[:, None] * CHUNK + torch.arange(CHUNK, device=x.device)
     inside = (token <= last[:, None])[..., None]
     token = token.clamp_max(x.shape[0] - 1)
-    delta, log_decay = (t[token].where(inside, 0.0).transpose(1, 2) for t in (delta, log_decay))
+    # float64, because autocast lowers products of float32, and their gradients
+    delta, log_decay = (
+        t[token].double().where(inside, 0.0).transpose(1, 2) for t in (delta, log_decay)
+    )
     # of all paths of a chunk, those that end with it
     paths = path_matrix(CHUNK, delta)[:, CHUNK * (CHUNK - 1) :]
     decay = decays(log_decay, paths)  # (num_seqs, nheads, 2 * CHUNK)
     weight = (delta * decay[..., :CHUNK]).transpose(1, 2)[..., None]
     sent = (x[token] * weight).unflatten(2, (ngroups, -1)).permute(0, 2, 3, 4, 1).flatten(2, 3)
-    added = (sent @ B[token].to(delta.dtype).transpose(1, 2)).unflatten(2, (-1, headdim))
+    added = (sent @ B[token].double().transpose(1, 2)).unflatten(2, (-1, headdim))
     kept = _per_head(entering[chunk].flatten(0, 1), x[token]) * decay[..., -1, None, None]
     filled = (cu_seqlens.diff() > 0)[:, None, None, None]
     return (added.flatten(1, 2) + kept).where(filled, 0.0)

@@ -1,0 +1,175 @@
+"""What holds for every op alike: autocast lowers none of them, and an empty batch is a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import tvkernels
+import tvkernels.reference
+from tests.contract import as_tuple
+
+Tensors = dict[str, Any]
+
+MATRICES = ("mamba_chunk_scan_combined", "gated_cross_attention")
+
+
+def scan(batch: int, randn: Callable[..., torch.Tensor]) -> Tensors:
+    return {
+        "x": randn(batch, 40, 4, 6), "dt": randn(batch, 40, 4), "A": -randn(4).square() - 1,
+        "B": randn(batch, 40, 2, 5), "C": randn(batch, 40, 2, 5), "chunk_size": 16, "D": randn(4),
+        "z": randn(batch, 40, 4, 6), "dt_softplus": True, "return_final_states": True,
+        **({"cu_seqlens": torch.tensor([0, 17, 40]), "return_varlen_states": True} if batch else {}),
+    }  # fmt: skip
+
+
+def step(batch: int, randn: Callable[..., torch.Tensor]) -> Tensors:
+    return {
+        "state": randn(3, 4, 6, 5), "x": randn(batch, 4, 6), "dt": randn(batch, 4, 6),
+        "A": -randn(4, 6, 5).square(), "B": randn(batch, 2, 5), "C": randn(batch, 2, 5),
+        "dt_softplus": True, "state_batch_indices": torch.arange(batch),
+    }  # fmt: skip
+
+
+def mixer(batch: int, randn: Callable[..., torch.Tensor]) -> Tensors:
+    return {
+        "zxbcdt": randn(batch, 40, 2 * 3 + 2 * 24 + 2 * 10 + 4), "conv1d_weight": randn(44, 4),
+        "conv1d_bias": randn(44), "dt_bias": randn(4), "A": -randn(4).square() - 1,
+        "D": randn(4, 6), "chunk_size": 16, "rmsnorm_weight": randn(24), "ngroups": 2,
+    }  # fmt: skip
+
+
+CASES: dict[str, Callable[[int, Callable[..., torch.Tensor]], Tensors]] = {
+    "attention_topk": lambda b, randn: {
+        "q": randn(b, 4, 8), "k": randn(b, 50, 2, 8), "keep": 5, "span": (3, 40),
+    },
+    "attention_topk_hidden": lambda b, randn: {
+        "q": randn(b, 4, 8), "hidden": randn(b, 50, 12), "k_weight": randn(16, 12),
+        "norm_weight": randn(12), "rope": (randn(50, 8), randn(50, 8)), "keep": 5, "span": (3, 40),
+    },
+    "causal_conv1d_fn": lambda b, randn: {
+        "x": randn(b, 6, 40), "weight": randn(6, 4), "bias": randn(6), "activation": "silu",
+    },
+    "causal_conv1d_update": lambda b, randn: {
+        "x": randn(b, 6), "conv_state": randn(3, 6, 4), "weight": randn(6, 4),
+        "activation": "silu", "conv_state_indices": torch.arange(b),
+    },
+    "causal_conv1d_varlen_states": lambda b, randn: {
+        "x": randn(40 * b, 6), "cu_seqlens": torch.arange(b + 1) * 40, "state_len": 3,
+    },
+    "gated_cross_attention": lambda b, randn: {
+        "text": randn(b, 7, 20), "q": randn(b, 7, 4, 8), "k": randn(b, 45, 2, 8),
+        "v": randn(b, 45, 2, 8), "alpha": randn(1), "out_proj": randn(20, 32),
+    },
+    "layernorm_fn": lambda b, randn: {
+        "x": randn(b, 40, 6), "weight": randn(6), "bias": randn(6), "z": randn(b, 40, 6),
+    },
+    "mamba_chunk_scan_combined": scan,
+    "mamba_split_conv1d_scan_combined": mixer,
+    "rms_norm": lambda b, randn: {
+        "x": randn(b, 40, 6), "weight": randn(6), "eps": 1e-5, "residual": randn(b, 40, 6),
+    },
+    "rmsnorm_fn": lambda b, randn: {
+        "x": randn(b, 40, 6), "weight": randn(6), "bias": None, "z": randn(b, 40, 6),
+    },
+    "selective_state_update": step,
+    "tome_merge": lambda b, randn: {"x": randn(b, 40, 32), "num_tokens": 16},
+}  # fmt: skip
+
+
+def inputs_of(op: str, batch: int = 1) -> Tensors:
+    generator = torch.Generator().manual_seed(5)
+    return CASES[op](batch, lambda *shape: torch.randn(*shape, generator=generator))
+
+
+def run(op: str, inputs: Tensors, *, call: Any = None) -> list[torch.Tensor]:
+    """Results, what was written in place, and where gradients flow those of every input."""
+    copies = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    floats = {
+        k: v for k, v in copies.items() if isinstance(v, torch.Tensor) and v.is_floating_point()
+    }
+    if op not in ("selective_state_update", "causal_conv1d_update"):
+        floats = {k: v.requires_grad_() for k, v in floats.items()}
+    out = list(as_tuple((call or getattr(tvkernels, op))(**copies)))
+    live = [t for t in out if t.requires_grad]
+    if live:
+        out += torch.autograd.grad(sum(t.cos().sum() for t in live), list(floats.values()))
+    return out + [copies[k] for k in ("state", "conv_state") if k in copies]
+
+
+def test_every_op_has_a_case() -> None:
+    others = {"uniform_topk", "dropped_indices", "explain", "use_backend"}
+    functions = {n for n in tvkernels.__all__ if n.islower()}
+    assert functions - others == set(CASES)
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_autocast_changes_nothing(op: str) -> None:
+    inputs = inputs_of(op)
+    expected = run(op, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+        got = run(op, inputs)
+    assert len(got) == len(expected)
+    for ours, truth in zip(got, expected):
+        torch.testing.assert_close(ours, truth, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("op", MATRICES)
+def test_a_compiled_op_is_out_of_the_reach_of_autocast(op: str) -> None:
+    torch._dynamo.reset()
+    inputs = inputs_of(op)
+    expected = run(op, inputs)
+    compiled = torch.compile(getattr(tvkernels, op), fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        got = run(op, inputs, call=compiled)
+    for ours, truth in zip(got, expected):
+        torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-5)
+
+
+def test_the_references_are_out_of_the_reach_of_autocast() -> None:
+    inputs = inputs_of("mamba_chunk_scan_combined")
+    expected = tvkernels.reference.mamba_recurrence_ref(**inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = tvkernels.reference.mamba_recurrence_ref(**inputs)
+    for ours, truth in zip(got, expected):
+        torch.testing.assert_close(ours, truth, rtol=0, atol=0)
+
+
+def test_the_projection_of_the_mixer_follows_autocast_as_a_linear_does() -> None:
+    inputs = {**inputs_of("mamba_split_conv1d_scan_combined"), "outproj_weight": torch.ones(5, 27)}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tvkernels.mamba_split_conv1d_scan_combined(**inputs).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_an_empty_batch_gives_empty_results(op: str) -> None:
+    one, none = run_plain(op, inputs_of(op, 1)), run_plain(op, inputs_of(op, 0))
+    for full, empty in zip(one, none):
+        assert (empty.dtype, tuple(empty.shape)) == (full.dtype, (0, *full.shape[1:]))
+
+
+@pytest.mark.parametrize("op", ["selective_state_update", "causal_conv1d_update"])
+def test_an_empty_batch_writes_no_state(op: str) -> None:
+    name = "state" if op == "selective_state_update" else "conv_state"
+    inputs = inputs_of(op, 0)
+    before = inputs[name].clone()
+    run_plain(op, inputs)
+    assert torch.equal(inputs[name], before)
+
+
+@pytest.mark.parametrize("op", ["rms_norm", "rmsnorm_fn", "layernorm_fn"])
+def test_a_norm_of_no_channels_is_empty(op: str) -> None:
+    none = torch.zeros(0)
+    inputs = {"x": torch.zeros(3, 0), "weight": none, "eps": 1e-5}
+    if op != "rms_norm":
+        inputs["bias"] = None
+    assert getattr(tvkernels, op)(**inputs).shape == (3, 0)
+
+
+def run_plain(op: str, inputs: Tensors) -> tuple[torch.Tensor, ...]:
+    with torch.no_grad():
+        return as_tuple(getattr(tvkernels, op)(**inputs))
