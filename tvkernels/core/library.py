@@ -32,9 +32,20 @@ def kernel_op(
     mutated = tuple(mutates_args)
 
     def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
-        op = torch.library.custom_op(name, body, mutates_args=mutated)
-        op.register_fake(fake)
         signature = inspect.signature(body)
+        schema = torch.library.infer_schema(body, mutates_args=mutated)
+
+        @functools.wraps(body)
+        def run(*args: Any) -> Any:
+            # Triton launches on the current device, which need not be the tensors'
+            x = next((x for x in args if isinstance(x, Tensor) and x.is_cuda), None)
+            if x is None or x.get_device() == torch.cuda.current_device():
+                return body(*args)
+            with torch.cuda.device(x.device):
+                return body(*args)
+
+        op = torch.library.custom_op(name, run, mutates_args=mutated, schema=schema)
+        op.register_fake(fake)
 
         @functools.wraps(body)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -42,7 +53,7 @@ def kernel_op(
                 args = signature.bind(*args, **kwargs).args
             if torch.compiler.is_compiling() or _is_watched(args):
                 return op(*args)
-            result = body(*args)
+            result = run(*args)
             for x in _of_names(signature, mutated, args):
                 torch.autograd.graph.increment_version(x)
             return result

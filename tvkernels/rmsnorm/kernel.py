@@ -203,11 +203,10 @@ def _loaded(
 
 
 BACKWARD_CONFIGS = [
+    triton.Config({"TILE": 1024}, num_warps=8),
     triton.Config({"TILE": 1024}, num_warps=4),
-    triton.Config({"TILE": 2048}, num_warps=4),
     triton.Config({"TILE": 2048}, num_warps=8),
-    triton.Config({"TILE": 4096}, num_warps=8),
-    triton.Config({"TILE": 4096}, num_warps=16),
+    triton.Config({"TILE": 2048}, num_warps=16),
 ]
 
 
