@@ -21,8 +21,9 @@ FLOORS = {torch.float64: 1e-6, torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.
 
 Tensors = Mapping[str, Any]
 
-# whether kernels run here, interpreted or compiled
-TRITON = INTERPRETED or torch.cuda.is_available()
+# whether kernels run here, compiled or at all
+COMPILED = torch.cuda.is_available() and not INTERPRETED
+TRITON = INTERPRETED or COMPILED
 
 
 def device() -> torch.device:
@@ -159,6 +160,25 @@ def check_contract(
             assert torch.equal(g, t.to(g.dtype)), f"output {i}: integers differ"
     for name in wrt:
         assert_close_by_rule(got_grads[name], plain_grads[name], true_grads[name], f"d{name}")
+
+
+def check_capture(fn: Callable[[], Any]) -> None:
+    """On a GPU: `fn` can be captured in a CUDA graph, whose replay gives the same bits.
+
+    A synchronisation with the host makes the capture fail, so this shows its absence too.
+    """
+    # tunes and compiles, which a capture may not
+    expected = [x.clone() for x in as_tuple(fn())]
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = as_tuple(fn())
+    for x in captured:
+        x.fill_(7)
+    graph.replay()
+    torch.cuda.synchronize()
+    for got, want in zip(captured, expected):
+        assert torch.equal(got, want)
 
 
 def _cast_keeping_strides(x: torch.Tensor, dtype: torch.dtype, where: torch.device) -> torch.Tensor:

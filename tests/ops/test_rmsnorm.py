@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.contract import TRITON, check_contract, device, every_config, on_device
+from tests.contract import (
+    COMPILED,
+    TRITON,
+    check_capture,
+    check_contract,
+    device,
+    every_config,
+    on_device,
+)
 from tests.interpreter import lazily, poisoned_empty
 from tvkernels import use_backend
 from tvkernels.rmsnorm import layernorm_fn, rms_norm, rmsnorm_fn
@@ -298,18 +306,39 @@ def model_tensors(rows: int, dim: int, dtype: torch.dtype) -> list[torch.Tensor]
     return [x, wide[:, 16 : 16 + dim], randn(dim).to(dtype), dout[:, :dim]]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_two_runs_are_bitwise_equal(backend: str, dtype: torch.dtype) -> None:
+def every_result(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Outputs and gradients of both norms on the same numbers at each call."""
     x, z, weight, dout = model_tensors(40, 96, dtype)
     leaves = [t.detach().requires_grad_() for t in (x, weight, z)]
+    out = layernorm_fn(leaves[0], leaves[1], leaves[1], leaves[2], 1e-5, 48, False)
+    normed, total = rms_norm(leaves[0], leaves[1], 1e-5, leaves[2])
+    grads = torch.autograd.grad((out, normed, total), leaves, (dout, dout, dout))
+    return (out, normed, total, *grads)
 
-    def run() -> tuple[torch.Tensor, ...]:
-        out = layernorm_fn(leaves[0], leaves[1], leaves[1], leaves[2], 1e-5, 48, False)
-        normed, total = rms_norm(leaves[0], leaves[1], 1e-5, leaves[2])
-        grads = torch.autograd.grad((out, normed, total), leaves, (dout, dout, dout))
-        return (out, normed, total, *grads)
 
-    assert all(torch.equal(a, b) for a, b in zip(run(), run()))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_two_runs_are_bitwise_equal(backend: str, dtype: torch.dtype) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(every_result(dtype), every_result(dtype)))
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not COMPILED, reason="no GPU")
+def test_a_cuda_graph_captures_it() -> None:
+    with use_backend("triton"):
+        x, z, weight, _ = model_tensors(40, 96, torch.bfloat16)
+        leaves = [t.detach().requires_grad_() for t in (x, weight, z)]
+
+        def step() -> tuple[torch.Tensor, ...]:
+            out = layernorm_fn(leaves[0], leaves[1], leaves[1], leaves[2], 1e-5, 48, False)
+            normed, total = rms_norm(leaves[0], leaves[1], 1e-5, leaves[2])
+            return (
+                out,
+                normed,
+                total,
+                *torch.autograd.grad((out, normed, total), leaves, (x,) * 3),
+            )
+
+        check_capture(step)
 
 
 @pytest.mark.triton
