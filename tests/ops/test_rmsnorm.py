@@ -130,6 +130,15 @@ def test_every_group_size(size: int) -> None:
     check_contract(layernorm_fn, naive_norm, inputs, wrt=("x", "weight", "bias", "z"))
 
 
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("gate_first", [True, False])
+def test_many_rows_without_eps(gate_first: bool) -> None:
+    """More rows than one program sums for the weight, and no eps to hide a row that is not there."""
+    x, z = randn(37, 24, seed=1), randn(37, 24, seed=2)
+    inputs = norm_inputs(x=x, z=z, eps=0.0, norm_before_gate=not gate_first)
+    check_contract(layernorm_fn, naive_norm, inputs, wrt=("x", "weight", "bias", "z"))
+
+
 def test_rmsnorm_fn_is_layernorm_fn_without_the_mean(backend: str) -> None:
     inputs = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in norm_inputs().items()}
     assert torch.equal(rmsnorm_fn(**inputs), layernorm_fn(**inputs, is_rms_norm=True))
