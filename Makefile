@@ -24,6 +24,7 @@ INPUTS := pyproject.toml setup.py constraints.txt
 help:
 	@echo 'make demo    write a one-minute video, ask the tiny model about it, show the eight stops'
 	@echo 'make test    the tests                 one file: make test ARGS=tests/ops/test_tome.py'
+	@echo '             and, without ARGS, the contracts of the kernels in the interpreter'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   one benchmark             another: make bench BENCH=cpu_scan ARGS=--help'
 	@echo 'make clean   remove the environment, builds and caches'
@@ -33,6 +34,10 @@ demo: $(FRESH)-run
 
 test: $(FRESH)-test
 	@$(BIN)/python -m pytest $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	@echo 'the same contracts on the kernels, through the interpreter'
+	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -m triton tests/core tests/ops
+endif
 
 lint: $(FRESH)-dev
 	@$(BIN)/ruff check

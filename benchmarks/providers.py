@@ -1,10 +1,57 @@
-"""Other formulations of our ops, written plainly, to measure against and to agree with."""
+"""What ours is measured against: other libraries' kernels, other formulations written plainly."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest import mock
+
 import torch
 
-__all__ = ["tome_per_round"]
+__all__ = ["mamba_ssm", "tome_per_round", "without_cuda"]
+
+
+def mamba_ssm() -> SimpleNamespace | None:
+    """mamba-ssm's Triton functions under our names, or None where it is not installed.
+
+    Its pure Python install asks for a compiled module when it is imported, which none of these
+    functions use: an empty one stands in for it.
+    """
+    if importlib.util.find_spec("mamba_ssm") is None:
+        return None
+    if importlib.util.find_spec("selective_scan_cuda") is None:
+        sys.modules["selective_scan_cuda"] = ModuleType("selective_scan_cuda")
+    rooms = {
+        name: importlib.import_module(f"mamba_ssm.ops.triton.{name}")
+        for name in ("layer_norm", "layernorm_gated", "selective_state_update")
+    }
+
+    def rms_norm(x: Any, weight: Any, eps: float, residual: Any) -> Any:
+        options = {"residual": residual, "prenorm": True, "eps": eps}
+        return rooms["layer_norm"].rms_norm_fn(x, weight, None, **options)
+
+    return SimpleNamespace(
+        rmsnorm_fn=rooms["layernorm_gated"].rmsnorm_fn,
+        rms_norm=rms_norm,
+        selective_state_update=rooms["selective_state_update"].selective_state_update,
+    )
+
+
+@contextlib.contextmanager
+def without_cuda(multiprocessors: int = 132) -> Iterator[None]:
+    """Let launchers that ask PyTorch for their CUDA device run on CPU tensors: 132 is an H200's."""
+    device = SimpleNamespace(multi_processor_count=multiprocessors)
+    here = contextlib.nullcontext()
+    with (
+        mock.patch.object(torch.cuda, "device", return_value=here),
+        mock.patch.object(torch.cuda, "get_device_properties", return_value=device),
+    ):
+        yield
 
 
 def tome_per_round(x: torch.Tensor, num_tokens: int, num_heads: int = 16) -> torch.Tensor:

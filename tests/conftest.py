@@ -1,4 +1,9 @@
-"""What holds for every test: fixed seeds, repeatable hypothesis runs, no way to a model hub."""
+"""What holds for every test: fixed seeds, repeatable hypothesis runs, no way to a model hub.
+
+And the backends of the run. `@triton.jit` reads TRITON_INTERPRET when it decorates, so a process
+has one Triton: with TRITON_INTERPRET=1 the interpreter (corrected, tests/interpreter.py), else the
+compiler where there is a GPU. A test that asks for `backend` runs on the reference, and on that.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,20 @@ import os
 # read when huggingface_hub is imported; a test that would download fails at once instead
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import settings
+
+from tests import interpreter
+from tests.contract import TRITON
+from tvkernels import use_backend
+
+if interpreter.INTERPRETED:
+    interpreter.install()
+
+BACKENDS = ["reference", "triton"] if TRITON else ["reference"]
 
 settings.register_profile("house", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("house")
@@ -18,3 +34,14 @@ settings.load_profile("house")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=[pytest.param(name, marks=getattr(pytest.mark, name)) for name in BACKENDS])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend of this run in turn, forced; under Triton, torch.empty is full of NaN."""
+    with use_backend(request.param):
+        if request.param == "reference":
+            yield request.param
+        else:
+            with interpreter.poisoned_empty():
+                yield request.param

@@ -7,14 +7,40 @@ float64, plus a floor of 1e-6 (float32, float64) or 1e-3 (16 bit).
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
+
+from tests.interpreter import INTERPRETED
+from tvkernels.core import backend
 
 FLOORS = {torch.float64: 1e-6, torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 
 Tensors = Mapping[str, Any]
+
+# whether kernels run here, compiled or at all
+COMPILED = torch.cuda.is_available() and not INTERPRETED
+TRITON = INTERPRETED or COMPILED
+
+
+def device() -> torch.device:
+    """Where tensors must lie for the backend in force: on the GPU for compiled Triton."""
+    compiled = backend._forced == "triton" and not INTERPRETED
+    return torch.device("cuda" if compiled else "cpu")
+
+
+def on_device(values: Any) -> Any:
+    """The tensors in `values` (nested as they are) on `device()`, strides and sharing kept."""
+
+    def move(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor) or x.device == device():
+            return x
+        return _cast_keeping_strides(x, x.dtype, device())
+
+    return tree_map(move, values)
 
 
 def errors(got: torch.Tensor, truth: torch.Tensor) -> tuple[float, float]:
@@ -41,6 +67,21 @@ def assert_close_by_rule(
         )
 
 
+def every_config(*kernels: str) -> list[Any]:
+    """Each configuration of the tuned kernels ("tvkernels.room.kernel:name"), to force in turn.
+
+    For `@pytest.mark.parametrize("config", every_config(...), ids=str)`; empty where the run has no
+    Triton.
+    """
+    if not TRITON:
+        return []
+    configs = []
+    for kernel in kernels:
+        module, name = kernel.split(":")
+        configs += getattr(importlib.import_module(module), name).shipped()
+    return configs
+
+
 def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:
     """A function's result as a tuple of tensors."""
     return (result,) if isinstance(result, torch.Tensor) else tuple(result)
@@ -51,7 +92,7 @@ def cast(inputs: Tensors, dtype: torch.dtype) -> dict[str, Any]:
 
     def one(value: Any) -> Any:
         if isinstance(value, torch.Tensor) and value.is_floating_point():
-            return _cast_keeping_strides(value.detach(), dtype)
+            return _cast_keeping_strides(value.detach(), dtype, value.device)
         return value
 
     return {name: one(value) for name, value in inputs.items()}
@@ -64,7 +105,8 @@ def run_with_gradients(
     wrt: Sequence[str],
 ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
     """Outputs of `fn(**inputs)` and the gradients of `wrt` for `cotangents` on every output."""
-    leaves = {name: inputs[name].detach().clone().requires_grad_() for name in wrt}
+    # detached, not cloned: a clone of a slice or of an expanded tensor has other strides
+    leaves = {name: inputs[name].detach().requires_grad_() for name in wrt}
     outputs = as_tuple(fn(**{**inputs, **leaves}))
     if not wrt or cotangents is None:
         return outputs, {}
@@ -94,13 +136,16 @@ def check_contract(
     `inputs` are keyword arguments; floating tensors are cast to `dtype` for `fn` and for the plain
     run of `oracle`, and the cast values to float64 for the truth, so all three see the same numbers.
     """
-    ours = cast(inputs, dtype)
+    ours = cast(on_device(inputs), dtype)
     before = {k: v.clone() for k, v in ours.items() if isinstance(v, torch.Tensor)}
     exact = cast(ours, torch.float64)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         shapes = [out.shape for out in as_tuple(oracle(**exact))]
-    cotangents = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    cotangents = [
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(device())
+        for shape in shapes
+    ]
     got, got_grads = run_with_gradients(fn, ours, cotangents, wrt)
     plain, plain_grads = run_with_gradients(oracle, ours, cotangents, wrt)
     truth, true_grads = run_with_gradients(oracle, exact, cotangents, wrt)
@@ -117,9 +162,28 @@ def check_contract(
         assert_close_by_rule(got_grads[name], plain_grads[name], true_grads[name], f"d{name}")
 
 
-def _cast_keeping_strides(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def check_capture(fn: Callable[[], Any]) -> None:
+    """On a GPU: `fn` can be captured in a CUDA graph, whose replay gives the same bits.
+
+    A synchronisation with the host makes the capture fail, so this shows its absence too.
+    """
+    # tunes and compiles, which a capture may not
+    expected = [x.clone() for x in as_tuple(fn())]
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = as_tuple(fn())
+    for x in captured:
+        x.fill_(7)
+    graph.replay()
+    torch.cuda.synchronize()
+    for got, want in zip(captured, expected):
+        assert torch.equal(got, want)
+
+
+def _cast_keeping_strides(x: torch.Tensor, dtype: torch.dtype, where: torch.device) -> torch.Tensor:
     if 0 in x.stride() and x.numel():
         base = x[tuple(slice(0, 1) if s == 0 else slice(None) for s in x.stride())]
-        return base.to(dtype).expand(x.shape)
-    out = torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=x.device)
+        return base.to(where, dtype).expand(x.shape)
+    out = torch.empty_strided(x.shape, x.stride(), dtype=dtype, device=where)
     return out.copy_(x)

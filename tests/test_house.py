@@ -306,6 +306,90 @@ def test_every_op_has_its_rooms():
         assert not own or room == "ssd", f"{room}: {own}"
 
 
+KERNELS = [f for f in TVKERNELS if f.path not in ("tvkernels/core/tune.py", "tvkernels/core/tl.py")]
+KERNELS = [f for f in KERNELS if any(i.module == "triton" and not i.on_use for i in f.imports())]
+# what differs between releases or vendors, is slow to interpret, or sums in an order of its own
+NOT_IN_KERNELS = re.compile(
+    r"\btl\.atomic_|make_block_ptr|tl\.advance|libdevice|inline_asm|associative_scan|except "
+)
+LENGTHS = re.compile(r"len|rows|batch|token|total|tiles|parts|span", re.I)
+
+
+def test_an_engine_is_imported_where_it_runs_and_chosen_by_the_backend():
+    wrong = []
+    for file in TVKERNELS:
+        if file.stem != "op":
+            continue
+        wrong += [
+            f"{file.path}:{line} {module}"
+            for line, module, _, on_use in file.imports()
+            if module.rpartition(".")[2].startswith("kernel") and not on_use
+        ]
+        if not (ROOT / file.path).with_name("kernel.py").exists():
+            continue
+        compared = {
+            id(side)
+            for node in ast.walk(file.tree)
+            if isinstance(node, ast.Compare)
+            for side in (node.left, *node.comparators)
+        }
+        wrong += [
+            f"{file.path}:{node.lineno} the answer of backend_for is not used"
+            for node in ast.walk(file.tree)
+            if isinstance(node, ast.Call)
+            and ast.unparse(node.func) == "backend_for"
+            and id(node) not in compared
+        ]
+    assert not wrong
+
+
+def test_kernels_say_what_one_program_owns():
+    """Its first line is a comment. A kernel is what is launched, a name that ends in _kernel."""
+    wrong = []
+    for file in KERNELS:
+        lines = file.text.splitlines()
+        for node in file.tree.body:
+            if isinstance(node, ast.FunctionDef) and any(
+                ast.unparse(d).endswith("triton.jit") for d in node.decorator_list
+            ):
+                comment = lines[node.body[0].lineno - 2].strip()
+                if node.name.endswith("_kernel") and not comment.startswith("#"):
+                    wrong.append(f"{file.path}:{node.lineno} {node.name}")
+        launched = {
+            node.func.value.id
+            for node in ast.walk(file.tree)
+            if isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Subscript)
+            and isinstance(node.func.value, ast.Name)
+        }
+        wrong += [f"{file.path} {name}" for name in launched if not name.endswith("_kernel")]
+    assert not wrong
+
+
+def test_kernels_are_portable_and_sum_in_one_order():
+    assert not [
+        f"{file.path}:{number} {line.strip()}"
+        for file in KERNELS
+        for number, line in enumerate(file.text.splitlines(), 1)
+        if NOT_IN_KERNELS.search(line)
+    ]
+
+
+def test_tuning_never_depends_on_a_length():
+    """A longer video must not time every configuration again."""
+    wrong = []
+    for file in KERNELS:
+        for node in ast.walk(file.tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "tuned",
+                "triton.autotune",
+            ):
+                keys = [ast.literal_eval(k.value) for k in node.keywords if k.arg == "key"]
+                if len(keys) != 1 or any(map(LENGTHS.search, keys[0])):
+                    wrong.append(f"{file.path}:{node.lineno} {keys}")
+    assert not wrong
+
+
 def test_every_op_has_its_reference_on_the_face():
     ops = {n for n in tvkernels.__all__ if inspect.isfunction(getattr(tvkernels, n))}
     # not ops, and one that is composed of ops

@@ -5,9 +5,7 @@ No machine needs a GPU here: tensors of FakeTensorMode carry the device cuda wit
 
 from __future__ import annotations
 
-import importlib.machinery
-import sys
-import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,22 +32,29 @@ def cuda() -> torch.Tensor:
 
 @pytest.fixture
 def triton_is_installed(monkeypatch):
-    stub = types.ModuleType("triton")
-    stub.__spec__ = importlib.machinery.ModuleSpec("triton", None)
-    monkeypatch.setitem(sys.modules, "triton", stub)
+    monkeypatch.setattr(backend, "_HAS_TRITON", True)
 
 
 @pytest.fixture
 def triton_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setattr(backend, "_HAS_TRITON", False)
 
 
 @pytest.fixture
-def rmsnorm_has_a_kernel(monkeypatch, tmp_path):
-    """The package as it will lie on disk: rmsnorm with a kernel.py, the other rooms without."""
-    (tmp_path / "rmsnorm").mkdir()
-    (tmp_path / "rmsnorm" / "kernel.py").touch()
-    monkeypatch.setattr(backend, "__file__", str(tmp_path / "core" / "backend.py"))
+def no_kernel(monkeypatch):
+    monkeypatch.setattr(backend, "_ENGINES", frozenset())
+
+
+@pytest.fixture
+def rmsnorm_has_a_kernel(monkeypatch):
+    """Of all rooms, that one alone."""
+    monkeypatch.setattr(backend, "_ENGINES", frozenset({"rmsnorm"}))
+
+
+def test_the_rooms_with_an_engine_are_those_with_a_kernel_file():
+    package = Path(tvkernels.__file__).parent
+    with_kernel = {path.parent.name for path in package.glob("*/kernel.py")}
+    assert with_kernel == backend._ENGINES
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -58,6 +63,7 @@ def test_without_cuda_the_reference_runs(room, device):
     assert backend_for(torch.empty(2, device=device), room) == "reference"
 
 
+@pytest.mark.usefixtures("no_kernel")
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_cuda_tensor_without_kernel_raises_with_the_remedy(room, cuda):
     with pytest.raises(
@@ -71,6 +77,7 @@ def test_the_remedy_works(cuda):
         assert backend_for(cuda, "rmsnorm") == "reference"
 
 
+@pytest.mark.usefixtures("no_kernel")
 def test_a_public_op_raises_on_cuda_and_follows_the_remedy(cuda):
     with FakeTensorMode():
         x, weight = torch.empty(2, 4, device="cuda"), torch.empty(4, device="cuda")
@@ -80,6 +87,7 @@ def test_a_public_op_raises_on_cuda_and_follows_the_remedy(cuda):
             assert tvkernels.rms_norm(x, weight, 1e-5).device.type == "cuda"
 
 
+@pytest.mark.usefixtures("no_kernel")
 def test_forcing_triton_where_it_has_no_kernel_raises(cpu):
     with (
         tvkernels.use_backend("triton"),
@@ -117,6 +125,7 @@ def test_a_kernel_without_triton_raises_with_what_to_install(cuda):
         backend_for(cuda, "rmsnorm")
 
 
+@pytest.mark.usefixtures("no_kernel")
 def test_use_backend_nests_and_restores(cuda):
     with tvkernels.use_backend("reference"):
         with tvkernels.use_backend("triton"), pytest.raises(tvkernels.BackendUnavailable):
@@ -126,6 +135,7 @@ def test_use_backend_nests_and_restores(cuda):
         backend_for(cuda, "ssd")
 
 
+@pytest.mark.usefixtures("no_kernel")
 def test_use_backend_restores_after_an_exception(cuda):
     with pytest.raises(KeyError), tvkernels.use_backend("reference"):
         raise KeyError
@@ -140,6 +150,7 @@ def test_an_unknown_backend_is_named_and_changes_nothing(cpu):
     assert backend_for(cpu, "ssd") == "reference"
 
 
+@pytest.mark.usefixtures("no_kernel")
 @pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace:UserWarning")
 def test_a_compiled_function_follows_use_backend():
     torch._dynamo.reset()
@@ -173,6 +184,7 @@ def test_explain_has_one_row_per_room():
     }
 
 
+@pytest.mark.usefixtures("no_kernel")
 def test_explain_has_cuda_rows_where_there_is_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     there = rows("cuda")
@@ -187,14 +199,15 @@ def test_explain_names_the_triton_that_runs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(backend.metadata, "version", lambda name: f"0.0 of {name}")
     assert rows("cuda")["rmsnorm"].backend == "triton"
-    assert rows("cuda")["rmsnorm"].reason == "Triton 0.0 of triton"
+    assert rows("cuda")["rmsnorm"].reason == "a CUDA tensor: Triton 0.0 of triton"
     assert rows("cuda")["tome"].backend == "unavailable"
 
 
+@pytest.mark.usefixtures("no_kernel")
 def test_explain_says_what_is_forced():
     with tvkernels.use_backend("reference"):
         assert {(row.backend, row.reason) for row in tvkernels.explain()} == {
-            ("reference", "forced by use_backend")
+            ("reference", "forced by use_backend: plain PyTorch")
         }
     with tvkernels.use_backend("triton"):
         assert {row.backend for row in tvkernels.explain()} == {"unavailable"}

@@ -9,24 +9,39 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.contract import check_contract
-from tvkernels.core.backend import BackendUnavailable, use_backend
+from tests.contract import (
+    COMPILED,
+    TRITON,
+    check_capture,
+    check_contract,
+    device,
+    every_config,
+    on_device,
+)
+from tests.interpreter import lazily, poisoned_empty
+from tvkernels import use_backend
 from tvkernels.rmsnorm import layernorm_fn, rms_norm, rmsnorm_fn
+from tvkernels.rmsnorm.op import _gated_bwd, _gated_fwd, _residual_bwd, _residual_fwd
 
 DATA = Path(__file__).parents[1] / "data"
 BLOCK = "tvkernels.rmsnorm.reference.BLOCK_ELEMENTS"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-law = settings(max_examples=20, deadline=None, derandomize=True)
+law = settings(
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device())
 
 
 def naive_norm(
@@ -85,55 +100,91 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("block", [1 << 19, 60], ids=["whole", "blocks"])
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("is_rms_norm", [True, False], ids=["rms", "layer"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_contract(variant: str, is_rms_norm: bool, dtype: torch.dtype, block: int) -> None:
+def test_contract(variant: str, is_rms_norm: bool, dtype: torch.dtype) -> None:
     inputs = norm_inputs(**VARIANTS[variant], is_rms_norm=is_rms_norm)
     wrt = [name for name in ("x", "weight", "bias", "z") if inputs[name] is not None]
-    with patch(BLOCK, block):
-        check_contract(layernorm_fn, naive_norm, inputs, dtype=dtype, wrt=wrt)
+    check_contract(layernorm_fn, naive_norm, inputs, dtype=dtype, wrt=wrt)
 
 
-def test_rmsnorm_fn_is_layernorm_fn_without_the_mean() -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("is_rms_norm", [True, False], ids=["rms", "layer"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_contract_of_the_reference_by_blocks(
+    variant: str, is_rms_norm: bool, dtype: torch.dtype
+) -> None:
+    with patch(BLOCK, 60):
+        test_contract(variant, is_rms_norm, dtype)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("size", [1, 2, 3, 20, 37, 64, 1280])
+def test_every_group_size(size: int) -> None:
+    """Powers of two, just above them, one channel, and the model's."""
+    x, z = randn(3, 2 * size, seed=1), randn(3, 2 * size, seed=2)
+    weight, bias = randn(2 * size, seed=3), randn(2 * size, seed=4)
+    inputs = norm_inputs(x=x, z=z, weight=weight, bias=bias, group_size=size)
+    check_contract(layernorm_fn, naive_norm, inputs, wrt=("x", "weight", "bias", "z"))
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("gate_first", [True, False])
+def test_many_rows_without_eps(gate_first: bool) -> None:
+    """More rows than one program sums for the weight, and no eps to hide a row that is not there."""
+    x, z = randn(37, 24, seed=1), randn(37, 24, seed=2)
+    inputs = norm_inputs(x=x, z=z, eps=0.0, norm_before_gate=not gate_first)
+    check_contract(layernorm_fn, naive_norm, inputs, wrt=("x", "weight", "bias", "z"))
+
+
+def test_rmsnorm_fn_is_layernorm_fn_without_the_mean(backend: str) -> None:
     inputs = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in norm_inputs().items()}
     assert torch.equal(rmsnorm_fn(**inputs), layernorm_fn(**inputs, is_rms_norm=True))
     inputs["x"] = inputs["x"] + 3.0
     assert not torch.allclose(rmsnorm_fn(**inputs), layernorm_fn(**inputs), atol=0.1)
 
 
-@pytest.mark.parametrize("block", [1 << 19, 60], ids=["whole", "blocks"])
-def test_against_torch(block: int) -> None:
+def test_against_torch(backend: str) -> None:
     x, weight, bias = randn(7, 24).float(), randn(24, seed=1).float(), randn(24, seed=2).float()
-    with patch(BLOCK, block):
-        rms, layer = rmsnorm_fn(x, weight, None), layernorm_fn(x, weight, bias)
-    torch.testing.assert_close(rms, F.rms_norm(x, (24,), weight, 1e-6))
-    torch.testing.assert_close(layer, F.layer_norm(x, (24,), weight, bias, 1e-6))
+    for block in (1 << 19, 60):
+        with patch(BLOCK, block):
+            rms, layer = rmsnorm_fn(x, weight, None), layernorm_fn(x, weight, bias)
+        torch.testing.assert_close(rms, F.rms_norm(x, (24,), weight, 1e-6))
+        torch.testing.assert_close(layer, F.layer_norm(x, (24,), weight, bias, 1e-6))
 
 
+LAYOUTS = {
+    "slice": lambda: (randn(2, 5, 60)[..., 10:34], randn(2, 5, 60, seed=1)[..., 36:]),
+    "transposed": lambda: (randn(2, 24, 5).mT, randn(5, 2, 24, seed=1).transpose(0, 1)),
+    "expanded": lambda: (randn(24).expand(2, 5, 24), randn(2, 5, 1, seed=1).expand(2, 5, 24)),
+    "strided": lambda: (randn(2, 5, 48)[..., ::2], randn(2, 5, 24, seed=1)),
+    "one row each": lambda: (randn(7, 1, 60)[..., 36:], randn(7, 60, seed=1)[:, None, 36:]),
+    "four dimensions": lambda: (randn(3, 2, 2, 24).transpose(0, 1), randn(2, 3, 4, 24)[:, :, ::2]),
+    "vector": lambda: (randn(24), randn(24, seed=1)),
+}
+
+
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("block", [1 << 19, 60], ids=["whole", "blocks"])
-@pytest.mark.parametrize("layout", ["slice", "transposed", "expanded", "strided"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout: str, block: int) -> None:
-    x, z = {
-        "slice": lambda: (randn(2, 5, 60)[..., 10:34], randn(2, 5, 60, seed=1)[..., 36:]),
-        "transposed": lambda: (randn(2, 24, 5).mT, randn(5, 2, 24, seed=1).transpose(0, 1)),
-        "expanded": lambda: (randn(24).expand(2, 5, 24), randn(2, 5, 1, seed=1).expand(2, 5, 24)),
-        "strided": lambda: (randn(2, 5, 48)[..., ::2], randn(2, 5, 24, seed=1)),
-    }[layout]()
+    x, z = LAYOUTS[layout]()
     with patch(BLOCK, block):
         for wrt in ((), ("x", "z", "weight")):
             check_contract(layernorm_fn, naive_norm, norm_inputs(x=x, z=z), wrt=wrt)
         assert layernorm_fn(**norm_inputs(x=x, z=z)).is_contiguous()
 
 
-def test_weight_keeps_its_own_dtype_until_the_last_rounding() -> None:
+def test_weight_keeps_its_own_dtype_until_the_last_rounding(backend: str) -> None:
     x, weight = randn(64, 16).bfloat16(), (1 + 1e-3 * randn(16, seed=1)).float()
     truth = naive_norm(x.double(), weight.double(), None, is_rms_norm=True)
     assert torch.equal(rmsnorm_fn(x, weight, None), truth.bfloat16())
     assert not torch.equal(rmsnorm_fn(x, weight.bfloat16(), None), truth.bfloat16())
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rms_norm_with_residual(dtype: torch.dtype) -> None:
     def oracle(
@@ -147,9 +198,9 @@ def test_rms_norm_with_residual(dtype: torch.dtype) -> None:
     check_contract(rms_norm, oracle, inputs, dtype=dtype, wrt=("x", "weight", "residual"))
 
 
-def test_rms_norm_norms_the_rounded_sum() -> None:
+def test_rms_norm_norms_the_rounded_sum(backend: str) -> None:
     x, residual = randn(8, 16).bfloat16(), 100 * randn(8, 16, seed=1).bfloat16()
-    weight = torch.ones(16)
+    weight = torch.ones(16, device=device())
     out, new_residual = rms_norm(x, weight, 1e-5, residual)
     assert torch.equal(new_residual, (x.double() + residual.double()).bfloat16())
     assert torch.equal(out, rms_norm(new_residual, weight, 1e-5))
@@ -157,8 +208,8 @@ def test_rms_norm_norms_the_rounded_sum() -> None:
     assert torch.equal(out, truth.bfloat16())
 
 
-def test_golden_gated_norm_of_the_mixer() -> None:
-    golden = load_file(DATA / "F_mamba_mixer.safetensors")
+def test_golden_gated_norm_of_the_mixer(backend: str) -> None:
+    golden = on_device(load_file(DATA / "F_mamba_mixer.safetensors"))
     out = rmsnorm_fn(
         golden["scan_output_before_gate"].flatten(-2),
         golden["weight.norm.weight"],
@@ -180,7 +231,7 @@ def test_golden_gated_norm_of_the_mixer() -> None:
     block=st.integers(1, 200),
 )
 def test_law_groups_are_independent(
-    rows: int, groups: int, size: int, gate_first: bool, block: int
+    backend: str, rows: int, groups: int, size: int, gate_first: bool, block: int
 ) -> None:
     x, z = randn(rows, groups * size), randn(rows, groups * size, seed=1)
     weight, bias = randn(groups * size, seed=2), randn(groups * size, seed=3)
@@ -214,17 +265,18 @@ def test_no_float32_copy_of_a_16_bit_input() -> None:
     assert 0 < seen.numel <= 1024
 
 
-def test_second_order_gradients_say_that_they_are_absent() -> None:
+def test_second_order_gradients_say_that_they_are_absent(backend: str) -> None:
     x = randn(40, 16).requires_grad_()
     with patch(BLOCK, 64):
-        y = rmsnorm_fn(x, torch.ones(16), None)
+        y = rmsnorm_fn(x, torch.ones(16, device=device()), None)
     (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiles_in_one_graph(backend: str) -> None:
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_compiles_in_one_graph(compiler: str) -> None:
     torch._dynamo.reset()
 
     def step(x: torch.Tensor, weight: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
@@ -236,16 +288,109 @@ def test_compiles_in_one_graph(backend: str) -> None:
     args = [t.float().requires_grad_() for t in tensors]
     with patch(BLOCK, 32):
         expected = step(*args)
-        got = torch.compile(step, fullgraph=True, backend=backend)(*args)
+        got = torch.compile(step, fullgraph=True, backend=compiler)(*args)
     torch.testing.assert_close(got, expected)
     weights = randn(6, 16, seed=3).float()
     for a, b in zip(*(torch.autograd.grad((y * weights).sum(), args) for y in (got, expected))):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_no_rows() -> None:
-    x = torch.zeros(0, 3, 16)
-    assert rmsnorm_fn(x, torch.ones(16), None, x, group_size=4).shape == x.shape
+KERNELS = [f"tvkernels.rmsnorm.kernel:norm_{way}_kernel" for way in ("forward", "backward")]
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("config", every_config(*KERNELS), ids=str)
+def test_every_configuration(config: Any) -> None:
+    from tvkernels.core.tune import forced
+
+    with use_backend("triton"), poisoned_empty(), forced(config):
+        test_contract("model", True, torch.float32)
+        test_every_group_size(37)
+        test_rms_norm_with_residual(torch.bfloat16)
+
+
+def model_tensors(rows: int, dim: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """x, z as a slice of a wider product, weight, and a cotangent."""
+    x, wide, dout = (randn(rows, n, seed=n).to(dtype) for n in (dim, 2 * dim + 16, dim + 1))
+    return [x, wide[:, 16 : 16 + dim], randn(dim).to(dtype), dout[:, :dim]]
+
+
+def every_result(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Outputs and gradients of both norms on the same numbers at each call."""
+    x, z, weight, dout = model_tensors(40, 96, dtype)
+    leaves = [t.detach().requires_grad_() for t in (x, weight, z)]
+    out = layernorm_fn(leaves[0], leaves[1], leaves[1], leaves[2], 1e-5, 48, False)
+    normed, total = rms_norm(leaves[0], leaves[1], 1e-5, leaves[2])
+    grads = torch.autograd.grad((out, normed, total), leaves, (dout, dout, dout))
+    return (out, normed, total, *grads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_two_runs_are_bitwise_equal(backend: str, dtype: torch.dtype) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(every_result(dtype), every_result(dtype)))
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not COMPILED, reason="no GPU")
+def test_a_cuda_graph_captures_it() -> None:
+    with use_backend("triton"):
+        x, z, weight, _ = model_tensors(40, 96, torch.bfloat16)
+        leaves = [t.detach().requires_grad_() for t in (x, weight, z)]
+
+        def step() -> tuple[torch.Tensor, ...]:
+            out = layernorm_fn(leaves[0], leaves[1], leaves[1], leaves[2], 1e-5, 48, False)
+            normed, total = rms_norm(leaves[0], leaves[1], 1e-5, leaves[2])
+            return (
+                out,
+                normed,
+                total,
+                *torch.autograd.grad((out, normed, total), leaves, (x,) * 3),
+            )
+
+        check_capture(step)
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not TRITON, reason="neither the interpreter nor a GPU")
+def test_operators_are_sound() -> None:
+    with use_backend("triton"):
+        x, z, weight, dout = model_tensors(5, 24, torch.float32)
+        form = (1e-5, 8, False, True)
+        for gate, bias in ((z, None), (None, weight), (z, weight)):
+            torch.library.opcheck(_gated_fwd.op, (x, weight, bias, gate, *form))
+            torch.library.opcheck(_gated_bwd.op, (dout, x, weight, bias, gate, *form))
+        torch.library.opcheck(_residual_fwd.op, (x, weight, z, 1e-5))
+        torch.library.opcheck(_residual_bwd.op, (dout, z, x, weight, 1e-5))
+
+
+@pytest.mark.parametrize("which", ["x", "z", "dout"])
+def test_offsets_past_32_bits(backend: str, which: str) -> None:
+    """The stride itself fits 32 bits, so that only the product with the row does not."""
+    dim, far = 24, 3 * 2**29
+    tensors = {n: randn(3, dim, seed=i).bfloat16() for i, n in enumerate(("x", "z", "dout"))}
+    weight = randn(dim, seed=4).bfloat16().requires_grad_()
+
+    def run(given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        x, z = (given[n].detach().requires_grad_() for n in ("x", "z"))
+        gated = rmsnorm_fn(x, weight, None, z, 1e-5, 8, False)
+        normed, total = rms_norm(x, weight, 1e-5, z)
+        outputs = (gated, normed, total)
+        grads = torch.autograd.grad(outputs, (x, z, weight), (given["dout"],) * 3)
+        return [*outputs, *grads]
+
+    distant = lazily((3, dim), (far, 1), torch.bfloat16, device()).copy_(tensors[which])
+    for got, near in zip(run({**tensors, which: distant}), run(tensors)):
+        assert torch.equal(got, near)
+
+
+def test_no_rows(backend: str) -> None:
+    x = torch.zeros(0, 3, 16, device=device(), requires_grad=True)
+    weight = torch.ones(16, device=device(), requires_grad=True)
+    out = rmsnorm_fn(x, weight, None, x.detach(), group_size=4)
+    assert out.shape == x.shape
+    out.sum().backward()
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, torch.zeros_like(weight))
 
 
 def test_meta_tensors() -> None:
@@ -282,16 +427,4 @@ ERRORS = [
 @pytest.mark.parametrize(("call", "sentence"), ERRORS, ids=range(len(ERRORS)))
 def test_errors(call: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        call()
-
-
-@pytest.mark.parametrize(
-    "call",
-    [lambda: rmsnorm_fn(X, W, None), lambda: layernorm_fn(X, W, W), lambda: rms_norm(X, W, 1e-5)],
-)
-def test_triton_is_not_built(call: Any) -> None:
-    with (
-        use_backend("triton"),
-        pytest.raises(BackendUnavailable, match="rmsnorm: it has no Triton"),
-    ):
         call()

@@ -21,7 +21,8 @@ __all__ = ["BackendUnavailable", "OpBackend", "backend_for", "explain", "use_bac
 Backend = Literal["reference", "triton"]
 BACKENDS: tuple[Backend, ...] = ("reference", "triton")
 
-# One room (op folder) may hold several public functions; the room is what has, or lacks, a kernel.
+# One room (op folder) may hold several public functions; the room is what has, or lacks, a kernel:
+# kernel.py arrives when it serves every function of its room.
 ROOMS = (
     "ssd",
     "causal_conv1d",
@@ -33,6 +34,12 @@ ROOMS = (
 )
 
 _REMEDY = "run it inside tvkernels.use_backend('reference'), or move its tensors to the CPU"
+
+# looked up once, because torch.compile cannot trace a look at the disk
+_ENGINES = frozenset(
+    room for room in ROOMS if (Path(__file__).parents[1] / room / "kernel.py").exists()
+)
+_HAS_TRITON = util.find_spec("triton") is not None
 
 # a plain global, because torch.compile can guard on one and cannot trace a ContextVar
 _forced: Backend | None = None
@@ -94,7 +101,7 @@ def explain() -> list[OpBackend]:
 
 def triton_version() -> str | None:
     """Version of the installed Triton, None where there is none. Imports nothing."""
-    if util.find_spec("triton") is None:
+    if not _HAS_TRITON:
         return None
     try:
         return metadata.version("triton")
@@ -107,17 +114,17 @@ def _explain_one(room: str, device: str) -> OpBackend:
     obstacle = _obstacle(room, device) if backend == "triton" else None
     if obstacle:
         return OpBackend(room, device, "unavailable", obstacle)
+    engine = f"Triton {triton_version()}" if backend == "triton" else "plain PyTorch"
     if _forced:
-        return OpBackend(room, device, backend, "forced by use_backend")
-    why = f"Triton {triton_version()}" if backend == "triton" else "a CPU tensor: plain PyTorch"
-    return OpBackend(room, device, backend, why)
+        return OpBackend(room, device, backend, f"forced by use_backend: {engine}")
+    return OpBackend(room, device, backend, f"a {device.upper()} tensor: {engine}")
 
 
 def _obstacle(room: str, device: str) -> str | None:
     """Why Triton cannot run the op in `room` on `device`; None when it can."""
-    if not (Path(__file__).parents[1] / room / "kernel.py").exists():
+    if room not in _ENGINES:
         return "it has no Triton kernel in this version"
-    if util.find_spec("triton") is None:
+    if not _HAS_TRITON:
         return "Triton is not installed (pip install triton)"
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"Triton cannot run on a {device} tensor without TRITON_INTERPRET=1"

@@ -6,12 +6,14 @@ Source: mamba-ssm 2.3.2 (layernorm_gated); Zhang & Sennrich 2019 (arXiv 1910.074
 
 from __future__ import annotations
 
-from typing import overload
+from typing import Any, NamedTuple, overload
 
+import torch
 from torch import Tensor
 
 from tvkernels.core.backend import backend_for
 from tvkernels.core.checks import expect_dtype, expect_same_device, expect_shape, fail
+from tvkernels.core.library import distinct, kernel_op
 from tvkernels.rmsnorm.reference import layernorm_fn_ref, rms_norm_ref, rmsnorm_fn_ref
 
 __all__ = ["layernorm_fn", "rms_norm", "rmsnorm_fn"]
@@ -51,8 +53,10 @@ def rmsnorm_fn(
     Source: mamba-ssm 2.3.2, rmsnorm_fn.
     """
     _check("rmsnorm_fn", x, weight, bias, z, eps, group_size)
-    backend_for(x, "rmsnorm")
-    return rmsnorm_fn_ref(x, weight, bias, z, eps, group_size, norm_before_gate)
+    if backend_for(x, "rmsnorm") == "reference":
+        return rmsnorm_fn_ref(x, weight, bias, z, eps, group_size, norm_before_gate)
+    form = _Form(eps, group_size or x.shape[-1], norm_before_gate, True)
+    return _GatedNorm.apply(*distinct(x, weight, bias, z), form)
 
 
 def layernorm_fn(
@@ -83,8 +87,10 @@ def layernorm_fn(
     Source: mamba-ssm 2.3.2, layernorm_fn.
     """
     _check("layernorm_fn", x, weight, bias, z, eps, group_size)
-    backend_for(x, "rmsnorm")
-    return layernorm_fn_ref(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm)
+    if backend_for(x, "rmsnorm") == "reference":
+        return layernorm_fn_ref(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm)
+    form = _Form(eps, group_size or x.shape[-1], norm_before_gate, is_rms_norm)
+    return _GatedNorm.apply(*distinct(x, weight, bias, z), form)
 
 
 @overload
@@ -121,8 +127,11 @@ def rms_norm(
         expect_shape("rms_norm", "residual", residual, "the shape of x", x.shape)
         expect_dtype("rms_norm", "residual", residual, (x.dtype,))
         expect_same_device("rms_norm", x=x, residual=residual)
-    backend_for(x, "rmsnorm")
-    return rms_norm_ref(x, weight, eps, residual)
+    if backend_for(x, "rmsnorm") == "reference":
+        return rms_norm_ref(x, weight, eps, residual)
+    if residual is None:
+        return _GatedNorm.apply(x, weight, None, None, _Form(eps, x.shape[-1], True, True))
+    return _ResidualNorm.apply(*distinct(x, weight, residual), eps)
 
 
 def _check(
@@ -151,3 +160,128 @@ def _check(
         fail(op, "eps", "be at least 0", eps)
     if group_size is not None and (group_size < 1 or dim % group_size):
         fail(op, "group_size", f"divide dim = {dim}", group_size)
+
+
+class _Form(NamedTuple):
+    eps: float
+    group_size: int
+    norm_before_gate: bool
+    is_rms_norm: bool
+
+
+class _GatedNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor | None, form: _Form
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, bias, z)
+        ctx.form = form
+        return _gated_fwd(x, weight, bias, z, *form)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, z = ctx.saved_tensors
+        dx, dweight, dbias, dz = _gated_bwd(dout, x, weight, bias, z, *ctx.form)
+        return dx, dweight, None if bias is None else dbias, None if z is None else dz, None
+
+
+class _ResidualNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, residual: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        out, total = _residual_fwd(x, weight, residual, eps)
+        ctx.save_for_backward(total, weight)
+        ctx.eps = eps
+        return out, total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dout: Tensor, dtotal: Tensor) -> tuple[Tensor | None, ...]:
+        total, weight = ctx.saved_tensors
+        dx, dweight = _residual_bwd(dout, dtotal, total, weight, ctx.eps)
+        return dx, dweight, dx, None
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _fake_gated_fwd(x: Tensor, *_: Any) -> Tensor:
+    return _like(x)
+
+
+@kernel_op("tvkernels::gated_norm_fwd", fake=_fake_gated_fwd)
+def _gated_fwd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None,
+    eps: float,
+    group_size: int,
+    norm_before_gate: bool,
+    is_rms_norm: bool,
+) -> Tensor:
+    from tvkernels.rmsnorm.kernel import norm_forward
+
+    form = (eps, group_size, norm_before_gate, is_rms_norm)
+    return norm_forward(x, weight, bias, z, None, *form)[0]
+
+
+def _fake_gated_bwd(
+    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dbias = weight.new_empty(0) if bias is None else _like(bias)
+    return _like(x), _like(weight), dbias, x.new_empty(0) if z is None else _like(z)
+
+
+@kernel_op("tvkernels::gated_norm_bwd", fake=_fake_gated_bwd)
+def _gated_bwd(
+    dout: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None,
+    eps: float,
+    group_size: int,
+    norm_before_gate: bool,
+    is_rms_norm: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dx, dweight, dbias, dz; the last two without elements where there is no bias, no z."""
+    from tvkernels.rmsnorm.kernel import norm_backward
+
+    form = (eps, group_size, norm_before_gate, is_rms_norm)
+    dx, dweight, dbias, dz = norm_backward(dout, x, weight, bias, z, None, *form)
+    dbias = weight.new_empty(0) if dbias is None else dbias
+    return dx, dweight, dbias, x.new_empty(0) if dz is None else dz
+
+
+def _fake_residual_fwd(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _like(x), _like(x)
+
+
+@kernel_op("tvkernels::residual_norm_fwd", fake=_fake_residual_fwd)
+def _residual_fwd(x: Tensor, weight: Tensor, residual: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """out and x + residual."""
+    from tvkernels.rmsnorm.kernel import norm_forward
+
+    return norm_forward(x, weight, None, None, residual, eps, x.shape[-1], True, True)
+
+
+def _fake_residual_bwd(
+    dout: Tensor, dtotal: Tensor, total: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    return _like(total), _like(weight)
+
+
+@kernel_op("tvkernels::residual_norm_bwd", fake=_fake_residual_bwd)
+def _residual_bwd(
+    dout: Tensor, dtotal: Tensor, total: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The gradient of x and of the residual alike, and dweight."""
+    from tvkernels.rmsnorm.kernel import norm_backward
+
+    form = (eps, total.shape[-1], True, True)
+    dx, dweight, _, _ = norm_backward(dout, total, weight, None, None, dtotal, *form)
+    return dx, dweight

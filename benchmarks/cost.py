@@ -1,0 +1,231 @@
+"""What our Triton kernels, and the peers', move and compute per token: counted, without a GPU.
+
+    python -m benchmarks.cost [--only "gated norm"] [--counted 8 16 24] [--peers FOLDER]
+
+Every case of `benchmarks.shapes` runs in Triton's interpreter at a few small sizes; a line through
+each count gives the count at the case's size. A run over all cases as they stand goes to
+benchmarks/results/counted.md; with --only or --counted nothing is written. benchmarks/README.md
+says what the columns mean, and what they do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, NamedTuple
+from unittest import mock
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from benchmarks.counter import Record
+    from benchmarks.shapes import Case, Floor, Prepare
+
+RESULT = Path(__file__).parent / "results" / "counted.md"
+Counts = dict[str, float]
+
+
+class Row(NamedTuple):
+    """One provider at one case; counts are per token (or sequence of a decode step)."""
+
+    case: str
+    provider: str
+    counts: Counts
+    misfit: float
+    """largest distance of a count from its line, relative to that count"""
+    floor: Floor
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--counted", type=int, nargs="+", help="sizes to count at")
+    parser.add_argument("--peers", type=Path, help="folder that mamba-ssm is installed in")
+    args = parser.parse_args(arguments)
+    _interpret()
+    if args.peers:
+        sys.path.append(str(args.peers))
+    text = [_heading()]
+    for line in text[0].splitlines():
+        print(line)
+    for line in lines(args.only, args.counted):
+        print(line, flush=True)
+        text.append(line)
+    if not (args.only or args.counted):
+        RESULT.write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+def lines(only: str = "", counted: Sequence[int] | None = None) -> Iterator[str]:
+    """The table, line by line as it is counted, and below it what could not be counted."""
+    from benchmarks.shapes import CASES
+
+    providers = _providers()
+    missing = []
+    if providers["mamba-ssm"] is None:
+        missing.append("mamba-ssm is not installed: its rows are left out.")
+    yield from TABLE_HEAD
+    for case in CASES:
+        for name, functions in providers.items():
+            if only in case.name and hasattr(functions, case.op):
+                row = count(case, name, counted or case.counted)
+                if row is None:
+                    missing.append(f"{case.op} has no Triton kernel in {name} yet.")
+                else:
+                    yield table_line(row)
+    for sentence in dict.fromkeys(missing):
+        yield from ("", sentence)
+
+
+def count(case: Case, provider: str, sizes: Sequence[int]) -> Row | None:
+    """Count a case at `sizes` and put lines through the counts; None where there is no kernel."""
+    from benchmarks.cache_model import traffic
+    from benchmarks.shapes import L2_BYTES, Floor
+    from tvkernels import BackendUnavailable
+
+    series = []
+    for size in sizes:
+        try:
+            factor = size / case.size if case.scaled else 1.0
+            record = _record(case.prepare, provider, size, case.scaled, factor)
+        except BackendUnavailable:
+            return None
+        # the cache is as much smaller as what passes it
+        cache = L2_BYTES * size / case.size / case.part
+        series.append(summary(record) | {"cached": sum(traffic(record.launches, cache))})
+    counts, misfit = fit(sizes, series, case.size)
+    scale = dict.fromkeys(counts, case.part / case.size) | {"launches": 1.0}
+    counts = {key: value * scale[key] for key, value in counts.items()}
+    least = Floor(*(value / case.size for value in case.floor(case.size)))
+    return Row(case.name, provider, counts, misfit, least)
+
+
+def summary(record: Record) -> Counts:
+    """Sums of what the tables show."""
+    total = record.totals()
+    return {
+        "launches": total["launches"],
+        "requested": total["requested_read"] + total["requested_write"],
+        "cold": total["cold_read"] + total["cold_write"],
+        "dot": sum(n for key, n in total.items() if key.startswith("dot.")),
+        "special": sum(n for key, n in total.items() if key.startswith("special.")),
+    }
+
+
+# the same call stands in several rows where only the target size differs
+@functools.lru_cache(maxsize=8)
+def _record(
+    prepare: Prepare, provider: str, size: int, scaled: tuple[str, ...], factor: float
+) -> Record:
+    import torch
+
+    from benchmarks.counter import counting, interpretable
+    from benchmarks.providers import without_cuda
+    from tvkernels import use_backend
+
+    with use_backend("triton"), without_cuda(), _smaller(scaled, factor):
+        with interpretable():
+            # as wide as bfloat16, which the interpreter gets wrong, and quicker
+            run, _ = prepare(_providers()[provider], size, torch.float16)
+        with counting() as record:
+            run()
+    return record
+
+
+@contextlib.contextmanager
+def _smaller(names: Sequence[str], factor: float) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for module, name in (entry.split(":") for entry in names):
+            owner = importlib.import_module(module)
+            smaller = max(1, round(getattr(owner, name) * factor))
+            stack.enter_context(mock.patch.object(owner, name, smaller))
+        yield
+
+
+def fit(sizes: Sequence[int], series: Sequence[Counts], target: int) -> tuple[Counts, float]:
+    """Each count at size `target` on its line through the series, and the largest misfit."""
+    counts, misfit = {}, 0.0
+    degree = min(1, len(sizes) - 1)
+    for key in series[0]:
+        y = np.array([counted[key] for counted in series], dtype=float)
+        line = np.polynomial.Polynomial.fit(sizes, y, degree)
+        counts[key] = float(line(target))
+        if y.max() > 0:
+            misfit = max(misfit, float(np.abs(line(np.array(sizes)) - y).max() / y.max()))
+    return counts, misfit
+
+
+TABLE_HEAD = (
+    "| op and shape | kernels | launches | requested kB | cold kB | L2 kB | least kB |"
+    " cold / least | of floor | dot MFLOP | special k | misfit |",
+    "|---|---|" + "---:|" * 10,
+)
+
+
+def table_line(row: Row) -> str:
+    counts = row.counts
+    seconds = row.floor._replace(bytes=counts["cold"], flops=counts["dot"]).seconds()
+    kilobytes = [counts[key] / 1e3 for key in ("requested", "cold", "cached")]
+    cells = [
+        row.case,
+        row.provider,
+        f"{counts['launches']:.0f}",
+        *(f"{value:,.2f}" for value in [*kilobytes, row.floor.bytes / 1e3]),
+        f"{counts['cold'] / row.floor.bytes:.3f}",
+        f"{row.floor.seconds() / seconds:.0%}",
+        f"{counts['dot'] / 1e6:.3f}",
+        f"{counts['special'] / 1e3:.3f}",
+        f"{row.misfit:.1%}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+@functools.cache
+def _providers() -> dict[str, SimpleNamespace | None]:
+    import tvkernels
+    from benchmarks.providers import mamba_ssm
+
+    ours = SimpleNamespace(**{name: getattr(tvkernels, name) for name in tvkernels.__all__})
+    return {"tvkernels": ours, "mamba-ssm": mamba_ssm()}
+
+
+def _heading() -> str:
+    from importlib import metadata
+
+    import torch
+    import triton
+
+    versions = {"Triton": triton.__version__, "torch": torch.__version__, "numpy": np.__version__}
+    versions |= {
+        found.name: found.version
+        for found in metadata.distributions()
+        if found.name.replace("_", "-") == "mamba-ssm"
+    }
+    return "\n".join(
+        [
+            "# Counted per token",
+            "",
+            "`python -m benchmarks.cost`: no GPU ran; nothing here is a time. What the columns",
+            "mean, and what they do not: `benchmarks/README.md`. Per token of a prefill or of its",
+            "backward pass, or per sequence of a decode step; kB is 1000 bytes. Counted with",
+            ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
+            "",
+        ]
+    )
+
+
+def _interpret() -> None:
+    """Kernels are made for the interpreter or for a GPU when Triton is imported."""
+    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError("benchmarks.cost: start it as a program, Triton is already imported")
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+if __name__ == "__main__":
+    main()

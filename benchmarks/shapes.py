@@ -1,0 +1,229 @@
+"""The shapes that count: TimeViper's 9B language model, and the least that each op has to move.
+
+A case names an op, how to prepare one call of it at a given size, and its floor. To add an op:
+write one function that prepares a call, and one line in CASES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# what a well written kernel reaches on one H200, not the data sheet; the L2 is the data sheet's
+BYTES_PER_SECOND = 4.3e12
+FLOPS_PER_SECOND = 790e12
+L2_BYTES = 50e6
+
+HIDDEN = 4480
+NHEADS, HEADDIM, NGROUPS, D_STATE, WIDTH = 128, 80, 8, 128, 4
+D_INNER = NHEADS * HEADDIM  # 10240
+CONV_CHANNELS = D_INNER + 2 * NGROUPS * D_STATE  # 12288
+IN_PROJ = D_INNER + CONV_CHANNELS + NHEADS  # 22656: gate, then x B C, then dt
+EPS = 1e-5
+
+
+class Floor(NamedTuple):
+    """The least bytes from and to memory, and the useful products and sums of matrix products."""
+
+    bytes: float
+    flops: float = 0.0
+
+    def seconds(self) -> float:
+        return max(self.bytes / BYTES_PER_SECOND, self.flops / FLOPS_PER_SECOND)
+
+
+class Call(NamedTuple):
+    """What to look at, and the tensors to differentiate it by."""
+
+    run: Callable[[], Any]
+    by: tuple[Tensor, ...] = ()
+
+
+Prepare = Callable[[SimpleNamespace, int, torch.dtype], Call]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one shape.
+
+    Args:
+        name: as it stands in the tables.
+        op: the public name in tvkernels and, where it has one, in mamba-ssm.
+        prepare: (functions of a provider, size, 16 bit dtype) -> the call to look at; what
+            preparing does itself is set-up.
+        floor: from a size to the least that call can move and compute.
+        size: tokens, or sequences of a decode step, that the row is about.
+        counted: the sizes to count at; large enough that L2_BYTES * counted / size still holds the
+            weights and what a few programs work on.
+        scaled: numbers in our kernels' modules, "module:NAME", that bound a grid. While counting at
+            a smaller size they are as much smaller, so that each program does what it would do.
+        part: the call works on 1/part of the model's heads and groups, which are independent.
+    """
+
+    name: str
+    op: str
+    prepare: Prepare
+    floor: Callable[[int], Floor]
+    size: int = 32_768
+    counted: tuple[int, ...] = (128, 192, 256)
+    part: int = 1
+    scaled: tuple[str, ...] = ()
+
+
+# preparing one call
+
+
+def gated_norm(ops: SimpleNamespace, tokens: int, dtype: torch.dtype) -> Call:
+    """y from the scan, and the gate as a slice of in_proj's output."""
+    y = torch.randn(1, tokens, D_INNER, dtype=dtype).requires_grad_()
+    gate = torch.randn(1, tokens, IN_PROJ, dtype=dtype)[..., :D_INNER].requires_grad_()
+    weight = torch.ones(D_INNER, dtype=dtype).requires_grad_()
+    options = (EPS, D_INNER // NGROUPS, False)
+    return Call(lambda: ops.rmsnorm_fn(y, weight, None, gate, *options), (y, weight, gate))
+
+
+def residual_norm(ops: SimpleNamespace, tokens: int, dtype: torch.dtype) -> Call:
+    x, residual = (torch.randn(1, tokens, HIDDEN, dtype=dtype).requires_grad_() for _ in "xr")
+    weight = torch.ones(HIDDEN, dtype=dtype).requires_grad_()
+    return Call(lambda: ops.rms_norm(x, weight, EPS, residual), (x, weight, residual))
+
+
+def conv(ops: SimpleNamespace, tokens: int, dtype: torch.dtype) -> Call:
+    """x, B and C as the slice of in_proj's output that they are; a stride of 22656 per token."""
+    packed = torch.randn(1, tokens, IN_PROJ, dtype=dtype)
+    x = packed[..., D_INNER : D_INNER + CONV_CHANNELS].mT.requires_grad_()
+    weight = torch.randn(CONV_CHANNELS, WIDTH, dtype=dtype).requires_grad_()
+    bias = torch.randn(CONV_CHANNELS, dtype=dtype).requires_grad_()
+    by = (x, weight, bias)
+    return Call(lambda: ops.causal_conv1d_fn(x, weight, bias, activation="silu"), by)
+
+
+def conv_update(ops: SimpleNamespace, batch: int, dtype: torch.dtype) -> Call:
+    """One decode step; the state is the cache's, which keeps as many columns as there are taps."""
+    x = torch.randn(batch, IN_PROJ, dtype=dtype)[:, D_INNER : D_INNER + CONV_CHANNELS]
+    weight = torch.randn(CONV_CHANNELS, WIDTH, dtype=dtype)
+    bias = torch.randn(CONV_CHANNELS, dtype=dtype)
+    state = torch.randn(batch, CONV_CHANNELS, WIDTH, dtype=dtype)
+    return Call(lambda: ops.causal_conv1d_update(x, state, weight, bias, "silu"))
+
+
+def state_update(state_dtype: torch.dtype, part: int) -> Prepare:
+    """One decode step with the strides of the model: A, dt, dt_bias and D expanded over a head."""
+
+    def prepare(ops: SimpleNamespace, batch: int, dtype: torch.dtype) -> Call:
+        nheads, ngroups = NHEADS // part, NGROUPS // part
+        packed = torch.randn(batch, IN_PROJ, dtype=dtype)
+        x, B, C, dt = packed[:, D_INNER:].split(
+            [D_INNER, NGROUPS * D_STATE, NGROUPS * D_STATE, NHEADS], dim=-1
+        )
+        x = x.unflatten(-1, (NHEADS, HEADDIM))[:, :nheads]
+        B, C = (t.unflatten(-1, (NGROUPS, D_STATE))[:, :ngroups] for t in (B, C))
+        dt = dt[:, :nheads, None].expand(-1, -1, HEADDIM)
+        A = torch.full((nheads,), -1.0)[:, None, None].expand(-1, HEADDIM, D_STATE)
+        D, dt_bias = torch.ones(2, nheads)[..., None].expand(-1, -1, HEADDIM).unbind()
+        state = torch.randn(batch, nheads, HEADDIM, D_STATE).to(state_dtype)
+        options = {"D": D, "dt_bias": dt_bias, "dt_softplus": True}
+        return Call(lambda: ops.selective_state_update(state, x, dt, A, B, C, **options))
+
+    return prepare
+
+
+def backward(forward: Prepare) -> Prepare:
+    """The backward pass of a prepared call; the forward pass is set-up."""
+
+    def prepare(ops: SimpleNamespace, size: int, dtype: torch.dtype) -> Call:
+        run, by = forward(ops, size, dtype)
+        outputs = run()
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        cotangents = [torch.randn_like(output) for output in outputs]
+        return Call(lambda: torch.autograd.grad(outputs, by, cotangents))
+
+    return prepare
+
+
+# the floors: tensors of 2 bytes an element unless said, weights once
+
+
+def _rows(width: int, tensors: int, weights: int = 0) -> Callable[[int], Floor]:
+    return lambda tokens: Floor(2 * (width * tensors * tokens + weights))
+
+
+def _state_update_floor(state_bytes: int) -> Callable[[int], Floor]:
+    """The state in and out; x in and y out, B, C, dt; A, D and dt_bias (float32) of each head."""
+    per_sequence = 2 * state_bytes * D_INNER * D_STATE
+    per_sequence += 2 * (2 * D_INNER + 2 * NGROUPS * D_STATE + NHEADS)
+    return lambda batch: Floor(per_sequence * batch + 3 * 4 * NHEADS)
+
+
+def _conv_update_cases() -> list[Case]:
+    """x and the state in, y and the state out; the taps and the bias once."""
+    return [
+        Case(
+            f"decode step of the convolution, batch {batch}",
+            "causal_conv1d_update",
+            conv_update,
+            _rows(CONV_CHANNELS, 2 + 2 * WIDTH, CONV_CHANNELS * (WIDTH + 1)),
+            size=batch,
+            counted=(1, 2, 3),
+        )
+        for batch in (1, 8, 64)
+    ]
+
+
+def _state_update_cases(part: int = 8) -> list[Case]:
+    return [
+        Case(
+            f"decode step of the scan, batch {batch}, {8 * dtype.itemsize} bit state",
+            "selective_state_update",
+            prepare,
+            _state_update_floor(dtype.itemsize),
+            size=batch,
+            counted=(1, 2, 3),
+            part=part,
+        )
+        for dtype in (torch.float32, torch.float16)
+        for prepare in [state_update(dtype, part)]
+        for batch in (1, 8, 64)
+    ]
+
+
+NORM_GRID = ("tvkernels.rmsnorm.kernel:PROGRAMS",)
+CASES: tuple[Case, ...] = (
+    Case("gated norm", "rmsnorm_fn", gated_norm, _rows(D_INNER, 3, D_INNER)),
+    Case(
+        "gated norm, backward",
+        "rmsnorm_fn",
+        backward(gated_norm),
+        _rows(D_INNER, 5, 2 * D_INNER),
+        counted=(128, 256, 384),
+        scaled=NORM_GRID,
+    ),
+    Case("residual norm", "rms_norm", residual_norm, _rows(HIDDEN, 4, HIDDEN)),
+    Case(
+        "residual norm, backward",
+        "rms_norm",
+        backward(residual_norm),
+        _rows(HIDDEN, 4, 2 * HIDDEN),
+        counted=(128, 256, 384),
+        scaled=NORM_GRID,
+    ),
+    Case(
+        "convolution",
+        "causal_conv1d_fn",
+        conv,
+        _rows(CONV_CHANNELS, 2, CONV_CHANNELS * (WIDTH + 1)),
+    ),
+    Case(
+        "convolution, backward",
+        "causal_conv1d_fn",
+        backward(conv),
+        _rows(CONV_CHANNELS, 3, 2 * CONV_CHANNELS * (WIDTH + 1)),
+    ),
+    *_conv_update_cases(),
+    *_state_update_cases(),
+)

@@ -1,0 +1,190 @@
+"""Triton's interpreter, corrected: what kernels compute, on a machine without a GPU.
+
+As shipped (3.6.0 to 3.9.0) it truncates float32 to bfloat16, and adds, multiplies and contracts
+bfloat16 as the integers of their bits. Here a bfloat16 is held as a float32, rounded to the nearest
+even wherever one comes into being; memory holds its 16 bits. It also becomes stricter: a masked
+load without `other` gives NaN in the lanes that are off, as undefined there as on a GPU.
+
+It runs programs one after the other: it cannot show a race, a missing barrier or a memory order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import util
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and util.find_spec("triton") is not None
+
+
+def to_bits(x: np.ndarray) -> np.ndarray:
+    """The bfloat16 nearest to each float32, ties to even, as uint16; NaN stays NaN."""
+    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32).reshape(np.shape(x))
+    rounded = (bits + 0x7FFF + ((bits >> np.uint32(16)) & 1)) >> np.uint32(16)
+    quiet = (bits >> np.uint32(16)) | 0x40
+    return np.where(np.isnan(x), quiet, rounded).astype(np.uint16)
+
+
+def from_bits(bits: np.ndarray) -> np.ndarray:
+    """The float32 with the value of each bfloat16."""
+    return (np.asarray(bits).astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def install() -> None:
+    """Correct the interpreter for the rest of the process. Before the first launch, once."""
+    from triton.runtime import interpreter
+
+    _hold_bfloat16_as_float32(interpreter)
+    _keep_memory_as_it_is(interpreter)
+    _allow_dynamic_ranges(interpreter)
+
+
+def _is_bf16(dtype: Any) -> bool:
+    return getattr(dtype, "scalar", dtype).name == "bf16"
+
+
+def _hold_bfloat16_as_float32(interpreter: Any) -> None:
+    import triton.language as tl
+
+    Handle, Builder = interpreter.TensorHandle, interpreter.InterpreterBuilder
+    np_dtype, check, fits = (
+        interpreter._get_np_dtype,
+        Handle.__post_init__,
+        interpreter._validate_np_data_size,
+    )
+    to_fp, bitcast, fabs, rmw = (
+        Builder.create_fp_to_fp,
+        Builder.create_bitcast,
+        Builder.create_fabs,
+        Builder.create_atomic_rmw,
+    )
+
+    def held_as(dtype: Any) -> np.dtype:
+        return np.dtype(np.float32) if _is_bf16(dtype) else np_dtype(dtype)
+
+    def round_when_made(self: Any) -> None:
+        if _is_bf16(self.dtype):
+            self.data = from_bits(to_bits(np.asarray(self.data, dtype=np.float32)))
+        check(self)
+
+    def cast(self: Any, src: Any, dst: Any) -> Any:
+        return Handle(src.data.astype(held_as(dst)), dst.scalar)
+
+    def cast_floats(self: Any, src: Any, dst: Any, rounding: Any) -> Any:
+        if _is_bf16(src.dtype):
+            src = Handle(src.data, tl.float32)
+        if _is_bf16(dst):
+            wide = src if src.dtype.scalar == tl.float32 else to_fp(self, src, tl.float32, rounding)
+            return Handle(wide.data, tl.bfloat16)
+        if src.dtype.scalar == dst.scalar:
+            return src
+        if {src.dtype.scalar.name, dst.scalar.name} <= {"fp16", "fp32", "fp64"}:
+            # numpy rounds to the nearest even; the interpreter's own rounds ties upwards
+            return cast(self, src, dst)
+        return to_fp(self, src, dst, rounding)
+
+    def reinterpret(self: Any, src: Any, dst: Any) -> Any:
+        if _is_bf16(src.dtype):
+            src = Handle(to_bits(src.data), tl.uint16)
+        if _is_bf16(dst):
+            return Handle(from_bits(src.data.view(np.uint16)), tl.bfloat16)
+        return bitcast(self, src, dst)
+
+    def absolute(self: Any, x: Any) -> Any:
+        return Handle(np.abs(x.data), x.dtype.scalar) if _is_bf16(x.dtype) else fabs(self, x)
+
+    def no_bf16_atomics(self: Any, op: Any, ptr: Any, value: Any, *rest: Any) -> Any:
+        if _is_bf16(value.dtype):
+            raise NotImplementedError("the interpreter has no bfloat16 atomics")
+        return rmw(self, op, ptr, value, *rest)
+
+    interpreter._get_np_dtype = held_as
+    interpreter._validate_np_data_size = lambda data, dtype: _is_bf16(dtype) or fits(data, dtype)
+    Handle.__post_init__ = round_when_made
+    Builder.cast_impl, Builder.create_fp_to_fp = cast, cast_floats
+    Builder.create_bitcast, Builder.create_fabs = reinterpret, absolute
+    Builder.create_int_to_ptr = Builder.create_ptr_to_int = bitcast
+    Builder.create_atomic_rmw = no_bf16_atomics
+
+
+def _keep_memory_as_it_is(interpreter: Any) -> None:
+    Handle, Builder = interpreter.TensorHandle, interpreter.InterpreterBuilder
+    native = interpreter._interpreter
+
+    def load(self: Any, ptrs: Any, mask: Any, other: Any, *_: Any) -> Any:
+        dtype = ptrs.get_element_ty()
+        held = interpreter._get_np_dtype(dtype)
+        if other is None:
+            # of a single lane nothing is known: there Triton drops `other` where it is 0
+            undefined = np.issubdtype(held, np.floating) and ptrs.data.size > 1
+            nothing = np.nan if undefined else 0
+            values = np.full(ptrs.data.shape, nothing, dtype=held)
+        else:
+            values = np.broadcast_to(other.data, ptrs.data.shape)
+        lanes = np.broadcast_to(mask.data, ptrs.data.shape)
+        if _is_bf16(dtype):
+            bits = native.load(ptrs.data, lanes, to_bits(values), np.dtype(np.uint16))
+            return Handle(from_bits(bits), dtype)
+        return Handle(native.load(ptrs.data, lanes, values, held), dtype)
+
+    def store(self: Any, ptrs: Any, value: Any, mask: Any, *_: Any) -> Any:
+        data = to_bits(value.data) if _is_bf16(value.dtype) else value.data
+        return native.store(ptrs.data, data, mask.data)
+
+    Builder.create_masked_load, Builder.create_masked_store = load, store
+
+
+def _allow_dynamic_ranges(interpreter: Any) -> None:
+    """`range(0, tensor)` in Triton 3.6 meets numpy 2.4, which refuses int() of a shaped array."""
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch(tensor: Any, *scope: Any) -> None:
+        patch_tensor(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.reshape(-1)[0])
+
+    interpreter._patch_lang_tensor = patch
+
+
+@contextmanager
+def poisoned_empty() -> Iterator[None]:
+    """Inside the block, what torch.empty and its kin return is NaN, or the least integer."""
+    with ExitStack() as stack:
+        for owner, name in (
+            (torch, "empty"),
+            (torch, "empty_like"),
+            (torch, "empty_strided"),
+            (torch.Tensor, "new_empty"),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, _poisoned(getattr(owner, name))))
+        yield
+
+
+def _poisoned(make: Any) -> Any:
+    def made(*args: Any, **kwargs: Any) -> torch.Tensor:
+        x = make(*args, **kwargs)
+        if x.dtype == torch.bool:
+            return x.fill_(True)
+        return x.fill_(float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).min)
+
+    return made
+
+
+def lazily(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    """A tensor over storage that, on a CPU, costs memory only where it is touched.
+
+    For offsets past 2^31 elements; `torch.empty` would not do, as tests fill it with NaN.
+    """
+    elements = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides))
+    storage = torch.UntypedStorage(elements * dtype.itemsize, device=device or "cpu")
+    return torch.tensor([], dtype=dtype, device=device).set_(storage, 0, shape, strides)

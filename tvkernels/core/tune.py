@@ -1,0 +1,83 @@
+"""Which launch configuration a kernel runs with: tuned on a GPU, one under the interpreter.
+
+A kernel ships a list of configurations, or one list for each kind of GPU. On a GPU the first call
+with a new key times them all; the key never holds a sequence length, so a longer video never tunes
+again. Kernels that write in place are not tuned: timing them would write many times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import triton
+from triton.runtime.jit import JITFunction, KernelInterface
+
+__all__ = ["Configs", "Tuned", "forced", "tuned"]
+
+# one list for every GPU, or lists by target ("sm_90", "gfx942"), with "default" for the others
+Configs: TypeAlias = Sequence[triton.Config] | Mapping[str, Sequence[triton.Config]]
+
+_forced: triton.Config | None = None
+
+
+@contextmanager
+def forced(config: triton.Config) -> Iterator[None]:
+    """Inside the block, every kernel that ships `config` (this very object) runs with it."""
+    global _forced
+    before, _forced = _forced, config
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def tuned(configs: Configs, key: Sequence[str]) -> Callable[[Any], Tuned]:
+    """Let a `@triton.jit` kernel choose among `configs`, anew for each value of `key`.
+
+    Args:
+        configs: what to choose from; the first of a list is what the interpreter runs.
+        key: names of kernel arguments; sizes of the model, never of the input.
+    """
+    return lambda kernel: Tuned(kernel, configs, key)
+
+
+class Tuned(KernelInterface):
+    """A kernel with its configurations: launch it as any other, without the tuned arguments."""
+
+    def __init__(self, fn: Any, configs: Configs, key: Sequence[str]) -> None:
+        self.fn = fn
+        self.key = list(key)
+        self.lists = configs if isinstance(configs, Mapping) else {"default": configs}
+        self._tuners: dict[str, Any] = {}
+
+    def configs(self, target: str = "default") -> list[triton.Config]:
+        """What may run on `target`, as "sm_90" or "gfx942"."""
+        return list(self.lists.get(target) or self.lists["default"])
+
+    def shipped(self) -> list[triton.Config]:
+        """Every configuration of every target, each once."""
+        every = [config for configs in self.lists.values() for config in configs]
+        return list({id(config): config for config in every}.values())
+
+    def run(self, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        config = next((c for c in self.shipped() if c is _forced), None)
+        if config is None and not isinstance(self.fn, JITFunction):
+            # the interpreter: timing would say nothing, and needs a driver
+            config = self.configs()[0]
+        launch = dict(kwargs, grid=grid, warmup=warmup)
+        if config is None:
+            return self._tuner().run(*args, **launch)
+        return self.fn.run(*args, **launch, **config.all_kwargs())
+
+    def _tuner(self) -> Any:
+        target = _target()
+        if target not in self._tuners:
+            self._tuners[target] = triton.autotune(self.configs(target), key=self.key)(self.fn)
+        return self._tuners[target]
+
+
+def _target() -> str:
+    target = triton.runtime.driver.active.get_current_target()
+    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch).split(":")[0]
