@@ -15,7 +15,7 @@ BIN := .venv/bin
 FRESH := .venv/stamp-$(FOUND)
 INPUTS := pyproject.toml setup.py constraints.txt
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test aot lint bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 # make would take a stamp that only leads to another stamp for a leftover
@@ -25,6 +25,7 @@ help:
 	@echo 'make demo    write a one-minute video, ask the tiny model about it, show the eight stops'
 	@echo 'make test    the tests                 one file: make test ARGS=tests/ops/test_tome.py'
 	@echo '             and, without ARGS, the contracts of the kernels in the interpreter'
+	@echo 'make aot     compile every kernel for five GPU targets and judge the machine code: minutes'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   one benchmark             another: make bench BENCH=cpu_scan ARGS=--help'
 	@echo 'make clean   remove the environment, builds and caches'
@@ -33,11 +34,15 @@ demo: $(FRESH)-run
 	@$(BIN)/timeviper-fast demo $(ARGS)
 
 test: $(FRESH)-test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(or $(strip $(ARGS)),--ignore=tests/aot)
 ifeq ($(strip $(ARGS)),)
 	@echo 'the same contracts on the kernels, through the interpreter'
 	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -m triton tests/core tests/ops
 endif
+
+# a process of its own: under TRITON_INTERPRET=1 nothing can be compiled
+aot: $(FRESH)-test
+	@env -u TRITON_INTERPRET $(BIN)/python -m pytest tests/aot $(ARGS)
 
 lint: $(FRESH)-dev
 	@$(BIN)/ruff check

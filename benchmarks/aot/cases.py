@@ -1,0 +1,135 @@
+"""The calls whose kernels are compiled: the 9B model's layers, and what else a room can be asked.
+
+A room that gets a kernel has a line in `ROOMS`: what the model does not ask of it, but callers may,
+so that every kernel and every switch of it is launched. What the model asks needs no line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache, partial
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+import tvkernels
+from benchmarks.aot.launches import Launch, recorded
+from benchmarks.aot.targets import Target
+from timeviper_fast.backbone import Block
+from timeviper_fast.cache import MambaState
+from timeviper_fast.config import MAMBA, MLP, BackboneConfig, preset
+
+__all__ = ["ROOMS", "Case", "launches_on"]
+
+Case = Callable[[], object]
+
+CONFIG: BackboneConfig = preset("nemotron-nano-9b-v2").backbone
+DTYPE = torch.bfloat16
+# the second is an hour and a half of video: offsets pass 2^31, sizes of int64 change the code
+TOKENS = (2048, 160_000)
+BATCHES = (1, 8, 64)
+
+
+def empty(*shape: int, dtype: torch.dtype = DTYPE, grad: bool = False) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta", requires_grad=grad)
+
+
+# what the model asks
+
+
+@lru_cache
+def layer(kind: str) -> nn.Module:
+    with torch.inference_mode(False), torch.device("meta"):
+        return Block(kind, CONFIG).to(DTYPE)
+
+
+def prefill(kind: str, tokens: int) -> None:
+    state = MambaState(1, CONFIG, "meta", DTYPE) if kind == MAMBA else None
+    with torch.inference_mode():
+        layer(kind)(empty(1, tokens, CONFIG.hidden_size), (tokens,), state)
+
+
+def train(kind: str, tokens: int) -> None:
+    """Two samples packed behind each other, and the gradients of all there is."""
+    out = layer(kind)(empty(1, tokens, CONFIG.hidden_size, grad=True), (tokens // 2,) * 2, None)
+    out.backward(torch.empty_like(out))
+
+
+def decode(kind: str, batch: int) -> None:
+    state = MambaState(batch, CONFIG, "meta", DTYPE) if kind == MAMBA else None
+    with torch.inference_mode():
+        layer(kind)(empty(batch, 1, CONFIG.hidden_size), (1,), state)
+
+
+def model_cases() -> Iterator[tuple[str, Case]]:
+    for kind, name in ((MAMBA, "mixer"), (MLP, "mlp")):
+        for tokens in TOKENS:
+            yield f"{name}, prefill {tokens}", partial(prefill, kind, tokens)
+        yield f"{name}, training {TOKENS[0]}", partial(train, kind, TOKENS[0])
+        for batch in BATCHES:
+            yield f"{name}, decode {batch}", partial(decode, kind, batch)
+
+
+# what else a room can be asked
+
+
+def norms() -> Iterator[tuple[str, Case]]:
+    """Gate before or behind, none, layer norm, bias; residual add; each with its backward."""
+    rows, dim, group = (1, TOKENS[0]), CONFIG.d_inner, CONFIG.d_inner // CONFIG.n_groups
+
+    def gated(gate: bool, before: bool, rms: bool) -> None:
+        x, z = empty(*rows, dim, grad=True), empty(*rows, dim, grad=True)
+        weight, bias = empty(dim, grad=True), empty(dim, grad=True)
+        out = tvkernels.layernorm_fn(
+            x, weight, None if rms else bias, z if gate else None, group_size=group,
+            norm_before_gate=before, is_rms_norm=rms,
+        )  # fmt: skip
+        out.backward(torch.empty_like(out))
+
+    def residual() -> None:
+        width = CONFIG.hidden_size
+        x, weight = empty(*rows, width, grad=True), empty(width, grad=True)
+        outs = tvkernels.rms_norm(x, weight, CONFIG.norm_eps, empty(*rows, width, grad=True))
+        torch.autograd.backward(outs, [torch.empty_like(out) for out in outs])
+
+    yield "rms_norm with residual", residual
+    yield "rmsnorm_fn, no gate", partial(gated, False, True, True)
+    yield "rmsnorm_fn, norm before gate", partial(gated, True, True, True)
+    yield "layernorm_fn, gate before norm", partial(gated, True, False, False)
+
+
+ROOMS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
+    "rmsnorm": norms,
+}
+
+
+def _quick_scan() -> AbstractContextManager[object]:
+    """While the scan has no kernel, a stand-in with its shapes, layout and gradients: its reference
+    walks thousands of chunks, and launches nothing."""
+    if (Path(tvkernels.__file__).parent / "ssd/kernel.py").exists():
+        return nullcontext()
+
+    def scan(
+        x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: object, **options: object
+    ) -> object:
+        out = (x * dt.unsqueeze(-1) + (B + C).sum((2, 3))[..., None, None]).contiguous()
+        states = empty(x.shape[0], *x.shape[2:], B.shape[-1], dtype=torch.float32)
+        return (out, states) if options["return_final_states"] else out
+
+    return mock.patch("timeviper_fast.backbone.mamba_chunk_scan_combined", scan)
+
+
+@lru_cache
+def launches_on(target: Target) -> tuple[Launch, ...]:
+    """Every distinct compilation for `target` that the cases ask for, the model's first."""
+    found: dict[str, Launch] = {}
+    every = [*model_cases(), *(case for room in ROOMS.values() for case in room())]
+    for name, run in every:
+        with _quick_scan(), recorded(target, name) as launches:
+            run()
+        for launch in launches:
+            found.setdefault(launch.key, launch)
+    return tuple(found.values())
