@@ -115,15 +115,15 @@ class ChunkScan(torch.autograd.Function):
 
 
 class _Step(NamedTuple):
-    """The state's way through one chunk: what is kept of it, per column, and what B and x add."""
+    """The state's way through one chunk: what is kept of it, per column, B^T, and what x adds."""
 
     kept: Tensor
-    B: Tensor
+    b_t: Tensor
     tokens: Tensor
 
     def advance(self, state: Tensor) -> Tensor:
         """The state that leaves the chunk, given the one that enters."""
-        return (state * self.kept).baddbmm_(self.B.transpose(1, 2), self.tokens)
+        return (state * self.kept).baddbmm_(self.b_t, self.tokens)
 
 
 class _Through(NamedTuple):
@@ -215,14 +215,14 @@ class _Piece:
         The states that enter the chunks are appended to `entering`; what the tokens read of them is
         added to y.
         """
-        enter = _chunks(self._groups(self.enter))
-        outputs = None if y is None else _chunks(self._groups(y))
+        enter = _chunks(self._groups(self.enter).transpose(3, 4)[..., None])
+        outputs = None if y is None else _chunks(self._groups(y).transpose(3, 4))
         for c, (step, C) in enumerate(zip(self._steps_of_state(), _chunks(self.C))):
             if entering is not None:
                 entering.append(state)
             if outputs is not None:
-                read = (C @ state).unflatten(2, (-1, self.x.shape[-1])).transpose(1, 2)
-                outputs[c].addcmul_(read, enter[c][..., None])
+                read = torch.bmm(C, state).view(outputs[c].shape)
+                outputs[c].addcmul_(read, enter[c])
             state = step.advance(state)
         return _settled(state)
 
@@ -236,7 +236,7 @@ class _Piece:
         for c, (step, (C, dread, before)) in reversed(list(enumerate(zip(steps, reads)))):
             dB = step.tokens @ dstate.transpose(1, 2)
             dC = dread @ before.transpose(1, 2)
-            dsent = step.B @ dstate
+            dsent = step.b_t.transpose(1, 2) @ dstate
             dkept = (before * dstate).sum(1)
             parts.append(_Through(dB, dC, dsent, dkept, C @ before))
             dstate = (dstate * step.kept).baddbmm_(C.transpose(1, 2), dread)
@@ -275,7 +275,7 @@ class _Piece:
         """What takes the state through each chunk."""
         kept = self.enter[..., -1, None].expand(*self.enter.shape[:-1], self.x.shape[-1])
         kept = self._groups(kept).flatten(3)[:, :, :, None]
-        return [_Step(*t) for t in zip(_chunks(kept), _chunks(self.B), _chunks(self._sent()))]
+        return [_Step(*t) for t in zip(_chunks(kept), _chunks(self.B.mT), _chunks(self._sent()))]
 
     def _sent(self) -> Tensor:
         """What each token adds to the state that leaves its chunk, but for B."""
