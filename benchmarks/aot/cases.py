@@ -18,9 +18,10 @@ from torch import Tensor, nn
 import tvkernels
 from benchmarks.aot.launches import Launch, recorded
 from benchmarks.aot.targets import Target
-from timeviper_fast.backbone import Block
+from timeviper_fast.backbone import Block, Packing
 from timeviper_fast.cache import MambaState
-from timeviper_fast.config import MAMBA, MLP, BackboneConfig, preset
+from timeviper_fast.config import MAMBA, MLP, BackboneConfig
+from timeviper_fast.presets import preset
 
 __all__ = ["ROOMS", "Case", "launches_on"]
 
@@ -49,19 +50,21 @@ def layer(kind: str) -> nn.Module:
 def prefill(kind: str, tokens: int) -> None:
     state = MambaState(1, CONFIG, "meta", DTYPE) if kind == MAMBA else None
     with torch.inference_mode():
-        layer(kind)(empty(1, tokens, CONFIG.hidden_size), (tokens,), state)
+        layer(kind)(empty(1, tokens, CONFIG.hidden_size), Packing((tokens,), None), state)
 
 
 def train(kind: str, tokens: int) -> None:
     """Two samples packed behind each other, and the gradients of all there is."""
-    out = layer(kind)(empty(1, tokens, CONFIG.hidden_size, grad=True), (tokens // 2,) * 2, None)
+    seq_idx = torch.empty(1, tokens, dtype=torch.int32, device="meta")
+    packing = Packing((tokens // 2,) * 2, seq_idx)
+    out = layer(kind)(empty(1, tokens, CONFIG.hidden_size, grad=True), packing, None)
     out.backward(torch.empty_like(out))
 
 
 def decode(kind: str, batch: int) -> None:
     state = MambaState(batch, CONFIG, "meta", DTYPE) if kind == MAMBA else None
     with torch.inference_mode():
-        layer(kind)(empty(batch, 1, CONFIG.hidden_size), (1,), state)
+        layer(kind)(empty(batch, 1, CONFIG.hidden_size), Packing((1,), None), state)
 
 
 def model_cases() -> Iterator[tuple[str, Case]]:
