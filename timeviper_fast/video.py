@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from torch import Tensor
 from timeviper_fast.sampling import Policy, parse_policy
 from timeviper_fast.video_file import FileReader, VideoError
 from timeviper_fast.video_writer import write_video
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
 
 __all__ = ["Frames", "Video", "VideoError", "open_video", "read_video", "write_video"]
 
@@ -200,8 +203,9 @@ def open_video(
 
     Args:
         source: a video file; a directory of images, in natural order of their names (frame 2 before
-            frame 10); one image; an .npy file, tensor or array (frames, height, width, 3) uint8; an
-            .npz file with such an array `frames` and, optionally, its `seconds`.
+            frame 10), turned as EXIF says, 16-bit grey by its high byte; one image; an .npy file,
+            tensor or array (frames, height, width, 3) uint8; an .npz file with such an array
+            `frames` and, optionally, its `seconds`.
         fps: frames per second of images and arrays (1 when left out); a file carries its own.
         on_error: "raise" on frames that are missing or cannot be decoded, or "use" the others and
             count the lost ones in `lost_frames`.
@@ -217,6 +221,9 @@ def open_video(
         raise ValueError(f"open_video: on_error must be one of raise, use, got {on_error!r}")
     if isinstance(source, (Tensor, np.ndarray)):
         return Video("frames", _ArrayReader("frames", source, None, fps), on_error)
+    if not isinstance(source, (str, os.PathLike)):
+        rule = "be a path, a tensor or an array"
+        raise ValueError(f"open_video: source must {rule}, got {type(source).__name__}")
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")
@@ -317,7 +324,9 @@ def _timeline(
         return torch.arange(frames, dtype=torch.float64) / rate, rate, frames / rate
     if fps is not None:
         raise ValueError(f"open_video: fps must be left out where the file has seconds, got {fps}")
-    times = torch.as_tensor(np.asarray(seconds, dtype=np.float64))
+    if seconds.dtype.kind not in "fiu":
+        raise VideoError(f"{name}: seconds must be numbers, got dtype {seconds.dtype}")
+    times = torch.from_numpy(seconds.astype(np.float64))
     if times.shape != (frames,):
         have = tuple(times.shape)
         raise VideoError(f"{name}: seconds must have one time per frame ({frames}), got {have}")
@@ -361,9 +370,22 @@ def _load_image(file: Path, faults: list[str]) -> np.ndarray | None:
         remedy = 'pip install "timeviper-fast[vision]"'
         raise VideoError(f"images need the package pillow; {remedy}") from error
     try:
-        with Image.open(file) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        # as a stream: by its path, Pillow maps a TIFF file and scrambles one that is turned
+        with file.open("rb") as stream, Image.open(stream) as image:
+            return _to_rgb(ImageOps.exif_transpose(image))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())
         faults.append(f"{file.name}: {reason}")
         return None
+
+
+def _to_rgb(image: PillowImage) -> np.ndarray:
+    """(H, W, 3) uint8 as Pillow converts it, which would clip deeper pixels to 255."""
+    if image.mode.startswith("I;16"):
+        # the high byte, as Pillow itself takes it of 16-bit colours
+        grey = np.asarray(image) >> 8
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
+    if image.mode in ("I", "F"):
+        rule = "pixels must be of 8 or 16 bits"
+        raise ValueError(f"{rule}, got Pillow's mode {image.mode}, which has no known range")
+    return np.asarray(image.convert("RGB"))

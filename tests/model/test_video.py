@@ -6,6 +6,7 @@ The number stands in the picture as 16 black or white blocks, which survive comp
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.ExifTags import Base
 
 from timeviper_fast import video_file
 from timeviper_fast.video import Frames, VideoError, open_video, read_video, write_video
@@ -393,6 +395,10 @@ def test_a_wrong_path_and_wrong_arguments(folder: Path) -> None:
         open_video(clip, fps=-1)
     with pytest.raises(ValueError, match="on_error must be one of raise, use, got 'skip'"):
         open_video(clip, on_error="skip")
+    for source in (None, 3, [picture(0)], b"video.mp4"):
+        words = f"source must be a path, a tensor or an array, got {type(source).__name__}"
+        with pytest.raises(ValueError, match=words):
+            open_video(source)  # type: ignore[arg-type]
     video = open_video(clip)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         video.frames([0], 0)
@@ -471,6 +477,58 @@ def test_damaged_and_odd_images(tmp_path: Path) -> None:
     assert (frames.seconds.tolist(), frames.lost_frames) == ([0, 3], 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("a.png", "<u2"), ("a.tif", "<u2"), ("big.tif", ">u2")]
+)
+def test_16_bit_grey_is_seen_by_its_high_byte(tmp_path: Path, name: str, dtype: str) -> None:
+    ramp = np.linspace(0, 65535, 2400).reshape(40, 60).astype(dtype)
+    Image.fromarray(ramp).save(tmp_path / name)
+    seen = read_video(tmp_path).rgb[0].numpy()
+    assert np.array_equal(seen, np.stack([ramp // 256] * 3, axis=-1))
+    assert len(np.unique(seen)) == 256
+    # lying on its side, as EXIF says
+    exif = Image.Exif()
+    exif[Base.Orientation] = 6
+    Image.fromarray(ramp).save(tmp_path / name, exif=exif)
+    assert np.array_equal(read_video(tmp_path).rgb[0].numpy(), np.rot90(seen, -1))
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("I", np.int32), ("F", np.float32)])
+def test_pixels_of_no_known_range_are_a_fault_of_their_image(
+    tmp_path: Path, mode: str, dtype: type
+) -> None:
+    Image.fromarray(picture(0)).save(tmp_path / "0.png")
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), dtype)).save(tmp_path / "1.tif")
+    words = f"1.tif: pixels must be of 8 or 16 bits, got Pillow's mode {mode}"
+    with pytest.raises(VideoError, match=rf"frame 1 at 1.000 s cannot be decoded \({words}"):
+        read_video(tmp_path)
+    with pytest.raises(VideoError, match=rf"no image of it can be decoded \({words}"):
+        open_video(tmp_path / "1.tif")
+    frames = read_video(tmp_path, on_error="use")
+    assert (frames.seconds.tolist(), frames.lost_frames) == ([0], 1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "seen"),
+    [
+        ("1", 1, (255, 255, 255)),
+        ("L", 77, (77, 77, 77)),
+        ("LA", (77, 0), (77, 77, 77)),
+        ("P", 3, (30, 31, 32)),
+        ("RGBA", (10, 200, 30, 0), (10, 200, 30)),
+        ("CMYK", (255, 0, 51, 0), (0, 255, 204)),
+    ],
+)
+def test_other_modes_are_seen_as_pillow_converts_them(
+    tmp_path: Path, mode: str, colour: int | tuple[int, ...], seen: tuple[int, ...]
+) -> None:
+    image = Image.new(mode, (8, 6), colour)
+    if mode == "P":
+        image.putpalette([10 * (i // 3) + i % 3 for i in range(12)])
+    image.save(tmp_path / "a.tif")
+    assert read_video(tmp_path).rgb.unique(dim=1).unique(dim=2).flatten().tolist() == list(seen)
+
+
 def test_arrays_tensors_and_their_files(tmp_path: Path) -> None:
     array = np.stack([picture(i) for i in range(9)])
     np.save(tmp_path / "a.npy", array)
@@ -500,6 +558,9 @@ def test_arrays_tensors_and_their_files(tmp_path: Path) -> None:
         ({"frames": np.zeros((0, 4, 4, 3), np.uint8)}, r"got shape \(0, 4, 4, 3\)"),
         ({"frames": np.zeros((2, 4, 4, 3))}, "frames must be of dtype uint8, got float64"),
         ({"seconds": np.zeros(3)}, r"seconds must have one time per frame \(2\), got \(3,\)"),
+        ({"seconds": np.array(["0", "later"])}, "seconds must be numbers, got dtype <U5"),
+        ({"seconds": np.array([0j, 1j])}, "seconds must be numbers, got dtype complex128"),
+        ({"seconds": np.float64(1)}, r"seconds must have one time per frame \(2\), got \(\)"),
         ({"seconds": np.array([1.0, 1.0])}, "seconds must be finite and ascend"),
         ({"seconds": np.array([1.0, np.nan])}, "seconds must be finite and ascend"),
     ],
@@ -508,7 +569,7 @@ def test_arrays_are_refused_by_name(tmp_path: Path, arrays: dict, words: str) ->
     path = tmp_path / "video.npz"
     frames = {"frames": np.zeros((2, 4, 4, 3), np.uint8)} if "seconds" in arrays else {}
     np.savez(path, **frames, **arrays)
-    with pytest.raises(VideoError, match=words):
+    with pytest.raises(VideoError, match=f"^{re.escape(str(path))}: .*{words}"):
         open_video(path)
     if frames:
         with pytest.raises(ValueError, match="fps must be left out where the file has seconds"):
