@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from timeviper_fast.config import VisualSpan
 
@@ -206,9 +206,13 @@ def stop_token_ids(
 
 
 def _check_turns(messages: Sequence[Message]) -> None:
+    if not isinstance(messages, (list, tuple)):
+        _refuse_question(type(messages).__name__)
     if not messages:
         raise ValueError("prompt: question must not be empty or blank, got no messages")
     for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            _refuse_question(f"{type(message).__name__} as turn {i}")
         role, content = message.get("role"), message.get("content")
         if role != _ROLES[i % 2]:
             rule = "take turns, user first, then assistant"
@@ -220,6 +224,11 @@ def _check_turns(messages: Sequence[Message]) -> None:
             raise ValueError(f"prompt: question must not be empty or blank, got {content!r}")
         if role == "assistant" and not content and i < len(messages) - 1:
             raise ValueError(f"prompt: answer must not be empty before the last turn, got turn {i}")
+
+
+def _refuse_question(value: str) -> NoReturn:
+    rule = "be text, or a list of messages {role, content}"
+    raise ValueError(f"prompt: question must {rule}, got {value}")
 
 
 def _place_vision(messages: Sequence[Message], vision: bool, preface: str) -> list[Message]:
