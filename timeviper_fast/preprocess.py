@@ -1,10 +1,15 @@
-"""Frames to pixel values: bicubic resize, bit for bit as Pillow does it, then normalisation.
+"""Frames to pixel values: bicubic resize, bit for bit as Pillow's two passes, then normalisation.
 
 Pillow resizes 8-bit images in two passes, horizontal then vertical, with weights in 22-bit fixed
 point, and rounds and clamps to 0..255 after each. One float pass differs by up to 21/255. Here
 each pass is a band of small float64 matrix products over the same whole-number weights, whose sums
-are exact, so every device gives the same pixels. (Pillow 13 runs the vertical pass first where the
-height shrinks much more than the width; the order here is that of every earlier version.)
+are exact, so every device gives the same pixels.
+
+The order is that of every Pillow before 13, with which upstream's models were trained. Pillow 13
+runs the vertical pass first where the height shrinks much more than the width (its pull request
+9549): there, portrait video in the main, one call of its `resize` gives other pixels than this
+module, because rounding and clamping between the passes happen elsewhere. White noise is the worst
+case, some by about 20/255; landscape frames are the same.
 """
 
 from __future__ import annotations
@@ -71,6 +76,8 @@ def resize_normalize(
 
 def resize_bicubic(rgb: Tensor, height: int, width: int) -> Tensor:
     """Bicubic, antialiased resize, equal to Pillow's of the width and then of the height.
+
+    One call of Pillow 13's `resize` runs the height first on portrait frames, and differs there.
 
     Args:
         rgb: (T, H, W, 3) uint8, any device with float64.

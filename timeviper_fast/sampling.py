@@ -44,9 +44,14 @@ class Fps:
 
     For the instants t0, t0 + 1/fps, ... up to the video's end the frame nearest in time is chosen
     (the earlier one of two equally near). A frame is chosen once, so where the file has fewer
-    frames than asked for, each of them is taken. On a constant rate these are upstream's
-    positions round(k * file_fps / fps). If more than `max_frames` result, that many of them are
-    kept, spread evenly over the whole video (upstream cuts the end off: policy `upstream`).
+    frames than asked for, each of them is taken. If more than `max_frames` result, that many of
+    them are kept, spread evenly over the whole video (upstream cuts the end off: policy
+    `upstream`).
+
+    On a constant rate of at least `fps` these are upstream's positions round(k * file_fps / fps),
+    but for ties: of two frames equally near, upstream takes the one of even number (at 12.5 frames
+    per second every fourth position is one later than here). Numbers say nothing about time, least
+    of all where the rate varies; who needs upstream's very frames takes `upstream`.
     """
 
     fps: float = 1.0

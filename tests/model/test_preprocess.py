@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image, ImageOps
@@ -55,6 +56,22 @@ def test_resize_of_a_landscape_frame_is_pillows_in_one_call() -> None:
     assert torch.equal(
         resize_bicubic(rgb, 384, 384)[0].permute(1, 2, 0), torch.tensor(np.array(image))
     )
+
+
+@pytest.mark.parametrize(("height", "width"), [(640, 360), (500, 400)])
+def test_one_call_of_pillow_13_runs_a_portrait_frame_vertically_first(
+    height: int, width: int
+) -> None:
+    """The same two passes in the other order, and far from the order kept here on white noise."""
+    rgb = noise(1, height, width)
+    image = Image.fromarray(rgb[0].numpy())
+    one_call = torch.tensor(np.array(image.resize((384, 384), Image.Resampling.BICUBIC)))
+    # transposed, so that the pass along the height is the first one
+    vertically_first = pillow(rgb.transpose(1, 2), 384, 384).transpose(2, 3)[0].permute(1, 2, 0)
+    ours = resize_bicubic(rgb, 384, 384)[0].permute(1, 2, 0)
+    swaps = int(PIL.__version__.split(".")[0]) >= 13
+    assert torch.equal(one_call, vertically_first if swaps else ours)
+    assert int((vertically_first.int() - ours.int()).abs().max()) > 10
 
 
 def test_resize_to_a_rectangle_and_of_strided_or_no_frames() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import pairwise
+from math import ceil, floor
 
 import numpy as np
 import pytest
@@ -93,6 +95,24 @@ def test_fps_on_a_constant_rate_is_upstream_without_its_limits(
     frames = seconds * fps
     chosen = Fps(1.0).choose(*constant(frames, fps, start))
     assert chosen.tolist() == list(range(0, frames, fps))
+
+
+@pytest.mark.parametrize("rate", [Fraction(25, 2), Fraction(2997, 100), Fraction(30000, 1001), 25])
+def test_fps_takes_the_earlier_of_two_equally_near_and_upstream_the_even_one(
+    rate: Fraction | int,
+) -> None:
+    total = 9001
+    instants = [k * rate for k in range(ceil(total / rate))]
+    earlier = [at for x in instants if (at := ceil(x - Fraction(1, 2))) < total]
+    even = [at for x in instants if (at := round(x)) < total]
+    timeline = constant(total, float(rate))
+    assert Fps(1.0).choose(*timeline).tolist() == earlier
+    assert Upstream(max_frames=total).choose(*timeline).unique().tolist() == even
+    # the two part where a tie lies above an odd number, and by one frame
+    parted = [b - a for a, b in zip(earlier, even) if a != b]
+    ties = [x for x in instants if x % 1 == Fraction(1, 2) and floor(x) % 2]
+    assert parted == [1] * len(ties)
+    assert len(ties) == {Fraction(25, 2): 180, Fraction(2997, 100): 1}.get(rate, 0)
 
 
 def test_fps_spreads_over_the_whole_video_when_there_is_a_maximum() -> None:
