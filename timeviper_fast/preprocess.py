@@ -5,7 +5,7 @@ point, and rounds and clamps to 0..255 after each. One float pass differs by up 
 each pass is a band of small float64 matrix products over the same whole-number weights, whose sums
 are exact, so every device gives the same pixels.
 
-The order is that of every Pillow before 13, with which upstream's models were trained. Pillow 13
+The order is Pillow's before 13 (but for 12.3 and strips over 100 times as high as wide). Pillow 13
 runs the vertical pass first where the height shrinks much more than the width (its pull request
 9549): there, portrait video in the main, one call of its `resize` gives other pixels than this
 module, because rounding and clamping between the passes happen elsewhere. White noise is the worst
