@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 
 from tvkernels.core.tl import accumulator, strides
-from tvkernels.ssd.kernel_states import state_kernel
-from tvkernels.ssd.kernel_walk import walk_kernel
+from tvkernels.ssd.states_kernel import state_kernel
+from tvkernels.ssd.walk_kernel import walk_kernel
 
 __all__ = ["scan_forward"]
 
@@ -25,7 +25,7 @@ ROUND = 128
 def scan_forward(
     x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit
 ):
-    """out, the state after the last token, and those after each sequence of cu_seqlens (or None)."""
+    """out, the state after the last token, and those after each sequence of cu_seqlens."""
     batch, seqlen, nheads, headdim = x.shape
     ngroups, d_state = B.shape[2:]
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -34,7 +34,7 @@ def scan_forward(
     if D is not None and D.ndim == 1:
         D = D[:, None].expand(nheads, headdim)
     inputs = (x, dt, A, B, dt_bias, seq_idx)
-    form = _form(x, dt, B, C, D, z, initial_states, dt_softplus)
+    form = _form(x, B, C, dt_softplus, dt_limit)
     sizes = (nheads, nheads // ngroups, headdim, d_state, *dt_limit)
     blocks = form["BLOCKS"] * nheads
     segments, segment, pieces, piece = _cut(batch * blocks, seqlen)
@@ -50,11 +50,10 @@ def scan_forward(
             seqlen, segment, segments, pieces, *sizes,
             *x.stride(), *dt.stride(), *A.stride(), *B.stride(), *C.stride(), *strides(D, 2),
             *strides(z, 4), *strides(dt_bias, 1), *strides(initial_states, 4),
-            *strides(seq_idx, 2), nheads * headdim, headdim, **form,
+            *strides(seq_idx, 2), nheads * headdim, headdim,
+            D_OF_HEAD=strides(D, 2)[1] == 0, **form,
         )  # fmt: skip
-    if cu_seqlens is None:
-        return out, last, None
-    num_seqs = cu_seqlens.shape[0] - 1
+    num_seqs = 0 if cu_seqlens is None else cu_seqlens.shape[0] - 1
     states = torch.empty(num_seqs, *last.shape[1:], dtype=C.dtype, device=x.device)
     _states(inputs, initial_states, cu_seqlens, states, None, seqlen, num_seqs, sizes, form)
     return out, last, states
@@ -83,19 +82,13 @@ def _cut(rows, seqlen):
     return max(1, triton.cdiv(seqlen, piece * pieces)), piece * pieces, pieces, piece
 
 
-def _form(x, dt, B, C, D, z, initial_states, dt_softplus):
+def _form(x, B, C, dt_softplus, dt_limit):
     """What the kernels are compiled for."""
     acc = accumulator(x.dtype)
     narrow = x.dtype in (torch.bfloat16, torch.float16) and x.dtype == B.dtype == C.dtype
-    total = tl.float32 if narrow else tl.float64
+    total = tl.float32 if narrow and dt_limit[0] >= 0 else tl.float64
     N = max(16, triton.next_power_of_2(B.shape[-1]))
     main, tail, blocks = _tiles(x.shape[-1], 8192 // N if acc == tl.float64 else 16384 // N)
-    far = max(
-        abs(step)
-        for t in (x, dt, B, C, D, z, initial_states)
-        if t is not None
-        for step in (t.stride()[1:] if t.ndim > 2 else t.stride())
-    )
     return {
         "N": N,
         "MAIN": main,
@@ -105,8 +98,7 @@ def _form(x, dt, B, C, D, z, initial_states, dt_softplus):
         "ACC": acc,
         "SUM": total,
         "DOT": {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[x.dtype] if narrow else acc,
-        # offsets within a tile of at most 256 by 256
-        "INDEX": tl.int32 if 512 * max(far, x.shape[2] * x.shape[3]) < 2**31 else tl.int64,
+        "EXACT": N == B.shape[-1] and x.shape[-1] % (main + tail) == 0,
     }
 
 
