@@ -51,7 +51,8 @@ def scan_forward(
             *x.stride(), *dt.stride(), *A.stride(), *B.stride(), *C.stride(), *strides(D, 2),
             *strides(z, 4), *strides(dt_bias, 1), *strides(initial_states, 4),
             *strides(seq_idx, 2), nheads * headdim, headdim,
-            D_OF_HEAD=strides(D, 2)[1] == 0, **form,
+            D_OF_HEAD=strides(D, 2)[1] == 0,
+            ALIKE=B.stride() == C.stride(), **form,
         )  # fmt: skip
     num_seqs = 0 if cu_seqlens is None else cu_seqlens.shape[0] - 1
     states = torch.empty(num_seqs, *last.shape[1:], dtype=C.dtype, device=x.device)

@@ -42,6 +42,7 @@ def _entering(
 @triton.jit
 def _scores(C, B, delta, g, g_low, borders, SEQ: tl.constexpr, ACC: tl.constexpr, SUM: tl.constexpr):
     """What token i (row) takes of x_j (column): exp(log-decay between them) (C_i . B_j) delta_j."""
+    scores = tl.dot(C, tl.trans(B), input_precision="ieee", out_dtype=ACC)
     i = tl.arange(0, g.shape[0])
     linked = i[:, None] >= i[None, :]
     if SEQ:
@@ -50,11 +51,11 @@ def _scores(C, B, delta, g, g_low, borders, SEQ: tl.constexpr, ACC: tl.constexpr
     if SUM == tl.float32:
         # of 16 bit tensors delta, which is not negative, comes in with the exponent
         path = g[:, None] - (g - tl.log2(delta))[None, :]
-        weight = tl.exp2(tl.where(linked, path, float("-inf")))
+        scores *= tl.exp2(tl.where(linked, path, float("-inf")))
     else:
         path = between(g[:, None], g_low[:, None], g[None, :], g_low[None, :], SUM != ACC)
-        weight = tl.exp2(tl.where(linked, path, float("-inf"))) * delta[None, :]
-    return weight * tl.dot(C, tl.trans(B), input_precision="ieee", out_dtype=ACC)
+        scores *= tl.exp2(tl.where(linked, path, float("-inf"))) * delta[None, :]
+    return scores.to(B.dtype)
 
 
 @triton.jit
@@ -66,7 +67,7 @@ def _through(
     x, the gate; return the state that leaves."""
     x = tile(x_ptr, t, x_t, p, x_p, live, in_p, EXACT).to(B.dtype)
     y = tl.dot(C, state.to(C.dtype), input_precision="ieee", out_dtype=ACC) * reads[:, None]
-    y = tl.dot(scores.to(B.dtype), x, acc=y, input_precision="ieee", out_dtype=ACC)
+    y = tl.dot(scores, x, acc=y, input_precision="ieee", out_dtype=ACC)
     if D_ptr is not None:
         if D_OF_HEAD:
             y += tl.load(D_ptr).to(ACC) * x.to(ACC)
@@ -111,8 +112,8 @@ def walk_kernel(
     B_b: tl.int64, B_t, B_g, B_n, C_b: tl.int64, C_t, C_g, C_n, D_h, D_p, z_b: tl.int64, z_t, z_h,
     z_p, bias_h, first_b: tl.int64, first_h, first_p, first_n, seq_b: tl.int64, seq_t, out_t, out_h,
     N: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCKS: tl.constexpr,
-    D_OF_HEAD: tl.constexpr, SOFTPLUS: tl.constexpr, ACC: tl.constexpr, SUM: tl.constexpr,
-    DOT: tl.constexpr, EXACT: tl.constexpr, Q: tl.constexpr,
+    D_OF_HEAD: tl.constexpr, ALIKE: tl.constexpr, SOFTPLUS: tl.constexpr, ACC: tl.constexpr,
+    SUM: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
     # one program owns MAIN + TAIL channels of one head in one segment of one sequence
     block, head, part, row = whose(BLOCKS, nheads, segments)
@@ -158,7 +159,7 @@ def walk_kernel(
             raw, t, live, seq_ptr, seq_t, rate, bias, dt_min, dt_max, Q, SOFTPLUS, ACC, SUM
         )
         B = tile(B_ptr, t, B_t, n, B_n, live, in_n, EXACT).to(DOT)
-        C = tile(C_ptr, t, C_t, n, C_n, live, in_n, EXACT).to(DOT)
+        C = tile(C_ptr, t, B_t if ALIKE else C_t, n, B_n if ALIKE else C_n, live, in_n, EXACT).to(DOT)
         scores = _scores(C, B, delta, g, g_low, borders, seq_ptr is not None, ACC, SUM)
         state0 = _through(
             state0, scores, B, C, reads, adds, kept, x_ptr, D_ptr, z_ptr, out_ptr, t, live,
