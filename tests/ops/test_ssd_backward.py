@@ -11,9 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.contract import TRITON, check_contract
-from tests.interpreter import poisoned_empty
+from tests.contract import TRITON, cast, check_contract, device, errors
+from tests.interpreter import lazily, poisoned_empty
 from tvkernels import use_backend
+from tvkernels.ssd.reference import mamba_chunk_scan_combined_ref
 
 pytestmark = [
     pytest.mark.triton,
@@ -330,3 +331,64 @@ def test_two_runs_give_the_same_bits(short_chunks):
     dout, dfinal = torch.randn(1, 70, 4, 16), torch.randn(1, 4, 16, 16)
     first, second = gradients(made, dout, dfinal), gradients(made, dout, dfinal)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+FAR = 3 * 2**29
+
+
+@pytest.mark.parametrize("far", ["batch", "token", "head", "channel"])
+def test_offsets_past_2_31(far, short_chunks):
+    """Three steps of a stride that itself fits int32: the last lies past 2^31 elements."""
+    axis = ["batch", "token", "head", "channel"].index(far)
+    sizes = [1, 2, 2, 2]
+    sizes[axis] = 3
+    batch, seqlen, heads, width = sizes
+    made = inputs_of(batch, seqlen, heads, headdim=width, groups=heads, d_state=width)
+    made["z"] = torch.randn_like(made["x"])
+    made["D"] = torch.randn(heads, width)
+    cotangents = [torch.randn_like(made["x"]), torch.randn(batch, heads, width, width)]
+    want = gradients(made, *cotangents)
+
+    def moved(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+        shape = list(tensor.shape)
+        strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+        strides[axis] = FAR
+        return lazily(tuple(shape), tuple(strides), tensor.dtype, device()).copy_(tensor)
+
+    axes = dict.fromkeys(("x", "z", "B", "C"), axis)
+    if far != "channel":
+        axes["dt"] = axis
+    if far in ("head", "channel"):
+        axes |= {"D": axis - 2}
+    if far == "head":
+        axes |= {"A": 0, "dt_bias": 0}
+    if far != "token":
+        axes["initial_states"] = [0, 0, 1, 2][axis]
+        cotangents[1] = moved(cotangents[1], axes["initial_states"])
+    cotangents[0] = moved(cotangents[0], axis)
+    got = gradients(made | {n: moved(made[n], a) for n, a in axes.items()}, *cotangents)
+    for name, tensor in want.items():
+        assert torch.equal(got[name], tensor), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_errors_do_not_grow_with_length(dtype, short_chunks):
+    """Over 64 chunks and over 1,000, of states that last for hundreds of tokens."""
+    token = 16 if dtype == torch.float32 else 32
+    found = []
+    for chunks in (64, 1000):
+        seqlen = chunks * token - 3
+        made = cast(inputs_of(seqlen=seqlen, heads=2, groups=1, decay=0.02), dtype)
+        dout, dfinal = torch.randn(1, seqlen, 2, 16).to(dtype), torch.randn(1, 2, 16, 16)
+        got = gradients(made, dout, dfinal)
+        exact = cast(made, torch.float64)
+        leaves = {n: t.requires_grad_() for n, t in exact.items() if n in got}
+        # chunk by chunk in PyTorch, which its own tests hold to a loop over the tokens
+        out, last = mamba_chunk_scan_combined_ref(**exact, chunk_size=64, return_final_states=True)
+        total = (out * dout).sum() + (last * dfinal).sum()
+        truth = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values()))))
+        found.append({name: errors(got[name], truth[name])[0] for name in got})
+    floor = 1e-6 if dtype == torch.float32 else 1e-3
+    for name, short in found[0].items():
+        assert found[1][name] <= 1.5 * short + floor, (name, short, found[1][name])

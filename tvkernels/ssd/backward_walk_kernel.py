@@ -199,7 +199,10 @@ def walk(plan, x, G, B, C, initial_states, dfinal_states, dvarlen_states, tags):
     if initial_states is not None:
         dfirst = torch.empty(initial_states.shape, dtype=initial_states.dtype, device=x.device)
     pieces = count_pieces(headdim)
-    pair = 2 if ratio % 2 == 0 and 2 * plan.N * headdim <= HELD else 1
+    pair = 1
+    if ratio % 2 == 0 and 2 * plan.N * headdim <= HELD and not plan.precise:
+        # two heads that read B and C once
+        pair = 2
     # as many pieces of 64 channels as a program can hold
     count = min(pieces, max(1, HELD // (plan.N * 64))) if pair == 1 else pieces
     if batch:
