@@ -143,6 +143,32 @@ def test_use_backend_restores_after_an_exception(cuda):
         backend_for(cuda, "ssd")
 
 
+@pytest.mark.usefixtures("no_kernel")
+def test_use_backend_for_some_rooms_leaves_the_others(cuda, cpu):
+    with tvkernels.use_backend("reference", "ssd", "tome"):
+        assert backend_for(cuda, "ssd") == backend_for(cuda, "tome") == "reference"
+        with pytest.raises(tvkernels.BackendUnavailable):
+            backend_for(cuda, "rmsnorm")
+        with tvkernels.use_backend("triton", "tome"):
+            with pytest.raises(tvkernels.BackendUnavailable):
+                backend_for(cpu, "tome")
+            assert backend_for(cuda, "ssd") == backend_for(cpu, "rmsnorm") == "reference"
+            forced = {row.room for row in tvkernels.explain() if "forced" in row.reason}
+            assert forced == {"ssd"}
+
+
+@pytest.mark.usefixtures("no_kernel")
+def test_an_unknown_room_is_named_and_changes_nothing(cuda):
+    sentence = "^use_backend: rooms must be among ssd, .*, got 'mixer'$"
+    with (
+        pytest.raises(ValueError, match=sentence),
+        tvkernels.use_backend("reference", "ssd", "mixer"),
+    ):
+        pass
+    with pytest.raises(tvkernels.BackendUnavailable):
+        backend_for(cuda, "tome")
+
+
 def test_an_unknown_backend_is_named_and_changes_nothing(cpu):
     sentence = "^use_backend: name must be one of reference, triton, got 'cuda'$"
     with pytest.raises(ValueError, match=sentence), tvkernels.use_backend("cuda"):  # type: ignore[arg-type]

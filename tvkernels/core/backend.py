@@ -41,8 +41,8 @@ _ENGINES = frozenset(
 )
 _HAS_TRITON = util.find_spec("triton") is not None
 
-# a plain global, because torch.compile can guard on one and cannot trace a ContextVar
-_forced: Backend | None = None
+# by room; a plain global, because torch.compile can guard on one and cannot trace a ContextVar
+_forced: dict[str, Backend] = {}
 
 
 class BackendUnavailable(RuntimeError):
@@ -60,19 +60,25 @@ class OpBackend:
 
 
 @contextmanager
-def use_backend(name: Backend) -> Iterator[None]:
-    """Force every op called inside the block onto one backend, in the whole process.
+def use_backend(name: Backend, *rooms: str) -> Iterator[None]:
+    """Force ops called inside the block onto one backend, in the whole process.
+
+    Blocks nest; the innermost that names an op's room decides.
 
     Args:
         name: "reference" (plain PyTorch, any device) or "triton".
+        rooms: only the ops of these rooms, as `explain()` lists them; none named: every op.
 
     Raises:
-        ValueError: `name` is not a backend.
+        ValueError: `name` is not a backend, or one of `rooms` no room.
     """
     if name not in BACKENDS:
         raise ValueError(f"use_backend: name must be one of {', '.join(BACKENDS)}, got {name!r}")
+    for room in rooms:
+        if room not in ROOMS:
+            raise ValueError(f"use_backend: rooms must be among {', '.join(ROOMS)}, got {room!r}")
     global _forced
-    before, _forced = _forced, name
+    before, _forced = _forced, {**_forced, **dict.fromkeys(rooms or ROOMS, name)}
     try:
         yield
     finally:
@@ -85,7 +91,7 @@ def backend_for(x: torch.Tensor, room: str) -> Backend:
     Raises:
         BackendUnavailable: Triton is due and cannot run.
     """
-    backend = _forced or ("triton" if x.is_cuda else "reference")
+    backend = _forced.get(room) or ("triton" if x.is_cuda else "reference")
     if backend == "triton":
         obstacle = _obstacle(room, x.device.type)
         if obstacle:
@@ -110,12 +116,12 @@ def triton_version() -> str | None:
 
 
 def _explain_one(room: str, device: str) -> OpBackend:
-    backend = _forced or ("triton" if device == "cuda" else "reference")
+    backend = _forced.get(room) or ("triton" if device == "cuda" else "reference")
     obstacle = _obstacle(room, device) if backend == "triton" else None
     if obstacle:
         return OpBackend(room, device, "unavailable", obstacle)
     engine = f"Triton {triton_version()}" if backend == "triton" else "plain PyTorch"
-    if _forced:
+    if room in _forced:
         return OpBackend(room, device, backend, f"forced by use_backend: {engine}")
     return OpBackend(room, device, backend, f"a {device.upper()} tensor: {engine}")
 
