@@ -27,6 +27,7 @@ ROOMS = (
     "ssd",
     "causal_conv1d",
     "selective_state_update",
+    "decode_step",
     "rmsnorm",
     "tome",
     "attention_topk",
