@@ -406,15 +406,15 @@ def test_two_runs_are_bitwise_equal(backend: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("which", "shape", "strides"),
     [
-        ("zxbcdt", (2, 56), (3 * 2**29, 1)),
-        ("zxbcdt", (2, 56), (1, 2**26)),
-        ("conv_state", (2, 32, 4), (3 * 2**29, 4, 1)),
-        ("conv_state", (2, 32, 4), (2, 2**27, 7)),
-        ("conv_state", (2, 32, 4), (2, 7, 2**30)),
-        ("ssm_state", (2, 4, 5, 3), (3 * 2**29, 15, 3, 1)),
-        ("ssm_state", (2, 4, 5, 3), (15, 2**30, 3, 1)),
-        ("ssm_state", (2, 4, 5, 3), (1, 2, 2**30, 11)),
-        ("ssm_state", (2, 4, 5, 3), (1, 2, 11, 3 * 2**29)),
+        ("zxbcdt", (3, 56), (3 * 2**29, 1)),
+        ("zxbcdt", (3, 56), (1, 2**27)),
+        ("conv_state", (3, 32, 4), (3 * 2**29, 4, 1)),
+        ("conv_state", (3, 32, 4), (2, 2**27, 7)),
+        ("conv_state", (3, 32, 4), (2, 7, 2**30)),
+        ("ssm_state", (3, 4, 5, 3), (3 * 2**29, 15, 3, 1)),
+        ("ssm_state", (3, 4, 5, 3), (15, 2**30, 3, 1)),
+        ("ssm_state", (3, 4, 5, 3), (1, 3, 2**30, 13)),
+        ("ssm_state", (3, 4, 5, 3), (1, 3, 13, 3 * 2**29)),
         ("conv1d_weight", (32, 4), (2**27, 1)),
         ("conv1d_weight", (32, 4), (1, 3 * 2**29)),
     ],
@@ -424,7 +424,7 @@ def test_offsets_past_32_bits(
 ) -> None:
     inputs = {
         k: v.bfloat16() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
-        for k, v in step_inputs().items()
+        for k, v in step_inputs(batch=3).items()
     }
     inputs["cache_seqlens"] = inputs["cache_seqlens"].int()
     expected = run(**inputs)
