@@ -204,25 +204,26 @@ class _Piece:
     ) -> tuple[Tensor, Tensor]:
         """y of every token (c, batch, nheads, q, headdim), and the last state."""
         y = self._mixing(self._scores()) @ self._steps()
-        last = self.walk(state, entering, y)
+        read = torch.empty(*self.C.shape[:-1], state.shape[-1], dtype=y.dtype, device=y.device)
+        last = self.walk(state, entering, read)
+        self._groups(y).addcmul_(self._by_head(read), self._groups(self.enter)[..., None])
         return (y if D is None else y.addcmul_(self.x, D[:, None])), last
 
     def walk(
-        self, state: Tensor, entering: list[Tensor] | None = None, y: Tensor | None = None
+        self, state: Tensor, entering: list[Tensor] | None = None, read: Tensor | None = None
     ) -> Tensor:
         """The last state, given the first.
 
-        The states that enter the chunks are appended to `entering`; what the tokens read of them is
-        added to y.
+        The states that enter the chunks are appended to `entering`; their products with C, one
+        matrix per group like `_columns`, are written to `read`.
         """
-        enter = _chunks(self._groups(self.enter).transpose(3, 4)[..., None])
-        outputs = None if y is None else _chunks(self._groups(y).transpose(3, 4))
-        for c, (step, C) in enumerate(zip(self._steps_of_state(), _chunks(self.C))):
+        reads = None if read is None else zip(_chunks(self.C), _chunks(read))
+        for step in self._steps_of_state():
             if entering is not None:
                 entering.append(state)
-            if outputs is not None:
-                read = torch.bmm(C, state).view(outputs[c].shape)
-                outputs[c].addcmul_(read, enter[c])
+            if reads is not None:
+                C, into = next(reads)
+                torch.bmm(C, state, out=into)
             state = step.advance(state)
         return _settled(state)
 
