@@ -187,7 +187,7 @@ def save_pretrained(
             or None.
         directory: new or empty, unless `overwrite` replaces a checkpoint of this format.
         max_shard_size: bytes, or a string as "5GB".
-        progress: called with (tensors written, all tensors) after each shard.
+        progress: called with (tensors written, all tensors) at first and after each shard.
 
     Raises:
         CheckpointError: the directory holds something else or cannot be written, or the module is
@@ -259,14 +259,13 @@ def _write_weights(
     split = split_torch_state_dict_into_shards(
         state, max_shard_size=max_shard_size, filename_pattern="model{suffix}.safetensors"
     )
-    written = 0
+    report = progress or (lambda done, total: None)
+    report(written := 0, len(state))
     for filename, names in split.filename_to_tensors.items():
         save_file({n: state[n].contiguous() for n in names}, directory / filename)
         # safetensors writes files that only their owner can read
         (directory / filename).chmod(directory.stat().st_mode & 0o666)
-        written += len(names)
-        if progress is not None:
-            progress(written, len(state))
+        report(written := written + len(names), len(state))
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         path = directory / "model.safetensors.index.json"

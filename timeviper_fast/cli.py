@@ -252,7 +252,7 @@ def demo(
 ) -> None:
     """Answer a question about a real video with a tiny random model."""
     check_request(question)
-    path = Path(video or f"{directory}/demo-{seconds}s.mp4")
+    path = video or str(Path(directory) / f"demo-{seconds}s.mp4")
     with _progress() as progress:
         if video is None:
             write_demo_video(path, seconds=seconds, progress=partial(progress, "video"))
@@ -406,7 +406,7 @@ def _print_table(console: Console, header: Sequence[str], rows: Sequence[Sequenc
         return
     for first, *rest in rows:
         about = ", ".join(f"{name} {value}" for name, value in zip(header[1:], rest) if value)
-        wrapped = fill(about, console.width, initial_indent="  ", subsequent_indent="  ")
+        wrapped = fill(about, console.width, initial_indent=" " * 4, subsequent_indent=" " * 4)
         console.print(f"{first}\n{wrapped}", markup=False, highlight=False, soft_wrap=True)
 
 

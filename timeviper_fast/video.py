@@ -230,7 +230,8 @@ def open_video(
         raise ValueError("open_video: source must not be empty (the current directory is '.')")
     path = Path(source)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or directory")
+        # not the path: it would write one slash of a web address, of which none is read
+        raise FileNotFoundError(f"{os.fspath(source)}: no such file or directory")
     return Video(str(path), _reader(path, fps), on_error)
 
 

@@ -182,7 +182,8 @@ def test_round_trip(tmp_path, shard):
     assert_same(loaded, dict(model.state_dict()))
     total = len(model.state_dict())
     assert seen == [(i + 1, total) for i in range(total)]
-    assert len(written) == len(files)
+    assert len(written) == 1 + len(files)
+    assert written[0] == (0, total)
     assert written == sorted(set(written))
     assert written[-1] == (total, total)
     assert all(p.requires_grad and type(p) is nn.Parameter for p in loaded.parameters())

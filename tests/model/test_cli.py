@@ -148,7 +148,7 @@ def test_a_narrow_terminal_breaks_no_name(run, home):
     )  # fmt: skip
     lines = stops.splitlines()
     assert {"decode", "prefill", "  uniform at layer 2", "  attention at layer 8"} <= set(lines)
-    assert any(line.startswith("  shape 6 x 3 x 98 x 98, ms ") for line in lines)
+    assert any(line.startswith("    shape 6 x 3 x 98 x 98, ms ") for line in lines)
     assert max(map(len, [*doctor.splitlines(), *info.splitlines(), *lines])) <= 40
 
 
