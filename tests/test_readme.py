@@ -60,6 +60,13 @@ def test_options_exist():
     assert mentioned - known <= {"--debug", "--index-url"}
 
 
+def test_the_torch_to_install_is_the_tested_one():
+    """Another one would be replaced by the constraints, on Linux with CUDA and all."""
+    pins = (Path(__file__).parents[1] / "constraints.txt").read_text(encoding="utf-8").split()
+    (torch,) = set(re.findall(r"pip install (torch\S*)", README))
+    assert torch in pins
+
+
 @pytest.mark.parametrize("part", [Answer, StageCount, Stop])
 def test_every_field_of_json_is_named(part):
     named = set(re.findall(r"`(\w+)`", README[README.index("`--json`") :]))
