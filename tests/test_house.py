@@ -192,7 +192,7 @@ def may_import(path: str) -> str:
         "__init__.py": rf"{first}\.(op|reference)",
         "op.py": rf"{first}\.\w+|core\.(backend|checks|library)",
         "kernel.py": rf"{own}|core\.(tune|tl)",
-    }.get(rest[-1], own)
+    }.get(rest[-1], rf"{own}|core\.plain")
 
 
 def test_tvkernels_imports_downwards_only():

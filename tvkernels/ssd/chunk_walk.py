@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tvkernels.core.plain import no_autocast
+
 __all__ = ["CHUNK", "ChunkScan", "decays", "path_matrix"]
 
 # a longer chunk costs more per pair of tokens, a shorter one more per state: 32 is where they meet
@@ -68,7 +70,8 @@ class ChunkScan(torch.autograd.Function):
     log_decay (batch, seqlen, nheads), D (nheads, headdim) and state (header's layout) in the dtype
     of the computation. The third result, (chunks, *state.shape), is empty unless `keep_states`.
 
-    The backward keeps the inputs only: it walks the states again and holds one per span.
+    The backward keeps the inputs only: it walks the states again and holds one per span. Both
+    compute in the dtype of their arguments, also where autocast would lower their products.
     """
 
     @staticmethod
@@ -88,8 +91,9 @@ class ChunkScan(torch.autograd.Function):
         out = _dense(x)
         entering: list[Tensor] | None = [] if keep_states else None
         last = state.clone()
-        for _, paths, (out_, z_, *inputs) in _spans(delta, out, z, x, delta, log_decay, B, C):
-            last = _Piece(paths, *inputs).scan(last, D, z_, out_, entering)
+        with no_autocast(x):
+            for _, paths, (out_, z_, *inputs) in _spans(delta, out, z, x, delta, log_decay, B, C):
+                last = _Piece(paths, *inputs).scan(last, D, z_, out_, entering)
         return out, last, torch.stack(entering) if entering else state.new_empty(0, *state.shape)
 
     @staticmethod
@@ -103,13 +107,14 @@ class ChunkScan(torch.autograd.Function):
         dD = None if D is None else _dense(D).zero_()
         spans = _spans(delta, dout, z, *inputs, *grads)
         firsts = [state]
-        for _, paths, (_, _, *rest) in spans[:-1]:
-            firsts.append(_Piece(paths, *rest[:5]).walk(firsts[-1]))
-        for chunk, paths, (dout_, z_, *rest) in reversed(spans):
-            entering = dentering[chunk : chunk + CHUNKS_PER_SPAN]
-            dstate = _Piece(paths, *rest[:5]).scan_backward(
-                firsts.pop(), D, z_, dout_, dstate, entering, rest[5:], dD
-            )
+        with no_autocast(x):
+            for _, paths, (_, _, *rest) in spans[:-1]:
+                firsts.append(_Piece(paths, *rest[:5]).walk(firsts[-1]))
+            for chunk, paths, (dout_, z_, *rest) in reversed(spans):
+                entering = dentering[chunk : chunk + CHUNKS_PER_SPAN]
+                dstate = _Piece(paths, *rest[:5]).scan_backward(
+                    firsts.pop(), D, z_, dout_, dstate, entering, rest[5:], dD
+                )
         *dinputs, dz = grads
         return (*dinputs, dD, dz, dstate, None)
 
