@@ -304,9 +304,7 @@ class VisionConfig:
             rule = f"divide hidden_size ({self.hidden_size})"
             fail(owner, "num_attention_heads", rule, self.num_attention_heads)
         if self.patch_size > self.image_size:
-            fail(
-                owner, "patch_size", f"be at most image_size ({self.image_size})", self.patch_size
-            )
+            fail(owner, "patch_size", f"be at most image_size ({self.image_size})", self.patch_size)
         if not -self.num_hidden_layers <= self.feature_layer < self.num_hidden_layers:
             rule = f"name one of the {self.num_hidden_layers} blocks"
             fail(owner, "feature_layer", rule, self.feature_layer)
