@@ -120,11 +120,13 @@ class Lab:
         except torch.OutOfMemoryError:
             reason = f"does not fit: {_gb(needed)} of arguments, {_gb(free)} were free"
             return [_none(case, "all", reason)]
+        except DeviceLost:
+            raise
         except RuntimeError as error:
             rows = [_none(case, "all", sentence(error))]
-            if isinstance(error, DeviceLost) or not self._lost():
-                raise
-            raise DeviceLost(f"{case.name}: {sentence(error)}", rows) from None
+            if self._lost():
+                raise DeviceLost(f"{case.name}: {sentence(error)}", rows) from None
+            return rows
         finally:
             gc.collect()
             self.free()

@@ -60,6 +60,21 @@ def test_named_shapes() -> None:
     assert [shape.size for shape in decode] == [1, 8, 64]
 
 
+def test_floors_in_milliseconds_at_160k_tokens() -> None:
+    """Worked out by hand at 4.3 TB/s and 790 TFLOP/s."""
+    expected = {
+        "scan": (1.69, 3.87), "convolution": (1.83, 2.74), "gated norm": (2.29, 3.81),
+        "residual norm": (1.33, 1.33), "token merging": (4.00, 4.00), "selection": (0.077, None),
+        "selection from hidden states": (0.334, None), "transfer into the text": (0.269, 0.673),
+    }  # fmt: skip
+    found = {b.name: b for part in PARTS for b in benches(part) if len(b.shapes) == 6}
+    for name, times in expected.items():
+        for least, milliseconds in zip((found[name].floor, found[name].backward), times):
+            shape = found[name].shapes[3]
+            got = None if least is None else 1e3 * least(shape.size * shape.batch).seconds()
+            assert got == pytest.approx(milliseconds, rel=0.01) if got else milliseconds is None
+
+
 # a small op to be wrong about: rows are independent, the weight is shared
 
 
@@ -277,6 +292,18 @@ def test_a_lost_device_ends_the_part_with_its_rows(monkeypatch: pytest.MonkeyPat
     with pytest.raises(DeviceLost, match="broken at norm, s: AcceleratorError") as caught:
         lab_with(broken=broken).run(small())
     assert [row["provider"] for row in caught.value.rows] == ["ours", "reference", "broken"]
+
+
+def test_a_case_that_cannot_be_judged_is_a_row_or_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("CUBLAS_STATUS_INTERNAL_ERROR")
+
+    monkeypatch.setattr(rows_module, "Truth", broken)
+    (row,) = Lab(gpu=False).run(small())
+    assert row["reason"] == "RuntimeError: CUBLAS_STATUS_INTERNAL_ERROR"
+    monkeypatch.setattr(Lab, "_lost", lambda self: "AcceleratorError: illegal address")
+    with pytest.raises(DeviceLost, match="norm, s: RuntimeError: CUBLAS"):
+        Lab(gpu=False).run(small())
 
 
 # 32-bit offsets
