@@ -135,8 +135,6 @@ def _cells(row: Row) -> tuple[str, ...]:
         return form.format(row[key]) if key in row else "-"
 
     notes = [row.get("reason", ""), row.get("note", "")]
-    if row.get("error_over_bound", 0) > 1:
-        notes.append(f"{row['error_over_bound']:.1f} times the error that ours may have")
     ratio = number("ratio", "{:.2f}")
     return (
         row["case"], row["provider"], number("ms"), number("spread", "{:.1%}"), ratio,

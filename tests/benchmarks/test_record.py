@@ -104,8 +104,6 @@ def test_a_row_as_a_line() -> None:
         "peak MB": "-", "how": "graph of 7, 20 rounds", "note": "-",
     }  # fmt: skip
     assert reason == ["norm, 160k", "all", *"-" * 10, REASON["reason"]]
-    over = table([{**ROW, "error_over_bound": 2.34}])[-1]
-    assert over.endswith("| 2.3 times the error that ours may have |")
     contract = {"case": "t.py", "passed": 3, "failed": 1, "skipped": 0, "seconds": 2.5}
     assert (
         table([{**contract, "failures": ["t.py::a"]}])[-1] == "| t.py | 3 | 1 | 0 | 2.5 | t.py::a |"

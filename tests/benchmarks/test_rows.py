@@ -19,6 +19,8 @@ from benchmarks.shapes import EPS, IN_PROJ, Call, Floor, gated_norm
 from benchmarks.suite import parts
 from tvkernels.core import backend
 
+# torch's blockwise attention loses two to three times what plain softmax loses in its gradients
+TOO_COARSE = {("transfer into the text, small, backward", "torch SDPA")}
 PARTS = [part for part in parts() if part != "contracts"]
 
 
@@ -33,6 +35,8 @@ def test_every_case_runs_small(part: str) -> None:
         for case in bench.cases(small=True):
             rows = {row["provider"]: row for row in lab.run(case)}
             assert list(rows) == lab.names(case)
+            for name in [name for name in rows if (case.name, name) in TOO_COARSE]:
+                assert rows.pop(name)["reason"].startswith("fails the contract")
             assert not [row for row in rows.values() if "reason" in row]
             assert all(row["ms"] > 0 and row["gb_per_s"] > 0 for row in rows.values())
             assert rows["ours"]["error_over_bound"] <= 1
@@ -173,16 +177,16 @@ def test_a_wrong_gradient_gets_no_number_though_the_values_are_right(leaf: str) 
     assert rows["reference"]["error_over_bound"] < 0.6
 
 
-def test_rounding_of_others_is_forgiven_and_shown_but_not_ours() -> None:
+@pytest.mark.parametrize("name", ["coarse", "ours"])
+def test_a_coarse_result_gets_no_number_whoever_made_it(name: str) -> None:
     def coarse(**options: torch.Tensor) -> torch.Tensor:
         return right(**options) * 1.01
 
-    lab = lab_with(coarse=coarse)
-    row = next(r for r in lab.run(small()) if r["provider"] == "coarse")
-    assert row["ms"] > 0
-    assert 1 < row["error_over_bound"] < rows_module.FORGIVEN
-    lab.providers[0] = Provider("ours", lambda op: coarse)
-    assert lab.run(small())[0]["reason"].startswith("fails the contract")
+    lab = lab_with()
+    lab.providers[0] = Provider(name, lambda op: coarse)
+    row = next(r for r in lab.run(small()) if r["provider"] == name)
+    assert row["reason"].startswith("fails the contract")
+    assert "ms" not in row
 
 
 def test_integers_must_be_the_truths_unless_a_judge_says_otherwise() -> None:
