@@ -44,7 +44,8 @@ class Call(NamedTuple):
     by: tuple[Tensor, ...] = ()
 
 
-Prepare = Callable[[SimpleNamespace, int, torch.dtype], Call]
+# (functions of a provider, size, dtype), and where there is a batch beside the size, batch=
+Prepare = Callable[..., Call]
 
 
 @dataclass(frozen=True)
@@ -78,24 +79,25 @@ class Case:
 # preparing one call
 
 
-def gated_norm(ops: SimpleNamespace, tokens: int, dtype: torch.dtype) -> Call:
+def gated_norm(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
     """y from the scan, and the gate as a slice of in_proj's output."""
-    y = torch.randn(1, tokens, D_INNER, dtype=dtype).requires_grad_()
-    gate = torch.randn(1, tokens, IN_PROJ, dtype=dtype)[..., :D_INNER].requires_grad_()
+    y = torch.randn(batch, tokens, D_INNER, dtype=dtype).requires_grad_()
+    gate = torch.randn(batch, tokens, IN_PROJ, dtype=dtype)[..., :D_INNER].requires_grad_()
     weight = torch.ones(D_INNER, dtype=dtype).requires_grad_()
     options = (EPS, D_INNER // NGROUPS, False)
     return Call(lambda: ops.rmsnorm_fn(y, weight, None, gate, *options), (y, weight, gate))
 
 
-def residual_norm(ops: SimpleNamespace, tokens: int, dtype: torch.dtype) -> Call:
-    x, residual = (torch.randn(1, tokens, HIDDEN, dtype=dtype).requires_grad_() for _ in "xr")
+def residual_norm(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
+    shape = (batch, tokens, HIDDEN)
+    x, residual = (torch.randn(shape, dtype=dtype).requires_grad_() for _ in "xr")
     weight = torch.ones(HIDDEN, dtype=dtype).requires_grad_()
     return Call(lambda: ops.rms_norm(x, weight, EPS, residual), (x, weight, residual))
 
 
-def conv(ops: SimpleNamespace, tokens: int, dtype: torch.dtype) -> Call:
+def conv(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
     """x, B and C as the slice of in_proj's output that they are; a stride of 22656 per token."""
-    packed = torch.randn(1, tokens, IN_PROJ, dtype=dtype)
+    packed = torch.randn(batch, tokens, IN_PROJ, dtype=dtype)
     x = packed[..., D_INNER : D_INNER + CONV_CHANNELS].mT.requires_grad_()
     weight = torch.randn(CONV_CHANNELS, WIDTH, dtype=dtype).requires_grad_()
     bias = torch.randn(CONV_CHANNELS, dtype=dtype).requires_grad_()
@@ -133,6 +135,19 @@ def state_update(state_dtype: torch.dtype, part: int) -> Prepare:
     return prepare
 
 
+def mixer_step(ops: SimpleNamespace, batch: int, dtype: torch.dtype) -> Call:
+    """The model's whole decode step: convolution, scan and gate, in place on the cache's states."""
+    row = torch.randn(batch, IN_PROJ, dtype=dtype)
+    ring = torch.randn(batch, WIDTH, CONV_CHANNELS, dtype=dtype).mT
+    state = torch.randn(batch, NHEADS, HEADDIM, D_STATE)
+    position = torch.full((batch,), 5, dtype=torch.int32)
+    weight = torch.randn(CONV_CHANNELS, WIDTH, dtype=dtype)
+    bias = torch.randn(CONV_CHANNELS, dtype=dtype)
+    dt_bias, A_log, D = torch.zeros(3, NHEADS, dtype=dtype)
+    parameters = (weight, bias, dt_bias, A_log, D)
+    return Call(lambda: ops.mamba2_decode_step(row, ring, state, position, *parameters))
+
+
 def backward(forward: Prepare) -> Prepare:
     """The backward pass of a prepared call; the forward pass is set-up."""
 
@@ -158,6 +173,28 @@ def _state_update_floor(state_bytes: int) -> Callable[[int], Floor]:
     per_sequence = 2 * state_bytes * D_INNER * D_STATE
     per_sequence += 2 * (2 * D_INNER + 2 * NGROUPS * D_STATE + NHEADS)
     return lambda batch: Floor(per_sequence * batch + 3 * 4 * NHEADS)
+
+
+def _mixer_step_floor(batch: int) -> Floor:
+    """The state in and out; of the ring what taps look back on in, one column out; the row and its
+    place in, y out; the parameters once."""
+    ring, row = 2 * CONV_CHANNELS * WIDTH, 2 * (IN_PROJ + D_INNER) + 4
+    parameters = 2 * (CONV_CHANNELS * (WIDTH + 1) + 3 * NHEADS)
+    return Floor((2 * 4 * D_INNER * D_STATE + ring + row) * batch + parameters)
+
+
+def _mixer_step_cases() -> list[Case]:
+    return [
+        Case(
+            f"decode step of the mixer, batch {batch}",
+            "mamba2_decode_step",
+            mixer_step,
+            _mixer_step_floor,
+            size=batch,
+            counted=(batch,) if batch == 1 else (5, 6, 7),
+        )
+        for batch in (1, 8, 64)
+    ]
 
 
 def _conv_update_cases() -> list[Case]:
@@ -226,4 +263,5 @@ CASES: tuple[Case, ...] = (
     ),
     *_conv_update_cases(),
     *_state_update_cases(),
+    *_mixer_step_cases(),
 )

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
@@ -27,13 +28,37 @@ ROOMS = (
     "ssd",
     "causal_conv1d",
     "selective_state_update",
+    "decode_step",
     "rmsnorm",
     "tome",
     "attention_topk",
     "gated_cross_attention",
 )
 
-_REMEDY = "run it inside tvkernels.use_backend('reference'), or move its tensors to the CPU"
+# which rooms a public op runs through; the ones without compute indices, in plain PyTorch anywhere
+OPS: dict[str, tuple[str, ...]] = {
+    "mamba_chunk_scan_combined": ("ssd",),
+    "mamba_split_conv1d_scan_combined": ("causal_conv1d", "ssd", "rmsnorm"),
+    "causal_conv1d_fn": ("causal_conv1d",),
+    "causal_conv1d_update": ("causal_conv1d",),
+    "causal_conv1d_varlen_states": ("causal_conv1d",),
+    "selective_state_update": ("selective_state_update",),
+    "mamba2_decode_step": ("decode_step",),
+    "rms_norm": ("rmsnorm",),
+    "rmsnorm_fn": ("rmsnorm",),
+    "layernorm_fn": ("rmsnorm",),
+    "tome_merge": ("tome",),
+    "attention_topk": ("attention_topk",),
+    "attention_topk_hidden": ("attention_topk",),
+    "uniform_topk": (),
+    "dropped_indices": (),
+    "gated_cross_attention": ("gated_cross_attention",),
+}
+
+_REMEDY = (
+    'run it inside tvkernels.use_backend("reference"), or move its tensors to the CPU '
+    '(device="cpu")'
+)
 
 # looked up once, because torch.compile cannot trace a look at the disk
 _ENGINES = frozenset(
@@ -41,8 +66,8 @@ _ENGINES = frozenset(
 )
 _HAS_TRITON = util.find_spec("triton") is not None
 
-# a plain global, because torch.compile can guard on one and cannot trace a ContextVar
-_forced: Backend | None = None
+# by room; a plain global, because torch.compile can guard on one and cannot trace a ContextVar
+_forced: dict[str, Backend] = {}
 
 
 class BackendUnavailable(RuntimeError):
@@ -51,8 +76,18 @@ class BackendUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class OpBackend:
-    """One row of `explain()`: who runs the op in `room` on `device`, and why."""
+    """One row of `explain()`: what runs the public op `op` on `device`, and why.
 
+    Attributes:
+        op: its public name.
+        room: the folder of tvkernels that holds its engine; several for a composed op, none for
+            one that only computes indices.
+        device: of the tensors it is called with: cpu or cuda.
+        backend: reference, triton or unavailable.
+        reason: why, and the engine.
+    """
+
+    op: str
     room: str
     device: str
     backend: str
@@ -60,19 +95,25 @@ class OpBackend:
 
 
 @contextmanager
-def use_backend(name: Backend) -> Iterator[None]:
-    """Force every op called inside the block onto one backend, in the whole process.
+def use_backend(name: Backend, *rooms: str) -> Iterator[None]:
+    """Force ops called inside the block onto one backend, in the whole process.
+
+    Blocks nest; the innermost that names an op's room decides.
 
     Args:
         name: "reference" (plain PyTorch, any device) or "triton".
+        rooms: only the ops of these rooms, as `explain()` names them; none named: every op.
 
     Raises:
-        ValueError: `name` is not a backend.
+        ValueError: `name` is not a backend, or one of `rooms` no room.
     """
     if name not in BACKENDS:
         raise ValueError(f"use_backend: name must be one of {', '.join(BACKENDS)}, got {name!r}")
+    for room in rooms:
+        if room not in ROOMS:
+            raise ValueError(f"use_backend: rooms must be among {', '.join(ROOMS)}, got {room!r}")
     global _forced
-    before, _forced = _forced, name
+    before, _forced = _forced, {**_forced, **dict.fromkeys(rooms or ROOMS, name)}
     try:
         yield
     finally:
@@ -85,7 +126,7 @@ def backend_for(x: torch.Tensor, room: str) -> Backend:
     Raises:
         BackendUnavailable: Triton is due and cannot run.
     """
-    backend = _forced or ("triton" if x.is_cuda else "reference")
+    backend = _forced.get(room) or ("triton" if x.is_cuda else "reference")
     if backend == "triton":
         obstacle = _obstacle(room, x.device.type)
         if obstacle:
@@ -94,9 +135,9 @@ def backend_for(x: torch.Tensor, room: str) -> Backend:
 
 
 def explain() -> list[OpBackend]:
-    """Which backend runs each op here, by device, and why: one row per room and device."""
+    """Which backend runs each public op here, and why: one row per op and device."""
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    return [_explain_one(room, device) for room in ROOMS for device in devices]
+    return [_explain_one(op, device) for op in OPS for device in devices]
 
 
 def triton_version() -> str | None:
@@ -109,15 +150,22 @@ def triton_version() -> str | None:
         return "unknown version"
 
 
-def _explain_one(room: str, device: str) -> OpBackend:
-    backend = _forced or ("triton" if device == "cuda" else "reference")
-    obstacle = _obstacle(room, device) if backend == "triton" else None
-    if obstacle:
-        return OpBackend(room, device, "unavailable", obstacle)
-    engine = f"Triton {triton_version()}" if backend == "triton" else "plain PyTorch"
-    if _forced:
-        return OpBackend(room, device, backend, f"forced by use_backend: {engine}")
-    return OpBackend(room, device, backend, f"a {device.upper()} tensor: {engine}")
+def _explain_one(op: str, device: str) -> OpBackend:
+    rooms = OPS[op]
+    row = partial(OpBackend, op, ", ".join(rooms), device)
+    if not rooms:
+        return row("reference", "index arithmetic: plain PyTorch")
+    default = "triton" if device == "cuda" else "reference"
+    backends = {room: _forced.get(room, default) for room in rooms}
+    for room in [room for room in rooms if backends[room] == "triton"]:
+        obstacle = _obstacle(room, device)
+        if obstacle:
+            return row("unavailable", obstacle if len(rooms) == 1 else f"{room}: {obstacle}")
+    names = sorted({*backends.values()})
+    engines = {"reference": "plain PyTorch", "triton": f"Triton {triton_version()}"}
+    forced = any(room in _forced for room in rooms)
+    why = "forced by use_backend" if forced else f"a {device.upper()} tensor"
+    return row(" and ".join(names), f"{why}: {' and '.join(engines[name] for name in names)}")
 
 
 def _obstacle(room: str, device: str) -> str | None:
