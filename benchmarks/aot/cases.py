@@ -6,6 +6,7 @@ so that every kernel and every switch of it is launched. What the model asks nee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
@@ -131,9 +132,45 @@ def decode_steps() -> Iterator[tuple[str, Case]]:
     yield "mamba2_decode_step, rows and no more", partial(step, 80, torch.float32, True)
 
 
+def scans_backward() -> Iterator[tuple[str, Case]]:
+    """Two head dimensions; a gate and D for each channel; the states of packed sequences."""
+
+    def run(headdim: int, gate: bool, packed: bool) -> None:
+        from tvkernels.ssd.backward_kernel import scan_backward
+
+        tokens, heads = TOKENS[0], CONFIG.mamba_num_heads
+        state = (heads, headdim, CONFIG.ssm_state_size)
+        per_group = (1, tokens, CONFIG.n_groups, CONFIG.ssm_state_size)
+        x, per_head = (1, tokens, heads, headdim), partial(empty, heads, dtype=torch.float32)
+        ints = partial(torch.empty, dtype=torch.int32, device="meta")
+        scan_backward(
+            empty(*x),
+            empty(1, tokens, heads),
+            per_head(),
+            empty(*per_group),
+            empty(*per_group),
+            empty(heads, headdim) if gate else per_head(),
+            empty(*x) if gate else None,
+            per_head(),
+            empty(1, *state, dtype=torch.float32),
+            ints(1, tokens) if packed else None,
+            ints(9) if packed else None,
+            True,
+            (0.0, math.inf),
+            empty(*x),
+            empty(1, *state, dtype=torch.float32),
+            empty(8, *state) if packed else None,
+        )
+
+    yield "scan, backward, headdim 64", partial(run, 64, False, False)
+    yield "scan, backward, with a gate", partial(run, CONFIG.mamba_head_dim, True, False)
+    yield "scan, backward, of packed sequences", partial(run, CONFIG.mamba_head_dim, False, True)
+
+
 ROOMS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
     "decode_step": decode_steps,
     "rmsnorm": norms,
+    "ssd": scans_backward,
 }
 
 

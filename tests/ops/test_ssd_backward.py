@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.contract import TRITON, cast, check_contract, device, errors
+from tests.contract import FLOORS, TRITON, cast, check_contract, device, errors
 from tests.interpreter import lazily, poisoned_empty
 from tvkernels import use_backend
 from tvkernels.ssd.reference import mamba_chunk_scan_combined_ref
@@ -157,7 +157,7 @@ def short_chunks(monkeypatch):
     monkeypatch.setattr(backward_kernel, "BLOCK", 16)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 def test_gradients(dtype, short_chunks):
     check(inputs_of(batch=2, seqlen=71), dtype)
 
@@ -373,14 +373,14 @@ def test_offsets_past_2_31(far, short_chunks):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_errors_do_not_grow_with_length(dtype, short_chunks):
+def test_errors_do_not_grow_with_length(dtype, short_chunks, monkeypatch):
     """Over 64 chunks and over 1,000, of states that last for hundreds of tokens."""
-    token = 16 if dtype == torch.float32 else 32
+    monkeypatch.setattr(backward_kernel, "CHUNK", 16)
     found = []
     for chunks in (64, 1000):
-        seqlen = chunks * token - 3
-        made = cast(inputs_of(seqlen=seqlen, heads=2, groups=1, decay=0.02), dtype)
-        dout, dfinal = torch.randn(1, seqlen, 2, 16).to(dtype), torch.randn(1, 2, 16, 16)
+        seqlen = chunks * 16 - 3
+        made = cast(inputs_of(seqlen=seqlen, heads=1, groups=1, decay=0.02), dtype)
+        dout, dfinal = torch.randn(1, seqlen, 1, 16).to(dtype), torch.randn(1, 1, 16, 16)
         got = gradients(made, dout, dfinal)
         exact = cast(made, torch.float64)
         leaves = {n: t.requires_grad_() for n, t in exact.items() if n in got}
@@ -389,6 +389,7 @@ def test_errors_do_not_grow_with_length(dtype, short_chunks):
         total = (out * dout).sum() + (last * dfinal).sum()
         truth = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values()))))
         found.append({name: errors(got[name], truth[name])[0] for name in got})
-    floor = 1e-6 if dtype == torch.float32 else 1e-3
-    for name, short in found[0].items():
-        assert found[1][name] <= 1.5 * short + floor, (name, short, found[1][name])
+    # what is summed over all tokens may cancel: how much depends on the numbers, not on the length
+    for name in ("x", "dt", "B", "C", "initial_states"):
+        short = found[0][name]
+        assert found[1][name] <= 1.5 * short + FLOORS[dtype], (name, short, found[1][name])

@@ -23,13 +23,10 @@ import triton.language as tl
 from tvkernels.core.tl import accumulator, sigmoid, silu, softplus
 from tvkernels.core.tune import tuned
 from tvkernels.ssd.backward_roles_kernel import roles
-from tvkernels.ssd.backward_tiles_kernel import bounds_of, configs, load_rows, product
+from tvkernels.ssd.backward_tiles_kernel import bounds_of, configs, load_rows, product, reached
 from tvkernels.ssd.backward_walk_kernel import walk
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-# a decay of 2^-160 is 0 in float32; taking no less keeps sums of log-decays, and so their rounding,
-# small where dt is huge
-LEAST_LOG = tl.constexpr(-160.0)
 # heads of a program of `steps` and `finish`
 HEADS = 16
 CHUNK = 128
@@ -96,7 +93,10 @@ def scan_backward_steps_kernel(
     step = tl.minimum(tl.maximum(size, least), most)
     a = tl.load(a_ptr + head * a_head, mask=head < heads, other=0.0)
     SUM: tl.constexpr = tl.float64 if PRECISE else ACC
-    log = tl.maximum(step.to(SUM) * a.to(SUM)[:, None] * LOG2_E, LEAST_LOG)
+    # decays that are 0 of themselves. Taking no less keeps sums of log-decays, and so their
+    # rounding, small where dt is huge
+    LEAST: tl.constexpr = -1100.0 if tl.float64 == ACC else -160.0
+    log = tl.maximum(step.to(SUM) * a.to(SUM)[:, None] * LOG2_E, LEAST)
     log = tl.cumsum(tl.where(mask, log, 0.0), 1)
     to = ((batch * heads + head) * seqlen)[:, None] + t[None, :]
     tl.store(step_ptr + to, step, mask=mask)
@@ -130,7 +130,8 @@ JOIN_CONFIGS = configs({"default": ((8, 2),), "gfx942": ((8, 2), (4, 2))})
 @tuned(JOIN_CONFIGS, key=["D_STATE", "T"])
 @triton.jit
 def scan_backward_join_kernel(
-    pairs_ptr, b_ptr, c_ptr, sum_b_ptr, sum_c_ptr, db_ptr, dc_ptr, ends_ptr, seqlen, chunks, groups,
+    pairs_ptr, b_ptr, c_ptr, sum_b_ptr, sum_c_ptr, db_ptr, dc_ptr, seg_ptr, ends_ptr,
+    seqlen, chunks, groups,
     b_batch, b_token, b_group, b_entry, c_batch, c_token, c_group, c_entry,
     D_STATE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
@@ -143,9 +144,11 @@ def scan_backward_join_kernel(
     n = tl.arange(0, N).to(tl.int64)
     mask = (t < stop)[:, None] & (n < D_STATE)[None, :]
     at = (((batch * seqlen + t) * groups + group) * D_STATE)[:, None] + n[None, :]
-    pair = tl.arange(0, T)[:, None] * T + tl.arange(0, T)[None, :]
-    # (key, query)
-    pairs = tl.load(pairs_ptr + place * T * T + pair)
+    key, query = tl.arange(0, T)[:, None], tl.arange(0, T)[None, :]
+    if seg_ptr is not None:
+        seg_ptr += batch * seqlen
+    pairs = tl.load(pairs_ptr + place * T * T + key * T + query)
+    pairs = tl.where(reached(seg_ptr, start, stop, key, query), pairs, 0.0).to(OP)
     c_ptr += batch * c_batch + group * c_group
     total = tl.load(sum_b_ptr + at, mask=mask, other=0.0)
     c = load_rows(c_ptr, t, stop, c_token, c_entry, D_STATE, N, OP)
@@ -271,8 +274,8 @@ def _scan_backward(
     )
     if some:
         scan_backward_join_kernel[(groups * plan.chunks * batch,)](
-            sums["pairs"], B, C, sums["dB"], sums["dC"], dB, dC, plan.ends,
-            seqlen, plan.chunks, groups, *B.stride(), *C.stride(),
+            sums["pairs"], B, C, sums["dB"], sums["dC"], dB, dC,
+            plan.segment, plan.ends, seqlen, plan.chunks, groups, *B.stride(), *C.stride(),
             D_STATE=B.shape[3], N=plan.N, T=plan.T, ACC=plan.acc,
         )  # fmt: skip
         scan_backward_finish_kernel[per_heads](

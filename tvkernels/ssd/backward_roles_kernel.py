@@ -33,6 +33,7 @@ from tvkernels.ssd.backward_tiles_kernel import (
     load_rows,
     load_state,
     product,
+    reached,
 )
 
 # what a program's number within its chunk and group stands for; then role z if there is a gate, and
@@ -86,17 +87,6 @@ def _states_role(
 
 
 @triton.jit
-def _reaches(seg_ptr, first, second, stop):
-    """Whether what `first` adds is still there at `second`, (first, second)."""
-    reaches = (first[:, None] <= second[None, :]) & (second < stop)[None, :]
-    if seg_ptr is not None:
-        of_first = tl.load(seg_ptr + first, mask=first < stop, other=-1)
-        of_second = tl.load(seg_ptr + second, mask=second < stop, other=-1)
-        reaches = reaches & (of_first[:, None] == of_second[None, :])
-    return reaches
-
-
-@triton.jit
 def _pairs_role(
     x_ptr, g_ptr, b_ptr, c_ptr, step_ptr, log_ptr, seg_ptr,
     pairs_ptr, after_ptr, own_ptr, path_ptr, dd_ptr, block, start, stop, seqlen, low_by, ratio,
@@ -109,13 +99,17 @@ def _pairs_role(
     key = start + tl.arange(0, T).to(tl.int64)
     query = start + block * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
     live = query < stop
-    same = key[:, None] == query[None, :]
-    earlier = key[:, None] < query[None, :]
+    # by their places in the chunk, which are 32 bits wide
+    at_key = tl.arange(0, T)[:, None]
+    at_query = (block * BLOCK).to(tl.int32) + tl.arange(0, BLOCK)[None, :]
+    same, earlier = at_key == at_query, at_key < at_query
     b = load_rows(b_ptr, key, stop, b_token, b_entry, D_STATE, N, OP)
     c = load_rows(c_ptr, query, stop, c_token, c_entry, D_STATE, N, OP)
     scores = product(b, tl.trans(c), tl.zeros((T, BLOCK), ACC), DOT)
     own_scores = tl.sum(tl.where(same, scores, 0.0), 0)
-    reaches = _reaches(seg_ptr, key, query, stop)
+    # here and not in the loop: without a mask there all is finite too, since no decay exceeds 1
+    reaches = reached(seg_ptr, start, stop, at_key, at_query)
+    scores = tl.where(reaches & earlier, scores, 0.0)
     total = tl.zeros((T, BLOCK), ACC)
     for i in range(ratio):
         head = tl.cast(i, tl.int64)
@@ -140,9 +134,9 @@ def _pairs_role(
         log_, low_ = load_log(log_ptr + vectors, low_by, key, key < stop, PRECISE)
         left = decay(log[None, :], low[None, :], log_[:, None], low_[:, None], PRECISE)
         step = tl.load(step_ptr + vectors + key, mask=key < stop, other=0.0)
-        m = tl.where(reaches, m * left, 0.0)
+        m *= left
         total += m * step[:, None]
-        m = tl.where(earlier, m * scores, 0.0)
+        m *= scores
         tl.store(after_ptr + vectors + key, tl.sum(m, 1), mask=key < stop)
         m *= step[:, None]
         if PRECISE:
@@ -150,8 +144,8 @@ def _pairs_role(
             m = tl.where(earlier, tl.cumsum(m, 1, reverse=True), 0.0)
         tl.store(path_ptr + vectors + query, tl.sum(m, 0), mask=live)
         tl.store(own_ptr + vectors + query, own * own_scores, mask=live)
-    at = tl.arange(0, T)[:, None] * T + block * BLOCK + tl.arange(0, BLOCK)[None, :]
-    tl.store(pairs_ptr + at, total.to(OP))
+    # `join` sets to 0 what does not reach
+    tl.store(pairs_ptr + at_key * T + at_query, total.to(OP))
 
 
 @triton.jit
@@ -172,8 +166,13 @@ def _output_role(
     row = load_rows(row_ptr, t, stop, row_token, row_entry, D_STATE, N, OP)
     col = load_rows(col_ptr, u, stop, col_token, col_entry, D_STATE, N, OP)
     scores = product(row, tl.trans(col), tl.zeros((T, T), ACC), DOT)
-    reaches = _reaches(seg_ptr, t, u, stop) if BACK else tl.trans(_reaches(seg_ptr, u, t, stop))
-    same = t[:, None] == u[None, :]
+    at_t, at_u = tl.arange(0, T)[:, None], tl.arange(0, T)[None, :]
+    if BACK:
+        reaches = reached(seg_ptr, start, stop, at_t, at_u)
+    else:
+        reaches = reached(seg_ptr, start, stop, at_u, at_t)
+    scores = tl.where(reaches, scores, 0.0)
+    same = at_t == at_u
     for i in range(ratio):
         head = tl.cast(i, tl.int64)
         logs = log_ptr + head * seqlen
@@ -189,7 +188,7 @@ def _output_role(
             left = decay(log_t[:, None], low_t[:, None], log_u[None, :], low_u[None, :], PRECISE)
             weight = left * tl.load(steps + u, mask=u < stop, other=0.0)[None, :]
             scale = decay_from_start(logs, low_by, seg_ptr, t, start, stop, PRECISE)
-        weight = tl.where(reaches, weight * scores, 0.0)
+        weight *= scores
         if d_ptr is not None and not COLUMNS:
             weight += tl.where(same, tl.load(d_ptr + (first + head) * d_head).to(ACC), 0.0)
         weight = weight.to(OP)

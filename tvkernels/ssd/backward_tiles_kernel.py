@@ -152,3 +152,15 @@ def decay_through(log_ptr, low_by, seg_ptr, start, stop, PRECISE: tl.constexpr):
         after = tl.load(seg_ptr + last, mask=stop > 0, other=0)
         left = tl.where(before == after, left, 0.0)
     return left
+
+
+@triton.jit
+def reached(seg_ptr, start, stop, first, second):
+    """Whether what the chunk's token `first` adds to the state is still there at `second`."""
+    reaches = (first <= second) & (second < (stop - start).to(tl.int32))
+    if seg_ptr is not None:
+        first, second = start + first, start + second
+        of_first = tl.load(seg_ptr + first, mask=first < stop, other=-1)
+        of_second = tl.load(seg_ptr + second, mask=second < stop, other=-1)
+        reaches = reaches & (of_first == of_second)
+    return reaches
