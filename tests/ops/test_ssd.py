@@ -48,7 +48,8 @@ def naive_scan(
 ) -> tuple[torch.Tensor, ...]:
     """Row by row, head by head, token by token, one rounding at the end.
 
-    With `operand`, what the state takes of a token is rounded to it, as a matrix unit takes it.
+    With `operand`, what enters the products is rounded to it, as matrix units take it: forward what
+    the state takes of a token, backward the cotangent of y, the output before the gate.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     batch, seqlen, nheads, headdim = x.shape
@@ -73,6 +74,8 @@ def naive_scan(
             y = state @ C[b, t, group].to(wide)
             if D is not None:
                 y = y + D[h].to(wide) * token
+            if operand is not None and y.requires_grad:
+                y.register_hook(lambda grad: grad.to(operand).to(wide))
             if z is not None:
                 gate = z[b, t, h].to(wide)
                 y = y * gate * torch.sigmoid(gate)
@@ -131,6 +134,7 @@ def scan_inputs(
     def rand(*shape: int) -> torch.Tensor:
         return torch.rand(*shape, generator=generator, dtype=torch.float64)
 
+    # bounded: a product of many normal numbers has one largest, whose rounding would be the maximum
     inputs = {
         "x": randn(batch, seqlen, nheads, headdim),
         "dt": randn(batch, seqlen, nheads) - 2,
@@ -138,8 +142,8 @@ def scan_inputs(
         "B": randn(batch, seqlen, ngroups, d_state),
         "C": randn(batch, seqlen, ngroups, d_state),
         "chunk_size": 16,
-        "D": randn(nheads),
-        "z": randn(batch, seqlen, nheads, headdim),
+        "D": randn(nheads).tanh(),
+        "z": 2 * randn(batch, seqlen, nheads, headdim).tanh(),
         "dt_bias": randn(nheads),
         "initial_states": randn(batch, nheads, headdim, d_state),
         "dt_softplus": True,
@@ -159,6 +163,7 @@ def wrt(inputs: Tensors) -> list[str]:
 
 both = pytest.mark.usefixtures("backend")
 
+
 def packed(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """(seq_idx (1, seqlen), cu_seqlens) of sequences of these lengths."""
     each = torch.tensor(lengths)
@@ -169,23 +174,26 @@ def packed(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
 SEQ_IDX, CU_SEQLENS = packed([3, 0, 30, 1, 36])
 # the same number comes back, at a border inside a chunk and not in order
 RETURNING = torch.tensor([[7] * 20 + [3] * 5 + [7] * 20 + [7] * 5 + [0] * 20] * 2)
-VARIANTS: dict[str, Callable[[], Tensors]] = {
+VARIANTS: dict[str, Callable[..., Tensors]] = {
     "everything": scan_inputs,
-    "nothing else": lambda: bare_inputs(70, return_final_states=False),
-    "D per channel, groups = heads": lambda: scan_inputs(
-        ngroups=4, D=torch.linspace(-1, 1, 20, dtype=torch.float64).reshape(4, 5)
+    "nothing else": lambda **more: bare_inputs(70, **more, return_final_states=False),
+    "D per channel, groups = heads": lambda **more: scan_inputs(
+        **more,
+        ngroups=4,
+        D=torch.linspace(-1, 1, 4 * more.get("headdim", 5)).double().reshape(4, -1),
     ),
-    "one group, no gate": lambda: scan_inputs(ngroups=1, z=None),
-    "dt_limit": lambda: scan_inputs(dt_limit=(0.05, 0.3)),
-    "no softplus": lambda: scan_inputs(dt_softplus=False, dt_bias=None),
-    "seq_idx": lambda: scan_inputs(seq_idx=RETURNING),
-    "varlen": lambda: scan_inputs(
-        batch=1, seq_idx=SEQ_IDX, cu_seqlens=CU_SEQLENS, return_varlen_states=True
+    "one group, no gate": lambda **more: scan_inputs(**more, ngroups=1, z=None),
+    "dt_limit": lambda **more: scan_inputs(**more, dt_limit=(0.05, 0.3)),
+    "no softplus": lambda **more: scan_inputs(**more, dt_softplus=False, dt_bias=None),
+    "seq_idx": lambda **more: scan_inputs(**more, seq_idx=RETURNING),
+    "varlen": lambda **more: scan_inputs(
+        **more, batch=1, seq_idx=SEQ_IDX, cu_seqlens=CU_SEQLENS, return_varlen_states=True
     ),
-    "varlen without seq_idx": lambda: scan_inputs(
-        batch=1, cu_seqlens=CU_SEQLENS.long(), return_varlen_states=True
+    "varlen without seq_idx": lambda **more: scan_inputs(
+        **more, batch=1, cu_seqlens=CU_SEQLENS.long(), return_varlen_states=True
     ),
-    "varlen states only": lambda: scan_inputs(
+    "varlen states only": lambda **more: scan_inputs(
+        **more,
         batch=1,
         seq_idx=SEQ_IDX.long(),
         cu_seqlens=CU_SEQLENS,
@@ -198,7 +206,9 @@ VARIANTS: dict[str, Callable[[], Tensors]] = {
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_contract(backend: str, variant: str, dtype: torch.dtype) -> None:
-    check_scan(backend, VARIANTS[variant](), dtype)
+    # of few numbers one is the largest, and in bfloat16 its rounding by chance decides on the maximum
+    more = {"headdim": 32, "d_state": 32} if dtype == torch.bfloat16 else {}
+    check_scan(backend, VARIANTS[variant](**more), dtype)
 
 
 @pytest.mark.parametrize("seqlen", [1, 31, 32, 33, 63, 64, 65, 300])

@@ -1,6 +1,30 @@
-"""Triton engine of the scan.
+"""Triton engine of the scan: its launchers, and in which order what runs. Backward: backward_kernel.
 
-WIP
+The forward keeps the state S (d_state, headdim) of a head in registers, float32, through a whole
+segment of the sequence, and goes over the tokens in chunks of Q = 64 (walk_kernel). Of a chunk:
+
+    out = ((C B^T) * E) (delta x) + e * (C S) + D x,    S = kept S + B^T (a * x)
+
+with the decays E between its tokens, e from its start, a to its end, times delta. Memory is read
+once: x, dt, B, C, z in, out; nothing per chunk is stored. C B^T is computed anew for every head, at
+this Q cheaper than to share it. Step sizes, decays and their sums are made where they are used.
+
+One program owns one head (of more than 128 channels, or 64 at d_state 256, a part of it) in one
+segment. A headdim is two tiles side by side, 80 = 64 + 16, and pads least. Programs run head by
+head, so that the heads of a group, which read the same B and C, are neighbours in time and cache.
+
+On 132 processors, two programs on each (registers allow no more): batch 1 of 128 heads has S = 2
+segments, 256 programs; batch 8 has 1,024 with S = 1. Short sequences keep S = 1 below 2 x 512
+tokens: 128 programs, of at most 16 chunks each. S depends on shapes alone, as do all sums.
+
+With S > 1 another kernel runs before (states_kernel): for every piece of at most 8,192 tokens
+before the last segment, what its tokens add to the state, and what it leaves of an older one. It
+looks back over dt first and begins where memory begins: mostly some hundred tokens before the end
+of the piece. The walk folds the pieces before its segment into the state that it starts from. The
+same kernel makes the states after packed sequences (cu_seqlens).
+
+Products of 16 bit tensors take operands of 16 bit and add up in float32: what a token adds to the
+state is rounded once, the state itself only as an operand, never from chunk to chunk.
 """
 
 import torch
@@ -8,10 +32,11 @@ import triton
 import triton.language as tl
 
 from tvkernels.core.tl import accumulator, strides
+from tvkernels.ssd.backward_kernel import scan_backward
 from tvkernels.ssd.states_kernel import state_kernel
 from tvkernels.ssd.walk_kernel import walk_kernel
 
-__all__ = ["scan_forward"]
+__all__ = ["scan_backward", "scan_forward"]
 
 # programs of a launch that fill the GPU. A constant, not the number of processors: the same sums in
 # the same order on every GPU
@@ -78,7 +103,7 @@ def _cut(rows, seqlen):
     programs go through one segment of all of them."""
     segments = max(1, min(triton.cdiv(PROGRAMS, max(1, rows)), seqlen // SEGMENT))
     pieces = max(1, triton.cdiv(seqlen, segments * PIECE))
-    piece = ROUND * triton.cdiv(triton.cdiv(seqlen, segments * pieces), ROUND)
+    piece = ROUND * max(1, triton.cdiv(triton.cdiv(seqlen, segments * pieces), ROUND))
     # rounded up, so that the last ones may have become superfluous
     return max(1, triton.cdiv(seqlen, piece * pieces)), piece * pieces, pieces, piece
 

@@ -323,5 +323,6 @@ def _scan_bwd(
     from tvkernels.ssd.kernel import scan_backward
 
     inputs = (x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens)
-    grads = scan_backward(*inputs, softplus, (least, greatest), dout, dfinal_states, dstates)
+    after_each = None if cu_seqlens is None else dstates
+    grads = scan_backward(*inputs, softplus, (least, greatest), dout, dfinal_states, after_each)
     return tuple(dout.new_empty(0) if grad is None else grad for grad in grads)
