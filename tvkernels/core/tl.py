@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["accumulator", "sigmoid", "silu", "silu_slope", "softplus", "strides"]
+__all__ = ["accumulator", "sigmoid", "silu", "silu_slope", "softplus", "state_step", "strides"]
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:
@@ -48,3 +48,15 @@ def softplus(x):
     u = 1.0 + e
     log1p = tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
     return tl.maximum(x, 0.0) + log1p
+
+
+@triton.jit
+def state_step(state, x, dt, A, B, C):
+    """A (headdim, d_state) tile of the state moved on by one token: the new tile, and y (headdim,).
+
+    x is (headdim, 1), B and C are (1, d_state). dt is (headdim, 1) or (1, 1) and A any tile that
+    broadcasts: of what a whole head shares, (1, 1), exp is taken once. Lanes beyond d_state must
+    come as 0.
+    """
+    new = state * tl.exp(dt * A) + (dt * x) * B
+    return new, tl.sum(new * C, 1)
