@@ -13,9 +13,9 @@ import triton.language as tl
 __all__ = ["accumulator", "sigmoid", "silu", "silu_slope", "softplus", "state_step", "strides"]
 
 
-def accumulator(dtype: torch.dtype) -> tl.dtype:
-    """What a kernel on `dtype` computes in: float32, and float64 for float64."""
-    return tl.float64 if dtype == torch.float64 else tl.float32
+def accumulator(*dtypes: torch.dtype) -> tl.dtype:
+    """What a kernel on `dtypes` computes in: float32, and float64 where one of them is float64."""
+    return tl.float64 if torch.float64 in dtypes else tl.float32
 
 
 def strides(x: torch.Tensor | None, ndim: int) -> tuple[int, ...]:
@@ -54,9 +54,10 @@ def softplus(x):
 def state_step(state, x, dt, A, B, C):
     """A (headdim, d_state) tile of the state moved on by one token: the new tile, and y (headdim,).
 
-    x is (headdim, 1), B and C are (1, d_state). dt is (headdim, 1) or (1, 1) and A any tile that
-    broadcasts: of what a whole head shares, (1, 1), exp is taken once. Lanes beyond d_state must
-    come as 0.
+    x is (headdim,), B and C are (d_state,): loaded as vectors, they take the layout of the tile,
+    where (1, d_state) would make the tile take theirs, through shared memory. dt * A broadcasts to
+    the tile: dt is a scalar or (headdim, 1), and of two scalars exp is taken once. Lanes beyond
+    d_state must come as 0.
     """
-    new = state * tl.exp(dt * A) + (dt * x) * B
-    return new, tl.sum(new * C, 1)
+    new = state * tl.exp(dt * A) + (dt * x[:, None]) * B[None, :]
+    return new, tl.sum(new * C[None, :], 1)
