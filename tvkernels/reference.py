@@ -17,6 +17,7 @@ from tvkernels.causal_conv1d.reference import (
     causal_conv1d_varlen_states_ref,
 )
 from tvkernels.gated_cross_attention.reference import gated_cross_attention_ref
+from tvkernels.relu2.reference import relu2_ref
 from tvkernels.rmsnorm.reference import layernorm_fn_ref, rms_norm_ref, rmsnorm_fn_ref
 from tvkernels.selective_state_update.reference import selective_state_update_ref
 from tvkernels.ssd.reference import mamba_chunk_scan_combined_ref, mamba_recurrence_ref
@@ -33,6 +34,7 @@ __all__ = [
     "layernorm_fn_ref",
     "mamba_chunk_scan_combined_ref",
     "mamba_recurrence_ref",
+    "relu2_ref",
     "rms_norm_ref",
     "rmsnorm_fn_ref",
     "selective_state_update_ref",

@@ -104,6 +104,17 @@ def norms() -> Iterator[tuple[str, Case]]:
     yield "layernorm_fn, gate before norm", partial(gated, True, False, False)
 
 
+def activations() -> Iterator[tuple[str, Case]]:
+    """Of a slice of a wider product, forward and backward."""
+
+    def slices() -> None:
+        x = empty(1, TOKENS[0], 2 * CONFIG.intermediate_size, grad=True)
+        y = tvkernels.relu2(x[..., : CONFIG.intermediate_size])
+        y.backward(torch.empty_like(y))
+
+    yield "relu2 of a slice", slices
+
+
 def steps() -> Iterator[tuple[str, Case]]:
     """State of 16 bit, another headdim, a gate; rows by index; per channel, as Mamba-1 has it."""
 
@@ -133,6 +144,7 @@ def steps() -> Iterator[tuple[str, Case]]:
 
 ROOMS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
     "rmsnorm": norms,
+    "relu2": activations,
     "selective_state_update": steps,
 }
 

@@ -69,6 +69,7 @@ CASES: dict[str, Callable[[int, Callable[..., torch.Tensor]], Tensors]] = {
     },
     "mamba_chunk_scan_combined": scan,
     "mamba_split_conv1d_scan_combined": mixer,
+    "relu2": lambda b, randn: {"x": randn(b, 40, 6)},
     "rms_norm": lambda b, randn: {
         "x": randn(b, 40, 6), "weight": randn(6), "eps": 1e-5, "residual": randn(b, 40, 6),
     },

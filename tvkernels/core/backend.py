@@ -31,6 +31,7 @@ ROOMS = (
     "tome",
     "attention_topk",
     "gated_cross_attention",
+    "relu2",
 )
 
 _REMEDY = "run it inside tvkernels.use_backend('reference'), or move its tensors to the CPU"
