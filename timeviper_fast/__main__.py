@@ -1,5 +1,37 @@
-"""`python -m timeviper_fast` is the command line."""
+"""`timeviper-fast` and `python -m timeviper_fast`: the command line, and Ctrl-C at any moment."""
 
-from timeviper_fast.cli import main
+from __future__ import annotations
 
-main()
+import os
+import signal
+from typing import NoReturn
+
+
+def main() -> None:
+    """Import the command line, which takes a second or more, and run it."""
+    # a parent may have chosen that Ctrl-C is ignored
+    heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if heeded:
+        signal.signal(signal.SIGINT, _leave)
+    from timeviper_fast import cli
+
+    try:
+        if heeded:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        cli.main()
+    except KeyboardInterrupt:
+        _leave()
+    finally:
+        # the work is done and said; what remains is to end
+        if heeded:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _leave(*_: object) -> NoReturn:
+    """End at once: nothing has been begun."""
+    os.write(2, b"timeviper-fast: interrupted\n")
+    os._exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,14 @@ from torch import Tensor
 from timeviper_fast.config import Segment, tokens_before_layer
 from timeviper_fast.generate import Prefill, Sampling, StageCount, check_window, decode, prefill
 from timeviper_fast.preprocess import resize_normalize
-from timeviper_fast.prompt import Prompt, build_prompt, stop_token_ids, video_sentence
+from timeviper_fast.prompt import (
+    Prompt,
+    build_prompt,
+    conversation,
+    stop_token_ids,
+    video_sentence,
+)
+from timeviper_fast.sampling import parse_policy
 from timeviper_fast.stops import Stop, StopWatch
 from timeviper_fast.video import Video, open_video
 
@@ -24,7 +31,7 @@ if TYPE_CHECKING:
 
     from timeviper_fast.model import TimeViper
 
-__all__ = ["Answer", "ask"]
+__all__ = ["Answer", "ask", "check_request"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -103,11 +110,17 @@ def ask(
     Raises:
         ValueError: a bad argument, a video that cannot be read, or one too long for the model.
     """
+    check_request(
+        question,
+        policy=policy,
+        max_new_tokens=max_new_tokens,
+        answer_prefix=answer_prefix,
+        frame_batch=frame_batch,
+        chunk=chunk,
+    )
     if model.tokenizer is None:
-        raise ValueError("ask: the model must have a tokenizer, got None")
-    _expect_positive("max_new_tokens", max_new_tokens, "tokens")
-    _expect_positive("chunk", chunk, "tokens")
-    _expect_positive("frame_batch", frame_batch, "frames")
+        remedy = "set model.tokenizer, or put the tokenizer's files beside the weights"
+        raise ValueError(f"ask: model must have a tokenizer, got None; {remedy}")
     watch = StopWatch(model.device)
     opened = video if isinstance(video, Video) else open_video(video, on_error=on_error)
     with opened as source:
@@ -135,6 +148,23 @@ def ask(
         stops=tuple(watch.rows()),
         lost_frames=lost,
     )
+
+
+def check_request(
+    question: str | Sequence[dict[str, str]],
+    *,
+    policy: str = "fps:1",
+    max_new_tokens: int = 256,
+    answer_prefix: str = "",
+    frame_batch: int | None = None,
+    chunk: int | None = 8192,
+) -> None:
+    """Raise what `ask` would of these arguments, before a model is loaded or a video read."""
+    conversation(question, answer_prefix)
+    parse_policy(policy)
+    _expect_positive("max_new_tokens", max_new_tokens, "tokens")
+    _expect_positive("chunk", chunk, "tokens")
+    _expect_positive("frame_batch", frame_batch, "frames")
 
 
 def _write_prompt(
@@ -295,8 +325,8 @@ def _tokenizer(model: TimeViper) -> PreTrainedTokenizerBase:
 
 
 def _expect_positive(name: str, value: int | None, unit: str) -> None:
-    if value is not None and value < 1:
-        raise ValueError(f"ask: {name} must be a positive number of {unit}, got {value}")
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise ValueError(f"ask: {name} must be a positive number of {unit}, got {value!r}")
 
 
 def _shape(x: Tensor) -> str:

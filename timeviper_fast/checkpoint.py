@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
@@ -92,7 +93,7 @@ def local_directory(path_or_hub_id: PathLike, patterns: Sequence[str] = _DOWNLOA
         CheckpointError: neither a directory nor a repository that can be reached.
     """
     path = Path(path_or_hub_id).expanduser()
-    if path.is_dir():
+    if path.is_dir() and str(path_or_hub_id):
         return path
     name, rule = str(path_or_hub_id), "be a directory or a Hugging Face hub id (owner/name)"
     if path.exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
@@ -177,6 +178,7 @@ def save_pretrained(
     *,
     overwrite: bool = False,
     max_shard_size: int | str = "5GB",
+    progress: Progress | None = None,
 ) -> Path:
     """Write weights (sharded safetensors), config.json and tokenizer files, all or nothing.
 
@@ -185,9 +187,11 @@ def save_pretrained(
             or None.
         directory: new or empty, unless `overwrite` replaces a checkpoint of this format.
         max_shard_size: bytes, or a string as "5GB".
+        progress: called with (tensors written, all tensors) at first and after each shard.
 
     Raises:
-        CheckpointError: the directory holds something else, or the module is on the meta device.
+        CheckpointError: the directory holds something else or cannot be written, or the module is
+            on the meta device.
     """
     target = free_target(directory, overwrite)
     if any(t.is_meta for t in module.state_dict().values()):
@@ -197,7 +201,7 @@ def save_pretrained(
     old = work.with_name(work.name + ".old")
     try:
         work.mkdir()
-        _write_weights(module, work, max_shard_size)
+        _write_weights(module, work, max_shard_size, progress)
         about = {"format": FORMAT, "format_version": FORMAT_VERSION}
         text = json.dumps(about | config_to_dict(config), indent=2, allow_nan=False)
         (work / "config.json").write_text(text + "\n", encoding="utf-8")
@@ -216,14 +220,23 @@ def save_pretrained(
 
 
 def free_target(directory: PathLike, overwrite: bool = False) -> Path:
-    """The absolute path of a directory that `save_pretrained` may write.
+    """The absolute path of a directory that `save_pretrained` may write, and can.
 
     Raises:
-        CheckpointError: it holds something that must not be replaced.
+        CheckpointError: it holds something that must not be replaced, or cannot be written.
     """
+    if not str(directory):
+        fail("save_pretrained", "directory", "be named", "''")
     target = Path(directory).expanduser().absolute()
     if target.exists() and not (target.is_dir() and _may_replace(target, overwrite)):
         rule = "be new or empty" if not overwrite else "be new, empty or a checkpoint to overwrite"
+        fail("save_pretrained", "directory", rule, target)
+    above = next(parent for parent in target.parents if parent.exists())
+    try:
+        # asking for permissions would not do: some file systems refuse those who have them
+        tempfile.TemporaryDirectory(prefix=".", dir=above).cleanup()
+    except OSError as error:
+        rule = f"be one that can be written ({above}: {error.strerror})"
         fail("save_pretrained", "directory", rule, target)
     return target
 
@@ -235,7 +248,9 @@ def _may_replace(directory: Path, overwrite: bool) -> bool:
     return overwrite and config.is_file() and read_json(config).get("format") == FORMAT
 
 
-def _write_weights(module: nn.Module, directory: Path, max_shard_size: int | str) -> None:
+def _write_weights(
+    module: nn.Module, directory: Path, max_shard_size: int | str, progress: Progress | None
+) -> None:
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
@@ -244,10 +259,13 @@ def _write_weights(module: nn.Module, directory: Path, max_shard_size: int | str
     split = split_torch_state_dict_into_shards(
         state, max_shard_size=max_shard_size, filename_pattern="model{suffix}.safetensors"
     )
+    report = progress or (lambda done, total: None)
+    report(written := 0, len(state))
     for filename, names in split.filename_to_tensors.items():
         save_file({n: state[n].contiguous() for n in names}, directory / filename)
         # safetensors writes files that only their owner can read
         (directory / filename).chmod(directory.stat().st_mode & 0o666)
+        report(written := written + len(names), len(state))
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         path = directory / "model.safetensors.index.json"

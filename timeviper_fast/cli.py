@@ -7,13 +7,15 @@ one line on standard error and exit code 2; Ctrl-C is exit code 130; --debug sho
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from textwrap import fill
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -26,41 +28,73 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
 from timeviper_fast import checkpoint
-from timeviper_fast.ask import Answer
+from timeviper_fast.ask import Answer, check_request
 from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.demo import QUESTION, tiny_model, write_demo_video
 from timeviper_fast.generate import Sampling
 from timeviper_fast.model import TimeViper
 from timeviper_fast.presets import PRESETS, preset
-from timeviper_fast.sampling import parse_policy
-from timeviper_fast.stops import Stop
 from timeviper_fast.video import open_video
-from tvkernels import BackendUnavailable, explain, use_backend
+from tvkernels import BackendUnavailable, __version__, explain, use_backend
 
 app = typer.Typer(
     help="Questions and answers about hour-long videos.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # boxes leave the words no room in a terminal of 80 columns
+    rich_markup_mode=None,
 )
 out, err = Console(), Console(stderr=True)
 
+
+def _named(value: str | None) -> str | None:
+    """An empty path would mean the current directory: a shell variable that was never set."""
+    if value is not None and not value.strip():
+        raise typer.BadParameter("must not be empty")
+    return value
+
+
 Device = Annotated[str | None, typer.Option(help="cuda, cpu, ...; default: CUDA if there is one.")]
-Dtype = Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; default by device.")]
+Dtype = Annotated[
+    Literal["bfloat16", "float16", "float32"] | None, typer.Option(help="Default by device.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 BackendName = Annotated[
-    str | None, typer.Option(help="Force 'reference' (plain PyTorch) or 'triton'.")
+    Literal["reference", "triton"] | None,
+    typer.Option(help="Force plain PyTorch or the kernels; default by device."),
 ]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"timeviper-fast {__version__}")
+        raise typer.Exit
+
+
+VIDEO_HELP = "A video file, a directory of images, an animated image, .npz or .npy."
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print it.", callback=_print_version, is_eager=True),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where a mistake came from.")] = False,
+) -> None:
+    """Questions and answers about hour-long videos."""
 
 
 @app.command()
 def ask(
-    video: Annotated[str, typer.Argument(help="A file, a directory of images, .npz or .npy.")],
+    video: Annotated[str, typer.Argument(help=VIDEO_HELP, callback=_named)],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
-    model: Annotated[str, typer.Option(help="A local directory or a Hugging Face Hub id.")],
+    model: Annotated[
+        str, typer.Option(help="A local directory or a Hugging Face Hub id.", callback=_named)
+    ],
     sample: Annotated[
         str, typer.Option(help="fps:1, fps:2:max=256, uniform:32, upstream, videochat-flash.")
     ] = "fps:1",
@@ -89,12 +123,20 @@ def ask(
 ) -> None:
     """Answer a question about a video."""
     sampling = Sampling(temperature, top_k, top_p, seed)
-    parse_policy(sample)
-    # a mistake in the video's name is not worth loading a model for
+    request: dict[str, Any] = {
+        "policy": sample,
+        "max_new_tokens": max_new_tokens,
+        "answer_prefix": answer_prefix,
+        "frame_batch": frame_batch,
+        "chunk": chunk,
+    }
+    # a mistake here or in the video's name is not worth loading a model for
+    check_request(question, **request)
     with (
-        _backend(backend),
+        use_backend(backend) if backend else nullcontext(),
         _progress(hidden=stream) as progress,
         open_video(video, on_error="use" if salvage else "raise") as source,
+        _speaking(stream and not as_json) as say,
     ):
         loaded = TimeViper.from_pretrained(
             model, device=device, dtype=_dtype(dtype), progress=partial(progress, "weights")
@@ -102,14 +144,10 @@ def ask(
         answer = loaded.ask(
             source,
             question,
-            policy=sample,
-            max_new_tokens=max_new_tokens,
+            **request,
             sampling=sampling,
-            answer_prefix=answer_prefix,
             mention_duration=mention_duration,
-            frame_batch=frame_batch,
-            chunk=chunk,
-            on_text=_print_piece if stream and not as_json else None,
+            on_text=say,
             progress=progress,
         )
     _show(answer, times=times, as_json=as_json, streamed=stream)
@@ -117,21 +155,23 @@ def ask(
 
 @app.command()
 def info(
-    model: Annotated[str, typer.Argument(help="A model directory, a Hub id or a preset's name.")],
+    model: Annotated[
+        str, typer.Argument(help=f"A model directory, a Hub id or a preset: {', '.join(PRESETS)}.")
+    ],
     as_json: Json = False,
 ) -> None:
     """What a model is made of, without loading its weights."""
+    if model not in PRESETS and "/" not in model and not Path(model or "-").exists():
+        kinds = f"a preset ({', '.join(PRESETS)}), a model directory or a Hub id (owner/name)"
+        raise ValueError(f"info: MODEL must be {kinds}, got {model!r}")
     config = preset(model) if model in PRESETS else checkpoint.read_config(model)
     facts = _facts(config)
     if as_json:
         typer.echo(json.dumps({"config": checkpoint.config_to_dict(config), **facts}))
         return
-    table = Table("", "", show_header=False, box=None)
     for name, value in facts.items():
-        table.add_row(
-            name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)
-        )
-    out.print(table)
+        text = f"{value:,}" if isinstance(value, int) else value
+        out.print(f"{name.replace('_', ' ')}: {text}", markup=False, highlight=False)
 
 
 @app.command()
@@ -141,27 +181,32 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps([row.__dict__ for row in rows]))
         return
-    versions = Table("package", "version", box=None)
-    for name in ("timeviper-fast", "torch", "triton", "transformers", "av", "pillow"):
-        versions.add_row(name, _version(name))
+    typer.echo(f"timeviper-fast {__version__}")
+    for name in ("torch", "triton", "transformers", "av", "pillow"):
+        typer.echo(f"{name} {_version(name)}")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    versions.add_row("CUDA device", gpu)
-    table = Table("op", "tensor on", "backend", "why", box=None)
-    for row in rows:
-        table.add_row(row.room, row.device, row.backend, row.reason)
-    out.print(versions, table)
+    typer.echo(f"CUDA device: {gpu}\n")
+    header = ("op", "room", "tensor on", "backend", "why")
+    _print_table(out, header, [(r.op, r.room, r.device, r.backend, r.reason) for r in rows])
+    if any(row.backend == "unavailable" for row in rows):
+        typer.echo(f"\nWhat is unavailable: {_REMEDY}.")
 
 
 @app.command()
 def convert(
-    output: Annotated[Path, typer.Argument(help="Directory to write.")],
-    llm: Annotated[str, typer.Option(help="Hugging Face directory of the LLM, with tokenizer.")],
-    vlm: Annotated[str | None, typer.Option(help="Upstream's flat state dict of the VLM.")] = None,
+    output: Annotated[str, typer.Argument(help="Directory to write.", callback=_named)],
+    llm: Annotated[
+        str,
+        typer.Option(help="Hugging Face directory of the LLM, with tokenizer.", callback=_named),
+    ],
+    vlm: Annotated[
+        str | None, typer.Option(help="Upstream's flat state dict of the VLM.", callback=_named)
+    ] = None,
     vision_weights: Annotated[
-        str | None, typer.Option(help="SigLIP file, timm or HF keys.")
+        str | None, typer.Option(help="SigLIP file, timm or HF keys.", callback=_named)
     ] = None,
     vision: Annotated[
-        str, typer.Option(help="Upstream's id of the vision backbone.")
+        str, typer.Option(help="Upstream's id of the vision backbone.", callback=_named)
     ] = "siglip-vit-so400m-384px",
     arch: Annotated[str, typer.Option(help="Projector, as upstream writes it.")] = "tome_mlp-16",
     pdrop: Annotated[
@@ -185,34 +230,44 @@ def convert(
             vision_file=vision_weights,
             vlm_file=vlm,
             dtype=_dtype(dtype),
-            progress=partial(progress, "weights"),
+            progress=partial(progress, "read"),
         )
-    model.tokenizer = checkpoint.load_tokenizer(checkpoint.local_directory(llm))
-    model.save_pretrained(output, overwrite=overwrite)
-    err.print(f"wrote {output}")
+        model.tokenizer = checkpoint.load_tokenizer(checkpoint.local_directory(llm))
+        model.save_pretrained(output, overwrite=overwrite, progress=partial(progress, "written"))
+    err.print(f"wrote {output}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
 def demo(
-    directory: Annotated[Path, typer.Option(help="Where the video is written.")] = Path(
-        "demo-output"
-    ),
-    seconds: Annotated[int, typer.Option(help="Length of the video.")] = 60,
+    video: Annotated[
+        str | None,
+        typer.Argument(help=f"{VIDEO_HELP} Default: one is written.", callback=_named),
+    ] = None,
+    question: Annotated[str, typer.Option(help="What to ask about it.")] = QUESTION,
+    directory: Annotated[
+        str, typer.Option(help="Where the video is written.", callback=_named)
+    ] = "demo-output",
+    seconds: Annotated[int, typer.Option(help="Length of the video written.", min=1)] = 60,
     as_json: Json = False,
 ) -> None:
-    """Write a real H.264 video and answer a question about it with a tiny random model."""
-    path = directory / f"demo-{seconds}s.mp4"
+    """Answer a question about a real video with a tiny random model."""
+    check_request(question)
+    path = video or str(Path(directory) / f"demo-{seconds}s.mp4")
     with _progress() as progress:
-        write_demo_video(path, seconds=seconds, progress=partial(progress, "video"))
-    err.print(
-        f"[bold]{path}[/bold]: {seconds} s of H.264 video. The model is tiny and its weights are "
-        "random (seeded): every part of TimeViper runs, but the answer means nothing."
-    )
-    with _progress() as progress:
-        answer = tiny_model().ask(
-            path, QUESTION, max_new_tokens=24, mention_duration=True, progress=progress
+        if video is None:
+            write_demo_video(path, seconds=seconds, progress=partial(progress, "video"))
+    with open_video(path) as source:
+        err.print(
+            f"{path}: {source.duration:.6g} s of video. The model is tiny and its weights are "
+            "random (seeded): every part of TimeViper runs, but the answer means nothing.",
+            markup=False,
+            highlight=False,
         )
-    err.print(f"[bold]Q[/bold] {QUESTION}")
+        with _progress() as progress:
+            answer = tiny_model().ask(
+                source, question, max_new_tokens=24, mention_duration=True, progress=progress
+            )
+    err.print(f"Q {question}", markup=False, highlight=False)
     _show(answer, times=True, as_json=as_json)
 
 
@@ -224,13 +279,18 @@ def main() -> None:
     code, line = 0, ""
     try:
         code = app(arguments, standalone_mode=False) or 0
-    except typer.TyperException as caught:
-        error, code, line = caught, 2, caught.format_message()
-    except torch.OutOfMemoryError as caught:
-        remedy = "try a smaller --frame-batch or --chunk, or fewer frames with --sample"
-        error, code, line = caught, 2, f"the device ran out of memory; {remedy}"
-    except (ValueError, OSError, ImportError, NotImplementedError, BackendUnavailable) as caught:
-        error, code, line = caught, 2, str(caught) or type(caught).__name__
+    except KeyboardInterrupt:
+        code = 130
+    except (
+        typer.TyperException,
+        torch.OutOfMemoryError,
+        ValueError,
+        OSError,
+        ImportError,
+        NotImplementedError,
+        BackendUnavailable,
+    ) as caught:
+        error, code, line = caught, 2, _in_options(caught, arguments)
     if code == 130:
         line = "interrupted"  # typer turns Ctrl-C into this code
     if error is not None and debug:
@@ -241,15 +301,34 @@ def main() -> None:
     sys.exit(code)
 
 
-def _backend(name: str | None) -> AbstractContextManager[None]:
-    return nullcontext() if name is None else use_backend(name)  # type: ignore[arg-type]
+_REMEDY = "--backend reference (plain PyTorch) or --device cpu runs it"
+
+
+def _in_options(error: Exception, arguments: Sequence[str]) -> str:
+    """What is wrong, in the words of the command line: its options, not the library's arguments."""
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        see = f"; see {context.command_path} --help" if context else ""
+        return error.format_message().rstrip(".") + see
+    if isinstance(error, torch.OutOfMemoryError):
+        remedy = "try a smaller --frame-batch or --chunk, or fewer frames with --sample"
+        return f"the device ran out of memory; {remedy}"
+    line = str(error) or type(error).__name__
+    if isinstance(error, BackendUnavailable):
+        return f"{line.partition('; ')[0]}; {_REMEDY}"
+
+    def option(found: re.Match[str]) -> str:
+        return f"{names[found[1]]} must" if found[1] in names else found[0]
+
+    commands = typer.main.get_group(app).commands
+    params = next((commands[word].params for word in arguments if word in commands), [])
+    names = {p.name: p.opts[0] for p in params if p.param_type_name == "option"}
+    line = re.sub(r"^(?:\w+: )?(\w+) must", option, line)
+    return re.sub(r"^policy\b", "--sample", line).replace("on_error='use'", "--salvage")
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
-    known = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-    if name is not None and name not in known:
-        raise ValueError(f"--dtype must be one of {', '.join(known)}, got {name!r}")
-    return None if name is None else known[name]
+    return None if name is None else getattr(torch, name)
 
 
 @contextmanager
@@ -274,9 +353,22 @@ def _progress(hidden: bool = False) -> Iterator[Callable[[str, int, int], None]]
         yield update
 
 
-def _print_piece(text: str) -> None:
-    out.file.write(text)
-    out.file.flush()
+@contextmanager
+def _speaking(wanted: bool) -> Iterator[Callable[[str], None] | None]:
+    """Prints an answer as it comes; its line is ended also where it breaks off."""
+    said = False
+
+    def say(text: str) -> None:
+        nonlocal said
+        said = True
+        out.file.write(text)
+        out.file.flush()
+
+    try:
+        yield say if wanted else None
+    finally:
+        if said:
+            out.file.write("\n")
 
 
 def _show(answer: Answer, *, times: bool, as_json: bool, streamed: bool = False) -> None:
@@ -284,20 +376,38 @@ def _show(answer: Answer, *, times: bool, as_json: bool, streamed: bool = False)
         typer.echo(json.dumps(answer.to_dict()))
         return
     if answer.lost_frames:
-        err.print(f"{answer.lost_frames} frames could not be decoded and were left out")
-    # a pipe gets the text as it is, a terminal gets it wrapped
-    out.print("" if streamed else answer.text, markup=False, highlight=False, soft_wrap=True)
+        one = answer.lost_frames == 1
+        count = "1 frame" if one else f"{answer.lost_frames} frames"
+        err.print(f"{count} could not be used and {'was' if one else 'were'} left out")
+    if not streamed:
+        # a pipe gets the text as it is, a terminal gets it wrapped
+        out.print(answer.text, markup=False, highlight=False, soft_wrap=True)
     if times:
-        err.print(_stops_table(answer.stops))
+        rows = [
+            (
+                re.sub(r"prefill: (\w+) stage before layer", r"  \1 at layer", stop.name),
+                stop.shape,
+                stop.tokens,
+                f"{stop.milliseconds:,.1f}",
+                f"{stop.peak_bytes / 2**20:,.0f} MiB",
+            )
+            for stop in answer.stops
+        ]
+        _print_table(err, ("stop", "shape", "tokens", "ms", "peak memory"), rows)
 
 
-def _stops_table(stops: Sequence[Stop]) -> Table:
-    table = Table("stop", "shape", "tokens", "ms", "peak memory", box=None)
-    for stop in stops:
-        name = stop.name.replace("prefill: ", "  ")
-        row = (name, stop.shape, stop.tokens, f"{stop.milliseconds:,.1f}")
-        table.add_row(*row, f"{stop.peak_bytes / 2**20:,.0f} MiB")
-    return table
+def _print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns, or a paragraph per row where a terminal is too narrow for them."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    if not console.is_terminal or sum(widths) + 2 * len(widths) <= console.width + 2:
+        texts = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        console.print("\n".join(texts), markup=False, highlight=False, soft_wrap=True)
+        return
+    for first, *rest in rows:
+        about = ", ".join(f"{name} {value}" for name, value in zip(header[1:], rest) if value)
+        wrapped = fill(about, console.width, initial_indent=" " * 4, subsequent_indent=" " * 4)
+        console.print(f"{first}\n{wrapped}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _facts(config: TimeViperConfig) -> dict[str, Any]:

@@ -23,6 +23,7 @@ __all__ = [
     "TimeViperConfig",
     "VisionConfig",
     "VisualSpan",
+    "fail",
     "shorten",
     "tokens_before_layer",
 ]
@@ -33,7 +34,8 @@ TokenOrder = Literal["raw", "ascending", "descending"]
 MAMBA, ATTENTION, MLP = "M", "*", "-"
 
 
-def _fail(owner: str, name: str, rule: str, value: Any) -> NoReturn:
+def fail(owner: str, name: str, rule: str, value: Any) -> NoReturn:
+    """Raise the ValueError `<owner>: <name> must <rule>, got <value>`."""
     raise ValueError(f"{owner}: {name} must {rule}, got {value!r}")
 
 
@@ -91,12 +93,12 @@ def _expect(owner: str, config: Any, kind: _Kind, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not kind.holds(value):
-            _fail(owner, name, kind.rule, value)
+            fail(owner, name, kind.rule, value)
 
 
 def _expect_one_of(owner: str, name: str, value: Any, choices: tuple[Any, ...]) -> None:
     if value not in choices:
-        _fail(owner, name, f"be one of {', '.join(map(repr, choices))}", value)
+        fail(owner, name, f"be one of {', '.join(map(repr, choices))}", value)
 
 
 @dataclass(frozen=True)
@@ -138,11 +140,11 @@ class Segment:
         if self.vision_tokens < 0:
             object.__setattr__(self, "vision_tokens", self.span.length)
         if self.span.stop > self.length:
-            _fail("Segment", "span", f"lie inside the sample's {self.length} tokens", self.span)
+            fail("Segment", "span", f"lie inside the sample's {self.length} tokens", self.span)
         text_after = self.length - self.span.stop
         limit = text_after if self.span.length else self.length
         if self.query_from_end >= max(limit, 1):
-            _fail(
+            fail(
                 "Segment",
                 "query_from_end",
                 f"point at one of the {limit} tokens after the span",
@@ -241,9 +243,9 @@ class BackboneConfig:
         _expect(owner, self, _PATTERN, "pattern")
         if self.num_attention_heads % self.num_key_value_heads:
             rule = f"divide num_attention_heads ({self.num_attention_heads})"
-            _fail(owner, "num_key_value_heads", rule, self.num_key_value_heads)
+            fail(owner, "num_key_value_heads", rule, self.num_key_value_heads)
         if self.mamba_num_heads % self.n_groups:
-            _fail(
+            fail(
                 owner, "n_groups", f"divide mamba_num_heads ({self.mamba_num_heads})", self.n_groups
             )
 
@@ -300,14 +302,12 @@ class VisionConfig:
         _expect(owner, self, _SCALES, "image_std")
         if self.hidden_size % self.num_attention_heads:
             rule = f"divide hidden_size ({self.hidden_size})"
-            _fail(owner, "num_attention_heads", rule, self.num_attention_heads)
+            fail(owner, "num_attention_heads", rule, self.num_attention_heads)
         if self.patch_size > self.image_size:
-            _fail(
-                owner, "patch_size", f"be at most image_size ({self.image_size})", self.patch_size
-            )
+            fail(owner, "patch_size", f"be at most image_size ({self.image_size})", self.patch_size)
         if not -self.num_hidden_layers <= self.feature_layer < self.num_hidden_layers:
             rule = f"name one of the {self.num_hidden_layers} blocks"
-            _fail(owner, "feature_layer", rule, self.feature_layer)
+            fail(owner, "feature_layer", rule, self.feature_layer)
         _expect_one_of(owner, "hidden_act", self.hidden_act, ("gelu", "gelu_pytorch_tanh"))
         _expect_one_of(owner, "resize", self.resize, ("naive", "crop", "letterbox"))
 
@@ -369,10 +369,10 @@ class TimeViperConfig:
         patches = self.vision.patches_per_frame
         if self.projector.merges and not self.projector.num_tokens <= patches:
             rule = f"be at most the {patches} patches of a frame"
-            _fail(owner, "projector.num_tokens", rule, self.projector.num_tokens)
+            fail(owner, "projector.num_tokens", rule, self.projector.num_tokens)
         if self.projector.merges and self.vision.hidden_size % self.projector.merge_heads:
             rule = f"divide vision.hidden_size ({self.vision.hidden_size})"
-            _fail(owner, "projector.merge_heads", rule, self.projector.merge_heads)
+            fail(owner, "projector.merge_heads", rule, self.projector.merge_heads)
         check_stages(self.stages, self.backbone)
 
     @property
@@ -394,20 +394,20 @@ def check_stages(stages: tuple[CompressionStage, ...], backbone: BackboneConfig)
         if not isinstance(stage, CompressionStage):
             raise ValueError(f"{owner} must be a CompressionStage, got {stage!r}")
         if stage.layer > last:
-            _fail(owner, "layer", f"be at most {last}, the last layer", stage.layer)
+            fail(owner, "layer", f"be at most {last}, the last layer", stage.layer)
         if stage.layer <= layer_before:
-            _fail(
+            fail(
                 owner,
                 "layer",
                 f"lie behind the stage before it (layer {layer_before})",
                 stage.layer,
             )
         if stage.keep > keep_before:
-            _fail(owner, "keep", f"not exceed the stage before it ({keep_before})", stage.keep)
+            fail(owner, "keep", f"not exceed the stage before it ({keep_before})", stage.keep)
         if stage.select == "attention" and backbone.pattern[stage.layer] != ATTENTION:
             layers = ", ".join(map(str, backbone.layers_of(ATTENTION)))
             rule = f"be an attention layer ({layers or 'there is none'}) for select='attention'"
-            _fail(owner, "layer", rule, f"{stage.layer} ({backbone.pattern[stage.layer]})")
+            fail(owner, "layer", rule, f"{stage.layer} ({backbone.pattern[stage.layer]})")
         layer_before, keep_before = stage.layer, stage.keep
 
 

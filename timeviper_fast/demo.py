@@ -62,7 +62,6 @@ def write_demo_video(
             f"least 16, got {seconds} s, {fps} fps, {height} x {width}"
         )
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     scene = _scene(seconds * fps, height, width, progress or (lambda done, total: None))
     write_video(path, scene, fps, options={"preset": "ultrafast"})
     return path

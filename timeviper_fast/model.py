@@ -87,10 +87,24 @@ class TimeViper(nn.Module):
         model.tokenizer = checkpoint.load_tokenizer(directory)
         return model.eval()
 
-    def save_pretrained(self, directory: str | Path, *, overwrite: bool = False) -> None:
-        """Write config, sharded safetensors and tokenizer; nothing is left half-written."""
+    def save_pretrained(
+        self,
+        directory: str | Path,
+        *,
+        overwrite: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Write config, sharded safetensors and tokenizer; nothing is left half-written.
+
+        Args:
+            directory: new or empty, unless `overwrite` replaces a model of this format.
+            progress: called with (tensors written, all tensors).
+
+        Raises:
+            ValueError: a directory that must not be replaced, or cannot be written.
+        """
         checkpoint.save_pretrained(
-            self, self.config, self.tokenizer, directory, overwrite=overwrite
+            self, self.config, self.tokenizer, directory, overwrite=overwrite, progress=progress
         )
 
     @property

@@ -21,6 +21,7 @@ from timeviper_fast.config import (
     ProjectorConfig,
     TimeViperConfig,
     VisionConfig,
+    fail,
 )
 from timeviper_fast.presets import VISION_PRESETS
 
@@ -40,10 +41,6 @@ __all__ = [
     "vision_names",
     "vlm_names",
 ]
-
-
-def _fail(owner: str, name: str, rule: str, value: Any) -> NoReturn:
-    raise ValueError(f"{owner}: {name} must {rule}, got {value!r}")
 
 
 def _not_built(owner: str, name: str, rule: str, value: Any) -> NoReturn:
@@ -102,7 +99,7 @@ def backbone_config_from_hf(config: Mapping[str, Any]) -> BackboneConfig:
     """
     owner, kind = "config.json", config.get("model_type", "nemotron_h")
     if kind not in ("nemotron_h", "nano"):
-        _fail(owner, "model_type", "be 'nemotron_h' or 'nano'", kind)
+        fail(owner, "model_type", "be 'nemotron_h' or 'nano'", kind)
     for name, served in _SERVED.items():
         if config.get(name, served[0]) not in served:
             _not_built(owner, name, f"be {served[0]!r} (nothing else is built)", config[name])
@@ -110,13 +107,13 @@ def backbone_config_from_hf(config: Mapping[str, Any]) -> BackboneConfig:
     for field in fields(BackboneConfig):
         values |= _read_field(config, field.name, field.default)
     if "pattern" not in values:
-        _fail(owner, "hybrid_override_pattern", "be given", None)
+        fail(owner, "hybrid_override_pattern", "be given", None)
     if config.get("num_key_value_heads", 0) is None:
         values["num_key_value_heads"] = values["num_attention_heads"]
     layers = config.get("num_hidden_layers", len(values["pattern"]))
     if layers != len(values["pattern"]):
         rule = f"equal the {len(values['pattern'])} layers of the pattern"
-        _fail(owner, "num_hidden_layers", rule, layers)
+        fail(owner, "num_hidden_layers", rule, layers)
     return BackboneConfig(**values)
 
 
@@ -132,7 +129,7 @@ def _read_field(config: Mapping[str, Any], field: str, default: Any) -> dict[str
     for name, other in others:
         if other != value:
             rule = f"equal {first} ({config[first]!r}), another name of the same field"
-            _fail("config.json", name, rule, config[name])
+            fail("config.json", name, rule, config[name])
     return {field: value} if found else {}
 
 
@@ -141,15 +138,15 @@ def _normalise(field: str, name: str, value: Any, default: Any) -> Any:
         return _pattern(name, value)
     if field == "time_step_limit":
         if not isinstance(value, (list, tuple)) or len(value) != 2:
-            _fail("config.json", name, "be a pair (low, high)", value)
+            fail("config.json", name, "be a pair (low, high)", value)
         return tuple(_number(name, bound) for bound in value)
     if field == "eos_token_ids":
         ids = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
         if not all(type(i) is int and i >= 0 for i in ids):
-            _fail("config.json", name, "be a token id or a list of them", value)
+            fail("config.json", name, "be a token id or a list of them", value)
         return tuple(ids)
     if isinstance(default, bool) and not isinstance(value, bool):
-        _fail("config.json", name, "be true or false", value)
+        fail("config.json", name, "be true or false", value)
     return _number(name, value) if isinstance(default, float) else value
 
 
@@ -159,19 +156,19 @@ def _number(name: str, value: Any) -> float:
     with suppress(TypeError, ValueError, OverflowError):
         if not isinstance(text, bool):
             return float(text)  # type: ignore[arg-type]
-    _fail("config.json", name, "be a number", value)
+    fail("config.json", name, "be a number", value)
 
 
 def _pattern(name: str, value: Any) -> str:
     if not isinstance(value, (str, list, tuple)):
-        _fail("config.json", name, "be a string or a list of layer types", value)
+        fail("config.json", name, "be a string or a list of layer types", value)
     layers = [str(layer) for layer in value]
     for layer in layers:
         if layer in ("moe", "E"):
             rule = "hold mamba, attention and mlp layers only (moe layers are not built)"
             _not_built("config.json", name, rule, layer)
         if layer not in _LETTERS:
-            _fail("config.json", name, f"hold only {', '.join(_LETTERS)}", layer)
+            fail("config.json", name, f"hold only {', '.join(_LETTERS)}", layer)
     return "".join(_LETTERS[layer] for layer in layers)
 
 
@@ -186,7 +183,7 @@ def stages_from_upstream(pdrop_type: str, merge_module: str) -> tuple[Compressio
         ValueError: naming the stage, the rule and the value.
     """
     if merge_module not in ("CrossAttention", "no_merge"):
-        _fail("upstream", "merge_module", "be 'CrossAttention' or 'no_merge'", merge_module)
+        fail("upstream", "merge_module", "be 'CrossAttention' or 'no_merge'", merge_module)
     transfers = merge_module == "CrossAttention"
     return tuple(_stage(text, transfers) for text in pdrop_type.split("-"))
 
@@ -197,11 +194,11 @@ def _stage(text: str, transfers: bool) -> CompressionStage:
     try:
         layer, keep = int(numbers[0]), float(numbers[1])
     except (IndexError, ValueError):
-        _fail("upstream", "pdrop_type", form, text)
+        fail("upstream", "pdrop_type", form, text)
     if len(numbers) != 2:
-        _fail("upstream", "pdrop_type", form, text)
+        fail("upstream", "pdrop_type", form, text)
     if "attn" not in kind and "uni" not in kind:
-        _fail("upstream", "pdrop_type", "have stage types that contain attn or uni", text)
+        fail("upstream", "pdrop_type", "have stage types that contain attn or uni", text)
     try:
         return CompressionStage(
             layer,
@@ -216,7 +213,7 @@ def _stage(text: str, transfers: bool) -> CompressionStage:
 def stages_from_hf(config: Mapping[str, Any]) -> tuple[CompressionStage, ...]:
     """The stages that upstream stored beside the language model in config.json; () if none."""
     if config.get("use_pdrop") not in (True, False, None):
-        _fail("config.json", "use_pdrop", "be true or false", config["use_pdrop"])
+        fail("config.json", "use_pdrop", "be true or false", config["use_pdrop"])
     if not config.get("use_pdrop"):
         return ()
     return stages_from_upstream(
@@ -235,7 +232,7 @@ def projector_from_upstream(arch_specifier: str) -> ProjectorConfig:
     match = re.fullmatch(r"(tome_mlp|fused_tome_mlp)-([1-9]\d*)", arch_specifier)
     if match is None:
         rule = "be gelu_mlp, tome_mlp-N or fused_tome_mlp-N with N tokens per frame"
-        _fail("upstream", "arch_specifier", rule, arch_specifier)
+        fail("upstream", "arch_specifier", rule, arch_specifier)
     return ProjectorConfig(kind=match[1], num_tokens=int(match[2]))
 
 
@@ -251,7 +248,7 @@ def vision_from_upstream(vision_backbone_id: str) -> VisionConfig:
         return VISION_PRESETS[vision_backbone_id]
     if re.match(r"dino|internvideo", vision_backbone_id) or "+" in vision_backbone_id:
         _not_built(owner, name, f"{rule} (no other encoder is built)", vision_backbone_id)
-    _fail(owner, name, rule, vision_backbone_id)
+    fail(owner, name, rule, vision_backbone_id)
 
 
 # what a missing key means to transformers' SiglipVisionConfig; all but the last are our names too
@@ -275,10 +272,10 @@ def vision_config_from_hf(config: Mapping[str, Any]) -> VisionConfig:
     """
     kind = config.get("model_type")
     if kind not in ("siglip", "siglip_vision_model"):
-        _fail("config.json", "model_type", "be 'siglip' or 'siglip_vision_model'", kind)
+        fail("config.json", "model_type", "be 'siglip' or 'siglip_vision_model'", kind)
     tower = config.get("vision_config", {}) if kind == "siglip" else config
     if not isinstance(tower, Mapping):
-        _fail("config.json", "vision_config", "be an object with fields", tower)
+        fail("config.json", "vision_config", "be an object with fields", tower)
     return VisionConfig(**{k: tower.get(k, value) for k, value in _HF_SIGLIP_DEFAULTS.items()})
 
 

@@ -138,18 +138,12 @@ def build_prompt(
         answer_prefix: words that the answer is forced to begin with; tokenised on their own.
 
     Raises:
-        ValueError: blank question, roles out of order, two places for the vision tokens, a place
-            for them without vision, or an unknown template.
+        ValueError: blank question, text that is no UTF-8, roles out of order, two places for the
+            vision tokens, a place for them without vision, or an unknown template.
 
     Source: upstream TimeViper's conversation templates.
     """
-    messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
-    _check_turns(messages)
-    if messages[-1]["role"] == "assistant" and messages[-1]["content"]:
-        raise ValueError(
-            "prompt: messages must end with the user's turn, got an answered assistant turn; "
-            "pass the words an answer begins with as answer_prefix"
-        )
+    messages = conversation(question, answer_prefix)
     pieces = _pieces(_place_vision(messages, vision, preface), chat_template(template))
     # in one piece, so that a tokenizer without the role markers still sees running text
     prompt = _encode(tokenizer, [("".join(text for text, _ in pieces), False)])
@@ -160,6 +154,23 @@ def build_prompt(
         text=prompt.text + answer_prefix,
         supervised=prompt.supervised + [False] * len(forced),
     )
+
+
+def conversation(question: str | Sequence[Message], answer_prefix: str = "") -> Sequence[Message]:
+    """The question as messages, once they can be answered.
+
+    Raises:
+        ValueError: as `build_prompt` of these two.
+    """
+    messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
+    _check_turns(messages)
+    _expect_unicode("answer_prefix", answer_prefix)
+    if messages[-1]["role"] == "assistant" and messages[-1]["content"]:
+        raise ValueError(
+            "prompt: messages must end with the user's turn, got an answered assistant turn; "
+            "pass the words an answer begins with as answer_prefix"
+        )
+    return messages
 
 
 def training_prompt(
@@ -220,10 +231,17 @@ def _check_turns(messages: Sequence[Message]) -> None:
         if not isinstance(content, str):
             kind = type(content).__name__
             raise ValueError(f"prompt: content must be a string, got {kind} in turn {i}")
+        _expect_unicode("question" if role == "user" else "answer", content)
         if role == "user" and not _RUN.sub("", content).strip():
             raise ValueError(f"prompt: question must not be empty or blank, got {content!r}")
         if role == "assistant" and not content and i < len(messages) - 1:
             raise ValueError(f"prompt: answer must not be empty before the last turn, got turn {i}")
+
+
+def _expect_unicode(name: str, text: str) -> None:
+    """Refuse lone surrogates, as which bytes arrive from a command line that is no UTF-8."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"prompt: {name} must be valid UTF-8 text, got {text!r}")
 
 
 def _refuse_question(value: str) -> NoReturn:

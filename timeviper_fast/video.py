@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -24,14 +23,17 @@ from torch import Tensor
 
 from timeviper_fast.sampling import Policy, parse_policy
 from timeviper_fast.video_file import FileReader, VideoError
+from timeviper_fast.video_images import (
+    AnimationReader,
+    ImagesReader,
+    images_in,
+    is_animation,
+    is_image,
+)
 from timeviper_fast.video_writer import write_video
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as PillowImage
 
 __all__ = ["Frames", "Video", "VideoError", "open_video", "read_video", "write_video"]
 
-_IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 # the rate of frames that come without times, as VideoChat-Flash takes image folders
 _DEFAULT_FPS = 1.0
 
@@ -203,9 +205,9 @@ def open_video(
 
     Args:
         source: a video file; a directory of images, in natural order of their names (frame 2 before
-            frame 10), turned as EXIF says, 16-bit grey by its high byte; one image; an .npy file,
-            tensor or array (frames, height, width, 3) uint8; an .npz file with such an array
-            `frames` and, optionally, its `seconds`.
+            frame 10), turned as EXIF says, 16-bit grey by its high byte; one image, which may be an
+            animated GIF, PNG or WebP; an .npy file, tensor or array (frames, height, width, 3)
+            uint8; an .npz file with such an array `frames` and, optionally, its `seconds`.
         fps: frames per second of images and arrays (1 when left out); a file carries its own.
         on_error: "raise" on frames that are missing or cannot be decoded, or "use" the others and
             count the lost ones in `lost_frames`.
@@ -224,9 +226,12 @@ def open_video(
     if not isinstance(source, (str, os.PathLike)):
         rule = "be a path, a tensor or an array"
         raise ValueError(f"open_video: source must {rule}, got {type(source).__name__}")
+    if not os.fspath(source):
+        raise ValueError("open_video: source must not be empty (the current directory is '.')")
     path = Path(source)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or directory")
+        # not the path: it would write one slash of a web address, of which none is read
+        raise FileNotFoundError(f"{os.fspath(source)}: no such file or directory")
     return Video(str(path), _reader(path, fps), on_error)
 
 
@@ -246,17 +251,18 @@ def read_video(
 
 def _reader(path: Path, fps: float | None) -> Reader:
     if path.is_dir():
-        return _ImagesReader(path, _images_in(path), fps)
+        files = images_in(path)
+        return ImagesReader(path, files, _timeline(str(path), len(files), None, fps))
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty")
     if path.suffix.lower() in (".npy", ".npz"):
         return _ArrayReader(str(path), *_load_array(path), fps)
-    if path.suffix.lower() in _IMAGES:
-        return _ImagesReader(path, [path], fps)
+    if is_image(path) and not is_animation(path):
+        return ImagesReader(path, [path], _timeline(str(path), 1, None, fps))
     if fps is not None:
         rule = "be left out for a video file (it carries its own times)"
         raise ValueError(f"open_video: fps must {rule}, got {fps}")
-    return FileReader(path)
+    return AnimationReader(path) if is_image(path) else FileReader(path)
 
 
 class _ArrayReader:
@@ -283,36 +289,6 @@ class _ArrayReader:
     def read(self, positions: list[int], faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
         for position in positions:
             yield position, self._array[position]
-
-
-class _ImagesReader:
-    """A video given as image files; the first one decides the size."""
-
-    def __init__(self, path: Path, files: list[Path], fps: float | None) -> None:
-        if not files:
-            raise VideoError(
-                f"{path}: the directory holds no images ({', '.join(sorted(_IMAGES))})"
-            )
-        self._files = files
-        self.missing = self.skipped = 0
-        self.seconds, self.fps, self.duration = _timeline(str(path), len(files), None, fps)
-        faults: list[str] = []
-        pictures = (_load_image(file, faults) for file in files)
-        first = next((picture for picture in pictures if picture is not None), None)
-        if first is None:
-            raise VideoError(f"{path}: no image of it can be decoded ({faults[0]})")
-        self.size = (first.shape[0], first.shape[1])
-
-    def read(self, positions: list[int], faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-        for position in positions:
-            picture = _load_image(self._files[position], faults)
-            if picture is None:
-                continue
-            if picture.shape[:2] != self.size:
-                have, first = (f"{w}x{h}" for h, w in (picture.shape[:2], self.size))
-                faults.append(f"{self._files[position].name} is {have}, the first image {first}")
-                continue
-            yield position, picture
 
 
 def _timeline(
@@ -351,41 +327,3 @@ def _load_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         names = ", ".join(arrays) or "none"
         raise VideoError(f"{path}: it must hold an array named frames, got {names}")
     return arrays["frames"], arrays.get("seconds")
-
-
-def _images_in(path: Path) -> list[Path]:
-    def natural(file: Path) -> list[Any]:
-        parts = re.split(r"(\d+)", file.name)
-        return [int(part) if i % 2 else part.lower() for i, part in enumerate(parts)]
-
-    files = (file for file in path.iterdir() if not file.name.startswith("."))
-    return sorted((file for file in files if file.suffix.lower() in _IMAGES), key=natural)
-
-
-def _load_image(file: Path, faults: list[str]) -> np.ndarray | None:
-    """(H, W, 3) uint8, upright; None, and a word in `faults`, where it cannot be decoded."""
-    try:
-        from PIL import Image, ImageOps
-    except ModuleNotFoundError as error:
-        remedy = 'pip install "timeviper-fast[vision]"'
-        raise VideoError(f"images need the package pillow; {remedy}") from error
-    try:
-        # as a stream: by its path, Pillow maps a TIFF file and scrambles one that is turned
-        with file.open("rb") as stream, Image.open(stream) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
-        faults.append(f"{file.name}: {reason}")
-        return None
-
-
-def _to_rgb(image: PillowImage) -> np.ndarray:
-    """(H, W, 3) uint8 as Pillow converts it, which would clip deeper pixels to 255."""
-    if image.mode.startswith("I;16"):
-        # the high byte, as Pillow itself takes it of 16-bit colours
-        grey = np.asarray(image) >> 8
-        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
-    if image.mode in ("I", "F"):
-        rule = "pixels must be of 8 or 16 bits"
-        raise ValueError(f"{rule}, got Pillow's mode {image.mode}, which has no known range")
-    return np.asarray(image.convert("RGB"))

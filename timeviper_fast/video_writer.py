@@ -29,7 +29,8 @@ def write_video(
     """Encode frames to a video file, in full or not at all: it appears when it is complete.
 
     Args:
-        path: the file; its suffix chooses the container (.mp4, .mkv, .ts, ...).
+        path: the file; its suffix chooses the container (.mp4, .mkv, .ts, ...). Its directory is
+            made.
         frames: (H, W, 3) uint8 each, all of one even height and width; taken one at a time.
         fps: frames per second, where `seconds` does not say otherwise.
         seconds: presentation time of every frame, ascending: a variable frame rate.
@@ -46,6 +47,7 @@ def write_video(
     tick = 1 / rate if seconds is None else Fraction(1, 90_000)
     stamps = count() if seconds is None else (round(Fraction(time) / tick) for time in seconds)
     av = import_av()
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with av.open(str(partial), "w") as container:
             stream = container.add_stream(codec, rate=rate, options=options or {})

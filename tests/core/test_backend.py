@@ -5,6 +5,7 @@ No machine needs a GPU here: tensors of FakeTensorMode carry the device cuda wit
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,11 @@ from tvkernels.core import backend
 from tvkernels.core.backend import ROOMS, backend_for, triton_version
 
 NO_KERNEL = "no Triton kernel in this version"
-REMEDY = r"run it inside tvkernels\.use_backend\('reference'\), or move its tensors to the CPU$"
+REMEDY = (
+    r'run it inside tvkernels\.use_backend\("reference"\), or move its tensors to the CPU '
+    r'\(device="cpu"\)$'
+)
+INDICES = {"uniform_topk", "dropped_indices"}
 
 
 @pytest.fixture
@@ -173,44 +178,65 @@ def test_a_compiled_function_follows_use_backend():
 
 
 def rows(device: str) -> dict[str, backend.OpBackend]:
-    return {row.room: row for row in tvkernels.explain() if row.device == device}
+    return {row.op: row for row in tvkernels.explain() if row.device == device}
 
 
-def test_explain_has_one_row_per_room():
+def test_explain_has_one_row_per_public_op():
+    functions = {n for n in tvkernels.__all__ if inspect.isfunction(getattr(tvkernels, n))}
     here = rows("cpu")
-    assert tuple(here) == ROOMS
-    assert {(row.backend, row.reason) for row in here.values()} == {
-        ("reference", "a CPU tensor: plain PyTorch")
-    }
+    assert set(here) == functions - {"explain", "use_backend"}
+    assert len(tvkernels.explain()) == len(here)
+    assert {row.backend for row in here.values()} == {"reference"}
+    assert here["tome_merge"].reason == "a CPU tensor: plain PyTorch"
+    assert here["uniform_topk"].reason == "index arithmetic: plain PyTorch"
+
+
+def test_explain_names_the_room_of_each_op():
+    here = rows("cpu")
+    assert {room for row in here.values() for room in row.room.split(", ") if room} == set(ROOMS)
+    for name, row in here.items():
+        if name in INDICES:
+            assert row.room == ""
+            continue
+        # where the function is written, or what it is composed of
+        module = getattr(tvkernels, name).__module__.split(".")[1]
+        composed = "causal_conv1d, ssd, rmsnorm"
+        assert row.room == (composed if module == "split_conv1d_scan" else module), name
 
 
 @pytest.mark.usefixtures("no_kernel")
 def test_explain_has_cuda_rows_where_there_is_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     there = rows("cuda")
-    assert tuple(there) == ROOMS
-    for row in there.values():
-        assert row.backend == "unavailable"
-        assert NO_KERNEL in row.reason
+    assert there.keys() == rows("cpu").keys()
+    for name, row in there.items():
+        assert row.backend == ("reference" if name in INDICES else "unavailable")
+        assert name in INDICES or NO_KERNEL in row.reason
 
 
 @pytest.mark.usefixtures("rmsnorm_has_a_kernel", "triton_is_installed")
 def test_explain_names_the_triton_that_runs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(backend.metadata, "version", lambda name: f"0.0 of {name}")
-    assert rows("cuda")["rmsnorm"].backend == "triton"
-    assert rows("cuda")["rmsnorm"].reason == "a CUDA tensor: Triton 0.0 of triton"
-    assert rows("cuda")["tome"].backend == "unavailable"
+    assert rows("cuda")["rms_norm"].backend == "triton"
+    assert rows("cuda")["rms_norm"].reason == "a CUDA tensor: Triton 0.0 of triton"
+    assert rows("cuda")["tome_merge"].backend == "unavailable"
+    # a composed op runs when all that it is composed of do
+    composed = rows("cuda")["mamba_split_conv1d_scan_combined"]
+    assert composed.backend == "unavailable"
+    assert composed.reason == f"causal_conv1d: it has {NO_KERNEL}"
 
 
 @pytest.mark.usefixtures("no_kernel")
 def test_explain_says_what_is_forced():
+    def found():
+        forced = (row for row in tvkernels.explain() if row.op not in INDICES)
+        return {(row.backend, row.reason) for row in forced}
+
     with tvkernels.use_backend("reference"):
-        assert {(row.backend, row.reason) for row in tvkernels.explain()} == {
-            ("reference", "forced by use_backend: plain PyTorch")
-        }
+        assert found() == {("reference", "forced by use_backend: plain PyTorch")}
     with tvkernels.use_backend("triton"):
-        assert {row.backend for row in tvkernels.explain()} == {"unavailable"}
+        assert {backend for backend, _ in found()} == {"unavailable"}
 
 
 @pytest.mark.usefixtures("triton_is_missing")

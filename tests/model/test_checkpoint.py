@@ -162,8 +162,14 @@ def test_a_forgotten_check_is_seen(monkeypatch):
 @pytest.mark.parametrize("shard", ["5GB", "40KB"])
 def test_round_trip(tmp_path, shard):
     model = randomise(Whole(CONFIG))
+    written: list[tuple[int, int]] = []
     target = save_pretrained(
-        model, CONFIG, byte_tokenizer(), tmp_path / "new" / "model", max_shard_size=shard
+        model,
+        CONFIG,
+        byte_tokenizer(),
+        tmp_path / "new" / "model",
+        max_shard_size=shard,
+        progress=lambda done, total: written.append((done, total)),
     )
     files = weight_files(target)
     assert len(files) > 5 if shard == "40KB" else files == [target / "model.safetensors"]
@@ -176,6 +182,10 @@ def test_round_trip(tmp_path, shard):
     assert_same(loaded, dict(model.state_dict()))
     total = len(model.state_dict())
     assert seen == [(i + 1, total) for i in range(total)]
+    assert len(written) == 1 + len(files)
+    assert written[0] == (0, total)
+    assert written == sorted(set(written))
+    assert written[-1] == (total, total)
     assert all(p.requires_grad and type(p) is nn.Parameter for p in loaded.parameters())
     tokenizer = load_tokenizer(directory)
     assert tokenizer("né</s>").input_ids == byte_tokenizer()("né</s>").input_ids
@@ -255,6 +265,10 @@ def test_what_is_there_is_not_overwritten_by_accident(tmp_path):
     assert (photos / "cat.jpg").exists()
     with pytest.raises(CheckpointError, match="directory must be new or empty"):
         save_pretrained(nn.Linear(2, 2), CONFIG, None, photos / "cat.jpg")
+    with pytest.raises(CheckpointError, match=r"directory must be one that can be written \(.*cat"):
+        save_pretrained(nn.Linear(2, 2), CONFIG, None, photos / "cat.jpg" / "m")
+    with pytest.raises(CheckpointError, match="directory must be named, got ''"):
+        save_pretrained(nn.Linear(2, 2), CONFIG, None, "")
 
 
 def test_an_interrupted_save_leaves_nothing(tmp_path):
@@ -316,7 +330,7 @@ def test_a_path_or_a_hub_id(tmp_path, monkeypatch):
 
     assert local_directory(tmp_path) == tmp_path
     (tmp_path / "file").write_text("")
-    for wrong in (tmp_path / "nowhere", tmp_path / "file", "./models/mine", "one", "a/b/c"):
+    for wrong in (tmp_path / "nowhere", tmp_path / "file", "./models/mine", "one", "a/b/c", ""):
         with pytest.raises(CheckpointError, match=r"path must be a directory or a Hugging Face"):
             local_directory(wrong)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

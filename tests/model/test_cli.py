@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
+from contextlib import nullcontext
 
 import pytest
 import torch
+from PIL import Image
+from rich.console import Console
 
+import tvkernels
 from tests.model.checkpoints import assert_same, llm_directory, siglip_tower, vlm_state
 from tests.model.goldens import TRANSV, tiny_backbone
 from timeviper_fast import TimeViper, cli
@@ -112,7 +115,51 @@ def test_doctor_lists_every_op(run):
     assert all(row["reason"] for row in rows)
     code, out, _ = run("doctor")
     assert code == 0
-    assert "torch" in out
+    assert f"torch {torch.__version__}" in out
+    lines = {line.split()[0]: line for line in out.splitlines() if line}
+    for name in set(tvkernels.__all__) - {"explain", "use_backend"}:
+        if inspect.isfunction(getattr(tvkernels, name)):
+            assert "plain PyTorch" in lines[name]
+    assert "causal_conv1d, ssd, rmsnorm" in lines["mamba_split_conv1d_scan_combined"]
+
+
+def test_doctor_says_what_to_type_where_an_op_cannot_run(run, monkeypatch):
+    row = tvkernels.OpBackend("tome_merge", "tome", "cuda", "unavailable", "it has no kernel")
+    monkeypatch.setattr(cli, "explain", lambda: [row])
+    assert "--backend reference (plain PyTorch) or --device cpu" in run("doctor")[1]
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """A terminal of 40 columns."""
+    for name in ("out", "err"):
+        console = Console(stderr=name == "err", force_terminal=True, width=40, color_system=None)
+        monkeypatch.setattr(cli, name, console)
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_narrow_terminal_breaks_no_name(run, home):
+    _, doctor, _ = run("doctor")
+    assert {row.op for row in tvkernels.explain()} <= set(doctor.splitlines())
+    _, info, _ = run("info", "tiny")
+    _, _, stops = run(
+        "ask", home / "video.mp4", "What?", "--model", home / "model", "--times",
+        "--stream", "--max-new-tokens", 2,
+    )  # fmt: skip
+    lines = stops.splitlines()
+    assert {"decode", "prefill", "  uniform at layer 2", "  attention at layer 8"} <= set(lines)
+    assert any(line.startswith("    shape 6 x 3 x 98 x 98, ms ") for line in lines)
+    assert max(map(len, [*doctor.splitlines(), *info.splitlines(), *lines])) <= 40
+
+
+def test_a_pipe_gets_whole_rows(run, home, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    _, out, _ = run("doctor")
+    assert max(map(len, out.splitlines())) > 80
+
+
+def test_version(run):
+    assert run("--version") == (0, f"timeviper-fast {tvkernels.__version__}\n", "")
 
 
 def test_demo_writes_a_video_and_shows_the_stops(run, tmp_path):
@@ -122,6 +169,25 @@ def test_demo_writes_a_video_and_shows_the_stops(run, tmp_path):
     assert "random" in err
     assert "prefill" in err
     assert os.listdir(tmp_path / "demo") == ["demo-3s.mp4"]
+
+
+def test_demo_takes_a_video_and_a_question_of_ones_own(run, home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("demo", home / "video.mp4", "--question", "Where is [it]?", "--json")
+    assert code == 0
+    assert len(json.loads(out)["frame_seconds"]) == 6
+    said = " ".join(err.split())
+    assert "video.mp4: 6 s of video. The model is tiny and its weights are random (seeded)" in said
+    assert "Q Where is [it]?" in said
+    assert os.listdir(tmp_path) == []
+    one_line(run("demo", home / "video.mp4", "--question", " "), "must not be empty or blank")
+    one_line(run("demo", home / "nothing.mp4"), "nothing.mp4: no such file or directory")
+
+
+def test_demo_without_the_video_library_leaves_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    one_line(run("demo", "--directory", tmp_path / "demo"), 'pip install "timeviper-fast[video]"')
+    assert os.listdir(tmp_path) == []
 
 
 def one_line(result, *words):
@@ -159,6 +225,80 @@ class TestMistakes:
         ask = ("ask", home / "video.mp4", " ", "--model", home / "model")
         one_line(run(*ask), "question must not be empty or blank")
 
+    def test_a_question_that_is_no_utf8(self, run, home):
+        ask = ("ask", home / "video.mp4", "O\udcf9?", "--model", home / "model")
+        one_line(run(*ask), "question must be valid UTF-8 text, got 'O\\udcf9?'")
+        ask = ("ask", home / "video.mp4", "Where?", "--model", home / "model")
+        one_line(run(*ask, "--answer-prefix", "\udcf9"), "--answer-prefix must be valid UTF-8")
+
+    @pytest.mark.parametrize(
+        ("words", "named"),
+        [
+            (("ask", "", "What?", "--model", "model"), "'video': must not be empty"),
+            (("ask", "video.mp4", "What?", "--model", ""), "'--model': must not be empty"),
+            (("info", ""), "MODEL must be a preset (nemotron-nano-9b-v2, "),
+            (("info", "nope"), "tiny), a model directory or a Hub id (owner/name), got 'nope'"),
+            (("convert", "", "--llm", "x"), "'output': must not be empty"),
+            (("convert", "new", "--llm", ""), "'--llm': must not be empty"),
+            (("convert", "new", "--llm", "x", "--vlm", " "), "'--vlm': must not be empty"),
+            (("demo", "--seconds", 0), "'--seconds'"),
+        ],
+    )
+    def test_what_is_left_empty_is_not_the_current_directory(
+        self, run, home, monkeypatch, words, named
+    ):
+        monkeypatch.chdir(home / "model")
+        one_line(run(*words), named)
+
+    @pytest.mark.parametrize(
+        ("mistake", "words"),
+        [
+            (("--chunk", 0), "--chunk must be a positive number of tokens, got 0"),
+            (("--frame-batch", -3), "--frame-batch must be a positive number of frames, got -3"),
+            (("--max-new-tokens", -1), "--max-new-tokens must be a positive number of tokens"),
+            (("--temperature", "nan"), "--temperature must be 0 or more, got nan"),
+            (("--top-k", -1), "--top-k must be 0 (off) or more, got -1"),
+            (("--top-p", 2), "--top-p must lie in (0, 1], got 2.0"),
+            (("--seed", 2**63), "--seed must be an int of 64 bits"),
+            (("--sample", "fps:0"), "fps must be a finite number above 0"),
+            (("--answer-prefix", "\udcf9"), "--answer-prefix must be valid UTF-8"),
+            (("--dtype", "int8"), "'int8' is not one of 'bfloat16', 'float16', 'float32'"),
+            (("--backend", "cuda"), "'cuda' is not one of 'reference', 'triton'"),
+        ],
+    )
+    def test_cheap_mistakes_are_found_before_anything_is_read(
+        self, run, home, monkeypatch, mistake, words
+    ):
+        def read(*args, **kwargs):
+            pytest.fail("the model or the video is read")
+
+        monkeypatch.setattr(TimeViper, "from_pretrained", read)
+        monkeypatch.setattr(cli, "open_video", read)
+        ask = ("ask", home / "video.mp4", "What?", "--model", home / "model", *mistake)
+        one_line(run(*ask), words)
+        ask = ("ask", home / "video.mp4", "", "--model", home / "model")
+        one_line(run(*ask), "question must not be empty or blank")
+
+    def test_an_op_that_cannot_run_names_the_options(self, run, home):
+        ask = ("ask", home / "video.mp4", "What?", "--model", home / "model", "--backend", "triton")
+        result = run(*ask)
+        one_line(result, "; --backend reference (plain PyTorch) or --device cpu runs it")
+        assert "use_backend" not in result[2]
+
+    @pytest.mark.parametrize("parent", ["file", "/proc"])
+    def test_convert_knows_first_whether_it_can_write(self, run, tmp_path, monkeypatch, parent):
+        if parent == "/proc" and not os.path.isdir(parent):
+            pytest.skip("a directory where nobody can write")
+        (tmp_path / "file").touch()
+        monkeypatch.setattr(cli.checkpoint, "upstream_config", lambda *_, **__: pytest.fail("read"))
+        target = os.path.join(tmp_path, parent, "new")
+        one_line(
+            run("convert", target, "--llm", tmp_path),
+            f"directory must be one that can be written ({os.path.dirname(target)}: ",
+            f"got {target}",
+        )
+        assert os.listdir(tmp_path) == ["file"]
+
     @pytest.mark.parametrize(
         ("stage", "words"),
         [
@@ -189,15 +329,9 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("option", "words"),
         [
-            (("--sample", "every:2"), "every:2"),
-            (("--temperature", -1), "temperature must be 0 or more, got -1"),
-            (("--top-p", 0), "top_p must lie in (0, 1], got 0"),
-            (("--max-new-tokens", 0), "max_new_tokens must be a positive number"),
-            (("--device", "nope"), "device must be cpu, cuda or cuda:N, got 'nope'"),
-            (("--device", "meta"), "device must be one that can compute, got 'meta'"),
-            (("--seed", 10**20), "seed must be an int of 64 bits"),
-            (("--dtype", "int8"), "--dtype must be one of bfloat16, float16, float32, got 'int8'"),
-            (("--backend", "cuda"), "name must be one of reference, triton, got 'cuda'"),
+            (("--sample", "every:2"), "--sample must be one of fps:RATE"),
+            (("--device", "nope"), "--device must be cpu, cuda or cuda:N, got 'nope'"),
+            (("--device", "meta"), "--device must be one that can compute, got 'meta'"),
             (("--backend", "triton"), "it has no Triton kernel in this version"),
             (("--nonsense", 1), "--nonsense"),
             (("--top-k", "many"), "'--top-k'"),
@@ -215,7 +349,7 @@ class TestMistakes:
         assert os.listdir(tmp_path) == ["precious.txt"]
 
     def test_an_unknown_command(self, run):
-        one_line(run("answer"), "answer")
+        one_line(run("answer"), "answer", " --help")
 
     def test_debug_shows_the_traceback(self, monkeypatch, home):
         arguments = ["ask", str(home / "no.mp4"), "?", "--model", str(home / "model"), "--debug"]
@@ -224,7 +358,9 @@ class TestMistakes:
             cli.main()
 
 
-def test_convert_makes_one_directory_of_upstreams_parts(run, home, tmp_path):
+def test_convert_makes_one_directory_of_upstreams_parts(run, home, tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(cli, "_progress", lambda **_: nullcontext(lambda *step: steps.append(step)))
     llm = llm_directory(tmp_path / "llm", merge=False)
     byte_tokenizer().save_pretrained(llm)
     torch.save(vlm_state(), tmp_path / "vlm.bin")
@@ -237,6 +373,7 @@ def test_convert_makes_one_directory_of_upstreams_parts(run, home, tmp_path):
         "--dtype", "float32",
     )  # fmt: skip
     assert code == 0, err
+    assert {name for name, done, total in steps if done == total > 0} == {"read", "written"}
     code, out, _ = run("info", tmp_path / "model", "--json")
     facts = json.loads(out)
     assert facts["tokens_per_frame"] == 4
@@ -254,35 +391,19 @@ def test_damaged_video_is_used_on_request(run, home, tmp_path):
     write_video(cut, frames, fps=5, options={"g": "5"})
     cut.write_bytes(cut.read_bytes()[: len(cut.read_bytes()) // 2])
     ask = ("ask", cut, "What?", "--model", home / "model", "--max-new-tokens", 2)
-    one_line(run(*ask), "cut.mkv")
+    one_line(run(*ask), "cut.mkv", "; --salvage takes what can be decoded")
     code, out, err = run(*ask, "--salvage")
     assert code == 0
     assert out.strip()
-    assert "could not be decoded and were left out" in err
+    assert re.search(r"^\d+ frames could not be used and were left out$", err.strip())
+    # the first image decides the size
+    for number, size in enumerate([(64, 48), (64, 48), (48, 64)]):
+        Image.new("RGB", size).save(tmp_path / f"{number}.png")
+    code, _, err = run("ask", tmp_path, *ask[2:], "--salvage")
+    assert (code, err) == (0, "1 frame could not be used and was left out\n")
 
 
 def tiny_frames():
     generator = torch.Generator().manual_seed(0)
     for _ in range(30):
         yield torch.randint(256, (48, 64, 3), generator=generator, dtype=torch.uint8)
-
-
-def test_ctrl_c_is_one_line_and_leaves_nothing_behind(tmp_path):
-    command = [sys.executable, "-m", "timeviper_fast", "demo", "--seconds", "3600"]
-    process = subprocess.Popen(
-        [*command, "--directory", str(tmp_path / "demo")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "demo").is_dir() or not os.listdir(tmp_path / "demo"):
-        assert time.monotonic() < deadline, "the video was never begun"
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert out == ""
-    assert err.strip() == "timeviper-fast: interrupted"
-    assert os.listdir(tmp_path / "demo") == []

@@ -241,7 +241,9 @@ def test_a_demo_video_that_cannot_be(tmp_path):
 
 
 def test_a_model_without_tokenizer_says_so(video):
-    with pytest.raises(ValueError, match="ask: the model must have a tokenizer, got None"):
+    with pytest.raises(
+        ValueError, match=r"ask: model must have a tokenizer, got None; set model\.tokenizer"
+    ):
         TimeViper(tiny_model().config).ask(video, "What?")
 
 

@@ -254,6 +254,7 @@ def test_stop_ids() -> None:
         (" \n\t", "question must not be empty or blank, got ' "),
         ("<video>\n", "question must not be empty or blank, got '<video>"),
         ([], "question must not be empty or blank, got no messages"),
+        ("O\udcf9 est-il?", r"question must be valid UTF-8 text, got 'O\\udcf9 est-il\?'"),
         (b"Who?", r"question must be text, or a list of messages .*, got bytes$"),
         (None, r"question must be text, .*, got NoneType$"),
         (user("Who?"), r"question must be text, .*, got dict$"),

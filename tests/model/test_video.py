@@ -395,6 +395,8 @@ def test_a_wrong_path_and_wrong_arguments(folder: Path) -> None:
         open_video(clip, fps=-1)
     with pytest.raises(ValueError, match="on_error must be one of raise, use, got 'skip'"):
         open_video(clip, on_error="skip")
+    with pytest.raises(ValueError, match="source must not be empty"):
+        open_video("")
     for source in (None, 3, [picture(0)], b"video.mp4"):
         words = f"source must be a path, a tensor or an array, got {type(source).__name__}"
         with pytest.raises(ValueError, match=words):
@@ -460,6 +462,69 @@ def test_images_come_in_natural_order(tmp_path: Path) -> None:
     assert (video.fps, video.duration, video.size) == (2, 2.5, (HEIGHT, WIDTH))
     assert open_video(tmp_path).fps == 1.0
     assert [number_of(f) for f in read_video(tmp_path / "Frame10.png").rgb] == [10]
+
+
+def animate(path: Path, numbers: list[int], milliseconds: list[int], **options) -> None:
+    first, *others = (Image.fromarray(picture(number)) for number in numbers)
+    extra = {"lossless": True} if path.suffix == ".webp" else {}
+    first.save(path, save_all=True, append_images=others, duration=milliseconds, **extra, **options)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_an_animated_image_is_a_video(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"moving.{suffix}"
+    animate(path, [3, 1, 4, 15, 9], [100, 250, 50, 400, 200])
+    video = open_video(path)
+    assert video.seconds.tolist() == pytest.approx([0, 0.1, 0.35, 0.4, 0.8])
+    assert (video.duration, video.fps) == pytest.approx((1.0, 5.0))
+    assert (video.size, video.lost_frames) == ((HEIGHT, WIDTH), 0)
+    assert numbers(video.frames(range(5), 2)) == [3, 1, 4, 15, 9]
+    assert numbers(video.frames([1, 3, 4])) == [1, 15, 9]
+    with pytest.raises(ValueError, match="fps must be left out for a video file"):
+        open_video(path, fps=2)
+
+
+def test_delays_too_short_to_be_meant_last_as_browsers_show_them(tmp_path: Path) -> None:
+    animate(tmp_path / "a.gif", [1, 2, 3], [0, 10, 20])
+    assert open_video(tmp_path / "a.gif").seconds.tolist() == pytest.approx([0, 0.1, 0.2])
+
+
+def test_what_stands_in_for_a_png_animation_is_no_frame_of_it(tmp_path: Path) -> None:
+    animate(tmp_path / "a.png", [7, 1, 2], [100, 100, 100], default_image=True)
+    video = open_video(tmp_path / "a.png")
+    assert numbers(video.frames(range(video.num_frames))) == [1, 2]
+
+
+def test_a_damaged_animation_is_used_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "cut.png"
+    animate(path, [1, 2, 3, 4], [100] * 4)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rindex(b"fdAT") + 8])
+    with pytest.raises(VideoError, match="it ends early: 1 of its frames are missing"):
+        open_video(path)
+    video = open_video(path, on_error="use")
+    assert numbers(video.frames(range(video.num_frames))) == [1, 2, 3]
+    assert video.lost_frames == 1
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+@pytest.mark.parametrize("on_error", ["raise", "use"])
+def test_an_animated_image_is_no_frame_of_a_directory(
+    tmp_path: Path, suffix: str, on_error: str
+) -> None:
+    Image.fromarray(picture(1)).save(tmp_path / f"1.{suffix}")
+    assert len(read_video(tmp_path, on_error=on_error).rgb) == 1
+    animate(tmp_path / f"2.{suffix}", [2, 3], [100, 100])
+    with pytest.raises(VideoError, match=rf"2.{suffix}: an animated image is a video of its own"):
+        read_video(tmp_path, on_error=on_error)
+
+
+def test_pages_are_no_animation(tmp_path: Path) -> None:
+    """A TIFF of several pages, or a photograph with a second view in it: the first one counts."""
+    first, second = (Image.fromarray(picture(number)) for number in (1, 2))
+    first.save(tmp_path / "1.tif", save_all=True, append_images=[second])
+    first.save(tmp_path / "2.jpg", "MPO", save_all=True, append_images=[second])
+    assert [number_of(frame) for frame in read_video(tmp_path).rgb] == [1, 1]
 
 
 def test_damaged_and_odd_images(tmp_path: Path) -> None:

@@ -179,16 +179,12 @@ VARIANTS: dict[str, Callable[[], Tensors]] = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_contract(variant: str, dtype: torch.dtype) -> None:
     inputs = VARIANTS[variant]()
-    # seed: at 16 bit the rounded cotangents alone move ddt by 3e-3 of its largest number, and the
-    # plain form can be lucky there (seed 0: 9e-4), which no other form can be asked to repeat
-    check_contract(
-        mamba_chunk_scan_combined, naive_scan, inputs, dtype=dtype, wrt=wrt(inputs), seed=1
-    )
+    check_contract(mamba_chunk_scan_combined, naive_scan, inputs, dtype=dtype, wrt=wrt(inputs))
 
 
 @pytest.mark.parametrize("seqlen", [1, 31, 32, 33, 300])
 def test_contract_at_every_kind_of_length(seqlen: int) -> None:
-    inputs = scan_inputs(batch=1, seqlen=seqlen, nheads=2)
+    inputs = scan_inputs(batch=1, seqlen=seqlen)
     check_contract(mamba_chunk_scan_combined, naive_scan, inputs, wrt=wrt(inputs))
 
 

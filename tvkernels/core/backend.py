@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
@@ -34,7 +35,29 @@ ROOMS = (
     "relu2",
 )
 
-_REMEDY = "run it inside tvkernels.use_backend('reference'), or move its tensors to the CPU"
+# which rooms a public op runs through; the ones without compute indices, in plain PyTorch anywhere
+OPS: dict[str, tuple[str, ...]] = {
+    "mamba_chunk_scan_combined": ("ssd",),
+    "mamba_split_conv1d_scan_combined": ("causal_conv1d", "ssd", "rmsnorm"),
+    "causal_conv1d_fn": ("causal_conv1d",),
+    "causal_conv1d_update": ("causal_conv1d",),
+    "causal_conv1d_varlen_states": ("causal_conv1d",),
+    "selective_state_update": ("selective_state_update",),
+    "rms_norm": ("rmsnorm",),
+    "rmsnorm_fn": ("rmsnorm",),
+    "layernorm_fn": ("rmsnorm",),
+    "tome_merge": ("tome",),
+    "attention_topk": ("attention_topk",),
+    "attention_topk_hidden": ("attention_topk",),
+    "uniform_topk": (),
+    "dropped_indices": (),
+    "gated_cross_attention": ("gated_cross_attention",),
+}
+
+_REMEDY = (
+    'run it inside tvkernels.use_backend("reference"), or move its tensors to the CPU '
+    '(device="cpu")'
+)
 
 # looked up once, because torch.compile cannot trace a look at the disk
 _ENGINES = frozenset(
@@ -52,8 +75,18 @@ class BackendUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class OpBackend:
-    """One row of `explain()`: who runs the op in `room` on `device`, and why."""
+    """One row of `explain()`: what runs the public op `op` on `device`, and why.
 
+    Attributes:
+        op: its public name.
+        room: the folder of tvkernels that holds its engine; several for a composed op, none for
+            one that only computes indices.
+        device: of the tensors it is called with: cpu or cuda.
+        backend: reference, triton or unavailable.
+        reason: why, and the engine.
+    """
+
+    op: str
     room: str
     device: str
     backend: str
@@ -95,9 +128,9 @@ def backend_for(x: torch.Tensor, room: str) -> Backend:
 
 
 def explain() -> list[OpBackend]:
-    """Which backend runs each op here, by device, and why: one row per room and device."""
+    """Which backend runs each public op here, and why: one row per op and device."""
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    return [_explain_one(room, device) for room in ROOMS for device in devices]
+    return [_explain_one(op, device) for op in OPS for device in devices]
 
 
 def triton_version() -> str | None:
@@ -110,15 +143,19 @@ def triton_version() -> str | None:
         return "unknown version"
 
 
-def _explain_one(room: str, device: str) -> OpBackend:
+def _explain_one(op: str, device: str) -> OpBackend:
+    rooms = OPS[op]
+    row = partial(OpBackend, op, ", ".join(rooms), device)
+    if not rooms:
+        return row("reference", "index arithmetic: plain PyTorch")
     backend = _forced or ("triton" if device == "cuda" else "reference")
-    obstacle = _obstacle(room, device) if backend == "triton" else None
-    if obstacle:
-        return OpBackend(room, device, "unavailable", obstacle)
+    obstacles = [_obstacle(room, device) for room in rooms] if backend == "triton" else []
+    for room, obstacle in zip(rooms, obstacles):
+        if obstacle:
+            return row("unavailable", obstacle if len(rooms) == 1 else f"{room}: {obstacle}")
     engine = f"Triton {triton_version()}" if backend == "triton" else "plain PyTorch"
-    if _forced:
-        return OpBackend(room, device, backend, f"forced by use_backend: {engine}")
-    return OpBackend(room, device, backend, f"a {device.upper()} tensor: {engine}")
+    why = "forced by use_backend" if _forced else f"a {device.upper()} tensor"
+    return row(backend, f"{why}: {engine}")
 
 
 def _obstacle(room: str, device: str) -> str | None:

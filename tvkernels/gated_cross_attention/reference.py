@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from tvkernels.core.plain import no_autocast
+
 # attention weights alive at once, 16 MB in float32; but never so few rows that k is read too often
 MAP_BLOCK = 1 << 22
 MIN_ROWS = 16
@@ -77,25 +79,20 @@ class _MatMul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(a, b)
-        with _no_autocast(a):
+        with no_autocast(a):
             return a @ b
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         (grad,) = grads
         a, b = ctx.saved_tensors
-        with _no_autocast(a):
+        with no_autocast(a):
             da = grad @ b.mT if ctx.needs_input_grad[0] else None
             if not ctx.needs_input_grad[1]:
                 return da, None
             return da, (
                 a.mT @ grad if a.ndim == b.ndim else a.flatten(0, -2).mT @ grad.flatten(0, -2)
             )
-
-
-def _no_autocast(x: torch.Tensor) -> torch.autocast:
-    # autocast does not know the meta device, on which nothing is computed
-    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor:

@@ -84,14 +84,18 @@ def _finish(
     _store(out_ptr, at, y, mask)
 
 
-# TILE: channels times rows that a program holds in MAIN at a time; at least one row
-FORWARD_CONFIGS = [
-    triton.Config({"TILE": 2048}, num_warps=4),
-    triton.Config({"TILE": 1024}, num_warps=4),
-    triton.Config({"TILE": 4096}, num_warps=8),
-    triton.Config({"TILE": 8192}, num_warps=8),
-    triton.Config({"TILE": 8192}, num_warps=16),
-]
+def _configs(*tiles_and_warps):
+    return [triton.Config({"TILE": tile}, num_warps=warps) for tile, warps in tiles_and_warps]
+
+
+# TILE: channels times rows that a program holds in MAIN at a time; at least one row.
+# sm_120 has room for 48 warps, not 64: blocks of 16 leave a quarter of it free. A warp of gfx942 is
+# 64 lanes: half as many hold a tile
+FORWARD_CONFIGS = {
+    "default": _configs((2048, 4), (1024, 4), (4096, 8), (8192, 8), (8192, 16)),
+    "sm_120": _configs((2048, 4), (1024, 4), (4096, 8), (8192, 8)),
+    "gfx942": _configs((2048, 2), (2048, 4), (4096, 4), (8192, 4), (8192, 8)),
+}
 
 
 @tuned(FORWARD_CONFIGS, key=["SIZE", "dim"])
@@ -202,12 +206,11 @@ def _loaded(
     return x, v, z, dout
 
 
-BACKWARD_CONFIGS = [
-    triton.Config({"TILE": 1024}, num_warps=8),
-    triton.Config({"TILE": 1024}, num_warps=4),
-    triton.Config({"TILE": 2048}, num_warps=8),
-    triton.Config({"TILE": 2048}, num_warps=16),
-]
+BACKWARD_CONFIGS = {
+    "default": _configs((1024, 8), (1024, 4), (2048, 8), (2048, 16)),
+    "sm_120": _configs((1024, 8), (1024, 4), (2048, 8)),
+    "gfx942": _configs((1024, 4), (1024, 2), (2048, 4), (2048, 8)),
+}
 
 
 @tuned(BACKWARD_CONFIGS, key=["SIZE", "dim"])

@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tvkernels.core.plain import no_autocast
+
 __all__ = ["CHUNK", "ChunkScan", "decays", "path_matrix"]
 
 # a longer chunk costs more per pair of tokens, a shorter one more per state: 32 is where they meet
@@ -68,7 +70,8 @@ class ChunkScan(torch.autograd.Function):
     log_decay (batch, seqlen, nheads), D (nheads, headdim) and state (header's layout) in the dtype
     of the computation. The third result, (chunks, *state.shape), is empty unless `keep_states`.
 
-    The backward keeps the inputs only: it walks the states again and holds one per span.
+    The backward keeps the inputs only: it walks the states again and holds one per span. Both
+    compute in the dtype of their arguments, also where autocast would lower their products.
     """
 
     @staticmethod
@@ -88,8 +91,9 @@ class ChunkScan(torch.autograd.Function):
         out = _dense(x)
         entering: list[Tensor] | None = [] if keep_states else None
         last = state.clone()
-        for _, paths, (out_, z_, *inputs) in _spans(delta, out, z, x, delta, log_decay, B, C):
-            last = _Piece(paths, *inputs).scan(last, D, z_, out_, entering)
+        with no_autocast(x):
+            for _, paths, (out_, z_, *inputs) in _spans(delta, out, z, x, delta, log_decay, B, C):
+                last = _Piece(paths, *inputs).scan(last, D, z_, out_, entering)
         return out, last, torch.stack(entering) if entering else state.new_empty(0, *state.shape)
 
     @staticmethod
@@ -103,13 +107,14 @@ class ChunkScan(torch.autograd.Function):
         dD = None if D is None else _dense(D).zero_()
         spans = _spans(delta, dout, z, *inputs, *grads)
         firsts = [state]
-        for _, paths, (_, _, *rest) in spans[:-1]:
-            firsts.append(_Piece(paths, *rest[:5]).walk(firsts[-1]))
-        for chunk, paths, (dout_, z_, *rest) in reversed(spans):
-            entering = dentering[chunk : chunk + CHUNKS_PER_SPAN]
-            dstate = _Piece(paths, *rest[:5]).scan_backward(
-                firsts.pop(), D, z_, dout_, dstate, entering, rest[5:], dD
-            )
+        with no_autocast(x):
+            for _, paths, (_, _, *rest) in spans[:-1]:
+                firsts.append(_Piece(paths, *rest[:5]).walk(firsts[-1]))
+            for chunk, paths, (dout_, z_, *rest) in reversed(spans):
+                entering = dentering[chunk : chunk + CHUNKS_PER_SPAN]
+                dstate = _Piece(paths, *rest[:5]).scan_backward(
+                    firsts.pop(), D, z_, dout_, dstate, entering, rest[5:], dD
+                )
         *dinputs, dz = grads
         return (*dinputs, dD, dz, dstate, None)
 
@@ -204,25 +209,26 @@ class _Piece:
     ) -> tuple[Tensor, Tensor]:
         """y of every token (c, batch, nheads, q, headdim), and the last state."""
         y = self._mixing(self._scores()) @ self._steps()
-        last = self.walk(state, entering, y)
+        read = torch.empty(*self.C.shape[:-1], state.shape[-1], dtype=y.dtype, device=y.device)
+        last = self.walk(state, entering, read)
+        self._groups(y).addcmul_(self._by_head(read), self._groups(self.enter)[..., None])
         return (y if D is None else y.addcmul_(self.x, D[:, None])), last
 
     def walk(
-        self, state: Tensor, entering: list[Tensor] | None = None, y: Tensor | None = None
+        self, state: Tensor, entering: list[Tensor] | None = None, read: Tensor | None = None
     ) -> Tensor:
         """The last state, given the first.
 
-        The states that enter the chunks are appended to `entering`; what the tokens read of them is
-        added to y.
+        The states that enter the chunks are appended to `entering`; their products with C, one
+        matrix per group like `_columns`, are written to `read`.
         """
-        enter = _chunks(self._groups(self.enter).transpose(3, 4)[..., None])
-        outputs = None if y is None else _chunks(self._groups(y).transpose(3, 4))
-        for c, (step, C) in enumerate(zip(self._steps_of_state(), _chunks(self.C))):
+        reads = None if read is None else zip(_chunks(self.C), _chunks(read))
+        for step in self._steps_of_state():
             if entering is not None:
                 entering.append(state)
-            if outputs is not None:
-                read = torch.bmm(C, state).view(outputs[c].shape)
-                outputs[c].addcmul_(read, enter[c])
+            if reads is not None:
+                C, into = next(reads)
+                torch.bmm(C, state, out=into)
             state = step.advance(state)
         return _settled(state)
 

@@ -8,14 +8,11 @@ Source: Dao & Gu 2024 (arXiv 2405.21060); arguments and results of mamba-ssm 2.3
 
 from __future__ import annotations
 
-import inspect
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tvkernels.ssd.chunk_walk import CHUNK, ChunkScan, decays, path_matrix
 
@@ -60,7 +57,7 @@ def mamba_chunk_scan_combined_ref(
         decay = log_decay
         if sequence_of is not None:
             decay = decay.masked_fill(_resets(sequence_of)[..., None], RESET)
-        return decay, *_Scan.apply(x, delta, decay, B, C, D, z, state, keep)
+        return decay, *ChunkScan.apply(x, delta, decay, B, C, D, z, state, keep)
 
     decay, out, last, entering = scan(seq_idx, return_varlen_states)
     results = [out]
@@ -134,30 +131,6 @@ def mamba_recurrence_ref(
         filled = (cu_seqlens.diff() > 0)[:, None, None, None]
         results.append(torch.where(filled, ends, 0.0).to(C.dtype))
     return results[0] if len(results) == 1 else tuple(results)
-
-
-# a compiler cannot trace a once_differentiable function inside another
-_scan_backward = inspect.unwrap(ChunkScan.backward)
-
-
-class _Scan(ChunkScan):
-    """`ChunkScan` in the dtype of its arguments, also where autocast would lower its products."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        with _no_autocast(inputs[0]):
-            return ChunkScan.forward(ctx, *inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        with _no_autocast(grads[0]):
-            return _scan_backward(ctx, *grads)
-
-
-def _no_autocast(x: Tensor) -> torch.autocast:
-    # autocast does not know the meta device, on which nothing is computed
-    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 def _step_sizes(

@@ -1,0 +1,120 @@
+"""Ctrl-C at any moment: one line, exit code 130, and nothing half-written.
+
+Each case waits until the moment is there, so none depends on how fast the machine is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.model.checkpoints import llm_directory, siglip_tower, vlm_state
+from timeviper_fast.byte_tokenizer import byte_tokenizer
+from timeviper_fast.demo import tiny_model, write_demo_video
+
+ROOT = Path(__file__).parents[2]
+MAIN = "from timeviper_fast.__main__ import main; main()"
+
+
+@pytest.fixture
+def interrupted(tmp_path_factory):
+    """Interrupt the command line once `when` holds; what it had written to standard output."""
+    said = tmp_path_factory.mktemp("said") / "out"
+
+    def interrupted(
+        *arguments: object, when: Callable[[str], bool], code: str = MAIN, path: Path = ROOT
+    ) -> str:
+        with said.open("w") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-c", code, *map(str, arguments)],
+                stdout=out,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"},
+            )
+        try:
+            deadline = time.monotonic() + 120
+            while not when(said.read_text()):
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline, "the moment never came"
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert (process.returncode, err) == (130, "timeviper-fast: interrupted\n")
+        return said.read_text()
+
+    return interrupted
+
+
+@pytest.mark.parametrize("command", ["ask", "convert"])
+@pytest.mark.parametrize("library", ["torch", "typer"])
+def test_during_the_imports(interrupted, tmp_path, command, library):
+    """Also where a library would take the interrupt for a failure of its own."""
+    begun = tmp_path / "begun"
+    (tmp_path / f"{library}.py").write_text(
+        "import pathlib, time\n"
+        f"pathlib.Path({str(begun)!r}).touch()\n"
+        "try:\n    time.sleep(60)\n"
+        "except BaseException as error:\n    raise SystemError('initialisation failed') from error\n"
+    )
+    out = interrupted(command, "x", "y", when=lambda _: begun.exists(), path=tmp_path)
+    assert out == ""
+
+
+def test_while_an_answer_is_written(interrupted, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "model")
+    video = write_demo_video(tmp_path / "video.mp4", seconds=3, fps=5, height=48, width=64)
+    before = sorted(tmp_path.rglob("*"))
+
+    out = interrupted(
+        "ask", video, "What?", "--model", tmp_path / "model",
+        "--stream", "--max-new-tokens", 200_000, when=bool,
+    )  # fmt: skip
+    # what was said is ended, so the line about the interruption is one
+    assert out.count("\n") == 1
+    assert out.endswith("\n")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_while_a_model_is_written(interrupted, tmp_path):
+    llm = llm_directory(tmp_path / "llm", merge=False)
+    byte_tokenizer().save_pretrained(llm)
+    (tmp_path / "out").mkdir()
+    # a disk that never finishes
+    slow = (
+        "import time, safetensors.torch as files\n"
+        "def save_file(tensors, path):\n"
+        "    path.write_bytes(b'half')\n"
+        "    time.sleep(60)\n"
+        "files.save_file = save_file\n"
+    )
+
+    torch.save(vlm_state(), tmp_path / "vlm.bin")
+    tower = tmp_path / "tower"
+    siglip_tower().config.save_pretrained(tower)
+    interrupted(
+        "convert", tmp_path / "out" / "model", "--llm", llm, "--vlm", tmp_path / "vlm.bin",
+        "--vision", tower, "--arch", "tome_mlp-4", "--pdrop", "uni_5_0.5-attn_8_0.2",
+        code=slow + MAIN, when=lambda _: any((tmp_path / "out").rglob("*.safetensors")),
+    )  # fmt: skip
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_while_a_video_is_written(interrupted, tmp_path):
+    demo = tmp_path / "demo"
+    out = interrupted(
+        "demo", "--seconds", 3600, "--directory", demo,
+        when=lambda _: demo.is_dir() and bool(os.listdir(demo)),
+    )  # fmt: skip
+    assert out == ""
+    assert os.listdir(demo) == []
