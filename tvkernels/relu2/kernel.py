@@ -11,15 +11,19 @@ import triton.language as tl
 from tvkernels.core.tl import accumulator
 from tvkernels.core.tune import tuned
 
-# WIDEST: columns of a program at most. TILE: elements that it holds
+# columns of a program at most
 WIDEST = 8192
-CONFIGS = [
-    triton.Config({"TILE": 2048}, num_warps=4),
-    triton.Config({"TILE": 1024}, num_warps=4),
-    triton.Config({"TILE": 4096}, num_warps=4),
-    triton.Config({"TILE": 4096}, num_warps=8),
-    triton.Config({"TILE": 8192}, num_warps=8),
-]
+
+
+def _configs(*tiles_and_warps):
+    return [triton.Config({"TILE": tile}, num_warps=warps) for tile, warps in tiles_and_warps]
+
+
+# TILE: elements that a program holds. A warp of gfx942 is 64 lanes: half as many hold a tile
+CONFIGS = {
+    "default": _configs((2048, 4), (1024, 4), (4096, 8), (8192, 8)),
+    "gfx942": _configs((2048, 2), (1024, 2), (4096, 4), (8192, 4)),
+}
 
 
 @triton.jit
