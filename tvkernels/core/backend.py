@@ -52,6 +52,7 @@ OPS: dict[str, tuple[str, ...]] = {
     "uniform_topk": (),
     "dropped_indices": (),
     "gated_cross_attention": ("gated_cross_attention",),
+    "relu2": ("relu2",),
 }
 
 _REMEDY = (
