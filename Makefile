@@ -2,7 +2,7 @@
 # Needs make and one Python of 3.10 to 3.12; another than python3: make demo PYTHON=python3.11
 
 PYTHON ?= python3
-BENCH ?= cpu_scan
+BENCH ?= suite
 ARGS ?=
 
 SUPPORTED := 3.10 3.11 3.12
@@ -27,7 +27,7 @@ help:
 	@echo '             and, without ARGS, the contracts of the kernels in the interpreter'
 	@echo 'make aot     compile every kernel for five GPU targets and judge the machine code: minutes'
 	@echo 'make lint    ruff and mypy'
-	@echo 'make bench   one benchmark             another: make bench BENCH=cpu_scan ARGS=--help'
+	@echo 'make bench   times everything, nine minutes on a GPU   another: make bench BENCH=cpu_scan'
 	@echo 'make clean   remove the environment, builds and caches'
 
 demo: $(FRESH)-run

@@ -3,17 +3,90 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 
-__all__ = ["mamba_ssm", "tome_per_round", "without_cuda"]
+import tvkernels
+
+__all__ = [
+    "Provider",
+    "causal_conv1d",
+    "mamba_ssm",
+    "providers",
+    "reference",
+    "sdpa_transfer",
+    "tome_per_round",
+    "topk_of_map",
+    "topk_of_projection",
+    "without_cuda",
+]
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Who may run an op. `function(op)` is None where it has none.
+
+    reach: elements that its 32-bit offsets can address; None for no limit.
+    """
+
+    name: str
+    function: Callable[[str], Callable[..., Any] | None]
+    reach: int | None = None
+
+
+def providers(gpu: bool) -> tuple[list[Provider], dict[str, str]]:
+    """Everybody who is there, in the order of the tables, and why the others are not.
+
+    The others' kernels and the compiled reference run on a GPU only.
+    """
+    present = [Provider("ours", lambda op: getattr(tvkernels, op))]
+    present.append(Provider("reference", reference))
+    absent: dict[str, str] = {}
+    if not gpu:
+        return present, dict.fromkeys(("compiled", "mamba-ssm", "causal-conv1d"), "needs a GPU")
+    present.append(
+        Provider("compiled", functools.cache(functools.partial(reference, compiled=True)))
+    )
+    # causal-conv1d counts in unsigned 32 bits
+    for name, load, reach in (
+        ("mamba-ssm", mamba_ssm, 2**31),
+        ("causal-conv1d", causal_conv1d, 2**32),
+    ):
+        try:
+            functions = load()
+        except Exception as error:  # another project's import may fail in any way
+            absent[name] = f"does not import: {error}"
+            continue
+        if functions is None:
+            absent[name] = "not installed"
+        else:
+            present.append(Provider(name, vars(functions).get, reach))
+    return present, absent
+
+
+def reference(op: str, compiled: bool = False) -> Callable[..., Any]:
+    """A public function on plain PyTorch, wherever its tensors lie."""
+    function = getattr(tvkernels, op)
+    if compiled:
+        # a backward pass is timed many times behind one forward pass
+        importlib.import_module("torch._functorch.config").donated_buffer = False
+        function = torch.compile(function)
+
+    def run(*args: Any, **options: Any) -> Any:
+        with tvkernels.use_backend("reference"):
+            return function(*args, **options)
+
+    return run
 
 
 def mamba_ssm() -> SimpleNamespace | None:
@@ -28,7 +101,7 @@ def mamba_ssm() -> SimpleNamespace | None:
         sys.modules["selective_scan_cuda"] = ModuleType("selective_scan_cuda")
     rooms = {
         name: importlib.import_module(f"mamba_ssm.ops.triton.{name}")
-        for name in ("layer_norm", "layernorm_gated", "selective_state_update")
+        for name in ("layer_norm", "layernorm_gated", "selective_state_update", "ssd_combined")
     }
 
     def rms_norm(x: Any, weight: Any, eps: float, residual: Any) -> Any:
@@ -39,6 +112,17 @@ def mamba_ssm() -> SimpleNamespace | None:
         rmsnorm_fn=rooms["layernorm_gated"].rmsnorm_fn,
         rms_norm=rms_norm,
         selective_state_update=rooms["selective_state_update"].selective_state_update,
+        mamba_chunk_scan_combined=rooms["ssd_combined"].mamba_chunk_scan_combined,
+    )
+
+
+def causal_conv1d() -> SimpleNamespace | None:
+    """causal-conv1d's functions, which are mamba-ssm's convolution too; None if not installed."""
+    if importlib.util.find_spec("causal_conv1d") is None:
+        return None
+    module = importlib.import_module("causal_conv1d")
+    return SimpleNamespace(
+        causal_conv1d_fn=module.causal_conv1d_fn, causal_conv1d_update=module.causal_conv1d_update
     )
 
 
@@ -82,3 +166,42 @@ def _merge(
     kept = even.gather(1, staying.expand(-1, -1, width))
     moved = even.gather(1, leaving.expand(-1, -1, width))
     return torch.cat([kept, odd.scatter_add(1, target.expand(-1, -1, width), moved)], dim=1)
+
+
+def topk_of_map(
+    q: torch.Tensor, k: torch.Tensor, keep: int, span: tuple[int, int]
+) -> tuple[torch.Tensor, ...]:
+    """Selection as it is usually written: keys repeated per query head, topk, sort, a mask."""
+    start, length = span
+    keys = k.repeat_interleave(q.shape[1] // k.shape[2], dim=2)
+    logits = torch.einsum("bhd,bthd->bht", q, keys).float() * q.shape[-1] ** -0.5
+    scores = logits.softmax(-1).mean(1)[:, start : start + length]
+    kept = scores.topk(keep).indices.sort(-1).values
+    left = torch.ones_like(scores, dtype=torch.bool).scatter_(1, kept, False)
+    # what is left, in order, without asking the device how many there are
+    dropped = left.int().argsort(dim=1, descending=True, stable=True)[:, : length - keep]
+    return kept, dropped, scores
+
+
+def topk_of_projection(
+    q: torch.Tensor, hidden: torch.Tensor, k_weight: torch.Tensor, keep: int, span: tuple[int, int]
+) -> tuple[torch.Tensor, ...]:
+    """The same with the keys of all tokens projected first."""
+    keys = (hidden @ k_weight.T).unflatten(-1, (-1, q.shape[-1]))
+    return topk_of_map(q, keys, keep, span)
+
+
+def sdpa_transfer(
+    text: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    alpha: torch.Tensor,
+    out_proj: torch.Tensor,
+) -> torch.Tensor:
+    """Gated cross-attention on PyTorch's own attention, keys repeated per query head."""
+    group = q.shape[2] // k.shape[2]
+    k, v = (t.repeat_interleave(group, dim=2) for t in (k, v))
+    heads = (t.transpose(1, 2) for t in (q, k, v))
+    out = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    return text + alpha.tanh() * (out @ out_proj.T)

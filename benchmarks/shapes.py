@@ -44,7 +44,8 @@ class Call(NamedTuple):
     by: tuple[Tensor, ...] = ()
 
 
-Prepare = Callable[[SimpleNamespace, int, torch.dtype], Call]
+# (functions of a provider, size, dtype), and where there is a batch beside the size, batch=
+Prepare = Callable[..., Call]
 
 
 @dataclass(frozen=True)
@@ -78,17 +79,18 @@ class Case:
 # preparing one call
 
 
-def gated_norm(ops: SimpleNamespace, tokens: int, dtype: torch.dtype) -> Call:
+def gated_norm(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
     """y from the scan, and the gate as a slice of in_proj's output."""
-    y = torch.randn(1, tokens, D_INNER, dtype=dtype).requires_grad_()
-    gate = torch.randn(1, tokens, IN_PROJ, dtype=dtype)[..., :D_INNER].requires_grad_()
+    y = torch.randn(batch, tokens, D_INNER, dtype=dtype).requires_grad_()
+    gate = torch.randn(batch, tokens, IN_PROJ, dtype=dtype)[..., :D_INNER].requires_grad_()
     weight = torch.ones(D_INNER, dtype=dtype).requires_grad_()
     options = (EPS, D_INNER // NGROUPS, False)
     return Call(lambda: ops.rmsnorm_fn(y, weight, None, gate, *options), (y, weight, gate))
 
 
-def residual_norm(ops: SimpleNamespace, tokens: int, dtype: torch.dtype) -> Call:
-    x, residual = (torch.randn(1, tokens, HIDDEN, dtype=dtype).requires_grad_() for _ in "xr")
+def residual_norm(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
+    shape = (batch, tokens, HIDDEN)
+    x, residual = (torch.randn(shape, dtype=dtype).requires_grad_() for _ in "xr")
     weight = torch.ones(HIDDEN, dtype=dtype).requires_grad_()
     return Call(lambda: ops.rms_norm(x, weight, EPS, residual), (x, weight, residual))
 
@@ -98,9 +100,9 @@ def activation(ops: SimpleNamespace, tokens: int, dtype: torch.dtype) -> Call:
     return Call(lambda: ops.relu2(x), (x,))
 
 
-def conv(ops: SimpleNamespace, tokens: int, dtype: torch.dtype) -> Call:
+def conv(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
     """x, B and C as the slice of in_proj's output that they are; a stride of 22656 per token."""
-    packed = torch.randn(1, tokens, IN_PROJ, dtype=dtype)
+    packed = torch.randn(batch, tokens, IN_PROJ, dtype=dtype)
     x = packed[..., D_INNER : D_INNER + CONV_CHANNELS].mT.requires_grad_()
     weight = torch.randn(CONV_CHANNELS, WIDTH, dtype=dtype).requires_grad_()
     bias = torch.randn(CONV_CHANNELS, dtype=dtype).requires_grad_()

@@ -1,0 +1,142 @@
+"""Shapes and floors of the scan and of what TransV and the projector do, as shapes.py has the rest.
+
+Ops that have no Triton kernel yet, so nothing of them is counted; when one lands, its Case goes to
+shapes.CASES.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+
+from benchmarks.shapes import (
+    CONV_CHANNELS,
+    D_INNER,
+    D_STATE,
+    HEADDIM,
+    HIDDEN,
+    IN_PROJ,
+    NGROUPS,
+    NHEADS,
+    Call,
+    Floor,
+)
+
+HEADS, KV_HEADS, HEAD_DIM = 40, 8, 128  # of attention
+PATCHES, VISION_WIDTH, TOKENS_PER_FRAME = 729, 1152, 16
+TEXT = 64  # tokens of a question
+KEEP = 5  # TransV keeps one of so many tokens
+CHUNK = 256  # what TimeViper asks mamba-ssm for, and the quicker one there
+
+
+def scan(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
+    """x, B, C as the convolution leaves them, dt as the last columns of in_proj's output.
+
+    Steps and decays as the family draws them: dt log-uniform in [1e-3, 0.1], A in [-16, -1].
+    """
+    mixed = torch.randn(batch, tokens, CONV_CHANNELS, dtype=dtype)
+    x, B, C = mixed.split([D_INNER, NGROUPS * D_STATE, NGROUPS * D_STATE], dim=-1)
+    x = x.unflatten(-1, (NHEADS, HEADDIM)).requires_grad_()
+    B, C = (t.unflatten(-1, (NGROUPS, D_STATE)).requires_grad_() for t in (B, C))
+    packed = torch.empty(batch, tokens, IN_PROJ, dtype=dtype)
+    dt = packed[..., -NHEADS:].normal_(std=0.1).requires_grad_()
+    step = 10 ** torch.empty(NHEADS).uniform_(-3, -1)
+    dt_bias = torch.log(torch.expm1(step)).requires_grad_()
+    A = torch.empty(NHEADS).uniform_(-16, -1).requires_grad_()
+    D = torch.ones(NHEADS).requires_grad_()
+    options = {"D": D, "dt_bias": dt_bias, "dt_softplus": True, "return_final_states": True}
+    return Call(
+        lambda: ops.mamba_chunk_scan_combined(x, dt, A, B, C, CHUNK, **options),
+        (x, dt, A, B, C, D, dt_bias),
+    )
+
+
+def merge(ops: SimpleNamespace, frames: int, dtype: torch.dtype) -> Call:
+    """The patches of each frame to the 16 tokens that the language model sees."""
+    x = torch.randn(frames, PATCHES, VISION_WIDTH, dtype=dtype).requires_grad_()
+    return Call(lambda: ops.tome_merge(x, TOKENS_PER_FRAME), (x,))
+
+
+def select(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
+    """One query row against all keys."""
+    q = torch.randn(batch, HEADS, HEAD_DIM, dtype=dtype)
+    k = torch.randn(batch, tokens, KV_HEADS, HEAD_DIM, dtype=dtype)
+    return Call(lambda: ops.attention_topk(q, k, tokens // KEEP, (0, tokens)))
+
+
+def select_hidden(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
+    """The same from hidden states, without keys."""
+    q = torch.randn(batch, HEADS, HEAD_DIM, dtype=dtype)
+    hidden = torch.randn(batch, tokens, HIDDEN, dtype=dtype)
+    weight = torch.randn(KV_HEADS * HEAD_DIM, HIDDEN, dtype=dtype) * HIDDEN**-0.5
+    return Call(lambda: ops.attention_topk_hidden(q, hidden, weight, tokens // KEEP, (0, tokens)))
+
+
+def transfer(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
+    """The question's tokens read the dropped ones; their keys and values are given.
+
+    Fewer tokens than a question has are a try on a CPU: there with one query head per key head.
+    """
+    length, heads = (TEXT, HEADS) if tokens > TEXT else (tokens, KV_HEADS)
+    text = torch.randn(batch, length, HIDDEN, dtype=dtype).requires_grad_()
+    q = torch.randn(batch, length, heads, HEAD_DIM, dtype=dtype).requires_grad_()
+    k, v = torch.randn(2, batch, tokens, KV_HEADS, HEAD_DIM, dtype=dtype).unbind()
+    k, v = k.requires_grad_(), v.requires_grad_()
+    alpha = torch.full((1,), 0.5, dtype=dtype).requires_grad_()
+    width = heads * HEAD_DIM
+    weight = (torch.randn(HIDDEN, width, dtype=dtype) * width**-0.5).requires_grad_()
+    by = (text, q, k, v, alpha, weight)
+    return Call(lambda: ops.gated_cross_attention(text, q, k, v, alpha, out_proj=weight), by)
+
+
+# the floors: tensors of 2 bytes an element unless said
+
+
+def scan_floor(tokens: int) -> Floor:
+    """x, B, C, dt in, y out; products at chunks of 128: C B per group, then three per head."""
+    wide = 2 * D_INNER + 2 * NGROUPS * D_STATE + NHEADS
+    products = 2 * 128 * D_STATE * NGROUPS + 2 * D_INNER * (128 + 2 * D_STATE)
+    return Floor(2 * wide * tokens, products * tokens)
+
+
+def scan_backward_floor(tokens: int) -> Floor:
+    """x, B, C, dt and dy in, dx, dB, dC, ddt out; 19.1 MFLOP of products per token."""
+    wide = 3 * D_INNER + 4 * NGROUPS * D_STATE + 2 * NHEADS
+    return Floor(2 * wide * tokens, 19.1e6 * tokens)
+
+
+def merge_floor(frames: int) -> Floor:
+    """Every patch once (who matches first and sums later reads twice), the tokens, sizes, slots;
+    similarities of six rounds on 72 channels."""
+    elements = (PATCHES + TOKENS_PER_FRAME) * VISION_WIDTH
+    return Floor((2 * elements + 4 * (PATCHES + TOKENS_PER_FRAME)) * frames, 25.5e6 * frames)
+
+
+def merge_backward_floor(frames: int) -> Floor:
+    """The same tensors, the other way."""
+    return Floor(merge_floor(frames).bytes)
+
+
+def select_floor(tokens: int) -> Floor:
+    """Keys in; a score (4 bytes) and an index (8 bytes) of each token out."""
+    return Floor((2 * KV_HEADS * HEAD_DIM + 12) * tokens, 2.0 * HEADS * HEAD_DIM * tokens)
+
+
+def select_hidden_floor(tokens: int) -> Floor:
+    """Hidden states in, with the projection folded into the query."""
+    return Floor((2 * HIDDEN + 12) * tokens, 2.0 * HEADS * HIDDEN * tokens)
+
+
+def transfer_floor(tokens: int) -> Floor:
+    """Keys, values and the output's projection in; two products."""
+    weight = HIDDEN * HEADS * HEAD_DIM
+    flops = 4.0 * TEXT * HEADS * HEAD_DIM * tokens + 2.0 * TEXT * weight
+    return Floor(2 * (2 * KV_HEADS * HEAD_DIM * tokens + weight), flops)
+
+
+def transfer_backward_floor(tokens: int) -> Floor:
+    """Keys and values in, their gradients out; five products where the forward has two."""
+    weight = HIDDEN * HEADS * HEAD_DIM
+    flops = 10.0 * TEXT * HEADS * HEAD_DIM * tokens + 4.0 * TEXT * weight
+    return Floor(2 * (4 * KV_HEADS * HEAD_DIM * tokens + 2 * weight), flops)
