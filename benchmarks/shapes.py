@@ -95,8 +95,8 @@ def residual_norm(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: 
     return Call(lambda: ops.rms_norm(x, weight, EPS, residual), (x, weight, residual))
 
 
-def activation(ops: SimpleNamespace, tokens: int, dtype: torch.dtype) -> Call:
-    x = torch.randn(1, tokens, MLP, dtype=dtype).requires_grad_()
+def activation(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
+    x = torch.randn(batch, tokens, MLP, dtype=dtype).requires_grad_()
     return Call(lambda: ops.relu2(x), (x,))
 
 
