@@ -142,7 +142,35 @@ def steps() -> Iterator[tuple[str, Case]]:
     yield "selective_state_update, per channel", channels
 
 
+def decode_steps() -> Iterator[tuple[str, Case]]:
+    """A head dimension of 64; 16 bit states, rows by index, and without what may be left out."""
+
+    def step(headdim: int, state: torch.dtype, bare: bool) -> None:
+        batch, heads, width = BATCHES[1], CONFIG.mamba_num_heads, CONFIG.conv_kernel
+        dim, d_state = heads * headdim, CONFIG.ssm_state_size
+        channels = dim + 2 * CONFIG.n_groups * d_state
+        ints = partial(torch.empty, batch, dtype=torch.int32, device="meta")
+        tvkernels.mamba2_decode_step(
+            empty(batch, dim + channels + heads),
+            empty(batch, width, channels).mT,
+            empty(batch, heads, headdim, d_state, dtype=state),
+            ints(),
+            empty(channels, width),
+            None if bare else empty(channels),
+            None if bare else empty(heads),
+            empty(heads),
+            None if bare else empty(heads),
+            activation=None if bare else "silu",
+            state_batch_indices=ints() if bare else None,
+        )
+
+    yield "mamba2_decode_step, headdim 64", partial(step, 64, torch.float32, False)
+    yield "mamba2_decode_step, 16 bit state", partial(step, 80, DTYPE, False)
+    yield "mamba2_decode_step, rows and no more", partial(step, 80, torch.float32, True)
+
+
 ROOMS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
+    "decode_step": decode_steps,
     "rmsnorm": norms,
     "relu2": activations,
     "selective_state_update": steps,
