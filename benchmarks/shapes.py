@@ -19,7 +19,7 @@ BYTES_PER_SECOND = 4.3e12
 FLOPS_PER_SECOND = 790e12
 L2_BYTES = 50e6
 
-HIDDEN = 4480
+HIDDEN, MLP = 4480, 15680
 NHEADS, HEADDIM, NGROUPS, D_STATE, WIDTH = 128, 80, 8, 128, 4
 D_INNER = NHEADS * HEADDIM  # 10240
 CONV_CHANNELS = D_INNER + 2 * NGROUPS * D_STATE  # 12288
@@ -93,6 +93,11 @@ def residual_norm(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: 
     x, residual = (torch.randn(shape, dtype=dtype).requires_grad_() for _ in "xr")
     weight = torch.ones(HIDDEN, dtype=dtype).requires_grad_()
     return Call(lambda: ops.rms_norm(x, weight, EPS, residual), (x, weight, residual))
+
+
+def activation(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
+    x = torch.randn(batch, tokens, MLP, dtype=dtype).requires_grad_()
+    return Call(lambda: ops.relu2(x), (x,))
 
 
 def conv(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
@@ -249,6 +254,8 @@ CASES: tuple[Case, ...] = (
         counted=(128, 256, 384),
         scaled=NORM_GRID,
     ),
+    Case("activation of the MLP", "relu2", activation, _rows(MLP, 2)),
+    Case("activation of the MLP, backward", "relu2", backward(activation), _rows(MLP, 3)),
     Case(
         "convolution",
         "causal_conv1d_fn",

@@ -104,6 +104,44 @@ def norms() -> Iterator[tuple[str, Case]]:
     yield "layernorm_fn, gate before norm", partial(gated, True, False, False)
 
 
+def activations() -> Iterator[tuple[str, Case]]:
+    """Of a slice of a wider product, forward and backward."""
+
+    def slices() -> None:
+        x = empty(1, TOKENS[0], 2 * CONFIG.intermediate_size, grad=True)
+        y = tvkernels.relu2(x[..., : CONFIG.intermediate_size])
+        y.backward(torch.empty_like(y))
+
+    yield "relu2 of a slice", slices
+
+
+def steps() -> Iterator[tuple[str, Case]]:
+    """State of 16 bit, another headdim, a gate; rows by index; per channel, as Mamba-1 has it."""
+
+    def heads(headdim: int, dtype: torch.dtype, indices: bool) -> None:
+        batch, nheads, dstate = 8, CONFIG.mamba_num_heads, CONFIG.ssm_state_size
+        x, dt = empty(batch, nheads, headdim), empty(batch, nheads, 1).expand(-1, -1, headdim)
+        A = empty(nheads, 1, 1, dtype=torch.float32).expand(-1, headdim, dstate)
+        D = empty(nheads, 1, dtype=torch.float32).expand(-1, headdim)
+        B = empty(batch, CONFIG.n_groups, dstate)
+        rows = torch.empty(batch, dtype=torch.int32, device="meta") if indices else None
+        tvkernels.selective_state_update(
+            empty(batch, nheads, headdim, dstate, dtype=dtype), x, dt, A, B, B, D, x, D, True, rows
+        )
+
+    def channels() -> None:
+        batch, dim, dstate = 8, CONFIG.d_inner, 16
+        x, B = empty(batch, dim), empty(batch, dstate)
+        state, A = (
+            empty(*shape, dtype=torch.float32) for shape in ((8, dim, dstate), (dim, dstate))
+        )
+        tvkernels.selective_state_update(state, x, x, A, B, B)
+
+    yield "selective_state_update, 16 bit state", partial(heads, 80, DTYPE, False)
+    yield "selective_state_update, headdim 64, indices", partial(heads, 64, torch.float32, True)
+    yield "selective_state_update, per channel", channels
+
+
 def decode_steps() -> Iterator[tuple[str, Case]]:
     """A head dimension of 64; 16 bit states, rows by index, and without what may be left out."""
 
@@ -134,6 +172,8 @@ def decode_steps() -> Iterator[tuple[str, Case]]:
 ROOMS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
     "decode_step": decode_steps,
     "rmsnorm": norms,
+    "relu2": activations,
+    "selective_state_update": steps,
 }
 
 
