@@ -108,10 +108,12 @@ def mamba_ssm() -> SimpleNamespace | None:
         options = {"residual": residual, "prenorm": True, "eps": eps}
         return rooms["layer_norm"].rms_norm_fn(x, weight, None, **options)
 
+    update = rooms["selective_state_update"].selective_state_update
     return SimpleNamespace(
         rmsnorm_fn=rooms["layernorm_gated"].rmsnorm_fn,
         rms_norm=rms_norm,
-        selective_state_update=rooms["selective_state_update"].selective_state_update,
+        selective_state_update=update,
+        mamba2_decode_step=functools.partial(_mixer_step, update),
         mamba_chunk_scan_combined=rooms["ssd_combined"].mamba_chunk_scan_combined,
     )
 
@@ -124,6 +126,33 @@ def causal_conv1d() -> SimpleNamespace | None:
     return SimpleNamespace(
         causal_conv1d_fn=module.causal_conv1d_fn, causal_conv1d_update=module.causal_conv1d_update
     )
+
+
+def _mixer_step(
+    update: Any, zxbcdt: Any, conv_state: Any, ssm_state: Any, cache_seqlens: Any,
+    weight: Any, bias: Any, dt_bias: Any, A_log: Any, D: Any,
+) -> Any:  # fmt: skip
+    """What mamba-ssm's Mamba2.step does: two kernels, and A anew for every token.
+
+    Its convolution is causal-conv1d's, which is not in Triton; ours stands in for it.
+    """
+    heads, headdim, d_state = ssm_state.shape[1:]
+    dim, channels = heads * headdim, len(weight)
+    z, xbc, dt = zxbcdt.split([dim, channels, heads], dim=-1)
+    xbc = tvkernels.causal_conv1d_update(xbc, conv_state, weight, bias, "silu", cache_seqlens)
+    x, B, C = xbc.split([dim, *[(channels - dim) // 2] * 2], dim=-1)
+
+    def per_channel(t: Any) -> Any:
+        return t[..., None].expand(*t.shape, headdim)
+
+    y = update(
+        ssm_state, x.unflatten(-1, (heads, -1)), per_channel(dt),
+        -torch.exp(A_log.float())[:, None, None].expand(heads, headdim, d_state),
+        B.unflatten(-1, (-1, d_state)), C.unflatten(-1, (-1, d_state)),
+        D=per_channel(D), z=z.unflatten(-1, (heads, -1)), dt_bias=per_channel(dt_bias),
+        dt_softplus=True,
+    )  # fmt: skip
+    return y.flatten(1)
 
 
 @contextlib.contextmanager

@@ -135,6 +135,19 @@ def state_update(state_dtype: torch.dtype, part: int) -> Prepare:
     return prepare
 
 
+def mixer_step(ops: SimpleNamespace, batch: int, dtype: torch.dtype) -> Call:
+    """The model's whole decode step: convolution, scan and gate, in place on the cache's states."""
+    row = torch.randn(batch, IN_PROJ, dtype=dtype)
+    ring = torch.randn(batch, WIDTH, CONV_CHANNELS, dtype=dtype).mT
+    state = torch.randn(batch, NHEADS, HEADDIM, D_STATE)
+    position = torch.full((batch,), 5, dtype=torch.int32)
+    weight = torch.randn(CONV_CHANNELS, WIDTH, dtype=dtype)
+    bias = torch.randn(CONV_CHANNELS, dtype=dtype)
+    dt_bias, A_log, D = torch.zeros(3, NHEADS, dtype=dtype)
+    parameters = (weight, bias, dt_bias, A_log, D)
+    return Call(lambda: ops.mamba2_decode_step(row, ring, state, position, *parameters))
+
+
 def backward(forward: Prepare) -> Prepare:
     """The backward pass of a prepared call; the forward pass is set-up."""
 
@@ -160,6 +173,28 @@ def _state_update_floor(state_bytes: int) -> Callable[[int], Floor]:
     per_sequence = 2 * state_bytes * D_INNER * D_STATE
     per_sequence += 2 * (2 * D_INNER + 2 * NGROUPS * D_STATE + NHEADS)
     return lambda batch: Floor(per_sequence * batch + 3 * 4 * NHEADS)
+
+
+def _mixer_step_floor(batch: int) -> Floor:
+    """The state in and out; of the ring what taps look back on in, one column out; the row and its
+    place in, y out; the parameters once."""
+    ring, row = 2 * CONV_CHANNELS * WIDTH, 2 * (IN_PROJ + D_INNER) + 4
+    parameters = 2 * (CONV_CHANNELS * (WIDTH + 1) + 3 * NHEADS)
+    return Floor((2 * 4 * D_INNER * D_STATE + ring + row) * batch + parameters)
+
+
+def _mixer_step_cases() -> list[Case]:
+    return [
+        Case(
+            f"decode step of the mixer, batch {batch}",
+            "mamba2_decode_step",
+            mixer_step,
+            _mixer_step_floor,
+            size=batch,
+            counted=(batch,) if batch == 1 else (5, 6, 7),
+        )
+        for batch in (1, 8, 64)
+    ]
 
 
 def _conv_update_cases() -> list[Case]:
@@ -231,4 +266,5 @@ CASES: tuple[Case, ...] = (
     ),
     *_conv_update_cases(),
     *_state_update_cases(),
+    *_mixer_step_cases(),
 )

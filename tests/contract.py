@@ -28,7 +28,7 @@ TRITON = INTERPRETED or COMPILED
 
 def device() -> torch.device:
     """Where tensors must lie for the backend in force: on the GPU for compiled Triton."""
-    compiled = backend._forced == "triton" and not INTERPRETED
+    compiled = "triton" in backend._forced.values() and not INTERPRETED
     return torch.device("cuda" if compiled else "cpu")
 
 

@@ -7,7 +7,6 @@ in upstream's checkpoints (bf16 there), and are widened to float32 where they ar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, cast
@@ -22,11 +21,10 @@ from timeviper_fast.stops import Stop, StopWatch
 from timeviper_fast.transv import StageRecord, TransV
 from tvkernels import (
     causal_conv1d_fn,
-    causal_conv1d_update,
+    mamba2_decode_step,
     mamba_chunk_scan_combined,
     rms_norm,
     rmsnorm_fn,
-    selective_state_update,
 )
 
 __all__ = ["HybridBackbone"]
@@ -160,10 +158,11 @@ class Mamba2(nn.Module):
         self.out_proj = nn.Linear(inner, config.hidden_size, bias=bias)
 
     def forward(self, u: Tensor, packing: Packing, state: MambaState | None) -> Tensor:
-        z, xBC, dt = self.in_proj(u).split(self.widths, dim=-1)
+        zxBCdt = self.in_proj(u)
         if state is not None and u.shape[1] == 1:
-            y = self._step(xBC, dt, state)
+            y, z = self._step(zxBCdt[:, 0], state)[:, None], None
         else:
+            z, xBC, dt = zxBCdt.split(self.widths, dim=-1)
             y = self._scan(xBC, dt, packing.seq_idx, state)
         y = rmsnorm_fn(
             y, self.norm.weight, None, z=z, eps=self.norm.eps,
@@ -195,33 +194,15 @@ class Mamba2(nn.Module):
         state.push_conv(columns)
         return y.flatten(2)
 
-    def _step(self, xBC: Tensor, dt: Tensor, state: MambaState) -> Tensor:
-        config = self.config
-        mixed = causal_conv1d_update(
-            xBC.squeeze(1), state.conv, self.conv1d.weight.squeeze(1), self.conv1d.bias,
-            activation="silu",
+    def _step(self, zxBCdt: Tensor, state: MambaState) -> Tensor:
+        """One token, up to and with the gate that the scan leaves to the norm."""
+        y = mamba2_decode_step(
+            zxBCdt, state.ring, state.ssm, state.position,
+            self.conv1d.weight.squeeze(1), self.conv1d.bias, self.dt_bias, self.A_log, self.D,
+            self.config.time_step_limit,
         )  # fmt: skip
-        x, B, C = self._split(mixed)
-        heads, p, n = config.mamba_num_heads, config.mamba_head_dim, config.ssm_state_size
-
-        def per_channel(t: Tensor) -> Tensor:
-            # one number per head, seen as one per channel: stride 0, no copy
-            return t.unsqueeze(-1).expand(*t.shape, p)
-
-        dt, bias, softplus = self._step_dt(dt.squeeze(1))
-        y = selective_state_update(
-            state.ssm, x, per_channel(dt), self._A()[:, None, None].expand(heads, p, n), B, C,
-            D=per_channel(self.D.float()), dt_bias=None if bias is None else per_channel(bias),
-            dt_softplus=softplus,
-        )  # fmt: skip
-        return y.flatten(1).unsqueeze(1)
-
-    def _step_dt(self, dt: Tensor) -> tuple[Tensor, Tensor | None, bool]:
-        """dt, dt_bias, dt_softplus: the decode op knows no clamp, so a clamp is applied here."""
-        bias, limit = self.dt_bias.float(), self.config.time_step_limit
-        if limit == (0.0, math.inf):
-            return dt, bias, True
-        return F.softplus(dt.float() + bias).clamp(*limit), None, False
+        state.position += 1
+        return y
 
     def _A(self) -> Tensor:
         return -torch.exp(self.A_log.float())

@@ -57,7 +57,10 @@ class MambaState:
     """State of one Mamba-2 layer.
 
     Attributes:
-        conv: (batch, conv_dim, conv_kernel), the last columns that entered the convolution.
+        ring: (batch, conv_dim, conv_kernel), channels contiguous: the last columns that entered the
+            convolution. Column t lies in slot t % conv_kernel, so that a decode step writes one.
+        position: (batch,) int32, the column that comes next. It lies on the device, for the host to
+            wait for nothing.
         ssm: (batch, nheads, headdim, d_state), float32.
     """
 
@@ -68,20 +71,29 @@ class MambaState:
         device: torch.device | str | None,
         dtype: torch.dtype,
     ) -> None:
-        columns = (batch, config.conv_dim, config.conv_kernel)
-        self.conv = torch.zeros(columns, device=device, dtype=dtype)
+        slots = (batch, config.conv_kernel, config.conv_dim)
+        self.ring = torch.zeros(slots, device=device, dtype=dtype).transpose(1, 2)
+        self.position = torch.zeros(batch, device=device, dtype=torch.int32)
         heads = (batch, config.mamba_num_heads, config.mamba_head_dim, config.ssm_state_size)
         self.ssm = torch.zeros(heads, device=device, dtype=torch.float32)
 
+    @property
+    def conv(self) -> Tensor:
+        """(batch, conv_dim, conv_kernel), a copy of `ring` in order, the oldest column first."""
+        slots = torch.arange(self.ring.shape[2], device=self.ring.device)
+        slots = (self.position[:, None] + slots) % len(slots)
+        return self.ring.gather(2, slots[:, None].expand_as(self.ring))
+
     def push_conv(self, columns: Tensor) -> None:
-        """Shift the newest of `columns` (batch, conv_dim, seqlen) into `conv`."""
-        width = self.conv.shape[-1]
-        kept = self.conv[..., min(columns.shape[-1], width) :]
-        self.conv.copy_(torch.cat([kept, columns[..., -width:]], dim=-1))
+        """Let `columns` (batch, conv_dim, seqlen) pass through; the newest stay."""
+        width = self.ring.shape[2]
+        kept = self.conv[..., min(columns.shape[2], width) :]
+        self.ring.copy_(torch.cat([kept, columns[..., -width:]], dim=2))
+        self.position.zero_()
 
     @property
     def nbytes(self) -> int:
-        return self.conv.nbytes + self.ssm.nbytes
+        return self.ring.nbytes + self.position.nbytes + self.ssm.nbytes
 
 
 class HybridCache:

@@ -16,6 +16,7 @@ from tvkernels.causal_conv1d import (
     causal_conv1d_varlen_states,
 )
 from tvkernels.core.backend import BackendUnavailable, OpBackend, explain, use_backend
+from tvkernels.decode_step import mamba2_decode_step
 from tvkernels.gated_cross_attention import gated_cross_attention
 from tvkernels.rmsnorm import layernorm_fn, rms_norm, rmsnorm_fn
 from tvkernels.selective_state_update import selective_state_update
@@ -37,6 +38,7 @@ __all__ = [
     "explain",
     "gated_cross_attention",
     "layernorm_fn",
+    "mamba2_decode_step",
     "mamba_chunk_scan_combined",
     "mamba_split_conv1d_scan_combined",
     "rms_norm",

@@ -16,6 +16,7 @@ from tvkernels.causal_conv1d.reference import (
     causal_conv1d_update_ref,
     causal_conv1d_varlen_states_ref,
 )
+from tvkernels.decode_step.reference import mamba2_decode_step_ref
 from tvkernels.gated_cross_attention.reference import gated_cross_attention_ref
 from tvkernels.rmsnorm.reference import layernorm_fn_ref, rms_norm_ref, rmsnorm_fn_ref
 from tvkernels.selective_state_update.reference import selective_state_update_ref
@@ -31,6 +32,7 @@ __all__ = [
     "dropped_indices_ref",
     "gated_cross_attention_ref",
     "layernorm_fn_ref",
+    "mamba2_decode_step_ref",
     "mamba_chunk_scan_combined_ref",
     "mamba_recurrence_ref",
     "rms_norm_ref",

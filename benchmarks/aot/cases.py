@@ -122,9 +122,11 @@ def convolutions() -> Iterator[tuple[str, Case]]:
 
     def update(turns: bool, rows: bool) -> None:
         index = torch.empty(8, dtype=torch.int32, device="meta")
+        plain = not turns and not rows
         tvkernels.causal_conv1d_update(
-            empty(8, 3, dim).mT, empty(16 if rows else 8, 7, dim).mT, empty(dim, width), None,
-            None, index if turns else None, index if rows else None,
+            empty(8, 3, dim).mT, empty(16 if rows else 8, 7, dim).mT, empty(dim, width),
+            empty(dim) if plain else None, "silu" if plain else None,
+            index if turns else None, index if rows else None,
         )  # fmt: skip
 
     def varlen() -> None:
@@ -136,13 +138,42 @@ def convolutions() -> Iterator[tuple[str, Case]]:
     yield "causal_conv1d_fn, channel first", partial(whole, width, True, False, False)
     yield "causal_conv1d_fn, packed, width 2", partial(whole, 2, False, False, True)
     yield "causal_conv1d_fn with states, width 7", partial(whole, 7, False, True, False)
+    yield "causal_conv1d_update", partial(update, False, False)
     yield "causal_conv1d_update, ring", partial(update, True, False)
     yield "causal_conv1d_update, named rows", partial(update, False, True)
     yield "causal_conv1d_varlen_states", varlen
 
 
+def decode_steps() -> Iterator[tuple[str, Case]]:
+    """A head dimension of 64; 16 bit states, rows by index, and without what may be left out."""
+
+    def step(headdim: int, state: torch.dtype, bare: bool) -> None:
+        batch, heads, width = BATCHES[1], CONFIG.mamba_num_heads, CONFIG.conv_kernel
+        dim, d_state = heads * headdim, CONFIG.ssm_state_size
+        channels = dim + 2 * CONFIG.n_groups * d_state
+        ints = partial(torch.empty, batch, dtype=torch.int32, device="meta")
+        tvkernels.mamba2_decode_step(
+            empty(batch, dim + channels + heads),
+            empty(batch, width, channels).mT,
+            empty(batch, heads, headdim, d_state, dtype=state),
+            ints(),
+            empty(channels, width),
+            None if bare else empty(channels),
+            None if bare else empty(heads),
+            empty(heads),
+            None if bare else empty(heads),
+            activation=None if bare else "silu",
+            state_batch_indices=ints() if bare else None,
+        )
+
+    yield "mamba2_decode_step, headdim 64", partial(step, 64, torch.float32, False)
+    yield "mamba2_decode_step, 16 bit state", partial(step, 80, DTYPE, False)
+    yield "mamba2_decode_step, rows and no more", partial(step, 80, torch.float32, True)
+
+
 ROOMS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
     "causal_conv1d": convolutions,
+    "decode_step": decode_steps,
     "rmsnorm": norms,
 }
 

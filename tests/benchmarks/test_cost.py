@@ -59,6 +59,7 @@ def test_the_floors_are_those_of_the_model():
         "decode step of the convolution, batch 8": 245_760,
         "decode step of the scan, batch 8, 32 bit state": 10_531_072,
         "decode step of the scan, batch 8, 16 bit state": 5_288_192,
+        "decode step of the mixer, batch 8": 10_649_860,
     }
     assert {k: round(floors[k](n).bytes / n) for k in expected} == expected
 

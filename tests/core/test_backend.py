@@ -148,6 +148,42 @@ def test_use_backend_restores_after_an_exception(cuda):
         backend_for(cuda, "ssd")
 
 
+@pytest.mark.usefixtures("no_kernel")
+def test_use_backend_for_some_rooms_leaves_the_others(cuda, cpu):
+    with tvkernels.use_backend("reference", "ssd", "tome"):
+        assert backend_for(cuda, "ssd") == backend_for(cuda, "tome") == "reference"
+        with pytest.raises(tvkernels.BackendUnavailable):
+            backend_for(cuda, "rmsnorm")
+        with tvkernels.use_backend("triton", "tome"):
+            with pytest.raises(tvkernels.BackendUnavailable):
+                backend_for(cpu, "tome")
+            assert backend_for(cuda, "ssd") == backend_for(cpu, "rmsnorm") == "reference"
+            forced = {row.room for row in tvkernels.explain() if "forced" in row.reason}
+            # the mixer composed of three rooms is forced in part
+            assert forced == {"ssd", "causal_conv1d, ssd, rmsnorm"}
+
+
+@pytest.mark.usefixtures("rmsnorm_has_a_kernel", "triton_is_installed")
+def test_explain_names_both_engines_of_a_composition(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with tvkernels.use_backend("reference", "ssd", "causal_conv1d"):
+        row = rows("cuda")["mamba_split_conv1d_scan_combined"]
+    assert row.backend == "reference and triton"
+    assert row.reason.startswith("forced by use_backend: plain PyTorch and Triton ")
+
+
+@pytest.mark.usefixtures("no_kernel")
+def test_an_unknown_room_is_named_and_changes_nothing(cuda):
+    sentence = "^use_backend: rooms must be among ssd, .*, got 'mixer'$"
+    with (
+        pytest.raises(ValueError, match=sentence),
+        tvkernels.use_backend("reference", "ssd", "mixer"),
+    ):
+        pass
+    with pytest.raises(tvkernels.BackendUnavailable):
+        backend_for(cuda, "tome")
+
+
 def test_an_unknown_backend_is_named_and_changes_nothing(cpu):
     sentence = "^use_backend: name must be one of reference, triton, got 'cuda'$"
     with pytest.raises(ValueError, match=sentence), tvkernels.use_backend("cuda"):  # type: ignore[arg-type]

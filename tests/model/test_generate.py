@@ -277,6 +277,6 @@ def test_a_full_cache_says_so_and_writes_nothing():
 def test_cache_bytes_are_what_the_shapes_say():
     config = preset("nemotron-nano-9b-v2").backbone
     cache = HybridCache(config, [1000] * 56, device="meta", dtype=torch.bfloat16)
-    mamba = 27 * (128 * 80 * 128 * 4 + 12288 * 4 * 2)
+    mamba = 27 * (128 * 80 * 128 * 4 + 12288 * 4 * 2 + 4)
     attention = 4 * 2 * 1000 * 8 * 128 * 2
     assert cache.nbytes == mamba + attention

@@ -196,6 +196,8 @@ def test_law_varlen_states_are_each_alone(
     for state, part in zip(states, x.split(lengths)):
         padded = torch.cat([x.new_zeros(state_len, 3), part])
         assert torch.equal(state, padded[-state_len:].T)
+    if not len(x):
+        return
     states.backward(2 * states.detach())
     read = [
         t >= end - state_len for end, n in zip(offsets[1:], lengths) for t in range(end - n, end)

@@ -14,6 +14,12 @@ from tests.contract import as_tuple
 
 Tensors = dict[str, Any]
 
+# what an op writes in place; no gradient flows through those
+STATES = {
+    "causal_conv1d_update": ("conv_state",),
+    "mamba2_decode_step": ("conv_state", "ssm_state"),
+    "selective_state_update": ("state",),
+}
 MATRICES = ("mamba_chunk_scan_combined", "gated_cross_attention")
 
 
@@ -31,6 +37,15 @@ def step(batch: int, randn: Callable[..., torch.Tensor]) -> Tensors:
         "state": randn(3, 4, 6, 5), "x": randn(batch, 4, 6), "dt": randn(batch, 4, 6),
         "A": -randn(4, 6, 5).square(), "B": randn(batch, 2, 5), "C": randn(batch, 2, 5),
         "dt_softplus": True, "state_batch_indices": torch.arange(batch),
+    }  # fmt: skip
+
+
+def decode_step(batch: int, randn: Callable[..., torch.Tensor]) -> Tensors:
+    return {
+        "zxbcdt": randn(batch, 2 * 24 + 2 * 10 + 4), "conv_state": randn(3, 44, 4),
+        "ssm_state": randn(3, 4, 6, 5), "cache_seqlens": torch.arange(batch),
+        "conv1d_weight": randn(44, 4), "conv1d_bias": randn(44), "dt_bias": randn(4),
+        "A_log": randn(4), "D": randn(4), "state_batch_indices": torch.arange(batch),
     }  # fmt: skip
 
 
@@ -67,6 +82,7 @@ CASES: dict[str, Callable[[int, Callable[..., torch.Tensor]], Tensors]] = {
     "layernorm_fn": lambda b, randn: {
         "x": randn(b, 40, 6), "weight": randn(6), "bias": randn(6), "z": randn(b, 40, 6),
     },
+    "mamba2_decode_step": decode_step,
     "mamba_chunk_scan_combined": scan,
     "mamba_split_conv1d_scan_combined": mixer,
     "rms_norm": lambda b, randn: {
@@ -91,13 +107,13 @@ def run(op: str, inputs: Tensors, *, call: Any = None) -> list[torch.Tensor]:
     floats = {
         k: v for k, v in copies.items() if isinstance(v, torch.Tensor) and v.is_floating_point()
     }
-    if op not in ("selective_state_update", "causal_conv1d_update"):
+    if op not in STATES:
         floats = {k: v.requires_grad_() for k, v in floats.items()}
     out = list(as_tuple((call or getattr(tvkernels, op))(**copies)))
     live = [t for t in out if t.requires_grad]
     if live:
         out += torch.autograd.grad(sum(t.cos().sum() for t in live), list(floats.values()))
-    return out + [copies[k] for k in ("state", "conv_state") if k in copies]
+    return out + [copies[k] for k in STATES.get(op, ())]
 
 
 def test_every_op_has_a_case() -> None:
@@ -152,13 +168,12 @@ def test_an_empty_batch_gives_empty_results(op: str) -> None:
         assert (empty.dtype, tuple(empty.shape)) == (full.dtype, (0, *full.shape[1:]))
 
 
-@pytest.mark.parametrize("op", ["selective_state_update", "causal_conv1d_update"])
+@pytest.mark.parametrize("op", STATES)
 def test_an_empty_batch_writes_no_state(op: str) -> None:
-    name = "state" if op == "selective_state_update" else "conv_state"
     inputs = inputs_of(op, 0)
-    before = inputs[name].clone()
+    before = {name: inputs[name].clone() for name in STATES[op]}
     run_plain(op, inputs)
-    assert torch.equal(inputs[name], before)
+    assert all(torch.equal(inputs[name], state) for name, state in before.items())
 
 
 @pytest.mark.parametrize("op", ["rms_norm", "rmsnorm_fn", "layernorm_fn"])

@@ -28,6 +28,7 @@ ROOMS = (
     "ssd",
     "causal_conv1d",
     "selective_state_update",
+    "decode_step",
     "rmsnorm",
     "tome",
     "attention_topk",
@@ -42,6 +43,7 @@ OPS: dict[str, tuple[str, ...]] = {
     "causal_conv1d_update": ("causal_conv1d",),
     "causal_conv1d_varlen_states": ("causal_conv1d",),
     "selective_state_update": ("selective_state_update",),
+    "mamba2_decode_step": ("decode_step",),
     "rms_norm": ("rmsnorm",),
     "rmsnorm_fn": ("rmsnorm",),
     "layernorm_fn": ("rmsnorm",),
@@ -64,8 +66,8 @@ _ENGINES = frozenset(
 )
 _HAS_TRITON = util.find_spec("triton") is not None
 
-# a plain global, because torch.compile can guard on one and cannot trace a ContextVar
-_forced: Backend | None = None
+# by room; a plain global, because torch.compile can guard on one and cannot trace a ContextVar
+_forced: dict[str, Backend] = {}
 
 
 class BackendUnavailable(RuntimeError):
@@ -93,19 +95,25 @@ class OpBackend:
 
 
 @contextmanager
-def use_backend(name: Backend) -> Iterator[None]:
-    """Force every op called inside the block onto one backend, in the whole process.
+def use_backend(name: Backend, *rooms: str) -> Iterator[None]:
+    """Force ops called inside the block onto one backend, in the whole process.
+
+    Blocks nest; the innermost that names an op's room decides.
 
     Args:
         name: "reference" (plain PyTorch, any device) or "triton".
+        rooms: only the ops of these rooms, as `explain()` names them; none named: every op.
 
     Raises:
-        ValueError: `name` is not a backend.
+        ValueError: `name` is not a backend, or one of `rooms` no room.
     """
     if name not in BACKENDS:
         raise ValueError(f"use_backend: name must be one of {', '.join(BACKENDS)}, got {name!r}")
+    for room in rooms:
+        if room not in ROOMS:
+            raise ValueError(f"use_backend: rooms must be among {', '.join(ROOMS)}, got {room!r}")
     global _forced
-    before, _forced = _forced, name
+    before, _forced = _forced, {**_forced, **dict.fromkeys(rooms or ROOMS, name)}
     try:
         yield
     finally:
@@ -118,7 +126,7 @@ def backend_for(x: torch.Tensor, room: str) -> Backend:
     Raises:
         BackendUnavailable: Triton is due and cannot run.
     """
-    backend = _forced or ("triton" if x.is_cuda else "reference")
+    backend = _forced.get(room) or ("triton" if x.is_cuda else "reference")
     if backend == "triton":
         obstacle = _obstacle(room, x.device.type)
         if obstacle:
@@ -147,14 +155,17 @@ def _explain_one(op: str, device: str) -> OpBackend:
     row = partial(OpBackend, op, ", ".join(rooms), device)
     if not rooms:
         return row("reference", "index arithmetic: plain PyTorch")
-    backend = _forced or ("triton" if device == "cuda" else "reference")
-    obstacles = [_obstacle(room, device) for room in rooms] if backend == "triton" else []
-    for room, obstacle in zip(rooms, obstacles):
+    default = "triton" if device == "cuda" else "reference"
+    backends = {room: _forced.get(room, default) for room in rooms}
+    for room in [room for room in rooms if backends[room] == "triton"]:
+        obstacle = _obstacle(room, device)
         if obstacle:
             return row("unavailable", obstacle if len(rooms) == 1 else f"{room}: {obstacle}")
-    engine = f"Triton {triton_version()}" if backend == "triton" else "plain PyTorch"
-    why = "forced by use_backend" if _forced else f"a {device.upper()} tensor"
-    return row(backend, f"{why}: {engine}")
+    names = sorted({*backends.values()})
+    engines = {"reference": "plain PyTorch", "triton": f"Triton {triton_version()}"}
+    forced = any(room in _forced for room in rooms)
+    why = "forced by use_backend" if forced else f"a {device.upper()} tensor"
+    return row(" and ".join(names), f"{why}: {' and '.join(engines[name] for name in names)}")
 
 
 def _obstacle(room: str, device: str) -> str | None:

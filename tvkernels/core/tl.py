@@ -10,12 +10,12 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["accumulator", "sigmoid", "silu", "silu_slope", "softplus", "strides"]
+__all__ = ["accumulator", "sigmoid", "silu", "silu_slope", "softplus", "state_step", "strides"]
 
 
-def accumulator(dtype: torch.dtype) -> tl.dtype:
-    """What a kernel on `dtype` computes in: float32, and float64 for float64."""
-    return tl.float64 if dtype == torch.float64 else tl.float32
+def accumulator(*dtypes: torch.dtype) -> tl.dtype:
+    """What a kernel on `dtypes` computes in: float32, and float64 where one of them is float64."""
+    return tl.float64 if torch.float64 in dtypes else tl.float32
 
 
 def strides(x: torch.Tensor | None, ndim: int) -> tuple[int, ...]:
@@ -48,3 +48,16 @@ def softplus(x):
     u = 1.0 + e
     log1p = tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
     return tl.maximum(x, 0.0) + log1p
+
+
+@triton.jit
+def state_step(state, x, dt, A, B, C):
+    """A (headdim, d_state) tile of the state moved on by one token: the new tile, and y (headdim,).
+
+    x is (headdim,), B and C are (d_state,): loaded as vectors, they take the layout of the tile,
+    where (1, d_state) would make the tile take theirs, through shared memory. dt * A broadcasts to
+    the tile: dt is a scalar or (headdim, 1), and of two scalars exp is taken once. Lanes beyond
+    d_state must come as 0.
+    """
+    new = state * tl.exp(dt * A) + (dt * x[:, None]) * B[None, :]
+    return new, tl.sum(new * C[None, :], 1)

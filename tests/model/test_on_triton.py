@@ -1,0 +1,63 @@
+"""The tiny model on every kernel there is, other ops on their references: same logits and tokens."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+
+from tests.contract import TRITON, device
+from tests.interpreter import poisoned_empty
+from timeviper_fast.backbone import HybridBackbone
+from timeviper_fast.config import CompressionStage, Segment, VisualSpan
+from timeviper_fast.generate import decode, prefill
+from timeviper_fast.initialize import init_weights
+from timeviper_fast.presets import preset
+from tvkernels import use_backend
+from tvkernels.core.backend import _ENGINES
+
+STAGES = (CompressionStage(0, "uniform", 0.7), CompressionStage(8, "attention", 0.3))
+
+
+def refused(*_: Any, **__: Any) -> None:
+    raise AssertionError("an op that has a kernel ran on its reference")
+
+
+def answer(chunk: int | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits of a prompt, eight greedy tokens, and the logits of a question asked after them."""
+    model = HybridBackbone(preset("tiny").backbone, STAGES)
+    init_weights(model, seed=1)
+    with torch.no_grad():
+        for stage in model.transv:
+            if stage.stage.transfer:
+                stage.alpha.fill_(0.8)
+    model = model.to(device()).eval()
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randn(2, 31, model.config.hidden_size, generator=generator).to(device())
+    segment = Segment(28, VisualSpan(2, 20))
+    read = prefill(model, words[:, :28], segment, max_new_tokens=20, chunk=chunk)
+    tokens = torch.stack(list(decode(model, read, max_new_tokens=8)), dim=1)
+    with torch.no_grad():
+        hidden, _ = model(words[:, 28:], cache=read.cache)
+    return read.logits.cpu(), tokens.cpu(), model.logits(hidden[:, -1]).cpu()
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not TRITON, reason="neither the interpreter nor a GPU")
+@pytest.mark.parametrize("chunk", [None, 9])
+def test_kernels_give_the_logits_and_tokens_of_the_references(
+    chunk: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with use_backend("reference"):
+        expected = answer(chunk)
+        for room in _ENGINES:
+            op = importlib.import_module(f"tvkernels.{room}.op")
+            for name in [name for name in vars(op) if name.endswith("_ref")]:
+                monkeypatch.setattr(op, name, refused)
+        with use_backend("triton", *_ENGINES), poisoned_empty():
+            prompt, tokens, question = answer(chunk)
+    torch.testing.assert_close(prompt, expected[0], rtol=1e-4, atol=1e-4)
+    assert torch.equal(tokens, expected[1])
+    torch.testing.assert_close(question, expected[2], rtol=1e-4, atol=1e-4)
