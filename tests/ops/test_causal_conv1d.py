@@ -454,7 +454,7 @@ def test_offsets_past_32_bits(backend: str, far: str, which: str) -> None:
 
     def run(given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         x, before = (given[n].detach().requires_grad_() for n in ("x", "before"))
-        weight, bias = randn(3, 4).requires_grad_(), randn(3).requires_grad_()
+        weight, bias = (t.float().requires_grad_() for t in (randn(3, 4), randn(3)))
         leaves = [x, weight, bias]
         if packed:
             out = causal_conv1d_fn(x, weight, bias, given["seq_idx"], activation="silu")
@@ -467,7 +467,9 @@ def test_offsets_past_32_bits(backend: str, far: str, which: str) -> None:
     strides = tuple(s for s, name in zip(FAR_STRIDES[far], "bct") if near.ndim == 3 or name != "c")
     distant = lazily(tuple(near.shape), strides, near.dtype, device()).copy_(near)
     for got, expected in zip(run({**tensors, which: distant}), run(tensors)):
-        assert torch.equal(got, expected)
+        # PyTorch sums in an order that depends on the strides
+        assert torch.equal(got, expected) or backend == "reference"
+        torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.triton
