@@ -235,6 +235,7 @@ def _state_update_cases(part: int = 8) -> list[Case]:
 
 
 NORM_GRID = ("tvkernels.rmsnorm.kernel:PROGRAMS",)
+CONV_GRID = ("tvkernels.causal_conv1d.kernel:LANES",)
 CASES: tuple[Case, ...] = (
     Case("gated norm", "rmsnorm_fn", gated_norm, _rows(D_INNER, 3, D_INNER)),
     Case(
@@ -267,6 +268,8 @@ CASES: tuple[Case, ...] = (
         "causal_conv1d_fn",
         backward(conv),
         _rows(CONV_CHANNELS, 3, 2 * CONV_CHANNELS * (WIDTH + 1)),
+        counted=(192, 384, 576),
+        scaled=CONV_GRID,
     ),
     *_conv_update_cases(),
     *_state_update_cases(),

@@ -142,6 +142,46 @@ def steps() -> Iterator[tuple[str, Case]]:
     yield "selective_state_update, per channel", channels
 
 
+def convolutions() -> Iterator[tuple[str, Case]]:
+    """Tokens side by side; other widths; states in and out; rings; states of packed tokens."""
+    tokens, dim, width = TOKENS[0], CONFIG.conv_dim, CONFIG.conv_kernel
+
+    def whole(width: int, by_channel: bool, states: bool, packed: bool) -> None:
+        shape = (1, dim, tokens) if by_channel else (1, tokens, dim)
+        x = empty(*shape, grad=True)
+        x = x if by_channel else x.mT
+        seq_idx = torch.empty(1, tokens, dtype=torch.int32, device="meta") if packed else None
+        before = empty(1, width - 1, dim, grad=True).mT if states else None
+        outs = tvkernels.causal_conv1d_fn(
+            x, empty(dim, width, grad=True), None, seq_idx, before, states
+        )
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        torch.autograd.backward(outs, [torch.empty_like(out) for out in outs])
+
+    def update(turns: bool, rows: bool) -> None:
+        index = torch.empty(8, dtype=torch.int32, device="meta")
+        plain = not turns and not rows
+        tvkernels.causal_conv1d_update(
+            empty(8, 3, dim).mT, empty(16 if rows else 8, 7, dim).mT, empty(dim, width),
+            empty(dim) if plain else None, "silu" if plain else None,
+            index if turns else None, index if rows else None,
+        )  # fmt: skip
+
+    def varlen() -> None:
+        cu_seqlens = torch.empty(9, dtype=torch.int32, device="meta")
+        x = empty(tokens, dim, grad=True)
+        states = tvkernels.causal_conv1d_varlen_states(x, cu_seqlens, width)
+        states.backward(torch.empty_like(states))
+
+    yield "causal_conv1d_fn, channel first", partial(whole, width, True, False, False)
+    yield "causal_conv1d_fn, packed, width 2", partial(whole, 2, False, False, True)
+    yield "causal_conv1d_fn with states, width 7", partial(whole, 7, False, True, False)
+    yield "causal_conv1d_update", partial(update, False, False)
+    yield "causal_conv1d_update, ring", partial(update, True, False)
+    yield "causal_conv1d_update, named rows", partial(update, False, True)
+    yield "causal_conv1d_varlen_states", varlen
+
+
 def decode_steps() -> Iterator[tuple[str, Case]]:
     """A head dimension of 64; 16 bit states, rows by index, and without what may be left out."""
 
@@ -170,6 +210,7 @@ def decode_steps() -> Iterator[tuple[str, Case]]:
 
 
 ROOMS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
+    "causal_conv1d": convolutions,
     "decode_step": decode_steps,
     "rmsnorm": norms,
     "relu2": activations,
