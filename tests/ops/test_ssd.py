@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch.profiler import ProfilerActivity, profile
 
 from tests.contract import assert_close_by_rule, cast, check_contract
-from tvkernels.core.backend import BackendUnavailable, use_backend
 from tvkernels.ssd import chunk_walk, mamba_chunk_scan_combined, reference
 from tvkernels.ssd.reference import mamba_recurrence_ref
 

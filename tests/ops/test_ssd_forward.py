@@ -68,7 +68,9 @@ def check_values(inputs: Tensors, dtype: torch.dtype = torch.float32) -> tuple[t
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "config",
-    every_config("tvkernels.ssd.walk_kernel:walk_kernel", "tvkernels.ssd.states_kernel:state_kernel"),
+    every_config(
+        "tvkernels.ssd.walk_kernel:walk_kernel", "tvkernels.ssd.states_kernel:state_kernel"
+    ),
     ids=str,
 )
 def test_every_configuration(config, dtype: torch.dtype, short_segments) -> None:
@@ -111,7 +113,9 @@ def test_cuts_cover_every_sequence_once(cut, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("variant", ["everything", "seq_idx", "seq_idx returns", "varlen", "no init"])
+@pytest.mark.parametrize(
+    "variant", ["everything", "seq_idx", "seq_idx returns", "varlen", "no init"]
+)
 def test_segments(variant: str, dtype: torch.dtype, short_segments) -> None:
     changes: Tensors = {"batch": 2}
     seqlen = 700
@@ -127,7 +131,7 @@ def test_segments(variant: str, dtype: torch.dtype, short_segments) -> None:
     inputs = scan_inputs(seqlen=seqlen, nheads=2, headdim=20, ngroups=1, **changes)
     # a slow and a quick head: the state lives through many pieces, and through less than one
     inputs["A"] = torch.tensor([-0.01, -12.0], dtype=torch.float64)
-    segments, _, pieces, _ = kernel._cut(2 * len(inputs["x"]), seqlen)
+    segments, *_ = kernel._cut(2 * len(inputs["x"]), seqlen)
     assert segments > 2
     check_values(inputs, dtype)
 

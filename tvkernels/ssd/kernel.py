@@ -1,4 +1,4 @@
-"""Triton engine of the scan: its launchers, and in which order what runs. Backward: backward_kernel.
+"""Triton engine of the scan: its launchers, and what runs in which order.
 
 The forward keeps the state S (d_state, headdim) of a head in registers, float32, through a whole
 segment of the sequence, and goes over the tokens in chunks of Q = 64 (walk_kernel). Of a chunk:
@@ -24,7 +24,8 @@ of the piece. The walk folds the pieces before its segment into the state that i
 same kernel makes the states after packed sequences (cu_seqlens).
 
 Products of 16 bit tensors take operands of 16 bit and add up in float32: what a token adds to the
-state is rounded once, the state itself only as an operand, never from chunk to chunk.
+state is rounded once, the state itself only as an operand, never from chunk to chunk. The backward
+has a header of its own (backward_kernel).
 """
 
 import torch
@@ -63,7 +64,8 @@ def scan_forward(
     sizes = (nheads, nheads // ngroups, headdim, d_state, *dt_limit)
     blocks = form["BLOCKS"] * nheads
     segments, segment, pieces, piece = _cut(batch * blocks, seqlen)
-    partial = fade = None
+    # of one segment nothing is read of them: given all the same, so that no length compiles anew
+    partial = fade = last
     if segments > 1:
         before = (segments - 1) * pieces
         partial = torch.empty(batch, before, *last.shape[1:], dtype=wide, device=x.device)
@@ -124,7 +126,7 @@ def _form(x, B, C, dt_softplus, dt_limit):
         "ACC": acc,
         "SUM": total,
         "DOT": {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[x.dtype] if narrow else acc,
-        "EXACT": N == B.shape[-1] and x.shape[-1] % (main + tail) == 0,
+        "EXACT": B.shape[-1] == N and x.shape[-1] % (main + tail) == 0,
     }
 
 

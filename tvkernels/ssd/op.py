@@ -325,4 +325,6 @@ def _scan_bwd(
     inputs = (x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens)
     after_each = None if cu_seqlens is None else dstates
     grads = scan_backward(*inputs, softplus, (least, greatest), dout, dfinal_states, after_each)
-    return tuple(dout.new_empty(0) if grad is None else grad for grad in grads)
+    dx, *more = (dout.new_empty(0) if grad is None else grad for grad in grads)
+    ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial_states = more
+    return dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial_states

@@ -30,7 +30,7 @@ def _look_back(
 ):  # fmt: skip
     """The first token of [begin, end) that the state at `end` remembers, and log2 of what is left
     of the state before `begin`. What decays below the normal numbers is forgotten."""
-    FORGOTTEN: tl.constexpr = -1022.0 if ACC == tl.float64 else -126.0
+    FORGOTTEN: tl.constexpr = -1022.0 if tl.float64 == ACC else -126.0
     first = end
     total = tl.zeros((), SUM)
     while (first > begin) & (total >= FORGOTTEN):

@@ -1,4 +1,4 @@
-"""What the scan's kernels share: step sizes and decays of one chunk, sums of them, tiles, addresses.
+"""What the scan's forward kernels share: step sizes and decays of a chunk, tiles, addresses.
 
 Exponents are in base 2. Between two tokens of a chunk the log-decay is a difference of the running
 sum g; beside one huge step a float32 sum would lose the small ones. So for float32 tensors g is

@@ -30,17 +30,18 @@ def _entering(
     if first_ptr is not None:
         source = first_ptr + row * first_b + head * first_h
         state = load_state(source, n, first_n, p, first_p, in_n, in_p, ACC)
-    if piece_ptr is not None:
-        for piece in range(part * pieces):
-            at = ((row * (segments - 1)) * pieces + piece) * nheads + head
-            source = piece_ptr + at * headdim * d_state
-            added = load_state(source, n, 1, p, d_state, in_n, in_p, ACC)
-            state = state * tl.load(fade_ptr + at) + added
+    for piece in range(part * pieces):
+        at = (row * (segments - 1) * pieces + piece) * nheads + head
+        source = piece_ptr + at * headdim * d_state
+        added = load_state(source, n, 1, p, d_state, in_n, in_p, ACC)
+        state = state * tl.load(fade_ptr + at) + added
     return state
 
 
 @triton.jit
-def _scores(C, B, delta, g, g_low, borders, SEQ: tl.constexpr, ACC: tl.constexpr, SUM: tl.constexpr):
+def _scores(
+    C, B, delta, g, g_low, borders, SEQ: tl.constexpr, ACC: tl.constexpr, SUM: tl.constexpr
+):
     """What token i (row) takes of x_j (column): exp(log-decay between them) (C_i . B_j) delta_j."""
     scores = tl.dot(C, tl.trans(B), input_precision="ieee", out_dtype=ACC)
     i = tl.arange(0, g.shape[0])
@@ -48,7 +49,7 @@ def _scores(C, B, delta, g, g_low, borders, SEQ: tl.constexpr, ACC: tl.constexpr
     if SEQ:
         linked = linked & (borders[:, None] == borders[None, :])
     # masked before exp: a path backwards in time would be a growth, and overflow
-    if SUM == tl.float32:
+    if tl.float32 == SUM:
         # of 16 bit tensors delta, which is not negative, comes in with the exponent
         path = g[:, None] - (g - tl.log2(delta))[None, :]
         scores *= tl.exp2(tl.where(linked, path, float("-inf")))
@@ -66,13 +67,16 @@ def _through(
     """Some channels through a chunk: store out, what the tokens read of the state, of each other, D
     x, the gate; return the state that leaves."""
     x = tile(x_ptr, t, x_t, p, x_p, live, in_p, EXACT).to(B.dtype)
-    y = tl.dot(C, state.to(C.dtype), input_precision="ieee", out_dtype=ACC) * reads[:, None]
-    y = tl.dot(scores, x, acc=y, input_precision="ieee", out_dtype=ACC)
-    if D_ptr is not None:
-        if D_OF_HEAD:
+    # in that order, so that a D for each channel is out of its registers before the state is read
+    if D_OF_HEAD:
+        y = tl.dot(C, state.to(C.dtype), input_precision="ieee", out_dtype=ACC) * reads[:, None]
+        y = tl.dot(scores, x, acc=y, input_precision="ieee", out_dtype=ACC)
+        if D_ptr is not None:
             y += tl.load(D_ptr).to(ACC) * x.to(ACC)
-        else:
-            y += tl.load(D_ptr + p * D_p, mask=in_p, other=0.0).to(ACC)[None, :] * x.to(ACC)
+    else:
+        y = tl.load(D_ptr + p * D_p, mask=in_p, other=0.0).to(ACC)[None, :] * x.to(ACC)
+        y = tl.dot(scores, x, acc=y, input_precision="ieee", out_dtype=ACC)
+        y += tl.dot(C, state.to(C.dtype), input_precision="ieee", out_dtype=ACC) * reads[:, None]
     if z_ptr is not None:
         y *= silu(tile(z_ptr, t, z_t, p, z_p, live, in_p, EXACT).to(ACC))
     mask = live[:, None]
@@ -117,7 +121,6 @@ def walk_kernel(
 ):  # fmt: skip
     # one program owns MAIN + TAIL channels of one head in one segment of one sequence
     block, head, part, row = whose(BLOCKS, nheads, segments)
-    group = head // heads_per_group
     begin = (part * segment).to(tl.int32)
     end = tl.minimum(part * segment + segment, end_of_all).to(tl.int32)
     SIDE: tl.constexpr = max(TAIL, 16)
@@ -127,8 +130,8 @@ def walk_kernel(
 
     x_ptr += row * x_b + head * x_h
     dt_ptr += row * dt_b + head * dt_h
-    B_ptr += row * B_b + group * B_g
-    C_ptr += row * C_b + group * C_g
+    B_ptr += row * B_b + head // heads_per_group * B_g
+    C_ptr += row * C_b + head // heads_per_group * C_g
     out_ptr += row * end_of_all * out_t + head * out_h
     rate = tl.load(A_ptr + head * A_h).to(SUM) * LOG2E
     bias = if_given(bias_ptr, head * bias_h, ACC)
@@ -159,7 +162,9 @@ def walk_kernel(
             raw, t, live, seq_ptr, seq_t, rate, bias, dt_min, dt_max, Q, SOFTPLUS, ACC, SUM
         )
         B = tile(B_ptr, t, B_t, n, B_n, live, in_n, EXACT).to(DOT)
-        C = tile(C_ptr, t, B_t if ALIKE else C_t, n, B_n if ALIKE else C_n, live, in_n, EXACT).to(DOT)
+        C = tile(C_ptr, t, B_t if ALIKE else C_t, n, B_n if ALIKE else C_n, live, in_n, EXACT).to(
+            DOT
+        )
         scores = _scores(C, B, delta, g, g_low, borders, seq_ptr is not None, ACC, SUM)
         state0 = _through(
             state0, scores, B, C, reads, adds, kept, x_ptr, D_ptr, z_ptr, out_ptr, t, live,
@@ -170,7 +175,6 @@ def walk_kernel(
                 state1, scores, B, C, reads, adds, kept, x_ptr, D_ptr, z_ptr, out_ptr, t, live,
                 x_t, z_t, out_t, p1, in1, x_p, D_p, z_p, D_OF_HEAD, EXACT, ACC,
             )  # fmt: skip
-
     if part == segments - 1:
         last_ptr += (row * nheads + head) * headdim * d_state
         store_state(last_ptr, state0, n, p0, d_state, in_n, in0)
