@@ -36,9 +36,10 @@ from tvkernels.ssd.backward_tiles_kernel import (
     reached,
 )
 
-# what a program's number within its chunk and group stands for; then come the blocks of role z if
-# there is a gate, and those of role K
-ROLE_C, ROLE_B, ROLE_X = (tl.constexpr(i) for i in range(3))
+# what a program's number within its chunk and group stands for; then come the parts of role x (more
+# than one for D of each channel, which needs G in registers too), of role z if there is a gate, and
+# of role K
+ROLE_C, ROLE_B = (tl.constexpr(i) for i in range(2))
 
 
 @triton.jit
@@ -216,7 +217,7 @@ def _output_role(
 # four warps have no room for a tile of 128 tokens, nor have sm_120 and gfx942 for a second stage,
 # without which sm_90 spills in its loops
 CONFIGS = configs(
-    {"default": ((8, 1),), "sm_90": ((8, 2),)}
+    {"default": ((8, 1),), "gfx942": ((8, 1),), "sm_90": ((8, 2),)}
     | dict.fromkeys(("sm_80", "sm_100"), ((8, 2), (8, 1)))
 )
 
@@ -237,14 +238,14 @@ def scan_backward_roles_kernel(
 ):  # fmt: skip
     # one program owns one role of one chunk of one group; neighbours own its other roles
     BLOCKS: tl.constexpr = T // BLOCK
-    slots = 3 + (2 * BLOCKS if z_ptr is not None else BLOCKS)
+    PARTS: tl.constexpr = BLOCKS if COLUMNS else 1
+    slots = 2 + PARTS + (2 * BLOCKS if z_ptr is not None else BLOCKS)
     role, place = tl.program_id(0) % slots, (tl.program_id(0) // slots).to(tl.int64)
     groups = heads // ratio
     group, chunk, batch = place % groups, place // groups % chunks, place // groups // chunks
     head = group * ratio
     start, stop = bounds_of(ends_ptr, chunk, seqlen, T)
-    number = batch * chunks + chunk
-    vectors = (batch * heads + head) * seqlen
+    number, vectors = batch * chunks + chunk, (batch * heads + head) * seqlen
     step_ptr, log_ptr = step_ptr + vectors, log_ptr + vectors
     x_ptr, g_ptr = x_ptr + batch * x_batch + head * x_head, g_ptr + batch * g_batch + head * g_head
     b_ptr += batch * b_batch + group * b_group
@@ -269,12 +270,12 @@ def scan_backward_roles_kernel(
             x_token, x_head, x_channel, b_token, b_entry, sum_token,
             False, HEADDIM, PIECES, D_STATE, N, T, PRECISE, ACC, DOT,
         )  # fmt: skip
-    elif role == ROLE_X:
+    elif role < 2 + PARTS:
         _output_role(
             g_ptr, b_ptr, c_ptr, leaving_ptr, d_ptr, step_ptr, log_ptr, seg_ptr, dx_ptr + rows,
-            None, None, 0, start, stop, seqlen, low_by, ratio, g_token, g_head, g_channel, b_token,
-            b_entry, c_token, c_entry, head, d_head, d_channel, row_token, 0, 0, 0, 0, 0, 0,
-            True, T, HEADDIM, PIECES, D_STATE, N, T, COLUMNS, PRECISE, ACC, DOT,
+            None, None, role - 2, start, stop, seqlen, low_by, ratio, g_token, g_head, g_channel,
+            b_token, b_entry, c_token, c_entry, head, d_head, d_channel, row_token, 0, 0, 0, 0, 0, 0,
+            True, T // PARTS, HEADDIM, PIECES, D_STATE, N, T, COLUMNS, PRECISE, ACC, DOT,
         )  # fmt: skip
     elif role >= slots - BLOCKS:
         block = (role - (slots - BLOCKS)).to(tl.int64)
@@ -291,10 +292,10 @@ def scan_backward_roles_kernel(
         _output_role(
             x_ptr, c_ptr, b_ptr, entering_ptr, d_ptr, step_ptr, log_ptr, seg_ptr, dz_ptr + rows,
             z_ptr + batch * z_batch + head * z_head,
-            dout_ptr + batch * dout_batch + head * dout_head, role - 3, start, stop, seqlen, low_by,
-            ratio, x_token, x_head, x_channel, c_token, c_entry, b_token, b_entry, head, d_head,
-            d_channel, row_token, z_token, z_head, z_channel, dout_token, dout_head, dout_channel,
-            False, BLOCK, HEADDIM, PIECES, D_STATE, N, T, True, PRECISE, ACC, DOT,
+            dout_ptr + batch * dout_batch + head * dout_head, role - 2 - PARTS, start, stop, seqlen,
+            low_by, ratio, x_token, x_head, x_channel, c_token, c_entry, b_token, b_entry, head,
+            d_head, d_channel, row_token, z_token, z_head, z_channel, dout_token, dout_head,
+            dout_channel, False, BLOCK, HEADDIM, PIECES, D_STATE, N, T, True, PRECISE, ACC, DOT,
         )  # fmt: skip
 
 
@@ -316,7 +317,7 @@ def roles(plan, x, G, B, C, D, z, dout, entering, leaving):
     sums |= {name: empty(batch, heads, seqlen) for name in ("q", "r", "own", "path")}
     sums["after"] = empty(blocks, batch, heads, seqlen)
     sums["through"] = empty(batch, plan.chunks, heads)
-    slots = 3 + (blocks if z is None else 2 * blocks)
+    slots = 2 + (blocks if columns else 1) + (blocks if z is None else 2 * blocks)
     if x.numel():
         scan_backward_roles_kernel[(slots * groups * plan.chunks * batch,)](
             x, G, B, C, D, z, dout, entering, leaving,
