@@ -274,8 +274,8 @@ def scan_backward_roles_kernel(
         _output_role(
             g_ptr, b_ptr, c_ptr, leaving_ptr, d_ptr, step_ptr, log_ptr, seg_ptr, dx_ptr + rows,
             None, None, role - 2, start, stop, seqlen, low_by, ratio, g_token, g_head, g_channel,
-            b_token, b_entry, c_token, c_entry, head, d_head, d_channel, row_token, 0, 0, 0, 0, 0, 0,
-            True, T // PARTS, HEADDIM, PIECES, D_STATE, N, T, COLUMNS, PRECISE, ACC, DOT,
+            b_token, b_entry, c_token, c_entry, head, d_head, d_channel, row_token, 0, 0, 0, 0,
+            0, 0, True, T // PARTS, HEADDIM, PIECES, D_STATE, N, T, COLUMNS, PRECISE, ACC, DOT,
         )  # fmt: skip
     elif role >= slots - BLOCKS:
         block = (role - (slots - BLOCKS)).to(tl.int64)
