@@ -339,6 +339,7 @@ UPDATE_ERRORS = [
     ({"cache_seqlens": ROWS[:1]}, r"cache_seqlens must be \(batch,\) = \(2\), got shape \(1,\)"),
     ({"cache_seqlens": S[0, :2, 0]}, "cache_seqlens must be of dtype int32, int64"),
     ({"conv_state_indices": ROWS[:1]}, r"conv_state_indices must be \(batch,\) = \(2\)"),
+    ({"conv_state_indices": ROWS + 2}, r"conv_state_indices must be below 2 .*, got \[2, 2\]"),
     ({"conv_state_indices": S[0, :2, 0]}, "conv_state_indices must be of dtype int32, int64"),
 ]
 VARLEN_ERRORS = [

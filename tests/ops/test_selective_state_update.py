@@ -408,6 +408,10 @@ ERRORS = [
     ({"state": T(2, 4, 5, 6).int()}, "state must be of dtype .*, got int32"),
     ({"A": T(4, 5, 6, device="meta")}, r"A must lie on the device of state \(cpu\), got meta"),
     ({"state_batch_indices": INDICES[:1]}, r"state_batch_indices must be \(batch,\) = \(2\)"),
+    (
+        {"state_batch_indices": torch.tensor([2, 0])},
+        r"state_batch_indices must be below 2 \(the rows of the state\), got \[2, 0\]",
+    ),
     ({"state_batch_indices": T(2)}, "state_batch_indices must be of dtype int32, int64"),
     (
         {"state": T(3, 4, 5, 6)},

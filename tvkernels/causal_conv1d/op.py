@@ -22,6 +22,7 @@ from tvkernels.core.checks import (
     expect_int,
     expect_ndim,
     expect_offsets,
+    expect_rows,
     expect_same_device,
     expect_shape,
     fail,
@@ -241,10 +242,11 @@ def _check_state(
             f"have state_len of at least width - 1 = {weight.shape[1] - 1}",
             conv_state.shape[2],
         )
-    for name, entries in {"cache_seqlens": cache_seqlens, "conv_state_indices": indices}.items():
-        if entries is not None:
-            expect_shape(op, name, entries, "(batch,)", (batch,))
-            expect_dtype(op, name, entries, INDEX_DTYPES)
+    if cache_seqlens is not None:
+        expect_shape(op, "cache_seqlens", cache_seqlens, "(batch,)", (batch,))
+        expect_dtype(op, "cache_seqlens", cache_seqlens, INDEX_DTYPES)
+    if indices is not None:
+        expect_rows(op, "conv_state_indices", indices, batch, len(conv_state))
     expect_same_device(
         op, x=x, conv_state=conv_state, cache_seqlens=cache_seqlens, conv_state_indices=indices
     )

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tvkernels.core.backend import backend_for
 from tvkernels.core.checks import (
-    INDEX_DTYPES,
     expect_dtype,
     expect_ndim,
+    expect_rows,
     expect_same_device,
     expect_shape,
     fail,
@@ -126,8 +126,7 @@ def _check(
             expect_dtype(OP, name, t)
     expect_same_device(OP, **tensors, state_batch_indices=indices)
     if indices is not None:
-        expect_shape(OP, "state_batch_indices", indices, "(batch,)", (batch,))
-        expect_dtype(OP, "state_batch_indices", indices, INDEX_DTYPES)
+        expect_rows(OP, "state_batch_indices", indices, batch, rows)
     elif rows != batch:
         fail(
             OP,
