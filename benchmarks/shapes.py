@@ -19,7 +19,7 @@ BYTES_PER_SECOND = 4.3e12
 FLOPS_PER_SECOND = 790e12
 L2_BYTES = 50e6
 
-HIDDEN = 4480
+HIDDEN, MLP = 4480, 15680
 NHEADS, HEADDIM, NGROUPS, D_STATE, WIDTH = 128, 80, 8, 128, 4
 D_INNER = NHEADS * HEADDIM  # 10240
 CONV_CHANNELS = D_INNER + 2 * NGROUPS * D_STATE  # 12288
@@ -93,6 +93,11 @@ def residual_norm(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: 
     x, residual = (torch.randn(shape, dtype=dtype).requires_grad_() for _ in "xr")
     weight = torch.ones(HIDDEN, dtype=dtype).requires_grad_()
     return Call(lambda: ops.rms_norm(x, weight, EPS, residual), (x, weight, residual))
+
+
+def activation(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
+    x = torch.randn(batch, tokens, MLP, dtype=dtype).requires_grad_()
+    return Call(lambda: ops.relu2(x), (x,))
 
 
 def conv(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
@@ -230,6 +235,7 @@ def _state_update_cases(part: int = 8) -> list[Case]:
 
 
 NORM_GRID = ("tvkernels.rmsnorm.kernel:PROGRAMS",)
+CONV_GRID = ("tvkernels.causal_conv1d.kernel:LANES",)
 CASES: tuple[Case, ...] = (
     Case("gated norm", "rmsnorm_fn", gated_norm, _rows(D_INNER, 3, D_INNER)),
     Case(
@@ -249,6 +255,8 @@ CASES: tuple[Case, ...] = (
         counted=(128, 256, 384),
         scaled=NORM_GRID,
     ),
+    Case("activation of the MLP", "relu2", activation, _rows(MLP, 2)),
+    Case("activation of the MLP, backward", "relu2", backward(activation), _rows(MLP, 3)),
     Case(
         "convolution",
         "causal_conv1d_fn",
@@ -260,6 +268,8 @@ CASES: tuple[Case, ...] = (
         "causal_conv1d_fn",
         backward(conv),
         _rows(CONV_CHANNELS, 3, 2 * CONV_CHANNELS * (WIDTH + 1)),
+        counted=(192, 384, 576),
+        scaled=CONV_GRID,
     ),
     *_conv_update_cases(),
     *_state_update_cases(),

@@ -53,15 +53,17 @@ SIBLINGS = {
     "presets": "config",
     "names": "config presets",
     "weights": "names",
-    "checkpoint": "config names weights",
+    "saving": "config weights",
+    "checkpoint": "config names weights saving",
     "backbone": "config stops cache transv",
     "initialize": "config backbone",
     "training": "config prompt backbone",
     "generate": "config stops cache transv backbone",
     "ask": "config stops sampling preprocess prompt video generate",
-    "model": "config vision projector checkpoint backbone generate ask",
+    "model": "config vision projector saving checkpoint backbone generate ask",
     "demo": "presets byte_tokenizer video initialize model",
-    "cli": "ask config presets stops video checkpoint generate model demo",
+    "terminal": "stops",
+    "cli": "ask config presets video saving checkpoint generate model demo terminal",
     "__main__": "cli",
     "__init__": "ask config generate model presets",
 }
@@ -312,6 +314,7 @@ def test_every_op_has_its_rooms():
         engines = set(filter(ENGINE.fullmatch, files))
         own = files - {"__init__.py", "op.py", "reference.py"} - engines
         assert {"__init__.py", "op.py", "reference.py"} <= files, room
+        assert not engines or "kernel.py" in engines, f"{room}: {engines}"
         # ssd alone has more rooms, each named by what it computes
         assert not own or room == "ssd", f"{room}: {own}"
 

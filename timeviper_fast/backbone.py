@@ -23,6 +23,7 @@ from tvkernels import (
     causal_conv1d_fn,
     mamba2_decode_step,
     mamba_chunk_scan_combined,
+    relu2,
     rms_norm,
     rmsnorm_fn,
 )
@@ -73,7 +74,7 @@ class Mlp(nn.Module):
         self.down_proj = nn.Linear(width, config.hidden_size, bias=bias)
 
     def forward(self, x: Tensor, packing: Packing, state: None) -> Tensor:
-        return self.down_proj(F.relu(self.up_proj(x)).square())
+        return self.down_proj(relu2(self.up_proj(x)))
 
 
 class Attention(nn.Module):

@@ -99,12 +99,13 @@ class TransV(nn.Module):
         self, sample: Tensor, segment: Segment, keep: int, mixer: nn.Module
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
-            asking = sample[:, segment.length - 1 - segment.query_from_end]
-            q = mixer.q_proj(asking).unflatten(-1, (-1, self.head_dim))  # type: ignore[operator]
+            # the query looks back, as everywhere: in training what stands behind it is the answer
+            seen = sample[:, : segment.length - segment.query_from_end]
+            q = mixer.q_proj(seen[:, -1]).unflatten(-1, (-1, self.head_dim))  # type: ignore[operator]
             # a key bias would add the same number to every score of a head: softmax ignores it
             weight: Tensor = mixer.k_proj.weight  # type: ignore[assignment, union-attr]
             span = (segment.span.start, segment.span.length)
-            chosen = attention_topk_hidden(q, sample, weight, keep, span)
+            chosen = attention_topk_hidden(q, seen, weight, keep, span)
         return chosen.kept, chosen.dropped, chosen.scores
 
     def _transfer(self, text: Tensor, dropped: Tensor) -> Tensor:

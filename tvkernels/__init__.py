@@ -18,6 +18,7 @@ from tvkernels.causal_conv1d import (
 from tvkernels.core.backend import BackendUnavailable, OpBackend, explain, use_backend
 from tvkernels.decode_step import mamba2_decode_step
 from tvkernels.gated_cross_attention import gated_cross_attention
+from tvkernels.relu2 import relu2
 from tvkernels.rmsnorm import layernorm_fn, rms_norm, rmsnorm_fn
 from tvkernels.selective_state_update import selective_state_update
 from tvkernels.split_conv1d_scan import mamba_split_conv1d_scan_combined
@@ -41,6 +42,7 @@ __all__ = [
     "mamba2_decode_step",
     "mamba_chunk_scan_combined",
     "mamba_split_conv1d_scan_combined",
+    "relu2",
     "rms_norm",
     "rmsnorm_fn",
     "selective_state_update",

@@ -105,6 +105,84 @@ def norms() -> Iterator[tuple[str, Case]]:
     yield "layernorm_fn, gate before norm", partial(gated, True, False, False)
 
 
+def activations() -> Iterator[tuple[str, Case]]:
+    """Of a slice of a wider product, forward and backward."""
+
+    def slices() -> None:
+        x = empty(1, TOKENS[0], 2 * CONFIG.intermediate_size, grad=True)
+        y = tvkernels.relu2(x[..., : CONFIG.intermediate_size])
+        y.backward(torch.empty_like(y))
+
+    yield "relu2 of a slice", slices
+
+
+def steps() -> Iterator[tuple[str, Case]]:
+    """State of 16 bit, another headdim, a gate; rows by index; per channel, as Mamba-1 has it."""
+
+    def heads(headdim: int, dtype: torch.dtype, indices: bool) -> None:
+        batch, nheads, dstate = 8, CONFIG.mamba_num_heads, CONFIG.ssm_state_size
+        x, dt = empty(batch, nheads, headdim), empty(batch, nheads, 1).expand(-1, -1, headdim)
+        A = empty(nheads, 1, 1, dtype=torch.float32).expand(-1, headdim, dstate)
+        D = empty(nheads, 1, dtype=torch.float32).expand(-1, headdim)
+        B = empty(batch, CONFIG.n_groups, dstate)
+        rows = torch.empty(batch, dtype=torch.int32, device="meta") if indices else None
+        tvkernels.selective_state_update(
+            empty(batch, nheads, headdim, dstate, dtype=dtype), x, dt, A, B, B, D, x, D, True, rows
+        )
+
+    def channels() -> None:
+        batch, dim, dstate = 8, CONFIG.d_inner, 16
+        x, B = empty(batch, dim), empty(batch, dstate)
+        state, A = (
+            empty(*shape, dtype=torch.float32) for shape in ((8, dim, dstate), (dim, dstate))
+        )
+        tvkernels.selective_state_update(state, x, x, A, B, B)
+
+    yield "selective_state_update, 16 bit state", partial(heads, 80, DTYPE, False)
+    yield "selective_state_update, headdim 64, indices", partial(heads, 64, torch.float32, True)
+    yield "selective_state_update, per channel", channels
+
+
+def convolutions() -> Iterator[tuple[str, Case]]:
+    """Tokens side by side; other widths; states in and out; rings; states of packed tokens."""
+    tokens, dim, width = TOKENS[0], CONFIG.conv_dim, CONFIG.conv_kernel
+
+    def whole(width: int, by_channel: bool, states: bool, packed: bool) -> None:
+        shape = (1, dim, tokens) if by_channel else (1, tokens, dim)
+        x = empty(*shape, grad=True)
+        x = x if by_channel else x.mT
+        seq_idx = torch.empty(1, tokens, dtype=torch.int32, device="meta") if packed else None
+        before = empty(1, width - 1, dim, grad=True).mT if states else None
+        outs = tvkernels.causal_conv1d_fn(
+            x, empty(dim, width, grad=True), None, seq_idx, before, states
+        )
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        torch.autograd.backward(outs, [torch.empty_like(out) for out in outs])
+
+    def update(turns: bool, rows: bool) -> None:
+        index = torch.empty(8, dtype=torch.int32, device="meta")
+        plain = not turns and not rows
+        tvkernels.causal_conv1d_update(
+            empty(8, 3, dim).mT, empty(16 if rows else 8, 7, dim).mT, empty(dim, width),
+            empty(dim) if plain else None, "silu" if plain else None,
+            index if turns else None, index if rows else None,
+        )  # fmt: skip
+
+    def varlen() -> None:
+        cu_seqlens = torch.empty(9, dtype=torch.int32, device="meta")
+        x = empty(tokens, dim, grad=True)
+        states = tvkernels.causal_conv1d_varlen_states(x, cu_seqlens, width)
+        states.backward(torch.empty_like(states))
+
+    yield "causal_conv1d_fn, channel first", partial(whole, width, True, False, False)
+    yield "causal_conv1d_fn, packed, width 2", partial(whole, 2, False, False, True)
+    yield "causal_conv1d_fn with states, width 7", partial(whole, 7, False, True, False)
+    yield "causal_conv1d_update", partial(update, False, False)
+    yield "causal_conv1d_update, ring", partial(update, True, False)
+    yield "causal_conv1d_update, named rows", partial(update, False, True)
+    yield "causal_conv1d_varlen_states", varlen
+
+
 def decode_steps() -> Iterator[tuple[str, Case]]:
     """A head dimension of 64; 16 bit states, rows by index, and without what may be left out."""
 
@@ -168,8 +246,11 @@ def scans_backward() -> Iterator[tuple[str, Case]]:
 
 
 ROOMS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
+    "causal_conv1d": convolutions,
     "decode_step": decode_steps,
     "rmsnorm": norms,
+    "relu2": activations,
+    "selective_state_update": steps,
     "ssd": scans_backward,
 }
 

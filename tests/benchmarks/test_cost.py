@@ -54,6 +54,8 @@ def test_the_floors_are_those_of_the_model():
         "gated norm, backward": 102_400,
         "residual norm": 35_840,
         "residual norm, backward": 35_840,
+        "activation of the MLP": 62_720,
+        "activation of the MLP, backward": 94_080,
         "convolution": 49_152,
         "convolution, backward": 73_728,
         "decode step of the convolution, batch 8": 245_760,

@@ -62,6 +62,9 @@ def test_kept_tokens_logits_and_loss(parts, which, prefix):
         for i, record in enumerate(by_sample):
             kept = data[f"{prefix}stage{stage}.sample{i}.kept"]
             assert torch.equal(record.kept[0].int(), kept)
+            if record.scores is not None:
+                scores = data[f"{prefix}stage{stage}.sample{i}.scores"]
+                torch.testing.assert_close(record.scores[0], scores, rtol=0, atol=2e-4)
     loss = packed_loss(backbone, embeddings, segments, labels)
     torch.testing.assert_close(loss, data[f"{prefix}loss"].reshape(()), rtol=0, atol=2e-4)
 
@@ -93,6 +96,19 @@ def test_the_query_is_the_token_before_the_last_answer():
     segment = training_segment(labels, VisualSpan(0, 1))
     assert len(labels) - 1 - segment.query_from_end == 5
     assert training_segment(labels[:2], VisualSpan(0, 1)).query_from_end == 0
+
+
+def test_what_stands_behind_the_query_changes_no_selection(parts):
+    data, backbone, projector = parts
+    embeddings, segments, _ = embed(backbone, projector, data, (0,))
+    answer = segments[0].query_from_end
+    assert answer > 0
+    other = embeddings.clone()
+    other[:, -answer:] = 3 * torch.randn(1, answer, embeddings.shape[-1])
+    for ours, theirs in zip(backbone(embeddings, segments)[1], backbone(other, segments)[1]):
+        assert torch.equal(ours[0].kept, theirs[0].kept)
+        if ours[0].scores is not None:
+            torch.testing.assert_close(ours[0].scores, theirs[0].scores, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

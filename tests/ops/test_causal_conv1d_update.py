@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tests.contract import check_contract
+from tests.contract import (
+    COMPILED,
+    TRITON,
+    check_capture,
+    check_contract,
+    device,
+    on_device,
+)
+from tests.interpreter import lazily
 from tests.ops.test_causal_conv1d import (
     DATA,
     DTYPES,
@@ -21,12 +29,13 @@ from tests.ops.test_causal_conv1d import (
     project_and_split,
     randn,
 )
+from tvkernels import use_backend
 from tvkernels.causal_conv1d import causal_conv1d_update, causal_conv1d_varlen_states
-from tvkernels.core.backend import BackendUnavailable, use_backend
+from tvkernels.causal_conv1d.op import _update, _varlen_bwd, _varlen_fwd
 
 
-def test_golden_conv_state_after_decode_steps() -> None:
-    golden = load_file(DATA / "F_mamba_mixer.safetensors")
+def test_golden_conv_state_after_decode_steps(backend: str) -> None:
+    golden = on_device(load_file(DATA / "F_mamba_mixer.safetensors"))
     weight, bias = golden["weight.conv1d.weight"].squeeze(1), golden["weight.conv1d.bias"]
     state = golden["conv_state"].clone()
     steps = project_and_split(golden, golden["step_input"])
@@ -55,7 +64,7 @@ def naive_update(
         for t in range(seqlen):
             if cache_seqlens is None:
                 past = [state[row, :, i].clone() for i in range(state_len)]
-                state[row] = torch.stack([*past, x[b, :, t]][1:], dim=1)
+                state[row] = torch.stack([*past, x[b, :, t]], dim=1)[:, 1:]
             else:
                 here = int(cache_seqlens[b]) + t
                 slots = [(here - i) % state_len for i in range(width - 1, 0, -1)]
@@ -88,6 +97,7 @@ UPDATES = {
 }
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("state_len", "seqlen"), [(3, 1), (4, 1), (7, 3), (3, 5)])
 @pytest.mark.parametrize("variant", UPDATES)
@@ -105,10 +115,10 @@ def test_update_contract(variant: str, state_len: int, seqlen: int, dtype: torch
 
 
 @pytest.mark.parametrize("circular", [False, True])
-def test_update_layouts_and_two_dimensional_x(circular: bool) -> None:
+def test_update_layouts_and_two_dimensional_x(backend: str, circular: bool) -> None:
     wide = randn(3, 20, seed=1)
     x, weight = wide[:, 4:10], randn(4, 6, seed=3).mT
-    cache_seqlens = torch.tensor([2, 5, 8]) if circular else None
+    cache_seqlens = torch.tensor([2, 5, 8], device=device()) if circular else None
     expected, after = naive_update(
         x[..., None], randn(3, 6, 5, seed=2), weight, cache_seqlens=cache_seqlens
     )
@@ -120,7 +130,44 @@ def test_update_layouts_and_two_dimensional_x(circular: bool) -> None:
         assert torch.equal(state, after)
 
 
-def test_update_is_for_inference() -> None:
+@pytest.mark.parametrize(("state_len", "seqlen"), [(3, 1), (300, 2)])
+@pytest.mark.parametrize("variant", ["shift", "circular rows"])
+def test_update_by_several_programs(
+    backend: str, variant: str, state_len: int, seqlen: int
+) -> None:
+    """More channels than one program takes, and a state so long that it takes fewer of them."""
+    inputs = {
+        "x": randn(3, 150, seqlen, seed=1),
+        "conv_state": randn(5 if "rows" in variant else 3, 150, state_len, seed=2),
+        "weight": randn(150, 3, seed=3),
+        **UPDATES[variant],
+    }
+    check_contract(run_update, naive_update, inputs)
+
+
+@pytest.mark.parametrize("width", [1, 2, 7])
+def test_update_of_any_width(backend: str, width: int) -> None:
+    for cache_seqlens in (None, torch.tensor([2, 11])):
+        inputs = {
+            "x": randn(2, 6, 3, seed=1),
+            "conv_state": randn(2, 6, width - 1, seed=2),
+            "weight": randn(6, width, seed=3),
+            "cache_seqlens": cache_seqlens if width > 1 else None,
+        }
+        check_contract(run_update, naive_update, inputs)
+
+
+def test_update_of_nothing(backend: str) -> None:
+    state = randn(2, 6, 3)
+    before = state.clone()
+    for x in (randn(2, 6, 0), randn(0, 6, 1)):
+        rows = torch.zeros(len(x), dtype=torch.int32, device=device())
+        out = causal_conv1d_update(x, state, randn(6, 4), conv_state_indices=rows)
+        assert out.shape == x.shape
+        assert torch.equal(state, before)
+
+
+def test_update_is_for_inference(backend: str) -> None:
     x, state = randn(2, 6).requires_grad_(), randn(2, 6, 3)
     out = causal_conv1d_update(x, state, randn(6, 4).requires_grad_())
     assert not out.requires_grad
@@ -139,44 +186,130 @@ def test_parameters_can_be_read_by_name() -> None:
     index_dtype=st.sampled_from([torch.int32, torch.int64]),
 )
 def test_law_varlen_states_are_each_alone(
-    lengths: list[int], state_len: int, index_dtype: torch.dtype
+    backend: str, lengths: list[int], state_len: int, index_dtype: torch.dtype
 ) -> None:
-    x = randn(sum(lengths), 3)
-    cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=index_dtype)
+    x = randn(sum(lengths), 3).requires_grad_()
+    offsets = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    cu_seqlens = torch.tensor(offsets, dtype=index_dtype, device=device())
     states = causal_conv1d_varlen_states(x, cu_seqlens, state_len)
     assert states.shape == (len(lengths), 3, state_len)
     for state, part in zip(states, x.split(lengths)):
-        padded = torch.cat([torch.zeros(state_len, 3, dtype=x.dtype), part])
+        padded = torch.cat([x.new_zeros(state_len, 3), part])
         assert torch.equal(state, padded[-state_len:].T)
+    if not len(x):
+        return
+    states.backward(2 * states.detach())
+    read = [
+        t >= end - state_len for end, n in zip(offsets[1:], lengths) for t in range(end - n, end)
+    ]
+    kept = torch.tensor(read, device=device()).reshape(-1, 1)
+    assert torch.equal(x.grad, 2 * x.detach() * kept)
 
 
-def test_varlen_states_of_a_slice_with_nan_beside_it() -> None:
+def test_varlen_states_of_more_channels_than_one_program_takes(backend: str) -> None:
+    x, cu_seqlens = randn(9, 300), torch.tensor([0, 4, 6, 9], device=device())
+    states = causal_conv1d_varlen_states(x, cu_seqlens, 2)
+    assert torch.equal(states, torch.stack([x[2:4].T, x[4:6].T, x[7:9].T]))
+
+
+def test_varlen_states_of_a_slice_with_nan_beside_it(backend: str) -> None:
     wide = randn(9, 12)
     wide[:4] = torch.nan
     x = wide[:, 3:9].bfloat16()
-    states = causal_conv1d_varlen_states(x, torch.tensor([0, 4, 6, 9]), 3)
-    assert torch.equal(states[1], torch.cat([torch.zeros(1, 6), x[4:6].float()]).T.bfloat16())
+    states = causal_conv1d_varlen_states(x, torch.tensor([0, 4, 6, 9], device=device()), 3)
+    assert torch.equal(states[1], torch.cat([x.new_zeros(1, 6), x[4:6]]).T)
     assert torch.equal(states[2], x[6:9].T)
     assert states.mT.is_contiguous()
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiles_in_one_graph(backend: str) -> None:
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_compiles_in_one_graph(compiler: str) -> None:
     torch._dynamo.reset()
+    turns, rows, offsets = on_device(
+        (torch.tensor([1, 2]), torch.tensor([1, -1]), torch.tensor([0, 1, 2]))
+    )
 
     def decode(x: torch.Tensor, weight: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        causal_conv1d_update(x, state, weight, cache_seqlens=torch.tensor([1, 2]))
-        causal_conv1d_update(x, state, weight, conv_state_indices=torch.tensor([1, -1]))
-        varlen = causal_conv1d_varlen_states(x, torch.tensor([0, 1, 2]), 3)
+        causal_conv1d_update(x, state, weight, cache_seqlens=turns)
+        causal_conv1d_update(x, state, weight, conv_state_indices=rows)
+        varlen = causal_conv1d_varlen_states(x, offsets, 3)
         return causal_conv1d_update(x, state, weight) + varlen.sum(-1)
 
     x, weight = randn(2, 6).float(), randn(6, 4, seed=1).float()
     state = randn(2, 6, 3).float()
     same = state.clone()
     expected_step = decode(x, weight, state)
-    got_step = torch.compile(decode, fullgraph=True, backend=backend)(x, weight, same)
+    got_step = torch.compile(decode, fullgraph=True, backend=compiler)(x, weight, same)
     torch.testing.assert_close(got_step, expected_step)
     torch.testing.assert_close(same, state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_two_runs_are_bitwise_equal(backend: str, dtype: torch.dtype) -> None:
+    inputs = {"x": randn(3, 6, 2), "conv_state": randn(3, 6, 4), "weight": randn(6, 4)}
+    inputs = {name: tensor.to(dtype) for name, tensor in inputs.items()}
+    for got, again in zip(run_update(**inputs), run_update(**inputs)):
+        assert torch.equal(got, again)
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not COMPILED, reason="no GPU")
+def test_a_cuda_graph_captures_it() -> None:
+    with use_backend("triton"):
+        x, state, weight = randn(3, 6).bfloat16(), randn(3, 6, 4).bfloat16(), randn(6, 4)
+        start, offsets = state.clone(), torch.tensor([0, 1, 3], device=device())
+
+        def step() -> tuple[torch.Tensor, ...]:
+            state.copy_(start)
+            out = causal_conv1d_update(x, state, weight, None, "silu")
+            return out, state.clone(), causal_conv1d_varlen_states(x, offsets, 3)
+
+        check_capture(step)
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not TRITON, reason="neither the interpreter nor a GPU")
+def test_operators_are_sound() -> None:
+    with use_backend("triton"):
+        x, state, weight = randn(2, 6, 3), randn(2, 6, 4), randn(6, 4)
+        index = torch.tensor([1, 0], device=device())
+        for bias, turns, rows in ((None, None, None), (randn(6), index, index)):
+            torch.library.opcheck(_update.op, (x, state, weight, bias, True, turns, rows))
+        offsets = torch.tensor([0, 1, 5], device=device())
+        torch.library.opcheck(_varlen_fwd.op, (randn(5, 6), offsets, 3))
+        torch.library.opcheck(_varlen_bwd.op, (randn(2, 6, 3), offsets, 5))
+
+
+FAR = 3 * 2**29
+
+
+@pytest.mark.parametrize("circular", [False, True])
+@pytest.mark.parametrize("strides", [(9, 3, FAR), (9, FAR, 1), (FAR, 3, 1)], ids=str)
+@pytest.mark.parametrize("which", ["x", "conv_state"])
+def test_offsets_past_32_bits(
+    backend: str, which: str, strides: tuple[int, int, int], circular: bool
+) -> None:
+    """The stride itself fits 32 bits, so that only its product with the index does not."""
+    tensors = {n: randn(3, 3, 3, seed=i).bfloat16() for i, n in enumerate(("x", "conv_state"))}
+    turns = torch.tensor([2, 5, 0], device=device()) if circular else None
+    distant = lazily((3, 3, 3), strides, torch.bfloat16, device()).copy_(tensors[which])
+    results = []
+    for inputs in ({**tensors, which: distant}, tensors):
+        # written in place
+        inputs["conv_state"].copy_(randn(3, 3, 3, seed=1))
+        out = causal_conv1d_update(**inputs, weight=randn(3, 4), cache_seqlens=turns)
+        results.append((out, inputs["conv_state"].clone(), inputs["x"]))
+    for got, near in zip(*results):
+        assert torch.equal(got, near)
+
+
+def test_varlen_offsets_past_32_bits(backend: str) -> None:
+    near = randn(3, 3).bfloat16()
+    for strides in ((FAR, 1), (1, FAR)):
+        x = lazily((3, 3), strides, torch.bfloat16, device()).copy_(near)
+        states = causal_conv1d_varlen_states(x, torch.tensor([0, 3], device=device()), 3)
+        assert torch.equal(states[0], near.T)
 
 
 def test_meta_tensors() -> None:
@@ -206,6 +339,7 @@ UPDATE_ERRORS = [
     ({"cache_seqlens": ROWS[:1]}, r"cache_seqlens must be \(batch,\) = \(2\), got shape \(1,\)"),
     ({"cache_seqlens": S[0, :2, 0]}, "cache_seqlens must be of dtype int32, int64"),
     ({"conv_state_indices": ROWS[:1]}, r"conv_state_indices must be \(batch,\) = \(2\)"),
+    ({"conv_state_indices": ROWS + 2}, r"conv_state_indices must be below 2 .*, got \[2, 2\]"),
     ({"conv_state_indices": S[0, :2, 0]}, "conv_state_indices must be of dtype int32, int64"),
 ]
 VARLEN_ERRORS = [
@@ -232,15 +366,3 @@ def test_update_errors(changes: dict[str, Any], sentence: str) -> None:
 def test_varlen_errors(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         causal_conv1d_varlen_states(**{"x": X[0], "cu_seqlens": ROWS, "state_len": 3, **changes})
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: causal_conv1d_update(X, S.clone(), W),
-        lambda: causal_conv1d_varlen_states(X[0], ROWS, 3),
-    ],
-)
-def test_triton_is_not_built(call: Any) -> None:
-    with use_backend("triton"), pytest.raises(BackendUnavailable, match="causal_conv1d: it has no"):
-        call()

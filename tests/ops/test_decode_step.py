@@ -529,6 +529,7 @@ ERRORS = [
     ({"cache_seqlens": INDEX[:1]}, r"cache_seqlens must be \(batch,\) = \(2\), got shape \(1,\)"),
     ({"cache_seqlens": INDEX.float()}, "cache_seqlens must be of dtype int32, int64, got float32"),
     ({"state_batch_indices": INDEX[:1]}, r"state_batch_indices must be \(batch,\) = \(2\)"),
+    ({"state_batch_indices": INDEX + 2}, r"state_batch_indices must be below 2 .*, got \[2, 2\]"),
     ({"state_batch_indices": INDEX.half()}, "state_batch_indices must be of dtype int32, int64"),
     ({"conv1d_weight": WEIGHT[:-1]}, r"conv1d_weight must be \(dim .*, width\) = \(32, any\)"),
     ({"conv1d_weight": WEIGHT.int()}, "conv1d_weight must be of dtype .*, got int32"),

@@ -85,6 +85,7 @@ CASES: dict[str, Callable[[int, Callable[..., torch.Tensor]], Tensors]] = {
     "mamba2_decode_step": decode_step,
     "mamba_chunk_scan_combined": scan,
     "mamba_split_conv1d_scan_combined": mixer,
+    "relu2": lambda b, randn: {"x": randn(b, 40, 6)},
     "rms_norm": lambda b, randn: {
         "x": randn(b, 40, 6), "weight": randn(6), "eps": 1e-5, "residual": randn(b, 40, 6),
     },

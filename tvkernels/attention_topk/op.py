@@ -156,8 +156,9 @@ def uniform_topk(length: int, keep: int, device: torch.device | str | None) -> t
     Raises:
         ValueError: keep is not between 0 and length.
 
-    Numerics: integers, equal to truncating the float64 quotient; upstream TimeViper's linspace on
-    CUDA steps in float32 and can be one index off beyond some thousand tokens.
+    Numerics: integers, equal to truncating the float64 quotient. Upstream TimeViper truncates
+    torch.linspace, whose rounded step can end one index off: at few pairs on the CPU (27 of 55 is
+    one), on CUDA, in float32, beyond some thousand tokens.
     """
     expect_int("uniform_topk", "length", length, "be an int of at least 0", 0)
     _check_keep("uniform_topk", keep, length)

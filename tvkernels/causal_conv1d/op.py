@@ -5,6 +5,8 @@ Source: causal-conv1d 1.7 (causal_conv1d_fn, causal_conv1d_update, causal_conv1d
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,10 +22,12 @@ from tvkernels.core.checks import (
     expect_int,
     expect_ndim,
     expect_offsets,
+    expect_rows,
     expect_same_device,
     expect_shape,
     fail,
 )
+from tvkernels.core.library import distinct, kernel_op
 
 __all__ = ["causal_conv1d_fn", "causal_conv1d_update", "causal_conv1d_varlen_states"]
 
@@ -100,10 +104,22 @@ def causal_conv1d_fn(
     expect_same_device(
         op, x=x, seq_idx=seq_idx, initial_states=initial_states, final_states_out=final_states_out
     )
-    backend_for(x, "causal_conv1d")
-    return causal_conv1d_fn_ref(
-        x, weight, bias, seq_idx, initial_states, return_final_states, final_states_out, activation
-    )
+    if backend_for(x, "causal_conv1d") == "reference":
+        return causal_conv1d_fn_ref(
+            x,
+            weight,
+            bias,
+            seq_idx,
+            initial_states,
+            return_final_states,
+            final_states_out,
+            activation,
+        )
+    tensors = distinct(x, weight, bias, seq_idx, initial_states)
+    out, final = _Convolution.apply(*tensors, return_final_states, activation is not None)
+    if not return_final_states:
+        return out
+    return out, final if final_states_out is None else final_states_out.copy_(final)
 
 
 @torch.no_grad()
@@ -148,10 +164,13 @@ def causal_conv1d_update(
     whole = x.unsqueeze(-1) if x.ndim == 2 else x
     _check_filter(op, whole, weight, bias, activation)
     _check_state(op, whole, conv_state, weight, cache_seqlens, conv_state_indices)
-    backend_for(x, "causal_conv1d")
-    out = causal_conv1d_update_ref(
-        whole, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices
-    )
+    if backend_for(x, "causal_conv1d") == "reference":
+        out = causal_conv1d_update_ref(
+            whole, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices
+        )
+    else:
+        silu = activation is not None
+        out = _update(whole, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices)
     return out.squeeze(-1) if x.ndim == 2 else out
 
 
@@ -181,8 +200,9 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
     expect_offsets(op, "cu_seqlens", cu_seqlens, x.shape[0], exact=False)
     expect_same_device(op, x=x, cu_seqlens=cu_seqlens)
     expect_int(op, "state_len", state_len, "be an int of at least 1", 1)
-    backend_for(x, "causal_conv1d")
-    return causal_conv1d_varlen_states_ref(x, cu_seqlens, state_len)
+    if backend_for(x, "causal_conv1d") == "reference":
+        return causal_conv1d_varlen_states_ref(x, cu_seqlens, state_len)
+    return _Varlen.apply(x, cu_seqlens, state_len)
 
 
 def _check_filter(
@@ -222,10 +242,181 @@ def _check_state(
             f"have state_len of at least width - 1 = {weight.shape[1] - 1}",
             conv_state.shape[2],
         )
-    for name, entries in {"cache_seqlens": cache_seqlens, "conv_state_indices": indices}.items():
-        if entries is not None:
-            expect_shape(op, name, entries, "(batch,)", (batch,))
-            expect_dtype(op, name, entries, INDEX_DTYPES)
+    if cache_seqlens is not None:
+        expect_shape(op, "cache_seqlens", cache_seqlens, "(batch,)", (batch,))
+        expect_dtype(op, "cache_seqlens", cache_seqlens, INDEX_DTYPES)
+    if indices is not None:
+        expect_rows(op, "conv_state_indices", indices, batch, len(conv_state))
     expect_same_device(
         op, x=x, conv_state=conv_state, cache_seqlens=cache_seqlens, conv_state_indices=indices
     )
+
+
+class _Convolution(torch.autograd.Function):
+    """out, and the final states: without elements unless they are asked for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        seq_idx: Tensor | None,
+        before: Tensor | None,
+        final: bool,
+        silu: bool,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, weight, bias, seq_idx, before)
+        ctx.final, ctx.silu = final, silu
+        return _fwd(x, weight, bias, seq_idx, before, final, silu)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dout: Tensor, dafter: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, seq_idx, before = ctx.saved_tensors
+        dx, dweight, dbias, dbefore = _bwd(
+            dout, dafter if ctx.final else None, x, weight, bias, seq_idx, before, ctx.silu
+        )
+        dbefore = None if before is None else dbefore
+        return dx, dweight, None if bias is None else dbias, None, dbefore, None, None
+
+
+def _like(x: Tensor) -> Tensor:
+    """Empty, shape of x, and the channels or the tokens side by side as in x."""
+    if x.stride(1) == 1:
+        return torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).mT
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _states_like(x: Tensor, state_len: int) -> Tensor:
+    return x.new_empty(x.shape[0], state_len, x.shape[1]).transpose(1, 2)
+
+
+def _new_fwd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    seq_idx: Tensor | None,
+    before: Tensor | None,
+    final: bool,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    return _like(x), _states_like(x, weight.shape[1] - 1) if final else x.new_empty(0)
+
+
+@kernel_op("tvkernels::causal_conv1d_fwd", fake=_new_fwd)
+def _fwd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    seq_idx: Tensor | None,
+    before: Tensor | None,
+    final: bool,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    from tvkernels.causal_conv1d.kernel import conv_forward
+
+    out, after = _new_fwd(x, weight, bias, seq_idx, before, final, silu)
+    conv_forward(out, after if final else None, x, weight, bias, seq_idx, before, silu)
+    return out, after
+
+
+def _fake_bwd(
+    dout: Tensor,
+    dafter: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    seq_idx: Tensor | None,
+    before: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    dbias = weight.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    dbefore = x.new_empty(0) if before is None else _states_like(x, weight.shape[1] - 1)
+    return _like(x), dweight, dbias, dbefore
+
+
+@kernel_op("tvkernels::causal_conv1d_bwd", fake=_fake_bwd)
+def _bwd(
+    dout: Tensor,
+    dafter: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    seq_idx: Tensor | None,
+    before: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dx, dweight, dbias, dbefore; the last two without elements where there is none."""
+    from tvkernels.causal_conv1d.kernel import conv_backward
+
+    dx, dweight, dbias, dbefore = _fake_bwd(dout, dafter, x, weight, bias, seq_idx, before, silu)
+    given = None if before is None else dbefore
+    sums = conv_backward(dx, given, dout, dafter, x, weight, bias, seq_idx, before, silu)
+    dweight.copy_(sums[: weight.shape[1]].t())
+    if bias is not None:
+        dbias.copy_(sums[-1])
+    return dx, dweight, dbias, dbefore
+
+
+def _new_update(x: Tensor, *_: Any) -> Tensor:
+    return _states_like(x, x.shape[2])
+
+
+@kernel_op("tvkernels::causal_conv1d_update", fake=_new_update, mutates_args=("conv_state",))
+def _update(
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    cache_seqlens: Tensor | None,
+    conv_state_indices: Tensor | None,
+) -> Tensor:
+    from tvkernels.causal_conv1d.state_kernel import conv_update
+
+    out = _new_update(x)
+    conv_update(out, x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices)
+    return out
+
+
+class _Varlen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
+        ctx.save_for_backward(cu_seqlens)
+        ctx.shape = x.shape
+        return _varlen_fwd(x, cu_seqlens, state_len)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dstates: Tensor) -> tuple[Tensor | None, ...]:
+        (cu_seqlens,) = ctx.saved_tensors
+        return _varlen_bwd(dstates, cu_seqlens, ctx.shape[0]), None, None
+
+
+def _new_varlen(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
+    count = cu_seqlens.shape[0] - 1
+    return x.new_empty(count, state_len, x.shape[1]).transpose(1, 2)
+
+
+@kernel_op("tvkernels::causal_conv1d_varlen_fwd", fake=_new_varlen)
+def _varlen_fwd(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
+    from tvkernels.causal_conv1d.state_kernel import varlen_states
+
+    states = _new_varlen(x, cu_seqlens, state_len)
+    varlen_states(states, x, cu_seqlens)
+    return states
+
+
+def _new_varlen_bwd(dstates: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
+    return dstates.new_zeros(total, dstates.shape[1])
+
+
+@kernel_op("tvkernels::causal_conv1d_varlen_bwd", fake=_new_varlen_bwd)
+def _varlen_bwd(dstates: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
+    from tvkernels.causal_conv1d.state_kernel import varlen_states
+
+    dx = _new_varlen_bwd(dstates, cu_seqlens, total)
+    varlen_states(dstates, dx, cu_seqlens, back=True)
+    return dx

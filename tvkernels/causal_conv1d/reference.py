@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tvkernels.core.plain import gather_rows, scatter_rows
+
 __all__ = ["causal_conv1d_fn_ref", "causal_conv1d_update_ref", "causal_conv1d_varlen_states_ref"]
 
 # elements of x per block: its float32 temporaries stay in the cache, and the threads of one
@@ -67,7 +69,7 @@ def causal_conv1d_update_ref(
 
     x is (batch, dim, seqlen).
     """
-    state = conv_state if conv_state_indices is None else _gather(conv_state, conv_state_indices)
+    state = gather_rows(conv_state, conv_state_indices)
     if cache_seqlens is None:
         history, new = _shift(state, x, weight.shape[1])
     else:
@@ -77,7 +79,7 @@ def causal_conv1d_update_ref(
     if conv_state_indices is None:
         conv_state.copy_(new)
         return out
-    _scatter(conv_state, conv_state_indices, state, new)
+    scatter_rows(conv_state, conv_state_indices, new)
     return out.masked_fill((conv_state_indices < 0)[:, None, None], 0.0)
 
 
@@ -210,22 +212,3 @@ def _turn(state: Tensor, x: Tensor, width: int, cache_seqlens: Tensor) -> tuple[
     history = state.gather(2, slots(1 - width, 0))
     new = state.scatter(2, slots(seqlen - kept, seqlen), x[:, :, seqlen - kept :])
     return history, new
-
-
-def _gather(state: Tensor, indices: Tensor) -> Tensor:
-    """The rows of `state` named by `indices`; a padding entry (negative) reads row 0."""
-    return state.index_select(0, indices.clamp_min(0))
-
-
-def _scatter(state: Tensor, indices: Tensor, old: Tensor, new: Tensor) -> None:
-    """Write `new` into the rows named by `indices`; padding entries (negative) write nothing.
-
-    Without a look at the values (no synchronisation): a padding entry repeats the write of a live
-    entry; where no entry is live, all write row 0 as it was.
-    """
-    if not indices.shape[0]:
-        return
-    live = indices >= 0
-    source = torch.where(live, torch.arange(len(live), device=live.device), live.int().argmax())
-    written = new[source].where(live[source][:, None, None], old[source])
-    state.index_copy_(0, indices.clamp_min(0).long()[source], written)

@@ -33,6 +33,7 @@ ROOMS = (
     "tome",
     "attention_topk",
     "gated_cross_attention",
+    "relu2",
 )
 
 # which rooms a public op runs through; the ones without compute indices, in plain PyTorch anywhere
@@ -53,6 +54,7 @@ OPS: dict[str, tuple[str, ...]] = {
     "uniform_topk": (),
     "dropped_indices": (),
     "gated_cross_attention": ("gated_cross_attention",),
+    "relu2": ("relu2",),
 }
 
 _REMEDY = (

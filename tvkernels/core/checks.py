@@ -16,6 +16,7 @@ __all__ = [
     "expect_int",
     "expect_ndim",
     "expect_offsets",
+    "expect_rows",
     "expect_same_device",
     "expect_shape",
     "fail",
@@ -100,6 +101,15 @@ def expect_offsets(op: str, argument: str, offsets: Offsets, total: int, *, exac
     if not rises or values[-1] > total or (exact and values[-1] != total):
         end = total if exact else f"at most {total}"
         fail(op, argument, f"rise from 0 to {end} (the packed length)", values)
+
+
+def expect_rows(op: str, argument: str, indices: torch.Tensor, batch: int, rows: int) -> None:
+    """`indices` (batch,) name rows of a tensor that has `rows`, or none (negative). Values that lie
+    on a device are not read."""
+    expect_shape(op, argument, indices, "(batch,)", (batch,))
+    expect_dtype(op, argument, indices, INDEX_DTYPES)
+    if batch and on_host(indices) and int(indices.max()) >= rows:
+        fail(op, argument, f"be below {rows} (the rows of the state)", indices.tolist())
 
 
 def is_int(value: Any) -> bool:

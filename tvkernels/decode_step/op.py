@@ -18,6 +18,7 @@ from tvkernels.core.checks import (
     INDEX_DTYPES,
     expect_dtype,
     expect_ndim,
+    expect_rows,
     expect_same_device,
     expect_shape,
     fail,
@@ -124,10 +125,11 @@ def _check_states(
     layout = "(batch, dim + 2 * ngroups * d_state, state_len)"
     expect_shape(OP, "conv_state", conv_state, layout, (rows, None, None))
     expect_dtype(OP, "conv_state", conv_state, (zxbcdt.dtype,))
-    for name, entries in {"cache_seqlens": cache_seqlens, "state_batch_indices": indices}.items():
-        if entries is not None:
-            expect_shape(OP, name, entries, "(batch,)", (batch,))
-            expect_dtype(OP, name, entries, INDEX_DTYPES)
+    expect_shape(OP, "cache_seqlens", cache_seqlens, "(batch,)", (batch,))
+    expect_dtype(OP, "cache_seqlens", cache_seqlens, INDEX_DTYPES)
+    if indices is not None:
+        rows = min(len(conv_state), len(ssm_state))
+        expect_rows(OP, "state_batch_indices", indices, batch, rows)
     expect_same_device(
         OP, zxbcdt=zxbcdt, conv_state=conv_state, ssm_state=ssm_state,
         cache_seqlens=cache_seqlens, state_batch_indices=indices,

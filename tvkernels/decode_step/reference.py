@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tvkernels.core.plain import gather_rows, scatter_rows
+
 __all__ = ["mamba2_decode_step_ref"]
 
 
@@ -33,7 +35,7 @@ def mamba2_decode_step_ref(
 
     slots = cache_seqlens[:, None] + torch.arange(1 - conv1d_weight.shape[1], 1, device=new.device)
     slots = slots.remainder(conv_state.shape[2]).long()[:, None].expand(-1, channels, -1)
-    ring = _gather(conv_state, state_batch_indices).scatter_(2, slots[..., -1:], new[..., None])
+    ring = gather_rows(conv_state, state_batch_indices).scatter_(2, slots[..., -1:], new[..., None])
     mixed = (ring.gather(2, slots).to(dtype) * conv1d_weight.to(dtype)).sum(-1)
     if conv1d_bias is not None:
         mixed = mixed + conv1d_bias.to(dtype)
@@ -50,7 +52,7 @@ def mamba2_decode_step_ref(
     decay = torch.exp(-dt * A_log.to(dtype).exp())[..., None, None]
 
     # ssm_state itself where nothing has to be gathered or widened: then this is in place
-    state = _gather(ssm_state, state_batch_indices).to(dtype).mul_(decay)
+    state = gather_rows(ssm_state, state_batch_indices).to(dtype).mul_(decay)
     state.addcmul_((x * dt[..., None])[..., None], B[:, :, None])
     # not a matmul: a thousand small matrix-vector products cost five times this sum
     y = (state * C[:, :, None]).sum(-1)
@@ -58,29 +60,9 @@ def mamba2_decode_step_ref(
         y = y + x * D.to(dtype)[:, None]
     y = y.flatten(1) * F.silu(z.to(dtype))
     if state_batch_indices is not None:
-        _scatter(conv_state, state_batch_indices, ring)
-        _scatter(ssm_state, state_batch_indices, state)
+        scatter_rows(conv_state, state_batch_indices, ring)
+        scatter_rows(ssm_state, state_batch_indices, state)
         y = y.masked_fill((state_batch_indices < 0)[:, None], 0.0)
     elif ssm_state.dtype != dtype:
         ssm_state.copy_(state)
     return y.to(zxbcdt.dtype)
-
-
-def _gather(states: Tensor, indices: Tensor | None) -> Tensor:
-    """The rows of `states` named by `indices`; a padding entry (negative) reads row 0."""
-    return states if indices is None else states.index_select(0, indices.clamp_min(0))
-
-
-def _scatter(states: Tensor, indices: Tensor, new: Tensor) -> None:
-    """Write `new` into the rows named by `indices`; padding entries (negative) write nothing.
-
-    Without a look at the values (no synchronisation): a padding entry repeats the write of a live
-    entry; where no entry is live, all write row 0 as it was.
-    """
-    if not indices.shape[0]:
-        return
-    live = indices >= 0
-    source = torch.where(live, torch.arange(len(live), device=live.device), live.int().argmax())
-    row = indices.clamp_min(0).long()[source]
-    keep = live[source].view(-1, *[1] * (states.ndim - 1))
-    states.index_copy_(0, row, new.to(states.dtype)[source].where(keep, states[row]))

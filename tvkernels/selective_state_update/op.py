@@ -6,18 +6,21 @@ Source: mamba-ssm 2.3.2, selective_state_update; Dao & Gu 2024 (arXiv 2405.21060
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from tvkernels.core.backend import backend_for
 from tvkernels.core.checks import (
-    INDEX_DTYPES,
     expect_dtype,
     expect_ndim,
+    expect_rows,
     expect_same_device,
     expect_shape,
     fail,
 )
+from tvkernels.core.library import kernel_op
 from tvkernels.selective_state_update.reference import selective_state_update_ref
 
 __all__ = ["selective_state_update"]
@@ -60,7 +63,7 @@ def selective_state_update(
             named at most once; a negative entry is padding: its output is 0, no state is written.
 
     dt, A, D and dt_bias may be expanded (stride 0) over dim and dstate; what they share is then
-    computed once per head.
+    computed once per head (by the kernel if dt, A and dt_bias are all expanded so).
 
     Returns:
         out: shape and dtype of x.
@@ -80,10 +83,9 @@ def selective_state_update(
     A = A.unsqueeze(0) if A.ndim == 2 else A
     D, dt_bias = (t.unsqueeze(0) if t is not None and t.ndim == 1 else t for t in (D, dt_bias))
     _check(state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices)
-    backend_for(x, "selective_state_update")
-    out = selective_state_update_ref(
-        state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices
-    )
+    reference = backend_for(x, "selective_state_update") == "reference"
+    step = selective_state_update_ref if reference else _update
+    out = step(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
     return out.view(shape)
 
 
@@ -124,8 +126,7 @@ def _check(
             expect_dtype(OP, name, t)
     expect_same_device(OP, **tensors, state_batch_indices=indices)
     if indices is not None:
-        expect_shape(OP, "state_batch_indices", indices, "(batch,)", (batch,))
-        expect_dtype(OP, "state_batch_indices", indices, INDEX_DTYPES)
+        expect_rows(OP, "state_batch_indices", indices, batch, rows)
     elif rows != batch:
         fail(
             OP,
@@ -134,3 +135,27 @@ def _check(
             rows,
             "name the rows in state_batch_indices",
         )
+
+
+def _fake_update(state: Tensor, x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@kernel_op("tvkernels::selective_state_update", fake=_fake_update, mutates_args=("state",))
+def _update(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    state_batch_indices: Tensor | None,
+) -> Tensor:
+    """out; every tensor has its heads."""
+    from tvkernels.selective_state_update.kernel import state_update
+
+    return state_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)

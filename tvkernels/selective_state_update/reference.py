@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tvkernels.core.plain import gather_rows, scatter_rows
+
 __all__ = ["selective_state_update_ref"]
 
 
@@ -38,7 +40,7 @@ def selective_state_update_ref(
     wide_x = x.to(dtype)
     decay = torch.exp(dt.unsqueeze(-1) * A)
     drive = (wide_x * dt).unsqueeze(-1)
-    rows = state if state_batch_indices is None else _gather(state, state_batch_indices)
+    rows = gather_rows(state, state_batch_indices)
     in_place = rows is state and state.dtype == dtype
     new = state.mul_(decay) if in_place else rows.to(dtype) * decay
     new.addcmul_(drive, B.unsqueeze(-2))
@@ -49,7 +51,7 @@ def selective_state_update_ref(
     if z is not None:
         out = out * F.silu(z.to(dtype))
     if state_batch_indices is not None:
-        _scatter(state, state_batch_indices, rows, new)
+        scatter_rows(state, state_batch_indices, new)
         out = out.masked_fill((state_batch_indices < 0)[:, None, None], 0.0)
     elif not in_place:
         state.copy_(new)
@@ -62,22 +64,3 @@ def _once(x: Tensor) -> Tensor:
         if x.stride(dim) == 0 and x.shape[dim] > 1:
             x = x.narrow(dim, 0, 1)
     return x
-
-
-def _gather(state: Tensor, indices: Tensor) -> Tensor:
-    """The rows of `state` named by `indices`; a padding entry (negative) reads row 0."""
-    return state.index_select(0, indices.clamp_min(0))
-
-
-def _scatter(state: Tensor, indices: Tensor, old: Tensor, new: Tensor) -> None:
-    """Write `new` into the rows named by `indices`; padding entries (negative) write nothing.
-
-    Without a look at the values (no synchronisation): a padding entry repeats the write of a live
-    entry; where no entry is live, all write row 0 as it was.
-    """
-    if not indices.shape[0]:
-        return
-    live = indices >= 0
-    source = torch.where(live, torch.arange(len(live), device=live.device), live.int().argmax())
-    written = new.to(state.dtype)[source].where(live[source][:, None, None, None], old[source])
-    state.index_copy_(0, indices.clamp_min(0).long()[source], written)
