@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from timeviper_fast.config import Segment, tokens_before_layer
-from timeviper_fast.generate import Prefill, Sampling, StageCount, check_window, decode, prefill
+from timeviper_fast.config import Segment, is_integer, tokens_before_layer
+from timeviper_fast.generate import (
+    Prefill,
+    Sampling,
+    StageCount,
+    check_sampling,
+    check_window,
+    decode,
+    prefill,
+)
 from timeviper_fast.preprocess import resize_normalize
 from timeviper_fast.prompt import (
     Prompt,
@@ -22,7 +30,7 @@ from timeviper_fast.prompt import (
     stop_token_ids,
     video_sentence,
 )
-from timeviper_fast.sampling import parse_policy
+from timeviper_fast.sampling import Policy, parse_policy
 from timeviper_fast.stops import Stop, StopWatch
 from timeviper_fast.video import Video, open_video
 
@@ -50,7 +58,8 @@ class Answer:
             the time only says where in the clip it lies.
         stages: vision tokens per compression stage.
         stops: time and size of the eight stops on the way.
-        lost_frames: frames that could not be decoded (with `on_error="use"`).
+        lost_frames: with `on_error="use"`, frames that the video should hold and does not (an
+            estimate where its end is cut off), and frames that were asked for and did not decode.
     """
 
     text: str
@@ -73,7 +82,7 @@ def ask(
     video: Any,
     question: str | Sequence[dict[str, str]],
     *,
-    policy: str = "fps:1",
+    policy: str | Policy = "fps:1",
     max_new_tokens: int = 256,
     sampling: Sampling | None = None,
     answer_prefix: str = "",
@@ -114,6 +123,7 @@ def ask(
         question,
         policy=policy,
         max_new_tokens=max_new_tokens,
+        sampling=sampling,
         answer_prefix=answer_prefix,
         frame_batch=frame_batch,
         chunk=chunk,
@@ -122,7 +132,8 @@ def ask(
         remedy = "set model.tokenizer, or put the tokenizer's files beside the weights"
         raise ValueError(f"ask: model must have a tokenizer, got None; {remedy}")
     watch = StopWatch(model.device)
-    opened = video if isinstance(video, Video) else open_video(video, on_error=on_error)
+    with watch.at("decode"):
+        opened = video if isinstance(video, Video) else open_video(video, on_error=on_error)
     with opened as source:
         with watch.at("decode"):
             indices = source.sample(policy)
@@ -153,8 +164,9 @@ def ask(
 def check_request(
     question: str | Sequence[dict[str, str]],
     *,
-    policy: str = "fps:1",
+    policy: str | Policy = "fps:1",
     max_new_tokens: int = 256,
+    sampling: Sampling | None = None,
     answer_prefix: str = "",
     frame_batch: int | None = None,
     chunk: int | None = 8192,
@@ -162,6 +174,7 @@ def check_request(
     """Raise what `ask` would of these arguments, before a model is loaded or a video read."""
     conversation(question, answer_prefix)
     parse_policy(policy)
+    check_sampling(sampling)
     _expect_positive("max_new_tokens", max_new_tokens, "tokens")
     _expect_positive("chunk", chunk, "tokens")
     _expect_positive("frame_batch", frame_batch, "frames")
@@ -325,7 +338,7 @@ def _tokenizer(model: TimeViper) -> PreTrainedTokenizerBase:
 
 
 def _expect_positive(name: str, value: int | None, unit: str) -> None:
-    if value is not None and (not isinstance(value, int) or value < 1):
+    if value is not None and (not is_integer(value) or value < 1):
         raise ValueError(f"ask: {name} must be a positive number of {unit}, got {value!r}")
 
 

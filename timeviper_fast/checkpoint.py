@@ -1,20 +1,14 @@
-"""Checkpoints: our own format, read and written, and models built from other projects' parts.
+"""Checkpoints: models in our own format (written by `saving.py`) or of other projects' parts.
 
-Own format: `config.json` (with format and version), sharded safetensors under the module's own
-names, tokenizer files. Together with `names.py` the only room that knows other projects' formats.
+Together with `names.py` the only room that knows other projects' formats.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
-import shutil
-import tempfile
-import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,6 +34,7 @@ from timeviper_fast.names import (
     vision_names,
     vlm_names,
 )
+from timeviper_fast.saving import FORMAT, FORMAT_VERSION, TOKENIZER_FILES
 from timeviper_fast.weights import (
     CheckpointError,
     PathLike,
@@ -50,7 +45,6 @@ from timeviper_fast.weights import (
     load_weights,
     read_json,
     some,
-    tied_names,
 )
 
 if TYPE_CHECKING:
@@ -61,8 +55,6 @@ __all__ = [
     "Source",
     "backbone_config_from_hf",
     "config_from_dict",
-    "config_to_dict",
-    "free_target",
     "load_backbone",
     "load_pretrained",
     "load_tokenizer",
@@ -70,15 +62,8 @@ __all__ = [
     "load_weights",
     "local_directory",
     "read_config",
-    "save_pretrained",
     "upstream_config",
 ]
-
-FORMAT, FORMAT_VERSION = "timeviper_fast", 1
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
-)  # fmt: skip
 
 M = TypeVar("M", bound=nn.Module)
 C = TypeVar("C")
@@ -111,21 +96,8 @@ def local_directory(path_or_hub_id: PathLike, patterns: Sequence[str] = _DOWNLOA
         ) from None
 
 
-def config_to_dict(config: TimeViperConfig) -> dict[str, Any]:
-    """Plain JSON values; an infinite bound is spelled "inf"."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        return "inf" if value == math.inf else value
-
-    return plain(asdict(config))
-
-
 def config_from_dict(values: Mapping[str, Any]) -> TimeViperConfig:
-    """The inverse of `config_to_dict`; a missing field has its default.
+    """The inverse of `saving.config_to_dict`; a missing field has its default.
 
     Raises:
         CheckpointError: a field that does not exist or is missing, or a value that breaks a rule.
@@ -170,117 +142,6 @@ def _revive(value: Any) -> Any:
     return math.inf if value == "inf" else value
 
 
-def save_pretrained(
-    module: nn.Module,
-    config: TimeViperConfig,
-    tokenizer: Any,
-    directory: PathLike,
-    *,
-    overwrite: bool = False,
-    max_shard_size: int | str = "5GB",
-    progress: Progress | None = None,
-) -> Path:
-    """Write weights (sharded safetensors), config.json and tokenizer files, all or nothing.
-
-    Args:
-        tokenizer: something with `save_pretrained`, a directory whose tokenizer files are copied,
-            or None.
-        directory: new or empty, unless `overwrite` replaces a checkpoint of this format.
-        max_shard_size: bytes, or a string as "5GB".
-        progress: called with (tensors written, all tensors) at first and after each shard.
-
-    Raises:
-        CheckpointError: the directory holds something else or cannot be written, or the module is
-            on the meta device.
-    """
-    target = free_target(directory, overwrite)
-    if any(t.is_meta for t in module.state_dict().values()):
-        fail("save_pretrained", "module", "hold weights", "one on the meta device")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-    old = work.with_name(work.name + ".old")
-    try:
-        work.mkdir()
-        _write_weights(module, work, max_shard_size, progress)
-        about = {"format": FORMAT, "format_version": FORMAT_VERSION}
-        text = json.dumps(about | config_to_dict(config), indent=2, allow_nan=False)
-        (work / "config.json").write_text(text + "\n", encoding="utf-8")
-        _write_tokenizer(tokenizer, work)
-        if target.exists():
-            target.rename(old)
-        work.rename(target)
-    except BaseException:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    return target
-
-
-def free_target(directory: PathLike, overwrite: bool = False) -> Path:
-    """The absolute path of a directory that `save_pretrained` may write, and can.
-
-    Raises:
-        CheckpointError: it holds something that must not be replaced, or cannot be written.
-    """
-    if not str(directory):
-        fail("save_pretrained", "directory", "be named", "''")
-    target = Path(directory).expanduser().absolute()
-    if target.exists() and not (target.is_dir() and _may_replace(target, overwrite)):
-        rule = "be new or empty" if not overwrite else "be new, empty or a checkpoint to overwrite"
-        fail("save_pretrained", "directory", rule, target)
-    above = next(parent for parent in target.parents if parent.exists())
-    try:
-        # asking for permissions would not do: some file systems refuse those who have them
-        tempfile.TemporaryDirectory(prefix=".", dir=above).cleanup()
-    except OSError as error:
-        rule = f"be one that can be written ({above}: {error.strerror})"
-        fail("save_pretrained", "directory", rule, target)
-    return target
-
-
-def _may_replace(directory: Path, overwrite: bool) -> bool:
-    if not any(directory.iterdir()):
-        return True
-    config = directory / "config.json"
-    return overwrite and config.is_file() and read_json(config).get("format") == FORMAT
-
-
-def _write_weights(
-    module: nn.Module, directory: Path, max_shard_size: int | str, progress: Progress | None
-) -> None:
-    from huggingface_hub import split_torch_state_dict_into_shards
-    from safetensors.torch import save_file
-
-    aliases = tied_names(module)
-    state = {k: t.detach() for k, t in module.state_dict().items() if k not in aliases}
-    split = split_torch_state_dict_into_shards(
-        state, max_shard_size=max_shard_size, filename_pattern="model{suffix}.safetensors"
-    )
-    report = progress or (lambda done, total: None)
-    report(written := 0, len(state))
-    for filename, names in split.filename_to_tensors.items():
-        save_file({n: state[n].contiguous() for n in names}, directory / filename)
-        # safetensors writes files that only their owner can read
-        (directory / filename).chmod(directory.stat().st_mode & 0o666)
-        report(written := written + len(names), len(state))
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        path = directory / "model.safetensors.index.json"
-        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_tokenizer(tokenizer: Any, directory: Path) -> None:
-    if isinstance(tokenizer, (str, os.PathLike)):
-        for name in TOKENIZER_FILES:
-            if (Path(tokenizer) / name).is_file():
-                shutil.copyfile(Path(tokenizer) / name, directory / name)
-    elif tokenizer is not None:
-        tokenizer.save_pretrained(str(directory))
-
-
 def read_config(path_or_hub_id: PathLike) -> TimeViperConfig:
     """The config of a checkpoint in our own format; no weights are read or downloaded.
 
@@ -288,7 +149,7 @@ def read_config(path_or_hub_id: PathLike) -> TimeViperConfig:
         CheckpointError: no such checkpoint, or another format.
     """
     directory = local_directory(path_or_hub_id, ["*.json"])
-    values = read_json(directory / "config.json")
+    values = _model_json(directory)
     if values.pop("format", None) != FORMAT:
         rule = "be a timeviper_fast checkpoint (other formats are converted first)"
         fail("from_pretrained", "path", rule, f"{directory} of another format")
@@ -296,6 +157,21 @@ def read_config(path_or_hub_id: PathLike) -> TimeViperConfig:
     if version != FORMAT_VERSION:
         fail("config.json", "format_version", f"be {FORMAT_VERSION}", version)
     return config_from_dict(values)
+
+
+def _model_json(directory: Path) -> dict[str, Any]:
+    if not (directory / "config.json").is_file():
+        fail("checkpoint", "path", "be a model's directory (with a config.json)", directory)
+    return read_json(directory / "config.json")
+
+
+def _llm_json(llm_dir: PathLike) -> dict[str, Any]:
+    """The config.json of a language model in Hugging Face's format."""
+    values = _model_json(local_directory(llm_dir, ["*.json"]))
+    if values.get("format") == FORMAT:
+        rule = "be the language model's Hugging Face directory"
+        fail("checkpoint", "llm", rule, f"{llm_dir}, a timeviper_fast checkpoint already")
+    return values
 
 
 def load_tokenizer(directory: PathLike) -> PreTrainedTokenizerBase | None:
@@ -330,7 +206,7 @@ def load_pretrained(
     path_or_hub_id: PathLike,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     progress: Progress | None = None,
 ) -> tuple[M, TimeViperConfig, Path]:
     """A model in our own format: (module, config, directory with the tokenizer files).
@@ -357,7 +233,7 @@ def upstream_config(
     vision: PathLike = "siglip-vit-so400m-384px",
     arch: str = "tome_mlp-16",
     pdrop: str | None = None,
-    merge: str = "CrossAttention",
+    merge: str | None = None,
     template: str = "nano_base",
 ) -> TimeViperConfig:
     """The model's shape from upstream's parts.
@@ -366,13 +242,17 @@ def upstream_config(
         llm_dir: directory (or hub id) with the language model's config.json.
         vision: upstream's vision backbone id, or a directory with a SigLIP config.json.
         arch: projector specifier, as "tome_mlp-16".
-        pdrop, merge: TransV, as "uni_7_0.5-attn_39_0.1" (ratios stay) and "CrossAttention"; None
-            takes the stages that config.json holds, if any.
+        pdrop: TransV's stages, as "uni_7_0.5-attn_39_0.1" (ratios stay); None takes those that
+            config.json holds, if any.
+        merge: what stages of `pdrop` do with the tokens they drop: "CrossAttention" (also when
+            None) or "no_merge".
 
     Raises:
         ValueError, NotImplementedError: naming the field, the rule and the value.
     """
-    llm = read_json(local_directory(llm_dir, ["*.json"]) / "config.json")
+    llm = _llm_json(llm_dir)
+    if merge is not None and pdrop is None:
+        fail("checkpoint", "merge", "be left out without pdrop (config.json has its own)", merge)
     tower = Path(vision) / "config.json"
     return TimeViperConfig(
         backbone=backbone_config_from_hf(llm),
@@ -382,7 +262,11 @@ def upstream_config(
             else vision_from_upstream(str(vision))
         ),
         projector=projector_from_upstream(arch),
-        stages=stages_from_hf(llm) if pdrop is None else stages_from_upstream(pdrop, merge),
+        stages=(
+            stages_from_hf(llm)
+            if pdrop is None
+            else stages_from_upstream(pdrop, merge or "CrossAttention")
+        ),
         template=template,
     )
 
@@ -395,7 +279,7 @@ def load_upstream(
     vision_file: PathLike | None = None,
     vlm_file: PathLike | None = None,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     progress: Progress | None = None,
 ) -> M:
     """A whole model from upstream's parts; what several hold is taken from the later argument.
@@ -431,7 +315,7 @@ def load_backbone(
     llm_dir: PathLike,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     progress: Progress | None = None,
 ) -> M:
     """The language model alone, from a Hugging Face directory or hub id, with the stages that its
@@ -441,7 +325,7 @@ def load_backbone(
         CheckpointError: no such checkpoint, or weights that do not fit.
     """
     directory = local_directory(llm_dir)
-    hf = read_json(directory / "config.json")
+    hf = _llm_json(directory)
     stages = stages_from_hf(hf)
     with torch.device("meta"):
         module = build(backbone_config_from_hf(hf), stages)

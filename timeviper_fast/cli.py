@@ -9,33 +9,25 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from textwrap import fill
 from typing import Annotated, Any, Literal
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
-from timeviper_fast import checkpoint
+from timeviper_fast import checkpoint, saving
 from timeviper_fast.ask import Answer, check_request
 from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.demo import QUESTION, tiny_model, write_demo_video
 from timeviper_fast.generate import Sampling
 from timeviper_fast.model import TimeViper
 from timeviper_fast.presets import PRESETS, preset
+from timeviper_fast.terminal import print_stops, print_table, progress_bars, say, speaking
 from timeviper_fast.video import open_video
 from tvkernels import BackendUnavailable, __version__, explain, use_backend
 
@@ -57,9 +49,12 @@ def _named(value: str | None) -> str | None:
     return value
 
 
-Device = Annotated[str | None, typer.Option(help="cuda, cpu, ...; default: CUDA if there is one.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda or cuda:N; default: CUDA if there is one.")
+]
+DtypeName = Literal["bfloat16", "float16", "float32"]
 Dtype = Annotated[
-    Literal["bfloat16", "float16", "float32"] | None, typer.Option(help="Default by device.")
+    DtypeName | None, typer.Option(help="Of the weights; default: bfloat16 on CUDA, else float32.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 BackendName = Annotated[
@@ -134,12 +129,12 @@ def ask(
     check_request(question, **request)
     with (
         use_backend(backend) if backend else nullcontext(),
-        _progress(hidden=stream) as progress,
+        progress_bars(err, hidden=stream) as progress,
         open_video(video, on_error="use" if salvage else "raise") as source,
-        _speaking(stream and not as_json) as say,
+        speaking(out, stream and not as_json) as on_text,
     ):
         loaded = TimeViper.from_pretrained(
-            model, device=device, dtype=_dtype(dtype), progress=partial(progress, "weights")
+            model, device=device, dtype=dtype, progress=partial(progress, "weights")
         )
         answer = loaded.ask(
             source,
@@ -147,7 +142,7 @@ def ask(
             **request,
             sampling=sampling,
             mention_duration=mention_duration,
-            on_text=say,
+            on_text=on_text,
             progress=progress,
         )
     _show(answer, times=times, as_json=as_json, streamed=stream)
@@ -167,11 +162,11 @@ def info(
     config = preset(model) if model in PRESETS else checkpoint.read_config(model)
     facts = _facts(config)
     if as_json:
-        typer.echo(json.dumps({"config": checkpoint.config_to_dict(config), **facts}))
+        typer.echo(json.dumps({"config": saving.config_to_dict(config), **facts}))
         return
     for name, value in facts.items():
         text = f"{value:,}" if isinstance(value, int) else value
-        out.print(f"{name.replace('_', ' ')}: {text}", markup=False, highlight=False)
+        say(out, f"{name.replace('_', ' ')}: {text}", wrap=True)
 
 
 @app.command()
@@ -187,7 +182,7 @@ def doctor(as_json: Json = False) -> None:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     typer.echo(f"CUDA device: {gpu}\n")
     header = ("op", "room", "tensor on", "backend", "why")
-    _print_table(out, header, [(r.op, r.room, r.device, r.backend, r.reason) for r in rows])
+    print_table(out, header, [(r.op, r.room, r.device, r.backend, r.reason) for r in rows])
     if any(row.backend == "unavailable" for row in rows):
         typer.echo(f"\nWhat is unavailable: {_REMEDY}.")
 
@@ -206,35 +201,41 @@ def convert(
         str | None, typer.Option(help="SigLIP file, timm or HF keys.", callback=_named)
     ] = None,
     vision: Annotated[
-        str, typer.Option(help="Upstream's id of the vision backbone.", callback=_named)
+        str,
+        typer.Option(
+            help="Upstream's id of the vision backbone, or a SigLIP directory.", callback=_named
+        ),
     ] = "siglip-vit-so400m-384px",
     arch: Annotated[str, typer.Option(help="Projector, as upstream writes it.")] = "tome_mlp-16",
     pdrop: Annotated[
         str | None, typer.Option(help="Stages, as uni_7_0.5-attn_39_0.1; default: the config's.")
     ] = None,
-    merge: Annotated[str, typer.Option(help="CrossAttention, or no_merge.")] = "CrossAttention",
+    merge: Annotated[
+        str | None,
+        typer.Option(help="With --pdrop: CrossAttention, or no_merge; default: CrossAttention."),
+    ] = None,
     template: Annotated[str, typer.Option(help="nano_base or qwen2.")] = "nano_base",
-    dtype: Dtype = "bfloat16",
+    dtype: Annotated[DtypeName, typer.Option(help="Of the weights written.")] = "bfloat16",
     overwrite: Annotated[bool, typer.Option(help="Replace an existing directory.")] = False,
 ) -> None:
     """Turn upstream's checkpoints into one directory that `ask` loads."""
-    checkpoint.free_target(output, overwrite)  # known before gigabytes are read
+    saving.free_target(output, overwrite)  # known before gigabytes are read
     config = checkpoint.upstream_config(
         llm, vision=vision, arch=arch, pdrop=pdrop, merge=merge, template=template
     )
-    with _progress() as progress:
+    with progress_bars(err) as progress:
         model = checkpoint.load_upstream(
             TimeViper,
             config,
             llm_dir=llm,
             vision_file=vision_weights,
             vlm_file=vlm,
-            dtype=_dtype(dtype),
+            dtype=dtype,
             progress=partial(progress, "read"),
         )
         model.tokenizer = checkpoint.load_tokenizer(checkpoint.local_directory(llm))
         model.save_pretrained(output, overwrite=overwrite, progress=partial(progress, "written"))
-    err.print(f"wrote {output}", markup=False, highlight=False, soft_wrap=True)
+    say(err, f"wrote {output}")
 
 
 @app.command()
@@ -253,21 +254,21 @@ def demo(
     """Answer a question about a real video with a tiny random model."""
     check_request(question)
     path = video or str(Path(directory) / f"demo-{seconds}s.mp4")
-    with _progress() as progress:
+    with progress_bars(err) as progress:
         if video is None:
             write_demo_video(path, seconds=seconds, progress=partial(progress, "video"))
     with open_video(path) as source:
-        err.print(
+        say(
+            err,
             f"{path}: {source.duration:.6g} s of video. The model is tiny and its weights are "
             "random (seeded): every part of TimeViper runs, but the answer means nothing.",
-            markup=False,
-            highlight=False,
+            wrap=True,
         )
-        with _progress() as progress:
+        with progress_bars(err) as progress:
             answer = tiny_model().ask(
                 source, question, max_new_tokens=24, mention_duration=True, progress=progress
             )
-    err.print(f"Q {question}", markup=False, highlight=False)
+    say(err, f"Q {question}", wrap=True)
     _show(answer, times=True, as_json=as_json)
 
 
@@ -296,8 +297,7 @@ def main() -> None:
     if error is not None and debug:
         raise error
     if line:
-        line = f"timeviper-fast: {' '.join(line.split())}"
-        err.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(err, f"timeviper-fast: {' '.join(line.split())}")
     sys.exit(code)
 
 
@@ -327,87 +327,19 @@ def _in_options(error: Exception, arguments: Sequence[str]) -> str:
     return re.sub(r"^policy\b", "--sample", line).replace("on_error='use'", "--salvage")
 
 
-def _dtype(name: str | None) -> torch.dtype | None:
-    return None if name is None else getattr(torch, name)
-
-
-@contextmanager
-def _progress(hidden: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar per kind of work, on standard error, silent where that is no terminal."""
-    columns = (
-        TextColumn("{task.description:>8}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=err, transient=True, disable=hidden or not err.is_terminal
-    ) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def update(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield update
-
-
-@contextmanager
-def _speaking(wanted: bool) -> Iterator[Callable[[str], None] | None]:
-    """Prints an answer as it comes; its line is ended also where it breaks off."""
-    said = False
-
-    def say(text: str) -> None:
-        nonlocal said
-        said = True
-        out.file.write(text)
-        out.file.flush()
-
-    try:
-        yield say if wanted else None
-    finally:
-        if said:
-            out.file.write("\n")
-
-
 def _show(answer: Answer, *, times: bool, as_json: bool, streamed: bool = False) -> None:
     if as_json:
         typer.echo(json.dumps(answer.to_dict()))
         return
     if answer.lost_frames:
-        one = answer.lost_frames == 1
-        count = "1 frame" if one else f"{answer.lost_frames} frames"
-        err.print(f"{count} could not be used and {'was' if one else 'were'} left out")
+        lost, seen = answer.lost_frames, len(answer.frame_seconds)
+        count = "1 frame of the video is" if lost == 1 else f"{lost} frames of the video are"
+        estimate = "an estimate where its end is cut off"
+        say(err, f"{count} missing or damaged ({estimate}); {seen} were looked at")
     if not streamed:
-        # a pipe gets the text as it is, a terminal gets it wrapped
-        out.print(answer.text, markup=False, highlight=False, soft_wrap=True)
+        say(out, answer.text)
     if times:
-        rows = [
-            (
-                re.sub(r"prefill: (\w+) stage before layer", r"  \1 at layer", stop.name),
-                stop.shape,
-                stop.tokens,
-                f"{stop.milliseconds:,.1f}",
-                f"{stop.peak_bytes / 2**20:,.0f} MiB",
-            )
-            for stop in answer.stops
-        ]
-        _print_table(err, ("stop", "shape", "tokens", "ms", "peak memory"), rows)
-
-
-def _print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns, or a paragraph per row where a terminal is too narrow for them."""
-    lines = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    if not console.is_terminal or sum(widths) + 2 * len(widths) <= console.width + 2:
-        texts = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-        console.print("\n".join(texts), markup=False, highlight=False, soft_wrap=True)
-        return
-    for first, *rest in rows:
-        about = ", ".join(f"{name} {value}" for name, value in zip(header[1:], rest) if value)
-        wrapped = fill(about, console.width, initial_indent=" " * 4, subsequent_indent=" " * 4)
-        console.print(f"{first}\n{wrapped}", markup=False, highlight=False, soft_wrap=True)
+        print_stops(err, answer.stops)
 
 
 def _facts(config: TimeViperConfig) -> dict[str, Any]:

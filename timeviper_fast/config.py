@@ -24,6 +24,8 @@ __all__ = [
     "VisionConfig",
     "VisualSpan",
     "fail",
+    "is_integer",
+    "is_number",
     "shorten",
     "tokens_before_layer",
 ]
@@ -46,13 +48,14 @@ class _Kind(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def _is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
+    """In Python a bool is an int, here it is not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
-    """A finite one; in Python a bool is an int, here it is not."""
-    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+def is_number(value: Any) -> bool:
+    """An integer or a finite float."""
+    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _all(holds: Callable[[Any], bool], value: Any, length: int | None = None) -> bool:
@@ -65,7 +68,7 @@ def _is_range(value: Any) -> bool:
     if not (isinstance(value, tuple) and len(value) == 2):
         return False
     low, high = value
-    return _is_number(low) and (_is_number(high) or high == math.inf) and 0 <= low <= high
+    return is_number(low) and (is_number(high) or high == math.inf) and 0 <= low <= high
 
 
 def _instance(kind: type) -> _Kind:
@@ -73,14 +76,14 @@ def _instance(kind: type) -> _Kind:
 
 
 _BOOL = _Kind("be True or False", lambda v: isinstance(v, bool))
-_INTEGER = _Kind("be an integer", _is_integer)
-_COUNT = _Kind("be an integer of 0 or more", lambda v: _is_integer(v) and v >= 0)
-_SIZE = _Kind("be a positive integer", lambda v: _is_integer(v) and v > 0)
-_ABOVE_0 = _Kind("be a finite number above 0", lambda v: _is_number(v) and v > 0)
-_FROM_0 = _Kind("be a finite number of 0 or more", lambda v: _is_number(v) and v >= 0)
-_RATIO = _Kind("lie in (0, 1]", lambda v: _is_number(v) and 0 < v <= 1)
+_INTEGER = _Kind("be an integer", is_integer)
+_COUNT = _Kind("be an integer of 0 or more", lambda v: is_integer(v) and v >= 0)
+_SIZE = _Kind("be a positive integer", lambda v: is_integer(v) and v > 0)
+_ABOVE_0 = _Kind("be a finite number above 0", lambda v: is_number(v) and v > 0)
+_FROM_0 = _Kind("be a finite number of 0 or more", lambda v: is_number(v) and v >= 0)
+_RATIO = _Kind("lie in (0, 1]", lambda v: is_number(v) and 0 < v <= 1)
 _RANGE = _Kind("be a tuple (low, high) of numbers with 0 <= low <= high", _is_range)
-_TRIPLE = _Kind("be a tuple of 3 finite numbers", lambda v: _all(_is_number, v, 3))
+_TRIPLE = _Kind("be a tuple of 3 finite numbers", lambda v: _all(is_number, v, 3))
 _SCALES = _Kind("be a tuple of 3 finite numbers above 0", lambda v: _all(_ABOVE_0.holds, v, 3))
 _PATTERN = _Kind(
     "be a non-empty string of the letters M, * and -",

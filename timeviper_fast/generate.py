@@ -5,7 +5,6 @@ prefill(prompt) -> logits of the last position -> sample -> decode one token -> 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
@@ -14,11 +13,27 @@ from torch import Tensor
 
 from timeviper_fast.backbone import HybridBackbone
 from timeviper_fast.cache import HybridCache
-from timeviper_fast.config import ATTENTION, BackboneConfig, Segment, tokens_before_layer
+from timeviper_fast.config import (
+    ATTENTION,
+    BackboneConfig,
+    Segment,
+    is_integer,
+    is_number,
+    tokens_before_layer,
+)
 from timeviper_fast.stops import StopWatch
 from timeviper_fast.transv import StageRecord
 
-__all__ = ["Prefill", "Sampling", "StageCount", "check_window", "decode", "prefill", "sample"]
+__all__ = [
+    "Prefill",
+    "Sampling",
+    "StageCount",
+    "check_sampling",
+    "check_window",
+    "decode",
+    "prefill",
+    "sample",
+]
 
 
 @dataclass(frozen=True)
@@ -38,13 +53,13 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= _number(self.temperature) < math.inf:
+        if not (is_number(self.temperature) and self.temperature >= 0):
             raise ValueError(f"Sampling: temperature must be 0 or more, got {self.temperature!r}")
-        if not isinstance(self.top_k, int) or self.top_k < 0:
+        if not (is_integer(self.top_k) and self.top_k >= 0):
             raise ValueError(f"Sampling: top_k must be 0 (off) or more, got {self.top_k!r}")
-        if not 0 < _number(self.top_p) <= 1:
+        if not (is_number(self.top_p) and 0 < self.top_p <= 1):
             raise ValueError(f"Sampling: top_p must lie in (0, 1], got {self.top_p!r}")
-        if self.seed is not None and not (isinstance(self.seed, int) and abs(self.seed) < 2**63):
+        if self.seed is not None and not (is_integer(self.seed) and abs(self.seed) < 2**63):
             raise ValueError(f"Sampling: seed must be an int of 64 bits, got {self.seed!r}")
 
     def generator(self, device: torch.device) -> torch.Generator:
@@ -57,8 +72,10 @@ class Sampling:
         return generator
 
 
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, (int, float)) else math.nan
+def check_sampling(sampling: Sampling | None) -> None:
+    """Raise a ValueError for anything else."""
+    if not (sampling is None or isinstance(sampling, Sampling)):
+        raise ValueError(f"generate: sampling must be a Sampling or None, got {sampling!r}")
 
 
 @dataclass(frozen=True)
@@ -130,8 +147,9 @@ def prefill(
     batch, seqlen = embeddings.shape[:2]
     segment = segment or Segment(seqlen)
     config = backbone.config
-    if max_new_tokens < 1:
-        raise ValueError(f"prefill: max_new_tokens must be 1 or more, got {max_new_tokens}")
+    if not (is_integer(max_new_tokens) and max_new_tokens >= 1):
+        rule = "be an integer of 1 or more"
+        raise ValueError(f"prefill: max_new_tokens must {rule}, got {max_new_tokens!r}")
     lengths = tokens_before_layer((segment,), backbone.stages, config.num_hidden_layers)
     if 0 in lengths:
         layer = lengths.index(0)
@@ -164,7 +182,8 @@ def check_window(config: BackboneConfig, lengths: list[int], max_new_tokens: int
     if longest + max_new_tokens > window:
         raise ValueError(
             f"prefill: prompt and answer must fit the model's window of {window} tokens, got "
-            f"{longest} at its attention layers + {max_new_tokens} new; "
+            f"{longest} at its attention layers (of {lengths[0]} in the prompt) + "
+            f"{max_new_tokens} new; "
             "sample fewer frames, allow fewer new tokens or drop more vision tokens earlier"
         )
 
@@ -191,9 +210,20 @@ def decode(
         stop_ids: token ids that end an answer.
         sampling: how tokens are drawn; greedy when None.
         on_logits: called with each step's (batch, vocab) float32 logits before the draw.
+
+    Raises:
+        ValueError: the prompt's logits are not finite, so every token would mean nothing.
     """
+    check_sampling(sampling)
     sampling = sampling or Sampling()
     logits, device = read.logits, read.logits.device
+    # looked at once, before the first token, which is waited for as well
+    if not bool(logits.isfinite().all()):
+        kind = str(backbone.embeddings.weight.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"generate: the prompt's logits must be finite, got NaN or infinity in {kind}; the "
+            f"weights are damaged, or {kind} is too narrow for them (try bfloat16 or float32)"
+        )
     generator = sampling.generator(device) if sampling.temperature > 0 else None
     stops = torch.tensor(sorted(set(stop_ids)), dtype=torch.long, device=device)
     ended = torch.zeros(len(logits), dtype=torch.bool, device=device)

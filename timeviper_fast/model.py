@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from timeviper_fast import checkpoint
+from timeviper_fast import checkpoint, saving
 from timeviper_fast.ask import ask
 from timeviper_fast.backbone import HybridBackbone
-from timeviper_fast.config import BackboneConfig, Segment, TimeViperConfig, VisualSpan
-from timeviper_fast.generate import Sampling, StageCount, decode, prefill
+from timeviper_fast.config import Segment, TimeViperConfig, VisualSpan
+from timeviper_fast.generate import Sampling, StageCount, check_sampling, decode, prefill
 from timeviper_fast.projector import Projector
 from timeviper_fast.vision import VisionTransformer
 
@@ -53,6 +53,11 @@ class TimeViper(nn.Module):
         self, config: TimeViperConfig, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> None:
         super().__init__()
+        if not isinstance(config, TimeViperConfig):
+            remedy = "preset() makes one, and TimeViper.from_pretrained() loads a model"
+            raise ValueError(
+                f"TimeViper: config must be a TimeViperConfig, got {config!r}; {remedy}"
+            )
         self.config, self.tokenizer = config, tokenizer
         self.vision = VisionTransformer(config.vision)
         sizes = (config.vision.hidden_size, config.backbone.hidden_size)
@@ -65,7 +70,7 @@ class TimeViper(nn.Module):
         path_or_hub_id: str | Path,
         *,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> TimeViper:
         """Load a model that `save_pretrained` or `timeviper-fast convert` wrote, shard by shard.
@@ -73,11 +78,11 @@ class TimeViper(nn.Module):
         Args:
             path_or_hub_id: a local directory, or a Hugging Face Hub id.
             device: where the weights go; the first CUDA device, else the CPU.
-            dtype: of the weights; bfloat16 on CUDA, else float32.
+            dtype: of the weights, or its name; bfloat16 on CUDA, else float32.
             progress: called with (tensors read, all tensors).
 
         Raises:
-            ValueError: no such model or device, or weights that do not fit: all of them in one.
+            ValueError: no such model, device or dtype, or weights that do not fit, all in one.
         """
         device = _usable(device)
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -103,7 +108,7 @@ class TimeViper(nn.Module):
         Raises:
             ValueError: a directory that must not be replaced, or cannot be written.
         """
-        checkpoint.save_pretrained(
+        saving.save_pretrained(
             self, self.config, self.tokenizer, directory, overwrite=overwrite, progress=progress
         )
 
@@ -125,16 +130,17 @@ class TimeViper(nn.Module):
 
         Args:
             before, after: (batch, n) token ids in front of and behind the vision; n may be 0.
-            visual: (frames, n, d_model), seen by every row; None for a text-only prompt.
+            visual: (frames, n, d_model) of the model's dtype, seen by every row; None for a
+                text-only prompt.
 
         Returns:
             (batch, seqlen, d_model) embeddings and their segment.
 
         Raises:
-            ValueError: shapes that do not fit together, or an id beyond the vocabulary (looked for
-                on the CPU only; a GPU is not waited for).
+            ValueError: shapes or dtypes that do not fit together, or an id outside the vocabulary
+                (looked for on the CPU only; a GPU is not waited for).
         """
-        _check_prompt(before, visual, after, self.config.backbone)
+        self._check_prompt(before, visual, after)
         pieces = [self.backbone.embeddings(before)]
         count = 0
         if visual is not None:
@@ -166,8 +172,10 @@ class TimeViper(nn.Module):
             chunk: prompt tokens per pass through the layers; None reads all at once.
 
         Raises:
-            ValueError: an empty prompt, or one that does not fit the model's window.
+            ValueError: an empty prompt, one that does not fit the model's window, or one of which
+                the model makes no finite numbers.
         """
+        check_sampling(sampling)
         embeddings, segment = self.embed(before, visual, after)
         read = prefill(
             self.backbone, embeddings, segment, max_new_tokens=max_new_tokens, chunk=chunk
@@ -185,41 +193,45 @@ class TimeViper(nn.Module):
 
     ask = ask
 
+    def _check_prompt(self, before: Tensor, visual: Tensor | None, after: Tensor) -> None:
+        config = self.config.backbone
+        for name, ids in (("before", before), ("after", after)):
+            if ids.ndim != 2 or ids.dtype not in (torch.int32, torch.int64):
+                kind = f"{tuple(ids.shape)} {ids.dtype}"
+                raise ValueError(f"embed: {name} must be (batch, n) int32 or int64, got {kind}")
+            if ids.device.type == "cpu" and ids.numel():
+                least, most = int(ids.min()), int(ids.max())
+                if not 0 <= least <= most < config.vocab_size:
+                    rule = f"lie in 0 .. {config.vocab_size - 1}"
+                    raise ValueError(f"embed: {name} must {rule}, got {least} .. {most}")
+        if len(before) != len(after):
+            rule = f"have the batch of before ({len(before)})"
+            raise ValueError(f"embed: after must {rule}, got {len(after)}")
+        if visual is None:
+            return
+        if visual.ndim != 3 or visual.shape[-1] != config.hidden_size:
+            want = f"(frames, n, {config.hidden_size})"
+            raise ValueError(f"embed: visual must be {want}, got shape {tuple(visual.shape)}")
+        if visual.dtype != self.dtype:
+            raise ValueError(f"embed: visual must be of dtype {self.dtype}, got {visual.dtype}")
+
 
 def _usable(device: torch.device | str | None) -> torch.device:
     """The device that was asked for, or the best there is.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: there is no such device here, or none that the model runs on.
     """
     cuda = torch.cuda.is_available()
     if device is None:
         return torch.device("cuda" if cuda else "cpu")
     try:
         found = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device must be cpu, cuda or cuda:N, got {str(device)!r}") from None
-    if found.type == "meta":
-        raise ValueError("device must be one that can compute, got 'meta'")
+    except (RuntimeError, TypeError):
+        found = torch.device("meta")
+    if str(found) != "cpu" and found.type != "cuda":
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {str(device)!r}")
     if found.type == "cuda" and (found.index or 0) >= (torch.cuda.device_count() if cuda else 0):
         what = f"{torch.cuda.device_count()} CUDA devices" if cuda else "no CUDA device"
         raise ValueError(f"device must be one that is here ({what}), got {str(device)!r}")
     return found
-
-
-def _check_prompt(
-    before: Tensor, visual: Tensor | None, after: Tensor, config: BackboneConfig
-) -> None:
-    for name, ids in (("before", before), ("after", after)):
-        if ids.ndim != 2 or ids.dtype not in (torch.int32, torch.int64):
-            kind = f"{tuple(ids.shape)} {ids.dtype}"
-            raise ValueError(f"embed: {name} must be (batch, n) int32 or int64, got {kind}")
-        if ids.device.type == "cpu" and ids.numel() and int(ids.max()) >= config.vocab_size:
-            highest = int(ids.max())
-            raise ValueError(f"embed: {name} must be below {config.vocab_size}, got {highest}")
-    if len(before) != len(after):
-        rows = len(before)
-        raise ValueError(f"embed: after must have the batch of before ({rows}), got {len(after)}")
-    if visual is not None and (visual.ndim != 3 or visual.shape[-1] != config.hidden_size):
-        want = f"(frames, n, {config.hidden_size})"
-        raise ValueError(f"embed: visual must be {want}, got shape {tuple(visual.shape)}")

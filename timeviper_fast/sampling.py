@@ -157,6 +157,8 @@ def parse_policy(text: str | Policy) -> Policy:
         ValueError: names the part of the text that breaks a rule, the rule and the value.
     """
     if not isinstance(text, str):
+        if not callable(getattr(text, "choose", None)):
+            _fail("policy", "be a string as 'fps:1', or an object that can choose", repr(text))
         return text
     name, *parts = text.strip().split(":")
     if name == "fps":

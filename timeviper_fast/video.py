@@ -87,7 +87,8 @@ class Video:
         self._undecodable: set[int] = set()
         self._reading: Iterator[Frames] | None = None
         if reader.missing and on_error == "raise":
-            self._refuse(f"it ends early: {reader.missing} of its frames are missing")
+            verb = "is" if reader.missing == 1 else "are"
+            self._refuse(f"it ends early: {reader.missing} of its frames {verb} missing")
 
     @property
     def num_frames(self) -> int:
@@ -96,7 +97,8 @@ class Video:
 
     @property
     def lost_frames(self) -> int:
-        """Frames the file should hold and does not, and those asked for that did not decode."""
+        """Frames the file should hold and does not (an estimate where its end is cut off), and
+        those asked for that did not decode."""
         reader = self._reader
         return reader.missing + reader.skipped + len(self._undecodable)
 

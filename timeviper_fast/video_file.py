@@ -288,7 +288,8 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     try:
         container = av.open(str(path))
     except av.FFmpegError as error:
-        raise VideoError(f"{path}: it cannot be opened as a video ({error.strerror})") from error
+        why = _NO_INDEX if _lacks_index(path) else error.strerror
+        raise VideoError(f"{path}: it cannot be opened as a video ({why})") from error
     with container:
         # FFmpeg draws text files as pictures of a terminal
         if container.format.name == "tty":
@@ -296,9 +297,36 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         stream = container.streams.best("video")
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
             kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
-            raise VideoError(f"{path}: it has no video stream (it holds {kinds})")
+            why = _NO_INDEX if kinds == "nothing" and _lacks_index(path) else f"it holds {kinds}"
+            raise VideoError(f"{path}: it has no video stream ({why})")
         stream.thread_type = "AUTO"
         yield container, stream
+
+
+_NO_INDEX = (
+    "its index, which mp4 and mov files often end with, is not whole: the recording or download "
+    "was probably cut off; mkv and ts files stay readable then"
+)
+
+
+def _lacks_index(path: Path) -> bool:
+    """Whether it is an mp4 or mov file that ends before the end of the box that is its index."""
+    end = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(8)[4:] != b"ftyp":
+            return False
+        start = 0
+        while start + 8 <= end:
+            file.seek(start)
+            head = file.read(16)
+            size, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            if size == 1:
+                size = int.from_bytes(head[8:], "big")
+            # 0 is a box that reaches to the end of the file
+            start = start + size if size >= 8 else end
+            if kind == b"moov":
+                return start > end
+    return True
 
 
 def _scan(path: Path) -> _Scan:

@@ -104,8 +104,8 @@ def images_in(path: Path) -> list[Path]:
         parts = re.split(r"(\d+)", file.name)
         return [int(part) if i % 2 else part.lower() for i, part in enumerate(parts)]
 
-    files = (file for file in path.iterdir() if not file.name.startswith("."))
-    return sorted((file for file in files if is_image(file)), key=natural)
+    files = (file for file in path.iterdir() if not file.name.startswith(".") and file.is_file())
+    return sorted(filter(is_image, files), key=natural)
 
 
 class _UnreadableImage(VideoError):

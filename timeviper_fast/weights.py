@@ -298,7 +298,7 @@ def load_weights(
     module: M,
     *sources: Source,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     progress: Progress | None = None,
 ) -> M:
     """Fill every parameter of `module` from `sources`; later sources win over earlier ones.
@@ -306,7 +306,8 @@ def load_weights(
     Args:
         module: best built under `torch.device("meta")`; its tensors are replaced, not written.
         sources: together they must hold every parameter, and nothing that no name map ignores.
-        device, dtype: where and as what the weights arrive; None keeps the stored dtype.
+        device, dtype: where and as what (a float dtype or its name) the weights arrive; None keeps
+            the stored dtype.
         progress: called with (tensors read, tensors in all).
 
     Returns:
@@ -316,6 +317,7 @@ def load_weights(
         CheckpointError: one error that lists all that is missing, unexpected or does not fit
             (a part that is so as a whole by its prefix). The module is then unchanged.
     """
+    dtype = None if dtype is None else _float_dtype(dtype)
     shapes = {name: tuple(t.shape) for name, t in module.state_dict().items()}
     plan = _Plan(shapes, tied_names(module))
     for source in sources:
@@ -334,6 +336,14 @@ def load_weights(
         setattr(module.get_submodule(owner), leaf, module.get_parameter(name))
     assert not any(b.is_meta for b in module.buffers()), "a buffer that no checkpoint holds"
     return module
+
+
+def _float_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    by_name = {str(known).removeprefix("torch."): known for known in _FLOATS}
+    found = by_name.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if found not in _FLOATS:
+        fail("load_weights", "dtype", f"be one of {', '.join(by_name)}", repr(dtype))
+    return found
 
 
 def tied_names(module: nn.Module) -> dict[str, str]:

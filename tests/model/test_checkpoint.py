@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -27,12 +29,10 @@ from timeviper_fast.byte_tokenizer import byte_tokenizer
 from timeviper_fast.checkpoint import (
     CheckpointError,
     config_from_dict,
-    config_to_dict,
     load_pretrained,
     load_tokenizer,
     local_directory,
     read_config,
-    save_pretrained,
 )
 from timeviper_fast.config import (
     BackboneConfig,
@@ -42,6 +42,7 @@ from timeviper_fast.config import (
     VisionConfig,
 )
 from timeviper_fast.presets import preset
+from timeviper_fast.saving import config_to_dict, save_pretrained
 from timeviper_fast.weights import weight_files
 
 positive = st.integers(1, 64)
@@ -196,6 +197,12 @@ def test_dtype_is_the_one_asked_for(tmp_path):
     save_pretrained(model, CONFIG, None, tmp_path / "m")
     half, _, _ = load_pretrained(Whole, tmp_path / "m", dtype=torch.bfloat16)
     assert_same(half, {name: value.bfloat16() for name, value in model.state_dict().items()})
+    named, _, _ = load_pretrained(Whole, tmp_path / "m", dtype="bfloat16")
+    assert_same(named, dict(half.state_dict()))
+    for wrong in ("half", "int8", torch.int32, 16):
+        rule = "dtype must be one of float64, float32, float16, bfloat16, got "
+        with pytest.raises(CheckpointError, match=rule + re.escape(repr(wrong))):
+            load_pretrained(Whole, tmp_path / "m", dtype=wrong)
     save_pretrained(half, CONFIG, None, tmp_path / "half")
     again, _, _ = load_pretrained(Whole, tmp_path / "half")
     assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
@@ -289,20 +296,54 @@ def test_an_interrupted_save_leaves_nothing(tmp_path):
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
-def test_a_failed_rename_brings_the_old_checkpoint_back(tmp_path, monkeypatch):
+@pytest.mark.parametrize("moves", range(5))
+@pytest.mark.parametrize("how", ["before", "after"])
+def test_a_failed_rename_brings_the_old_checkpoint_back(tmp_path, monkeypatch, moves, how):
     target = save_pretrained(nn.Linear(2, 2), CONFIG, None, tmp_path / "m")
-    real = Path.rename
+    (target / "link").symlink_to("nowhere")
+    before = sorted(path.name for path in target.iterdir())
+    assert len(before) + 2 == 5  # each is moved once, and the two new files
+    real, done = Path.rename, []
 
     def rename(self: Path, to: Path) -> Path:
-        if to == target and self.suffix != ".old":
-            raise OSError("disk on fire")
-        return real(self, to)
+        done.append(to)
+        if len(done) == moves + 1 and how == "before":
+            raise KeyboardInterrupt
+        real(self, to)
+        if len(done) == moves + 1:
+            raise KeyboardInterrupt
+        return to
 
     monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(OSError, match="disk on fire"):
+    with pytest.raises(KeyboardInterrupt):
         save_pretrained(nn.Linear(2, 3), CONFIG, None, target, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    assert sorted(path.name for path in target.iterdir()) == before
     assert load_file(target / "model.safetensors")["weight"].shape == (2, 2)
+
+
+def test_a_link_to_a_directory_is_followed(tmp_path):
+    real = save_pretrained(nn.Linear(2, 2), CONFIG, None, tmp_path / "real")
+    link = tmp_path / "link"
+    link.symlink_to("real")
+    assert save_pretrained(nn.Linear(2, 3), CONFIG, None, link, overwrite=True) == real
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+    assert link.is_symlink()
+    assert load_file(real / "model.safetensors")["weight"].shape == (3, 2)
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(CheckpointError, match="save_pretrained: directory must be"):
+        save_pretrained(nn.Linear(2, 2), CONFIG, None, tmp_path / "a")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_directory_one_stands_in_stays_the_same(tmp_path, monkeypatch, overwrite):
+    monkeypatch.chdir(tmp_path)
+    if overwrite:
+        save_pretrained(nn.Linear(2, 3), CONFIG, None, tmp_path)
+    save_pretrained(nn.Linear(2, 2), CONFIG, None, ".", overwrite=overwrite)
+    assert sorted(os.listdir(".")) == ["config.json", "model.safetensors"]
+    assert load_file("model.safetensors")["weight"].shape == (2, 2)
 
 
 def test_a_module_without_weights_is_not_saved(tmp_path):
@@ -312,6 +353,9 @@ def test_a_module_without_weights_is_not_saved(tmp_path):
 
 
 def test_another_format_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"path must be a model's directory \(with a config"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config.json: file must be readable JSON, got"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(HF_TINY))

@@ -156,6 +156,26 @@ def test_a_pipe_gets_whole_rows(run, home, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     _, out, _ = run("doctor")
     assert max(map(len, out.splitlines())) > 80
+    _, out, _ = run("info", "tiny")
+    assert out.splitlines()[-1].startswith("stages: before layer 2: uniform, ")
+    assert out.splitlines()[-1].endswith("before layer 8: attention, keep 0.1, transfer")
+    _, _, err = run("demo", home / "video.mp4", "--question", "What moves across it? " * 5)
+    assert err.splitlines()[0].endswith("but the answer means nothing.")
+    assert err.splitlines()[1] == "Q " + "What moves across it? " * 5
+
+
+def test_the_stops_end_with_their_total(run, home):
+    ask = ("ask", home / "video.mp4", "What?", "--model", home / "model", "--max-new-tokens", 2)
+    _, _, err = run(*ask, "--times")
+    head, *rows = [line for line in err.splitlines() if line]
+    assert head.endswith(" peak memory so far")
+    cells = [re.split(r" {2,}", row.strip()) for row in rows]
+    times = {name: float(ms.replace(",", "")) for name, *_, ms, _ in cells}
+    total = times.pop("total")
+    stages = [times.pop(name) for name in ("uniform at layer 2", "attention at layer 8")]
+    assert len(times) == 8
+    assert abs(total - sum(times.values())) < 0.5
+    assert sum(stages) <= times["prefill"] + 0.1
 
 
 def test_version(run):
@@ -210,6 +230,37 @@ def edited(home, tmp_path, edit):
 
 
 class TestMistakes:
+    def test_a_directory_that_is_no_model(self, run, home, tmp_path):
+        ask = ("ask", home / "video.mp4", "What?", "--model", tmp_path)
+        one_line(
+            run(*ask), f"path must be a model's directory (with a config.json), got {tmp_path}"
+        )
+
+    def test_what_convert_cannot_take(self, run, home, tmp_path):
+        one_line(
+            run("convert", tmp_path / "new", "--llm", home / "model"),
+            "--llm must be the language model's Hugging Face directory",
+            f"got {home / 'model'}, a timeviper_fast checkpoint already",
+        )
+        llm = llm_directory(tmp_path / "llm")
+        one_line(
+            run("convert", tmp_path / "new", "--llm", llm, "--merge", "no_merge"),
+            "--merge must be left out without pdrop (config.json has its own), got no_merge",
+        )
+        assert os.listdir(tmp_path) == ["llm"]
+
+    @pytest.mark.parametrize("temperature", [0, 1])
+    def test_weights_that_are_no_numbers(self, run, home, tmp_path, temperature):
+        model = tiny_model()
+        with torch.no_grad():
+            model.backbone.norm_f.weight[0] = float("nan")
+        model.save_pretrained(tmp_path / "nan")
+        ask = ("ask", home / "video.mp4", "What?", "--model", tmp_path / "nan")
+        one_line(
+            run(*ask, "--temperature", temperature),
+            "logits must be finite, got NaN or infinity in float32",
+        )
+
     def test_wrong_paths(self, run, home):
         ask = ("ask", home / "nothing.mp4", "What?", "--model", home / "model")
         one_line(run(*ask), "nothing.mp4: no such file or directory")
@@ -331,7 +382,8 @@ class TestMistakes:
         [
             (("--sample", "every:2"), "--sample must be one of fps:RATE"),
             (("--device", "nope"), "--device must be cpu, cuda or cuda:N, got 'nope'"),
-            (("--device", "meta"), "--device must be one that can compute, got 'meta'"),
+            (("--device", "meta"), "--device must be cpu, cuda or cuda:N, got 'meta'"),
+            (("--device", "xpu"), "--device must be cpu, cuda or cuda:N, got 'xpu'"),
             (("--backend", "triton"), "it has no Triton kernel in this version"),
             (("--nonsense", 1), "--nonsense"),
             (("--top-k", "many"), "'--top-k'"),
@@ -358,9 +410,19 @@ class TestMistakes:
             cli.main()
 
 
+def test_convert_says_what_it_takes(run):
+    code, out, _ = run("convert", "--help")
+    words = " ".join(out.split())
+    assert code == 0
+    assert "Upstream's id of the vision backbone, or a SigLIP directory." in words
+    assert "Of the weights written. [default: bfloat16]" in words
+
+
 def test_convert_makes_one_directory_of_upstreams_parts(run, home, tmp_path, monkeypatch):
     steps = []
-    monkeypatch.setattr(cli, "_progress", lambda **_: nullcontext(lambda *step: steps.append(step)))
+    monkeypatch.setattr(
+        cli, "progress_bars", lambda *_, **__: nullcontext(lambda *step: steps.append(step))
+    )
     llm = llm_directory(tmp_path / "llm", merge=False)
     byte_tokenizer().save_pretrained(llm)
     torch.save(vlm_state(), tmp_path / "vlm.bin")
@@ -395,12 +457,18 @@ def test_damaged_video_is_used_on_request(run, home, tmp_path):
     code, out, err = run(*ask, "--salvage")
     assert code == 0
     assert out.strip()
-    assert re.search(r"^\d+ frames could not be used and were left out$", err.strip())
+    words = (
+        r"\d+ frames of the video are missing or damaged \(an estimate .*\); (\d+) were looked at"
+    )
+    found = re.fullmatch(words, err.strip())
+    assert found
+    assert int(found[1]) < 6
     # the first image decides the size
     for number, size in enumerate([(64, 48), (64, 48), (48, 64)]):
         Image.new("RGB", size).save(tmp_path / f"{number}.png")
     code, _, err = run("ask", tmp_path, *ask[2:], "--salvage")
-    assert (code, err) == (0, "1 frame could not be used and was left out\n")
+    assert code == 0
+    assert re.match(r"1 frame of the video is missing or damaged \(.*\); 2 were looked at$", err)
 
 
 def tiny_frames():

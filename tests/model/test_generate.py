@@ -207,6 +207,10 @@ class TestSampling:
             ({"top_p": None}, r"top_p must lie in \(0, 1\], got None"),
             ({"seed": "a"}, "seed must be an int of 64 bits, got 'a'"),
             ({"seed": 10**20}, "seed must be an int of 64 bits, got 1000"),
+            ({"temperature": True}, "temperature must be 0 or more, got True"),
+            ({"top_k": True}, r"top_k must be 0 \(off\) or more, got True"),
+            ({"top_p": True}, r"top_p must lie in \(0, 1\], got True"),
+            ({"seed": False}, "seed must be an int of 64 bits, got False"),
         ],
     )
     def test_sentences(self, kwargs, words):
@@ -221,14 +225,45 @@ def test_the_window_counts_what_reaches_attention():
     segment = Segment(104, VisualSpan(2, 100))
     prefill(model, prompt(104), segment, max_new_tokens=18)
     with pytest.raises(
-        ValueError, match=r"window of 32 tokens, got 14 at its attention layers \+ 19"
+        ValueError,
+        match=r"window of 32 tokens, got 14 at its attention layers \(of 104 in the prompt\) \+ 19",
     ):
         prefill(model, prompt(104), segment, max_new_tokens=19)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_refused(value, temperature):
+    model = build(())
+    with torch.no_grad():
+        model.lm_head.weight[3] = value
+    read = prefill(model.to(torch.float64), prompt(5).double(), max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"logits must be finite, got NaN or infinity in float64"):
+        next(decode(model, read, max_new_tokens=2, sampling=Sampling(temperature)))
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
+        (
+            lambda: prefill(MODEL, prompt(5), max_new_tokens=2.5),
+            "max_new_tokens must be an integer of 1 or more, got 2.5",
+        ),
+        (
+            lambda: prefill(MODEL, prompt(5), max_new_tokens=True),
+            "max_new_tokens must be an integer of 1 or more, got True",
+        ),
+        (
+            lambda: next(
+                decode(
+                    MODEL,
+                    prefill(MODEL, prompt(5), max_new_tokens=1),
+                    max_new_tokens=1,
+                    sampling={},
+                )
+            ),
+            "sampling must be a Sampling or None, got {}",
+        ),
         (
             lambda: prefill(MODEL, prompt(0), max_new_tokens=1),
             "prompt must have a token left at layer 0, got 0",
@@ -240,7 +275,7 @@ def test_the_window_counts_what_reaches_attention():
         ),
         (
             lambda: prefill(MODEL, prompt(5), Segment(5, VisualSpan(0, 5)), max_new_tokens=0),
-            "max_new_tokens must be 1 or more, got 0",
+            "max_new_tokens must be an integer of 1 or more, got 0",
         ),
         (
             lambda: prefill(

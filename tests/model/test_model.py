@@ -183,7 +183,19 @@ def test_eos_of_the_config_ends_an_answer(model, video):
             torch.full((1, 2), 320),
             None,
             torch.zeros(1, 2).int(),
-            "before must be below 320, got 320",
+            r"before must lie in 0 .. 319, got 320 .. 320",
+        ),
+        (
+            torch.zeros(1, 2).int(),
+            None,
+            torch.tensor([[5, -1]]),
+            r"after must lie in 0 .. 319, got -1 .. 5",
+        ),
+        (
+            torch.zeros(1, 2).int(),
+            torch.zeros(4, 16, 128).double(),
+            torch.zeros(1, 2).int(),
+            r"visual must be of dtype torch.float32, got torch.float64",
         ),
         (
             torch.zeros(1, 2).int(),
@@ -200,8 +212,28 @@ def test_generate_checks_its_tensors(model, before, visual, after, words):
 
 def test_generate_wants_room_for_a_token(model):
     ids = torch.zeros(1, 2, dtype=torch.long)
-    with pytest.raises(ValueError, match="max_new_tokens must be 1 or more, got 0"):
-        model.generate(ids, None, ids, max_new_tokens=0)
+    for wrong in (0, 2.5, True):
+        words = f"max_new_tokens must be an integer of 1 or more, got {wrong}"
+        with pytest.raises(ValueError, match=words):
+            model.generate(ids, None, ids, max_new_tokens=wrong)
+
+
+def test_generate_wants_a_sampling_or_nothing(model):
+    ids = torch.zeros(1, 2, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"sampling must be a Sampling or None, got \{\}"):
+        model.generate(ids, None, ids, sampling={})
+
+
+@pytest.mark.parametrize("config", ["tiny", None, {}])
+def test_a_model_is_made_of_a_config(config):
+    with pytest.raises(ValueError, match=r"config must be a TimeViperConfig, got .*; preset"):
+        TimeViper(config)
+
+
+@pytest.mark.parametrize("device", ["xpu", "mps", "meta", "cpu:1", "gpu", 2.5])
+def test_what_is_no_device_of_the_model(tmp_path, device):
+    with pytest.raises(ValueError, match=f"^device must be cpu, cuda or cuda:N, got '{device}'$"):
+        TimeViper.from_pretrained(tmp_path, device=device)
 
 
 def test_clips_of_four_frames_are_filled(video):
@@ -220,6 +252,10 @@ def test_clips_of_four_frames_are_filled(video):
     [
         ({"question": "  "}, "question must not be empty or blank"),
         ({"policy": "every:3"}, "policy"),
+        ({"policy": 5}, "policy must be a string as 'fps:1', or an object that can choose, got 5"),
+        ({"sampling": {}}, r"sampling must be a Sampling or None, got \{\}"),
+        ({"max_new_tokens": True}, "max_new_tokens must be a positive number of tokens, got True"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be a positive number of tokens, got 2.5"),
         ({"max_new_tokens": 0}, "max_new_tokens must be a positive number of tokens, got 0"),
         ({"chunk": 0}, "chunk must be a positive number of tokens, got 0"),
         ({"frame_batch": 0}, "frame_batch must be a positive number of frames, got 0"),

@@ -30,7 +30,6 @@ from timeviper_fast.checkpoint import (
     CheckpointError,
     load_backbone,
     load_upstream,
-    save_pretrained,
     upstream_config,
 )
 from timeviper_fast.config import (
@@ -39,6 +38,7 @@ from timeviper_fast.config import (
     VisionConfig,
 )
 from timeviper_fast.names import vision_names
+from timeviper_fast.saving import save_pretrained
 from timeviper_fast.vision import VisionTransformer
 from timeviper_fast.weights import Source, load_weights, weight_files
 

@@ -342,9 +342,11 @@ def sound_only(path: Path) -> None:
         container.mux(stream.encode(None))
 
 
-def unfinished(path: Path) -> None:
+def unfinished(path: Path, index_bytes: int) -> None:
+    """The index of such a file is its last box; so much of it was written."""
     write_video(path, pictures(30), 25)
-    path.write_bytes(path.read_bytes()[:2000])
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rindex(b"moov") - 4 + index_bytes])
 
 
 def all_zero(path: Path) -> None:
@@ -365,7 +367,8 @@ def all_zero(path: Path) -> None:
         ),
         ("code.py", lambda p: p.write_text("import this\n"), "it cannot be opened as a video"),
         ("sound.m4a", sound_only, r"it has no video stream \(it holds audio\)"),
-        ("unfinished.mp4", unfinished, "it cannot be opened as a video"),
+        ("no_index.mp4", lambda p: unfinished(p, 0), "was probably cut off"),
+        ("half_an_index.mp4", lambda p: unfinished(p, 8), "was probably cut off"),
         ("zero.mp4", all_zero, "no frame of it can be decoded"),
         ("folder", lambda p: p.mkdir(), "the directory holds no images"),
         ("bad.npy", lambda p: p.write_bytes(b"\x93NUMPY"), "it cannot be read as a NumPy file"),
@@ -456,6 +459,7 @@ def test_images_come_in_natural_order(tmp_path: Path) -> None:
         Image.fromarray(picture(number)).save(tmp_path / f"Frame{number}.png")
     (tmp_path / "._Frame1.png").write_bytes(b"a leftover")
     (tmp_path / "notes.txt").write_text("not a frame")
+    (tmp_path / "folder.png").mkdir()
     video = open_video(tmp_path, fps=2)
     assert numbers(video.frames(range(5), 2)) == [1, 2, 10, 11, 100]
     assert video.seconds.tolist() == [0, 0.5, 1, 1.5, 2]
@@ -500,7 +504,7 @@ def test_a_damaged_animation_is_used_on_request(tmp_path: Path) -> None:
     animate(path, [1, 2, 3, 4], [100] * 4)
     data = path.read_bytes()
     path.write_bytes(data[: data.rindex(b"fdAT") + 8])
-    with pytest.raises(VideoError, match="it ends early: 1 of its frames are missing"):
+    with pytest.raises(VideoError, match="it ends early: 1 of its frames is missing"):
         open_video(path)
     video = open_video(path, on_error="use")
     assert numbers(video.frames(range(video.num_frames))) == [1, 2, 3]

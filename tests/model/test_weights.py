@@ -33,13 +33,13 @@ from timeviper_fast.checkpoint import (
     CheckpointError,
     load_backbone,
     load_pretrained,
-    save_pretrained,
 )
 from timeviper_fast.config import (
     BackboneConfig,
     TimeViperConfig,
 )
 from timeviper_fast.names import Piece, vision_names
+from timeviper_fast.saving import save_pretrained
 from timeviper_fast.vision import VisionTransformer
 from timeviper_fast.weights import Source, load_weights, weight_files
 

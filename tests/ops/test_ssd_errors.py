@@ -32,6 +32,14 @@ BAD: dict[str, tuple[Tensors, str]] = {
     "chunk_size": ({"chunk_size": 0}, "chunk_size must be a positive int, got 0"),
     "chunk_size type": ({"chunk_size": 64.0}, r"chunk_size must be a positive int, got 64\.0"),
     "dt_limit": ({"dt_limit": (1.0, 0.1)}, r"dt_limit must be \(least, greatest\)"),
+    "no dt_limit": (
+        {"dt_limit": None},
+        r"dt_limit must be \(least, greatest\), two numbers, got N",
+    ),
+    "dt_limit of None": (
+        {"dt_limit": (0.0, None)},
+        r"dt_limit must be \(least, greatest\), two num",
+    ),
     "cu_seqlens": ({"cu_seqlens": torch.zeros(1, 2).int()}, r"cu_seqlens must be \(n_seqs \+ 1,"),
     "cu_seqlens empty": ({"cu_seqlens": torch.zeros(0).int()}, r"cu_seqlens must .* got \[\]"),
     "cu_seqlens dtype": ({"cu_seqlens": torch.zeros(2)}, "cu_seqlens must be of dtype int32"),

@@ -36,9 +36,10 @@ from tvkernels.ssd.backward_tiles_kernel import (
     reached,
 )
 
-# what a program's number within its chunk and group stands for; then role z if there is a gate, and
-# the blocks of role K
-ROLE_C, ROLE_B, ROLE_X = (tl.constexpr(i) for i in range(3))
+# what a program's number within its chunk and group stands for; then come the parts of role x (more
+# than one for D of each channel, which needs G in registers too), of role z if there is a gate, and
+# of role K
+ROLE_C, ROLE_B = (tl.constexpr(i) for i in range(2))
 
 
 @triton.jit
@@ -151,22 +152,22 @@ def _pairs_role(
 @triton.jit
 def _output_role(
     v_ptr, row_ptr, col_ptr, state_ptr, d_ptr, step_ptr, log_ptr, seg_ptr, out_ptr, z_ptr, dout_ptr,
-    start, stop, seqlen, low_by, ratio, v_token, v_head, v_channel, row_token, row_entry,
+    part, start, stop, seqlen, low_by, ratio, v_token, v_head, v_channel, row_token, row_entry,
     col_token, col_entry, first, d_head, d_channel, out_token, z_token, z_head, z_channel,
     dout_token, dout_head, dout_channel,
-    BACK: tl.constexpr, HEADDIM: tl.constexpr, PIECES: tl.constexpr, D_STATE: tl.constexpr,
-    N: tl.constexpr, T: tl.constexpr, COLUMNS: tl.constexpr, PRECISE: tl.constexpr,
-    ACC: tl.constexpr, DOT: tl.constexpr,
+    BACK: tl.constexpr, ROWS: tl.constexpr, HEADDIM: tl.constexpr, PIECES: tl.constexpr,
+    D_STATE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, COLUMNS: tl.constexpr,
+    PRECISE: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """Role x (BACK: of G, B, C and R) and role z (of x, C, B and S)."""
+    """ROWS tokens of role x (BACK: of G, B, C and R) or of role z (of x, C, B and S)."""
     OP: tl.constexpr = state_ptr.dtype.element_ty
-    # rows of the result, and the tokens that they sum over: the same ones in another layout
-    t = start + tl.arange(0, T).to(tl.int64)
+    # rows of the result, and the tokens that they sum over
+    t = start + part * ROWS + tl.arange(0, ROWS).to(tl.int64)
     u = start + tl.arange(0, T).to(tl.int64)
     row = load_rows(row_ptr, t, stop, row_token, row_entry, D_STATE, N, OP)
     col = load_rows(col_ptr, u, stop, col_token, col_entry, D_STATE, N, OP)
-    scores = product(row, tl.trans(col), tl.zeros((T, T), ACC), DOT)
-    at_t, at_u = tl.arange(0, T)[:, None], tl.arange(0, T)[None, :]
+    scores = product(row, tl.trans(col), tl.zeros((ROWS, T), ACC), DOT)
+    at_t, at_u = (t - start).to(tl.int32)[:, None], tl.arange(0, T)[None, :]
     if BACK:
         reaches = reached(seg_ptr, start, stop, at_t, at_u)
     else:
@@ -196,11 +197,12 @@ def _output_role(
             column = columns_of(k, HEADDIM)
             state = load_state(state_ptr + head * HEADDIM * D_STATE, k, HEADDIM, D_STATE, N)
             v = load_piece(v_ptr + head * v_head, u, stop, v_token, v_channel, k, HEADDIM, OP)
-            y = tl.zeros((T, column.shape[0]), ACC)
+            y = tl.zeros((ROWS, column.shape[0]), ACC)
             y = product(row, state, y, DOT) * scale[:, None]
             y = product(weight, v, y, DOT)
             if d_ptr is not None and COLUMNS:
                 d = d_ptr + (first + head) * d_head + column * d_channel
+                v = load_piece(v_ptr + head * v_head, t, stop, v_token, v_channel, k, HEADDIM, OP)
                 y += tl.load(d, mask=column < HEADDIM, other=0.0).to(ACC)[None, :] * v.to(ACC)
             if z_ptr is not None:
                 z = load_piece(z_ptr + head * z_head, t, stop, z_token, z_channel, k, HEADDIM, ACC)
@@ -212,10 +214,11 @@ def _output_role(
             tl.store(at, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-# four warps have no room for a tile of 128 tokens, nor sm_120 and gfx942 for a second stage
+# four warps have no room for a tile of 128 tokens, nor have sm_120 and gfx942 for a second stage,
+# without which sm_90 spills in its loops
 CONFIGS = configs(
-    dict.fromkeys(("sm_80", "sm_90", "sm_100"), ((8, 2), (8, 1)))
-    | dict.fromkeys(("default", "gfx942"), ((8, 1),))
+    {"default": ((8, 1),), "gfx942": ((8, 1),), "sm_90": ((8, 2),)}
+    | dict.fromkeys(("sm_80", "sm_100"), ((8, 2), (8, 1)))
 )
 
 
@@ -235,14 +238,14 @@ def scan_backward_roles_kernel(
 ):  # fmt: skip
     # one program owns one role of one chunk of one group; neighbours own its other roles
     BLOCKS: tl.constexpr = T // BLOCK
-    slots = BLOCKS + (4 if z_ptr is not None else 3)
+    PARTS: tl.constexpr = BLOCKS if COLUMNS else 1
+    slots = 2 + PARTS + (2 * BLOCKS if z_ptr is not None else BLOCKS)
     role, place = tl.program_id(0) % slots, (tl.program_id(0) // slots).to(tl.int64)
     groups = heads // ratio
     group, chunk, batch = place % groups, place // groups % chunks, place // groups // chunks
     head = group * ratio
     start, stop = bounds_of(ends_ptr, chunk, seqlen, T)
-    number = batch * chunks + chunk
-    vectors = (batch * heads + head) * seqlen
+    number, vectors = batch * chunks + chunk, (batch * heads + head) * seqlen
     step_ptr, log_ptr = step_ptr + vectors, log_ptr + vectors
     x_ptr, g_ptr = x_ptr + batch * x_batch + head * x_head, g_ptr + batch * g_batch + head * g_head
     b_ptr += batch * b_batch + group * b_group
@@ -267,12 +270,12 @@ def scan_backward_roles_kernel(
             x_token, x_head, x_channel, b_token, b_entry, sum_token,
             False, HEADDIM, PIECES, D_STATE, N, T, PRECISE, ACC, DOT,
         )  # fmt: skip
-    elif role == ROLE_X:
+    elif role < 2 + PARTS:
         _output_role(
             g_ptr, b_ptr, c_ptr, leaving_ptr, d_ptr, step_ptr, log_ptr, seg_ptr, dx_ptr + rows,
-            None, None, start, stop, seqlen, low_by, ratio, g_token, g_head, g_channel, b_token,
-            b_entry, c_token, c_entry, head, d_head, d_channel, row_token, 0, 0, 0, 0, 0, 0,
-            True, HEADDIM, PIECES, D_STATE, N, T, COLUMNS, PRECISE, ACC, DOT,
+            None, None, role - 2, start, stop, seqlen, low_by, ratio, g_token, g_head, g_channel,
+            b_token, b_entry, c_token, c_entry, head, d_head, d_channel, row_token, 0, 0, 0, 0,
+            0, 0, True, T // PARTS, HEADDIM, PIECES, D_STATE, N, T, COLUMNS, PRECISE, ACC, DOT,
         )  # fmt: skip
     elif role >= slots - BLOCKS:
         block = (role - (slots - BLOCKS)).to(tl.int64)
@@ -289,10 +292,10 @@ def scan_backward_roles_kernel(
         _output_role(
             x_ptr, c_ptr, b_ptr, entering_ptr, d_ptr, step_ptr, log_ptr, seg_ptr, dz_ptr + rows,
             z_ptr + batch * z_batch + head * z_head,
-            dout_ptr + batch * dout_batch + head * dout_head, start, stop, seqlen, low_by, ratio,
-            x_token, x_head, x_channel, c_token, c_entry, b_token, b_entry, head, d_head, d_channel,
-            row_token, z_token, z_head, z_channel, dout_token, dout_head, dout_channel,
-            False, HEADDIM, PIECES, D_STATE, N, T, True, PRECISE, ACC, DOT,
+            dout_ptr + batch * dout_batch + head * dout_head, role - 2 - PARTS, start, stop, seqlen,
+            low_by, ratio, x_token, x_head, x_channel, c_token, c_entry, b_token, b_entry, head,
+            d_head, d_channel, row_token, z_token, z_head, z_channel, dout_token, dout_head,
+            dout_channel, False, BLOCK, HEADDIM, PIECES, D_STATE, N, T, True, PRECISE, ACC, DOT,
         )  # fmt: skip
 
 
@@ -314,7 +317,7 @@ def roles(plan, x, G, B, C, D, z, dout, entering, leaving):
     sums |= {name: empty(batch, heads, seqlen) for name in ("q", "r", "own", "path")}
     sums["after"] = empty(blocks, batch, heads, seqlen)
     sums["through"] = empty(batch, plan.chunks, heads)
-    slots = blocks + (3 if z is None else 4)
+    slots = 2 + (blocks if columns else 1) + (blocks if z is None else 2 * blocks)
     if x.numel():
         scan_backward_roles_kernel[(slots * groups * plan.chunks * batch,)](
             x, G, B, C, D, z, dout, entering, leaving,

@@ -6,6 +6,7 @@ Source: mamba-ssm 2.3.2 (mamba_chunk_scan_combined); Dao & Gu 2024 (arXiv 2405.2
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -197,7 +198,10 @@ def _check_options(
     return_varlen_states: bool,
 ) -> None:
     expect_int(_OP, "chunk_size", chunk_size, "be a positive int", 1)
-    if len(dt_limit) != 2 or not dt_limit[0] <= dt_limit[1]:
+    is_pair = isinstance(dt_limit, Sequence) and len(dt_limit) == 2
+    if not (is_pair and all(isinstance(v, (int, float)) for v in dt_limit)):
+        fail(_OP, "dt_limit", "be (least, greatest), two numbers", repr(dt_limit))
+    if not dt_limit[0] <= dt_limit[1]:
         fail(_OP, "dt_limit", "be (least, greatest)", dt_limit)
     if cu_seqlens is not None:
         expect_offsets(_OP, "cu_seqlens", cu_seqlens, x.shape[1], exact=False)

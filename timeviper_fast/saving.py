@@ -1,0 +1,182 @@
+"""Writing a model in our own format: all or nothing, in place of what may be replaced.
+
+`config.json` (with format and version), sharded safetensors under the module's own names, tokenizer
+files; `checkpoint.py` reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from timeviper_fast.config import TimeViperConfig
+from timeviper_fast.weights import PathLike, Progress, fail, read_json, tied_names
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "TOKENIZER_FILES",
+    "config_to_dict",
+    "free_target",
+    "save_pretrained",
+]
+
+FORMAT, FORMAT_VERSION = "timeviper_fast", 1
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
+)  # fmt: skip
+
+
+def config_to_dict(config: TimeViperConfig) -> dict[str, Any]:
+    """Plain JSON values; an infinite bound is spelled "inf"."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return "inf" if value == math.inf else value
+
+    return plain(asdict(config))
+
+
+def save_pretrained(
+    module: nn.Module,
+    config: TimeViperConfig,
+    tokenizer: Any,
+    directory: PathLike,
+    *,
+    overwrite: bool = False,
+    max_shard_size: int | str = "5GB",
+    progress: Progress | None = None,
+) -> Path:
+    """Write weights (sharded safetensors), config.json and tokenizer files, all or nothing.
+
+    Args:
+        tokenizer: something with `save_pretrained`, a directory whose tokenizer files are copied,
+            or None.
+        directory: new or empty, unless `overwrite` replaces a checkpoint of this format.
+        max_shard_size: bytes, or a string as "5GB".
+        progress: called with (tensors written, all tensors) at first and after each shard.
+
+    Raises:
+        CheckpointError: the directory holds something else or cannot be written, or the module is
+            on the meta device.
+    """
+    target = free_target(directory, overwrite)
+    if any(t.is_meta for t in module.state_dict().values()):
+        fail("save_pretrained", "module", "hold weights", "one on the meta device")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # a directory that is there stays the same one: someone may stand in it, or it is a mount
+    home = target if target.exists() else target.parent
+    work = home / f".{target.name}.{uuid.uuid4().hex}"
+    try:
+        work.mkdir()
+        _write_weights(module, work, max_shard_size, progress)
+        about = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        text = json.dumps(about | config_to_dict(config), indent=2, allow_nan=False)
+        (work / "config.json").write_text(text + "\n", encoding="utf-8")
+        _write_tokenizer(tokenizer, work)
+        if home == target:
+            _replace_contents(target, work)
+        else:
+            work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def _replace_contents(target: Path, work: Path) -> None:
+    """Put what lies in `work`, a folder inside `target`, in place of all else there, or nothing."""
+    old = work.with_name(work.name + ".old")
+    gone = [(path, old / path.name) for path in target.iterdir() if path != work]
+    come = [(path, target / path.name) for path in work.iterdir()]
+    moved: list[tuple[Path, Path]] = []
+    old.mkdir()
+    try:
+        for source, goal in gone + come:
+            moved.append((source, goal))
+            source.rename(goal)
+    except BaseException:
+        for source, goal in reversed(moved):
+            # the last one may not have been moved yet
+            if os.path.lexists(goal):
+                goal.rename(source)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def free_target(directory: PathLike, overwrite: bool = False) -> Path:
+    """The real path (no symbolic link) of a directory that `save_pretrained` may write, and can.
+
+    Raises:
+        CheckpointError: it holds something that must not be replaced, or cannot be written.
+    """
+    if not str(directory):
+        fail("save_pretrained", "directory", "be named", "''")
+    try:
+        target = Path(directory).expanduser().resolve()
+    except (OSError, RuntimeError) as error:
+        fail("save_pretrained", "directory", "be a path", f"{directory} ({error})")
+    if target.exists() and not (target.is_dir() and _may_replace(target, overwrite)):
+        rule = "be new or empty" if not overwrite else "be new, empty or a checkpoint to overwrite"
+        fail("save_pretrained", "directory", rule, target)
+    above = next(path for path in (target, *target.parents) if path.exists())
+    try:
+        # asking for permissions would not do: some file systems refuse those who have them
+        tempfile.TemporaryDirectory(prefix=".", dir=above).cleanup()
+    except OSError as error:
+        rule = f"be one that can be written ({above}: {error.strerror})"
+        fail("save_pretrained", "directory", rule, target)
+    return target
+
+
+def _may_replace(directory: Path, overwrite: bool) -> bool:
+    if not any(directory.iterdir()):
+        return True
+    config = directory / "config.json"
+    return overwrite and config.is_file() and read_json(config).get("format") == FORMAT
+
+
+def _write_weights(
+    module: nn.Module, directory: Path, max_shard_size: int | str, progress: Progress | None
+) -> None:
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
+
+    aliases = tied_names(module)
+    state = {k: t.detach() for k, t in module.state_dict().items() if k not in aliases}
+    split = split_torch_state_dict_into_shards(
+        state, max_shard_size=max_shard_size, filename_pattern="model{suffix}.safetensors"
+    )
+    report = progress or (lambda done, total: None)
+    report(written := 0, len(state))
+    for filename, names in split.filename_to_tensors.items():
+        save_file({n: state[n].contiguous() for n in names}, directory / filename)
+        # safetensors writes files that only their owner can read
+        (directory / filename).chmod(directory.stat().st_mode & 0o666)
+        report(written := written + len(names), len(state))
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        path = directory / "model.safetensors.index.json"
+        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_tokenizer(tokenizer: Any, directory: Path) -> None:
+    if isinstance(tokenizer, (str, os.PathLike)):
+        for name in TOKENIZER_FILES:
+            if (Path(tokenizer) / name).is_file():
+                shutil.copyfile(Path(tokenizer) / name, directory / name)
+    elif tokenizer is not None:
+        tokenizer.save_pretrained(str(directory))

@@ -1,0 +1,103 @@
+"""What the command line shows: lines, tables, progress bars, an answer as it is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from textwrap import fill
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from timeviper_fast.stops import STOPS, Stop
+
+__all__ = ["print_stops", "print_table", "progress_bars", "say", "speaking"]
+
+
+def say(console: Console, text: str, *, wrap: bool = False) -> None:
+    """Print `text` as it is, `wrap` between words on a terminal; a pipe gets whole lines."""
+    soft = not (wrap and console.is_terminal)
+    console.print(text, markup=False, highlight=False, soft_wrap=soft)
+
+
+@contextmanager
+def speaking(console: Console, wanted: bool) -> Iterator[Callable[[str], None] | None]:
+    """Prints an answer as it comes; its line is ended also where it breaks off."""
+    said = False
+
+    def speak(text: str) -> None:
+        nonlocal said
+        said = True
+        console.file.write(text)
+        console.file.flush()
+
+    try:
+        yield speak if wanted else None
+    finally:
+        if said:
+            console.file.write("\n")
+
+
+@contextmanager
+def progress_bars(
+    console: Console, hidden: bool = False
+) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar per kind of work, silent where the console is no terminal."""
+    columns = (
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=hidden or not console.is_terminal
+    ) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield update
+
+
+def print_stops(console: Console, stops: Sequence[Stop]) -> None:
+    """A table of the stops, those of compression indented, and what the eight took in all."""
+    rows = [
+        (
+            re.sub(r"prefill: (\w+) stage before layer", r"  \1 at layer", stop.name),
+            stop.shape,
+            stop.tokens,
+            f"{stop.milliseconds:,.1f}",
+            f"{stop.peak_bytes / 2**20:,.0f} MiB",
+        )
+        for stop in stops
+    ]
+    # a compression stage is a part of prefill
+    total = sum(stop.milliseconds for stop in stops if stop.name in STOPS)
+    peak = max(stop.peak_bytes for stop in stops) / 2**20
+    rows.append(("total", "", "", f"{total:,.1f}", f"{peak:,.0f} MiB"))
+    print_table(console, ("stop", "shape", "tokens", "ms", "peak memory so far"), rows)
+
+
+def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns, or a paragraph per row where a terminal is too narrow for them."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    if not console.is_terminal or sum(widths) + 2 * len(widths) <= console.width + 2:
+        texts = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        say(console, "\n".join(texts))
+        return
+    for first, *rest in rows:
+        about = ", ".join(f"{name} {value}" for name, value in zip(header[1:], rest) if value)
+        wrapped = fill(about, console.width, initial_indent=" " * 4, subsequent_indent=" " * 4)
+        say(console, f"{first}\n{wrapped}")
