@@ -24,6 +24,10 @@ ROOT = Path(__file__).parents[2]
 MAIN = "from timeviper_fast.__main__ import main; main()"
 
 
+def heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def interrupted(tmp_path_factory):
     """Interrupt the command line once `when` holds; what it had written to standard output."""
@@ -39,6 +43,8 @@ def interrupted(tmp_path_factory):
                 stderr=subprocess.PIPE,
                 text=True,
                 env={**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"},
+                # a run in the background ignores SIGINT, and its children would too
+                preexec_fn=heed_interrupts,
             )
         try:
             deadline = time.monotonic() + 120
