@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.definition import PREFILL, Bench, Shape, Split
-from benchmarks.shapes_video import scan, scan_backward_floor, scan_floor
+from benchmarks.shapes import scan, scan_backward_floor, scan_floor
 
 ARGUMENTS = {"x": 2, "dt": 2, "A": 0, "B": 2, "C": 2, "D": 0, "dt_bias": 0}
 SECONDS = 60

@@ -25,6 +25,7 @@ D_INNER = NHEADS * HEADDIM  # 10240
 CONV_CHANNELS = D_INNER + 2 * NGROUPS * D_STATE  # 12288
 IN_PROJ = D_INNER + CONV_CHANNELS + NHEADS  # 22656: gate, then x B C, then dt
 EPS = 1e-5
+CHUNK = 256  # what TimeViper asks mamba-ssm for, and the quicker one there
 
 
 class Floor(NamedTuple):
@@ -153,6 +154,28 @@ def mixer_step(ops: SimpleNamespace, batch: int, dtype: torch.dtype) -> Call:
     return Call(lambda: ops.mamba2_decode_step(row, ring, state, position, *parameters))
 
 
+def scan(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
+    """x, B, C as the convolution leaves them, dt as the last columns of in_proj's output.
+
+    Steps and decays as the family draws them: dt log-uniform in [1e-3, 0.1], A in [-16, -1].
+    """
+    mixed = torch.randn(batch, tokens, CONV_CHANNELS, dtype=dtype)
+    x, B, C = mixed.split([D_INNER, NGROUPS * D_STATE, NGROUPS * D_STATE], dim=-1)
+    x = x.unflatten(-1, (NHEADS, HEADDIM)).requires_grad_()
+    B, C = (t.unflatten(-1, (NGROUPS, D_STATE)).requires_grad_() for t in (B, C))
+    packed = torch.empty(batch, tokens, IN_PROJ, dtype=dtype)
+    dt = packed[..., -NHEADS:].normal_(std=0.1).requires_grad_()
+    step = 10 ** torch.empty(NHEADS).uniform_(-3, -1)
+    dt_bias = torch.log(torch.expm1(step)).requires_grad_()
+    A = torch.empty(NHEADS).uniform_(-16, -1).requires_grad_()
+    D = torch.ones(NHEADS).requires_grad_()
+    options = {"D": D, "dt_bias": dt_bias, "dt_softplus": True, "return_final_states": True}
+    return Call(
+        lambda: ops.mamba_chunk_scan_combined(x, dt, A, B, C, CHUNK, **options),
+        (x, dt, A, B, C, D, dt_bias),
+    )
+
+
 def backward(forward: Prepare) -> Prepare:
     """The backward pass of a prepared call; the forward pass is set-up."""
 
@@ -171,6 +194,19 @@ def backward(forward: Prepare) -> Prepare:
 
 def _rows(width: int, tensors: int, weights: int = 0) -> Callable[[int], Floor]:
     return lambda tokens: Floor(2 * (width * tensors * tokens + weights))
+
+
+def scan_floor(tokens: int) -> Floor:
+    """x, B, C, dt in, y out; products at chunks of 128: C B per group, then three per head."""
+    wide = 2 * D_INNER + 2 * NGROUPS * D_STATE + NHEADS
+    products = 2 * 128 * D_STATE * NGROUPS + 2 * D_INNER * (128 + 2 * D_STATE)
+    return Floor(2 * wide * tokens, products * tokens)
+
+
+def scan_backward_floor(tokens: int) -> Floor:
+    """x, B, C, dt and dy in, dx, dB, dC, ddt out; 19.1 MFLOP of products per token."""
+    wide = 3 * D_INNER + 4 * NGROUPS * D_STATE + 2 * NHEADS
+    return Floor(2 * wide * tokens, 19.1e6 * tokens)
 
 
 def _state_update_floor(state_bytes: int) -> Callable[[int], Floor]:
@@ -270,6 +306,9 @@ CASES: tuple[Case, ...] = (
         _rows(CONV_CHANNELS, 3, 2 * CONV_CHANNELS * (WIDTH + 1)),
         counted=(192, 384, 576),
         scaled=CONV_GRID,
+    ),
+    Case(
+        "scan", "mamba_chunk_scan_combined", scan, scan_floor, size=160_000, counted=(128, 256, 384)
     ),
     *_conv_update_cases(),
     *_state_update_cases(),

@@ -1,4 +1,4 @@
-"""Shapes and floors of the scan and of what TransV and the projector do, as shapes.py has the rest.
+"""Shapes and floors of what TransV and the projector do, as shapes.py has the rest.
 
 Ops that have no Triton kernel yet, so nothing of them is counted; when one lands, its Case goes to
 shapes.CASES.
@@ -11,14 +11,7 @@ from types import SimpleNamespace
 import torch
 
 from benchmarks.shapes import (
-    CONV_CHANNELS,
-    D_INNER,
-    D_STATE,
-    HEADDIM,
     HIDDEN,
-    IN_PROJ,
-    NGROUPS,
-    NHEADS,
     Call,
     Floor,
 )
@@ -27,29 +20,6 @@ HEADS, KV_HEADS, HEAD_DIM = 40, 8, 128  # of attention
 PATCHES, VISION_WIDTH, TOKENS_PER_FRAME = 729, 1152, 16
 TEXT = 64  # tokens of a question
 KEEP = 5  # TransV keeps one of so many tokens
-CHUNK = 256  # what TimeViper asks mamba-ssm for, and the quicker one there
-
-
-def scan(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
-    """x, B, C as the convolution leaves them, dt as the last columns of in_proj's output.
-
-    Steps and decays as the family draws them: dt log-uniform in [1e-3, 0.1], A in [-16, -1].
-    """
-    mixed = torch.randn(batch, tokens, CONV_CHANNELS, dtype=dtype)
-    x, B, C = mixed.split([D_INNER, NGROUPS * D_STATE, NGROUPS * D_STATE], dim=-1)
-    x = x.unflatten(-1, (NHEADS, HEADDIM)).requires_grad_()
-    B, C = (t.unflatten(-1, (NGROUPS, D_STATE)).requires_grad_() for t in (B, C))
-    packed = torch.empty(batch, tokens, IN_PROJ, dtype=dtype)
-    dt = packed[..., -NHEADS:].normal_(std=0.1).requires_grad_()
-    step = 10 ** torch.empty(NHEADS).uniform_(-3, -1)
-    dt_bias = torch.log(torch.expm1(step)).requires_grad_()
-    A = torch.empty(NHEADS).uniform_(-16, -1).requires_grad_()
-    D = torch.ones(NHEADS).requires_grad_()
-    options = {"D": D, "dt_bias": dt_bias, "dt_softplus": True, "return_final_states": True}
-    return Call(
-        lambda: ops.mamba_chunk_scan_combined(x, dt, A, B, C, CHUNK, **options),
-        (x, dt, A, B, C, D, dt_bias),
-    )
 
 
 def merge(ops: SimpleNamespace, frames: int, dtype: torch.dtype) -> Call:
@@ -91,19 +61,6 @@ def transfer(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int =
 
 
 # the floors: tensors of 2 bytes an element unless said
-
-
-def scan_floor(tokens: int) -> Floor:
-    """x, B, C, dt in, y out; products at chunks of 128: C B per group, then three per head."""
-    wide = 2 * D_INNER + 2 * NGROUPS * D_STATE + NHEADS
-    products = 2 * 128 * D_STATE * NGROUPS + 2 * D_INNER * (128 + 2 * D_STATE)
-    return Floor(2 * wide * tokens, products * tokens)
-
-
-def scan_backward_floor(tokens: int) -> Floor:
-    """x, B, C, dt and dy in, dx, dB, dC, ddt out; 19.1 MFLOP of products per token."""
-    wide = 3 * D_INNER + 4 * NGROUPS * D_STATE + 2 * NHEADS
-    return Floor(2 * wide * tokens, 19.1e6 * tokens)
 
 
 def merge_floor(frames: int) -> Floor:

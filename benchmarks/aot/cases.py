@@ -7,10 +7,7 @@ so that every kernel and every switch of it is launched. What the model asks nee
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
-from pathlib import Path
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -209,29 +206,51 @@ def decode_steps() -> Iterator[tuple[str, Case]]:
     yield "mamba2_decode_step, rows and no more", partial(step, 80, torch.float32, True)
 
 
+def scans() -> Iterator[tuple[str, Case]]:
+    """Two head dimensions; a gate, D for each channel, a first state; packed sequences' states."""
+
+    def run(headdim: int, gate: bool, packed: bool) -> None:
+        tokens, heads = TOKENS[0], CONFIG.mamba_num_heads
+        x, per_group = (
+            (1, tokens, heads, headdim),
+            (1, tokens, CONFIG.n_groups, CONFIG.ssm_state_size),
+        )
+        per_head = partial(empty, heads, dtype=torch.float32, grad=True)
+        ints = partial(torch.empty, dtype=torch.int32, device="meta")
+        outs = tvkernels.mamba_chunk_scan_combined(
+            empty(*x, grad=True),
+            empty(1, tokens, heads, grad=True),
+            per_head(),
+            empty(*per_group, grad=True),
+            empty(*per_group, grad=True),
+            CONFIG.chunk_size,
+            empty(heads, headdim, grad=True) if gate else per_head(),
+            empty(*x, grad=True) if gate else None,
+            per_head(),
+            empty(1, heads, headdim, per_group[-1], dtype=torch.float32, grad=True)
+            if gate
+            else None,
+            ints(1, tokens) if packed else None,
+            ints(9) if packed else None,
+            dt_softplus=True,
+            return_final_states=True,
+            return_varlen_states=packed,
+        )
+        torch.autograd.backward(outs, [torch.empty_like(out) for out in outs])
+
+    yield "scan, headdim 64", partial(run, 64, False, False)
+    yield "scan with a gate and a first state", partial(run, CONFIG.mamba_head_dim, True, False)
+    yield "scan of packed sequences", partial(run, CONFIG.mamba_head_dim, False, True)
+
+
 ROOMS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
     "causal_conv1d": convolutions,
     "decode_step": decode_steps,
     "rmsnorm": norms,
     "relu2": activations,
     "selective_state_update": steps,
+    "ssd": scans,
 }
-
-
-def _quick_scan() -> AbstractContextManager[object]:
-    """While the scan has no kernel, a stand-in with its shapes, layout and gradients: its reference
-    walks thousands of chunks, and launches nothing."""
-    if (Path(tvkernels.__file__).parent / "ssd/kernel.py").exists():
-        return nullcontext()
-
-    def scan(
-        x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: object, **options: object
-    ) -> object:
-        out = (x * dt.unsqueeze(-1) + (B + C).sum((2, 3))[..., None, None]).contiguous()
-        states = empty(x.shape[0], *x.shape[2:], B.shape[-1], dtype=torch.float32)
-        return (out, states) if options["return_final_states"] else out
-
-    return mock.patch("timeviper_fast.backbone.mamba_chunk_scan_combined", scan)
 
 
 @lru_cache
@@ -240,7 +259,7 @@ def launches_on(target: Target) -> tuple[Launch, ...]:
     found: dict[str, Launch] = {}
     every = [*model_cases(), *(case for room in ROOMS.values() for case in room())]
     for name, run in every:
-        with _quick_scan(), recorded(target, name) as launches:
+        with recorded(target, name) as launches:
             run()
         for launch in launches:
             found.setdefault(launch.key, launch)

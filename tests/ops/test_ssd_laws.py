@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.contract import cast
@@ -13,7 +14,13 @@ from tests.ops.test_ssd import bare_inputs, packed, scan_inputs
 from tvkernels.selective_state_update import selective_state_update
 from tvkernels.ssd import mamba_chunk_scan_combined
 
-law = settings(max_examples=15, deadline=None, derandomize=True)
+law = settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 @law

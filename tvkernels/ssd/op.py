@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from tvkernels.core.backend import backend_for
@@ -21,6 +23,7 @@ from tvkernels.core.checks import (
     expect_shape,
     fail,
 )
+from tvkernels.core.library import distinct, kernel_op
 from tvkernels.ssd.reference import mamba_chunk_scan_combined_ref
 
 __all__ = ["mamba_chunk_scan_combined"]
@@ -103,25 +106,35 @@ def mamba_chunk_scan_combined(
         seq_idx=seq_idx,
         cu_seqlens=cu_seqlens,
     )
-    backend_for(x, "ssd")
-    return mamba_chunk_scan_combined_ref(
-        x,
-        dt,
-        A,
-        B,
-        C,
-        chunk_size,
-        D,
-        z,
-        dt_bias,
-        initial_states,
-        seq_idx,
-        cu_seqlens,
-        dt_softplus,
-        dt_limit,
-        return_final_states,
-        return_varlen_states,
-    )
+    if backend_for(x, "ssd") == "reference":
+        return mamba_chunk_scan_combined_ref(
+            x,
+            dt,
+            A,
+            B,
+            C,
+            chunk_size,
+            D,
+            z,
+            dt_bias,
+            initial_states,
+            seq_idx,
+            cu_seqlens,
+            dt_softplus,
+            dt_limit,
+            return_final_states,
+            return_varlen_states,
+        )
+    tensors = distinct(x, dt, A, B, C, D, z, dt_bias, initial_states)
+    offsets = cu_seqlens if return_varlen_states else None
+    steps = _Steps(bool(dt_softplus), float(dt_limit[0]), float(dt_limit[1]))
+    out, final_states, states = _Scan.apply(*tensors, seq_idx, offsets, steps)
+    results = [out]
+    if return_final_states:
+        results.append(final_states)
+    if return_varlen_states:
+        results.append(states)
+    return results[0] if len(results) == 1 else tuple(results)
 
 
 def _check_tokens(
@@ -196,3 +209,126 @@ def _check_options(
         fail(_OP, "cu_seqlens", "be given with return_varlen_states", None)
     if return_varlen_states and x.shape[0] != 1:
         fail(_OP, "x", "have batch 1 with return_varlen_states", f"batch {x.shape[0]}")
+
+
+class _Steps(NamedTuple):
+    """How dt becomes delta."""
+
+    softplus: bool
+    least: float
+    greatest: float
+
+
+class _Scan(torch.autograd.Function):
+    """out, the states after the last token, and those after each sequence of cu_seqlens."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        dt_bias: Tensor | None,
+        initial_states: Tensor | None,
+        seq_idx: Tensor | None,
+        cu_seqlens: Tensor | None,
+        steps: _Steps,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = (x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens)
+        ctx.save_for_backward(*inputs)
+        ctx.steps = steps
+        return _scan_fwd(*inputs, *steps)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, dout: Tensor, dfinal_states: Tensor, dstates: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors
+        grads = _scan_bwd(dout, dfinal_states, dstates, *inputs, *ctx.steps)
+        own = [None if x is None else grad for x, grad in zip(inputs, grads)]
+        return (*own, None, None, None)
+
+
+def _fake_scan_fwd(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    cu_seqlens = rest[5]
+    (batch, _, nheads, headdim), d_state = x.shape, B.shape[3]
+    num_seqs = 0 if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return (
+        torch.empty_like(x, memory_format=torch.contiguous_format),
+        x.new_empty(batch, nheads, headdim, d_state, dtype=wide),
+        C.new_empty(num_seqs, nheads, headdim, d_state),
+    )
+
+
+@kernel_op("tvkernels::chunk_scan_fwd", fake=_fake_scan_fwd)
+def _scan_fwd(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+    cu_seqlens: Tensor | None,
+    softplus: bool,
+    least: float,
+    greatest: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The third has no element where there is no cu_seqlens."""
+    from tvkernels.ssd.kernel import scan_forward
+
+    inputs = (x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens)
+    return scan_forward(*inputs, softplus, (least, greatest))
+
+
+def _fake_scan_bwd(
+    dout: Tensor, dfinal_states: Tensor, dstates: Tensor, *inputs: Any
+) -> tuple[Tensor, ...]:
+    return tuple(
+        dout.new_empty(0)
+        if x is None
+        else torch.empty_like(x, memory_format=torch.contiguous_format)
+        for x in inputs[:9]
+    )
+
+
+@kernel_op("tvkernels::chunk_scan_bwd", fake=_fake_scan_bwd)
+def _scan_bwd(
+    dout: Tensor,
+    dfinal_states: Tensor,
+    dstates: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+    cu_seqlens: Tensor | None,
+    softplus: bool,
+    least: float,
+    greatest: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The cotangents of x to initial_states, without elements where there is no such input."""
+    from tvkernels.ssd.kernel import scan_backward
+
+    inputs = (x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens)
+    after_each = None if cu_seqlens is None else dstates
+    grads = scan_backward(*inputs, softplus, (least, greatest), dout, dfinal_states, after_each)
+    dx, *more = (dout.new_empty(0) if grad is None else grad for grad in grads)
+    ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial_states = more
+    return dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial_states

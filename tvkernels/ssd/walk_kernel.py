@@ -1,0 +1,182 @@
+"""The walk: one program takes one head through one segment of a sequence, chunk after chunk."""
+
+import triton
+import triton.language as tl
+
+from tvkernels.core.tl import silu
+from tvkernels.core.tune import tuned
+from tvkernels.ssd.tiles_kernel import (
+    LOG2E,
+    advance,
+    between,
+    channels,
+    chunk_decays,
+    if_given,
+    load_state,
+    store_state,
+    tile,
+    whose,
+)
+
+
+@triton.jit
+def _entering(
+    first_ptr, piece_ptr, fade_ptr, row, head, part, segments, pieces, nheads, headdim, d_state,
+    first_b, first_h, first_p, first_n, n, in_n, p, in_p,
+    N: tl.constexpr, SIZE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The state that enters the segment: that of token 0, taken through the pieces before."""
+    state = tl.zeros((N, SIZE), ACC)
+    if first_ptr is not None:
+        source = first_ptr + row * first_b + head * first_h
+        state = load_state(source, n, first_n, p, first_p, in_n, in_p, ACC)
+    for piece in range(part * pieces):
+        at = (row * (segments - 1) * pieces + piece) * nheads + head
+        source = piece_ptr + at * headdim * d_state
+        added = load_state(source, n, 1, p, d_state, in_n, in_p, ACC)
+        state = state * tl.load(fade_ptr + at) + added
+    return state
+
+
+@triton.jit
+def _scores(
+    C, B, delta, g, g_low, borders, SEQ: tl.constexpr, ACC: tl.constexpr, SUM: tl.constexpr
+):
+    """What token i (row) takes of x_j (column): exp(log-decay between them) (C_i . B_j) delta_j."""
+    scores = tl.dot(C, tl.trans(B), input_precision="ieee", out_dtype=ACC)
+    i = tl.arange(0, g.shape[0])
+    linked = i[:, None] >= i[None, :]
+    if SEQ:
+        linked = linked & (borders[:, None] == borders[None, :])
+    # masked before exp: a path backwards in time would be a growth, and overflow
+    if tl.float32 == SUM:
+        # of 16 bit tensors delta, which is not negative, comes in with the exponent
+        path = g[:, None] - (g - tl.log2(delta))[None, :]
+        scores *= tl.exp2(tl.where(linked, path, float("-inf")))
+    else:
+        path = between(g[:, None], g_low[:, None], g[None, :], g_low[None, :], SUM != ACC)
+        scores *= tl.exp2(tl.where(linked, path, float("-inf"))) * delta[None, :]
+    return scores.to(B.dtype)
+
+
+@triton.jit
+def _through(
+    state, scores, B, C, reads, adds, kept, x_ptr, D_ptr, z_ptr, out_ptr, t, live, x_t, z_t, out_t,
+    p, in_p, x_p, D_p, z_p, D_OF_HEAD: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Some channels through a chunk: store out, what the tokens read of the state, of each other, D
+    x, the gate; return the state that leaves."""
+    x = tile(x_ptr, t, x_t, p, x_p, live, in_p, EXACT).to(B.dtype)
+    # in that order, so that a D for each channel is out of its registers before the state is read
+    if D_OF_HEAD:
+        y = tl.dot(C, state.to(C.dtype), input_precision="ieee", out_dtype=ACC) * reads[:, None]
+        y = tl.dot(scores, x, acc=y, input_precision="ieee", out_dtype=ACC)
+        if D_ptr is not None:
+            y += tl.load(D_ptr).to(ACC) * x.to(ACC)
+    else:
+        y = tl.load(D_ptr + p * D_p, mask=in_p, other=0.0).to(ACC)[None, :] * x.to(ACC)
+        y = tl.dot(scores, x, acc=y, input_precision="ieee", out_dtype=ACC)
+        y += tl.dot(C, state.to(C.dtype), input_precision="ieee", out_dtype=ACC) * reads[:, None]
+    if z_ptr is not None:
+        y *= silu(tile(z_ptr, t, z_t, p, z_p, live, in_p, EXACT).to(ACC))
+    mask = live[:, None]
+    if not EXACT:
+        mask = mask & in_p[None, :]
+    at = t[:, None] * out_t + p[None, :]
+    tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=mask)
+    return advance(state, B, x, adds, kept, ACC)
+
+
+def _configs(*choices):
+    return [triton.Config({"Q": q}, num_warps=w, num_stages=s) for q, w, s in choices]
+
+
+# Q tokens are a chunk: at 64 the products within chunks and with the state cost about the same
+WALK_CONFIGS = {
+    "default": _configs((64, 4, 2), (64, 8, 2), (32, 4, 2), (32, 4, 1)),
+    "sm_80": _configs((64, 8, 1), (64, 8, 2), (32, 4, 2)),
+    "sm_90": _configs((64, 4, 2)),
+    "sm_100": _configs((64, 4, 2), (64, 8, 2)),
+    "sm_120": _configs((64, 8, 1), (32, 4, 2), (32, 4, 1)),
+    "gfx942": _configs((64, 4, 1), (64, 8, 1), (32, 4, 1)),
+}
+
+# what a new length changes is no reason to compile anew. Not here: a stride of the batch, which is
+# a multiple of 16 wherever that of a token is, and loads have to know that
+ANY_LENGTH = ["end_of_all", "segment", "segments", "pieces", "dt_b", "seq_b"]
+
+
+@tuned(WALK_CONFIGS, key=["N", "MAIN", "TAIL", "heads_per_group", "SOFTPLUS"])
+@triton.jit(do_not_specialize=ANY_LENGTH)
+def walk_kernel(
+    x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, first_ptr, seq_ptr,
+    piece_ptr, fade_ptr, out_ptr, last_ptr,
+    end_of_all: tl.int64, segment: tl.int64, segments, pieces, nheads, heads_per_group,
+    headdim, d_state, dt_min, dt_max, x_b: tl.int64, x_t, x_h, x_p, dt_b: tl.int64, dt_t, dt_h, A_h,
+    B_b: tl.int64, B_t, B_g, B_n, C_b: tl.int64, C_t, C_g, C_n, D_h, D_p, z_b: tl.int64, z_t, z_h,
+    z_p, bias_h, first_b: tl.int64, first_h, first_p, first_n, seq_b: tl.int64, seq_t, out_t, out_h,
+    N: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCKS: tl.constexpr,
+    D_OF_HEAD: tl.constexpr, ALIKE: tl.constexpr, SOFTPLUS: tl.constexpr, ACC: tl.constexpr,
+    SUM: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, Q: tl.constexpr,
+):  # fmt: skip
+    # one program owns MAIN + TAIL channels of one head in one segment of one sequence
+    block, head, part, row = whose(BLOCKS, nheads, segments)
+    begin = (part * segment).to(tl.int32)
+    end = tl.minimum(part * segment + segment, end_of_all).to(tl.int32)
+    SIDE: tl.constexpr = max(TAIL, 16)
+    n, in_n = channels(0, N, d_state)
+    p0, in0 = channels(block * (MAIN + TAIL), MAIN, headdim)
+    p1, in1 = channels(block * (MAIN + TAIL) + MAIN, SIDE, headdim)
+
+    x_ptr += row * x_b + head * x_h
+    dt_ptr += row * dt_b + head * dt_h
+    B_ptr += row * B_b + head // heads_per_group * B_g
+    C_ptr += row * C_b + head // heads_per_group * C_g
+    out_ptr += row * end_of_all * out_t + head * out_h
+    rate = tl.load(A_ptr + head * A_h).to(SUM) * LOG2E
+    bias = if_given(bias_ptr, head * bias_h, ACC)
+    D_ptr = None if D_ptr is None else D_ptr + head * D_h
+    z_ptr = None if z_ptr is None else z_ptr + row * z_b + head * z_h
+    seq_ptr = None if seq_ptr is None else seq_ptr + row * seq_b
+
+    state0 = _entering(
+        first_ptr, piece_ptr, fade_ptr, row, head, part, segments, pieces, nheads, headdim, d_state,
+        first_b, first_h, first_p, first_n, n, in_n, p0, in0, N, MAIN, ACC,
+    )  # fmt: skip
+    state1 = tl.zeros((N, SIDE), ACC)
+    if TAIL > 0:
+        state1 = _entering(
+            first_ptr, piece_ptr, fade_ptr, row, head, part, segments, pieces, nheads, headdim,
+            d_state, first_b, first_h, first_p, first_n, n, in_n, p1, in1, N, SIDE, ACC,
+        )  # fmt: skip
+    t = (begin + tl.arange(0, Q)).to(tl.int64)
+    ahead = tl.load(dt_ptr + t * dt_t, mask=t < end, other=0.0)
+    # what could be computed before the loop would cost registers in it, and spills
+    for start in tl.range(begin, end, Q, disable_licm=True):
+        t = start + tl.arange(0, Q)
+        live = t < end
+        t = t.to(tl.int64)
+        raw = ahead
+        ahead = tl.load(dt_ptr + (t + Q) * dt_t, mask=t + Q < end, other=0.0)
+        delta, g, g_low, borders, reads, adds, kept = chunk_decays(
+            raw, t, live, seq_ptr, seq_t, rate, bias, dt_min, dt_max, Q, SOFTPLUS, ACC, SUM
+        )
+        B = tile(B_ptr, t, B_t, n, B_n, live, in_n, EXACT).to(DOT)
+        C = tile(C_ptr, t, B_t if ALIKE else C_t, n, B_n if ALIKE else C_n, live, in_n, EXACT).to(
+            DOT
+        )
+        scores = _scores(C, B, delta, g, g_low, borders, seq_ptr is not None, ACC, SUM)
+        state0 = _through(
+            state0, scores, B, C, reads, adds, kept, x_ptr, D_ptr, z_ptr, out_ptr, t, live,
+            x_t, z_t, out_t, p0, in0, x_p, D_p, z_p, D_OF_HEAD, EXACT, ACC,
+        )  # fmt: skip
+        if TAIL > 0:
+            state1 = _through(
+                state1, scores, B, C, reads, adds, kept, x_ptr, D_ptr, z_ptr, out_ptr, t, live,
+                x_t, z_t, out_t, p1, in1, x_p, D_p, z_p, D_OF_HEAD, EXACT, ACC,
+            )  # fmt: skip
+    if part == segments - 1:
+        last_ptr += (row * nheads + head) * headdim * d_state
+        store_state(last_ptr, state0, n, p0, d_state, in_n, in0)
+        if TAIL > 0:
+            store_state(last_ptr, state1, n, p1, d_state, in_n, in1)
