@@ -123,6 +123,7 @@ def scan_inputs(
     ngroups: int = 2,
     d_state: int = 6,
     seed: int = 0,
+    bounded: bool = False,
     **changes: Any,
 ) -> Tensors:
     generator = torch.Generator().manual_seed(seed)
@@ -133,7 +134,6 @@ def scan_inputs(
     def rand(*shape: int) -> torch.Tensor:
         return torch.rand(*shape, generator=generator, dtype=torch.float64)
 
-    # bounded: a product of many normal numbers has one largest, whose rounding would be the maximum
     inputs = {
         "x": randn(batch, seqlen, nheads, headdim),
         "dt": randn(batch, seqlen, nheads) - 2,
@@ -141,13 +141,15 @@ def scan_inputs(
         "B": randn(batch, seqlen, ngroups, d_state),
         "C": randn(batch, seqlen, ngroups, d_state),
         "chunk_size": 16,
-        "D": randn(nheads).tanh(),
-        "z": 2 * randn(batch, seqlen, nheads, headdim).tanh(),
+        "D": randn(nheads),
+        "z": randn(batch, seqlen, nheads, headdim),
         "dt_bias": randn(nheads),
         "initial_states": randn(batch, nheads, headdim, d_state),
         "dt_softplus": True,
         "return_final_states": True,
     }
+    if bounded:
+        inputs |= {"D": inputs["D"].tanh(), "z": 2 * inputs["z"].tanh()}
     return {k: v for k, v in {**inputs, **changes}.items() if v is not None}
 
 
@@ -205,8 +207,11 @@ VARIANTS: dict[str, Callable[..., Tensors]] = {
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_contract(backend: str, variant: str, dtype: torch.dtype) -> None:
-    # of few numbers one is the largest, and in bfloat16 its rounding by chance decides on the maximum
-    more = {"headdim": 32, "d_state": 32} if dtype == torch.bfloat16 else {}
+    more = {}
+    if backend == "triton" and dtype == torch.bfloat16:
+        # of few numbers, or of products of unbounded ones, one is by far the largest: the rounding
+        # of the operands, which the plain form has in part, then decides on the maximum by chance
+        more = {"headdim": 32, "d_state": 32, "bounded": True}
     check_scan(backend, VARIANTS[variant](**more), dtype)
 
 
