@@ -78,7 +78,8 @@ def _instance(kind: type) -> _Kind:
 _BOOL = _Kind("be True or False", lambda v: isinstance(v, bool))
 _INTEGER = _Kind("be an integer", is_integer)
 _COUNT = _Kind("be an integer of 0 or more", lambda v: is_integer(v) and v >= 0)
-_SIZE = _Kind("be a positive integer", lambda v: is_integer(v) and v > 0)
+# beyond the bound no tensor could be made, which PyTorch would say less clearly
+_SIZE = _Kind("be a positive integer up to 2^24", lambda v: is_integer(v) and 0 < v <= 1 << 24)
 _ABOVE_0 = _Kind("be a finite number above 0", lambda v: is_number(v) and v > 0)
 _FROM_0 = _Kind("be a finite number of 0 or more", lambda v: is_number(v) and v >= 0)
 _RATIO = _Kind("lie in (0, 1]", lambda v: is_number(v) and 0 < v <= 1)

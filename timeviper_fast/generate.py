@@ -220,9 +220,10 @@ def decode(
     # looked at once, before the first token, which is waited for as well
     if not bool(logits.isfinite().all()):
         kind = str(backbone.embeddings.weight.dtype).removeprefix("torch.")
+        narrow = ", or float16 is too narrow for them (try bfloat16)" if kind == "float16" else ""
         raise ValueError(
             f"generate: the prompt's logits must be finite, got NaN or infinity in {kind}; the "
-            f"weights are damaged, or {kind} is too narrow for them (try bfloat16 or float32)"
+            f"weights are damaged{narrow}"
         )
     generator = sampling.generator(device) if sampling.temperature > 0 else None
     stops = torch.tensor(sorted(set(stop_ids)), dtype=torch.long, device=device)
@@ -248,8 +249,9 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    # measured from the highest, so that no temperature is too low for a float
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature
+    # measured from the highest, by no number that a float would make 0: 0 / 0 is no choice
+    temperature = max(sampling.temperature, torch.finfo(logits.dtype).tiny)
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         smallest = logits.topk(sampling.top_k).values[..., -1:]
         logits = logits.masked_fill(logits < smallest, float("-inf"))

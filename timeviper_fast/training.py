@@ -51,21 +51,25 @@ def packed_loss(
         Scalar float32 loss.
 
     Raises:
-        ValueError: labels of another length, a supervised vision or first token, or none at all.
+        ValueError: a batch, labels of another length, kind or value, a supervised vision or first
+            token, or none at all.
     """
-    positions, targets = _supervised(backbone, segments, labels)
+    positions, targets = _supervised(backbone, embeddings, segments, labels)
     hidden, _ = backbone(embeddings, segments)
     logits = backbone.logits(hidden[0, positions.to(hidden.device)])
     return F.cross_entropy(logits, targets.to(hidden.device))
 
 
 def _supervised(
-    backbone: HybridBackbone, segments: tuple[Segment, ...], labels: Tensor
+    backbone: HybridBackbone, embeddings: Tensor, segments: tuple[Segment, ...], labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Positions in the compressed sequence that predict a supervised token, and those tokens."""
     total = sum(segment.length for segment in segments)
-    if labels.shape != (total,):
-        raise ValueError(f"packed_loss: labels must be ({total},), got {tuple(labels.shape)}")
+    if len(embeddings) != 1:
+        raise ValueError(f"packed_loss: embeddings must be of batch 1, got {len(embeddings)}")
+    if labels.shape != (total,) or labels.dtype != torch.int64:
+        kind = f"{labels.dtype} {tuple(labels.shape)}"
+        raise ValueError(f"packed_loss: labels must be int64 ({total},), got {kind}")
     left = segments
     for stage in backbone.stages:
         left = shorten(left, stage)
@@ -84,4 +88,8 @@ def _supervised(
     targets = labels[labels != IGNORE_INDEX]
     if not len(targets):
         raise ValueError("packed_loss: labels must supervise at least one token, got none")
+    vocabulary = backbone.config.vocab_size
+    if int(targets.min()) < 0 or int(targets.max()) >= vocabulary:
+        strange = targets[(targets < 0) | (targets >= vocabulary)][0]
+        raise ValueError(f"packed_loss: labels must be -100 or below {vocabulary}, got {strange}")
     return torch.cat(positions), targets

@@ -121,6 +121,8 @@ class Video:
             VideoError: a frame cannot be decoded, or with `on_error="use"` none of them.
         """
         wanted = torch.as_tensor(indices).tolist()
+        if not all(isinstance(each, int) for each in wanted):
+            raise ValueError(f"frames: indices must be whole numbers, got {wanted[:3]}")
         if batch_size < 1:
             raise ValueError(f"frames: batch_size must be at least 1, got {batch_size}")
         if any(late < early for early, late in pairwise(wanted)):

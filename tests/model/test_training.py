@@ -115,7 +115,10 @@ def test_what_stands_behind_the_query_changes_no_selection(parts):
     ("labels", "words"),
     [
         ([IGNORE_INDEX] * 6, r"labels must supervise at least one token, got none"),
-        ([IGNORE_INDEX] * 5, r"labels must be \(6,\), got \(5,\)"),
+        ([IGNORE_INDEX] * 5, r"labels must be int64 \(6,\), got torch.int64 \(5,\)"),
+        ([-100.0] * 6, r"labels must be int64 \(6,\), got torch.float32 \(6,\)"),
+        ([IGNORE_INDEX] * 5 + [10**6], "labels must be -100 or below .*, got 1000000"),
+        ([IGNORE_INDEX] * 5 + [-5], "labels must be -100 or below .*, got -5"),
         (
             [IGNORE_INDEX, IGNORE_INDEX, 3, IGNORE_INDEX, IGNORE_INDEX, 3],
             r"labels must be -100 at vision .* token 2",
@@ -131,3 +134,9 @@ def test_bad_labels(labels, words):
     segment = Segment(6, VisualSpan(1, 3))
     with pytest.raises(ValueError, match=words):
         packed_loss(backbone, torch.randn(1, 6, 80), (segment,), torch.tensor(labels))
+
+
+def test_a_batch_is_refused():
+    segment, labels = Segment(6, VisualSpan(1, 3)), torch.tensor([IGNORE_INDEX] * 5 + [3])
+    with pytest.raises(ValueError, match="embeddings must be of batch 1, got 2"):
+        packed_loss(tiny_backbone(()), torch.randn(2, 6, 80), (segment,), labels)

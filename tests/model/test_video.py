@@ -407,6 +407,8 @@ def test_a_wrong_path_and_wrong_arguments(folder: Path) -> None:
     video = open_video(clip)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         video.frames([0], 0)
+    with pytest.raises(ValueError, match=r"indices must be whole numbers, got \[0.5\]"):
+        video.frames(torch.tensor([0.5]))
     with pytest.raises(ValueError, match="indices must ascend"):
         video.frames([3, 1])
     with pytest.raises(ValueError, match=r"indices must lie in 0 .. 59, got 58 .. 60"):

@@ -118,7 +118,7 @@ def _attend_rows(rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -
 def _recomputed(fn: Any, *inputs: torch.Tensor) -> torch.Tensor:
     """fn(*inputs), whose intermediates are not kept for the backward but computed again."""
     # checkpoint's first call imports a compiler, which takes seconds
-    if not torch.is_grad_enabled():
+    if not (torch.is_grad_enabled() and any(x.requires_grad for x in inputs)):
         return fn(*inputs)
     return checkpoint(fn, *inputs, use_reentrant=False, preserve_rng_state=False)
 
