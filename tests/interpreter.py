@@ -161,7 +161,8 @@ def _sum_products_alike(interpreter: Any) -> None:
     def exact(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
         if d.data.dtype != np.float32 or a.data.dtype.itemsize == 1:
             return dot(self, a, b, d, *rest)
-        product = np.matmul(a.data, b.data, dtype=np.float64).astype(np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):
+            product = np.matmul(a.data, b.data, dtype=np.float64).astype(np.float32)
         return Handle(product + d.data, d.dtype.scalar)
 
     Builder.create_dot = exact

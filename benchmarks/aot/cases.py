@@ -274,9 +274,25 @@ def selections() -> Iterator[tuple[str, Case]]:
     yield "selection of packed sequences", partial(run, TOKENS[1], "keys", 3, True)
 
 
+def compactions() -> Iterator[tuple[str, Case]]:
+    """A quarter of the tokens out, and their gradients back; with positions, without them."""
+
+    def run(tokens: int, whole: bool) -> None:
+        x = empty(1, tokens, CONFIG.hidden_size, grad=True)
+        dropped = torch.empty(1, tokens // 4, dtype=torch.int64, device="meta")
+        positions = torch.empty(1, tokens, dtype=torch.int32, device="meta") if whole else None
+        got = tvkernels.compact(x, dropped, positions, return_dropped=whole)
+        outs = [got.kept, got.dropped] if whole else [got.kept]
+        torch.autograd.backward(outs, [torch.empty_like(out) for out in outs])
+
+    yield "rows taken out", partial(run, TOKENS[1], False)
+    yield "rows taken out, with positions", partial(run, TOKENS[1], True)
+
+
 ROOMS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
     "attention_topk": selections,
     "causal_conv1d": convolutions,
+    "compact": compactions,
     "decode_step": decode_steps,
     "rmsnorm": norms,
     "relu2": activations,
