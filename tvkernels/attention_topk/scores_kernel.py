@@ -354,10 +354,16 @@ def _terms(weight, norm, dtype):
     """(terms, rows, d_model) of `dtype` whose sum is weight * norm: one where it is exact."""
     if norm is None and weight.dtype == dtype:
         return weight[None]
-    wide = weight.to(torch.promote_types(dtype, torch.float32))
-    wide = wide if norm is None else wide * norm
-    value = wide.to(dtype)
-    return torch.stack([value, (wide - value).to(dtype)]) if dtype.itemsize == 2 else value[None]
+    left = weight.to(torch.promote_types(dtype, torch.float32), copy=True)
+    if norm is not None:
+        left *= norm
+    terms = torch.empty(
+        2 if dtype.itemsize == 2 else 1, *left.shape, dtype=dtype, device=left.device
+    )
+    for term in terms:
+        term.copy_(left)
+        left -= term
+    return terms
 
 
 def _block(size):
