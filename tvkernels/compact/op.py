@@ -95,16 +95,24 @@ class _Compact(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         kept, rest, moved = _compact_fwd(x, dropped, positions, return_dropped)
         ctx.save_for_backward(dropped)
-        ctx.return_dropped = return_dropped
+        ctx.set_materialize_grads(False)
+        ctx.shape = x.shape
         ctx.mark_non_differentiable(moved, *(() if return_dropped else (rest,)))
         return kept, rest, moved
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dkept: Tensor, drest: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, dkept: Tensor | None, drest: Tensor | None, _: Tensor
+    ) -> tuple[Tensor | None, ...]:
         (dropped,) = ctx.saved_tensors
-        dx = _compact_bwd(dkept, drest if ctx.return_dropped else None, dropped)
-        return dx, None, None, None
+        if dkept is None:
+            if drest is None:
+                return None, None, None, None
+            batch, seqlen, dim = ctx.shape
+            # nothing came back to what stays; one zero says so
+            dkept = drest.new_zeros(()).expand(batch, seqlen - dropped.shape[1], dim)
+        return _compact_bwd(dkept, drest, dropped), None, None, None
 
 
 def _fake_fwd(
