@@ -64,7 +64,7 @@ def fold_kernel(
             w_ptr + (head * HEADDIM + inner)[None, :] * w_row + col * w_col,
             mask=known[None, :] & inside, other=0.0,
         )  # fmt: skip
-        acc = tl.dot(w.to(DOT), q.to(DOT), acc, input_precision="ieee")
+        acc = tl.dot(w.to(DOT), q.to(DOT), acc, input_precision="ieee", out_dtype=ACC)
     if norm_ptr is not None:
         acc *= tl.load(norm_ptr + col * norm_col, mask=inside, other=0.0).to(ACC)
     at = rows_ptr + ((batch * heads + head) * n_rows + row) * d_model + col
@@ -138,7 +138,7 @@ def logits_kernel(
                 rows_ptr + term * rows_term + col[:, None] * rows_col,
                 mask=inside[:, None] & live, other=0.0,
             )  # fmt: skip
-            acc = tl.dot(x, rows, acc, input_precision="ieee")
+            acc = tl.dot(x, rows, acc, input_precision="ieee", out_dtype=ACC)
         if NORM:
             squares += tl.sum(x.to(ACC) * x.to(ACC), 1)
     if NORM:
@@ -191,8 +191,8 @@ def rotated_logits_kernel(
             mask = inside[:, None] & inner
             upper = tl.load(w, mask=mask, other=0.0)
             lower = tl.load(w + second * w_row, mask=mask, other=0.0)
-            low = tl.dot(x, upper, low, input_precision="ieee")
-            high = tl.dot(x, lower, high, input_precision="ieee")
+            low = tl.dot(x, upper, low, input_precision="ieee", out_dtype=ACC)
+            high = tl.dot(x, lower, high, input_precision="ieee", out_dtype=ACC)
         if NORM:
             squares += tl.sum(x.to(ACC) * x.to(ACC), 1)
     if NORM:
