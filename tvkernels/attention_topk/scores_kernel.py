@@ -98,7 +98,7 @@ def _configs(*block_warps_stages):
     ]
 
 
-# BLOCK: channels of a step. A program reads its keys once; what limits is memory
+# BLOCK: channels of a step in 16 bit, fewer where they are wider. What limits is memory
 LOGITS_CONFIGS = {
     "default": _configs((64, 8, 3), (64, 8, 4), (64, 4, 3)),
     "sm_120": _configs((64, 8, 2), (32, 8, 3)),
@@ -127,10 +127,11 @@ def logits_kernel(
     known, live = token < seqlen, row < n_rows
     x_ptr += batch * x_batch + head * x_head + (first + token) * x_token
     rows_ptr += batch * rows_batch + head * rows_head + row * rows_row
+    STEP: tl.constexpr = max(16, BLOCK * 16 // x_ptr.dtype.element_ty.primitive_bitwidth)
     acc = tl.zeros((TILE, QUERIES), ACC)
     squares = tl.zeros((TILE,), ACC)
-    for start in range(0, WIDTH, BLOCK):
-        col = (start + tl.arange(0, BLOCK)).to(tl.int64)
+    for start in range(0, WIDTH, STEP):
+        col = (start + tl.arange(0, STEP)).to(tl.int64)
         inside = col < WIDTH
         x = tl.load(x_ptr + col[None, :] * x_col, mask=known & inside[None, :], other=0.0)
         for term in tl.static_range(TERMS):
@@ -180,10 +181,11 @@ def rotated_logits_kernel(
     inner, second = half < HEADDIM // 2, HEADDIM // 2
     x_ptr += batch * x_batch + (first + token) * x_token
     w_ptr += (head * HEADDIM + half) * w_row
+    STEP: tl.constexpr = max(16, BLOCK * 16 // x_ptr.dtype.element_ty.primitive_bitwidth)
     low, high = tl.zeros((TILE, HALF), ACC), tl.zeros((TILE, HALF), ACC)
     squares = tl.zeros((TILE,), ACC)
-    for start in range(0, WIDTH, BLOCK):
-        col = (start + tl.arange(0, BLOCK)).to(tl.int64)
+    for start in range(0, WIDTH, STEP):
+        col = (start + tl.arange(0, STEP)).to(tl.int64)
         inside = col < WIDTH
         x = tl.load(x_ptr + col[None, :] * x_col, mask=known & inside[None, :], other=0.0)
         for term in tl.static_range(TERMS):
