@@ -1,8 +1,8 @@
 """Triton engine of the scores: from query rows and keys to the attention that each token receives.
 
 Shapes: a sequence is one of a batch, or a stretch of packed tokens whose ends lie on the device
-(cu). Query rows are (parts, batch, nkvheads, n_rows, width): width is headdim, or d_model where the
-key projection is folded into them; two parts of 16 bit, a value and what its rounding lost, add up
+(cu). Query rows are (terms, batch, nkvheads, n_rows, width): width is headdim, or d_model where the
+key projection is folded into them; two terms of 16 bit, a value and what its rounding lost, add up
 to a row of more than 16. Logits are base 2, (batch * nkvheads * n_rows, seqlen), in float32
 (float64 for float64), as are all sums.
 
