@@ -18,6 +18,12 @@ from tvkernels.causal_conv1d import (
 from tvkernels.core.backend import BackendUnavailable, OpBackend, explain, use_backend
 from tvkernels.decode_step import mamba2_decode_step
 from tvkernels.gated_cross_attention import gated_cross_attention
+from tvkernels.integrations import (
+    Patch,
+    Replacement,
+    patch_transformers,
+    unpatch_transformers,
+)
 from tvkernels.relu2 import relu2
 from tvkernels.rmsnorm import layernorm_fn, rms_norm, rmsnorm_fn
 from tvkernels.selective_state_update import selective_state_update
@@ -28,6 +34,8 @@ from tvkernels.tome import ToMeResult, tome_merge
 __all__ = [
     "BackendUnavailable",
     "OpBackend",
+    "Patch",
+    "Replacement",
     "ToMeResult",
     "TopKResult",
     "attention_topk",
@@ -42,12 +50,14 @@ __all__ = [
     "mamba2_decode_step",
     "mamba_chunk_scan_combined",
     "mamba_split_conv1d_scan_combined",
+    "patch_transformers",
     "relu2",
     "rms_norm",
     "rmsnorm_fn",
     "selective_state_update",
     "tome_merge",
     "uniform_topk",
+    "unpatch_transformers",
     "use_backend",
 ]
 
