@@ -193,6 +193,7 @@ def may_import(path: str) -> str:
         return rf"{doors}|{truths}|core\.(backend|checks)|split_conv1d_scan|integrations\.\w+"
     if not rest:
         return {
+            "__main__.py": r"core\.backend|integrations",
             "__init__.py": rf"{doors}|core\.backend|split_conv1d_scan|integrations",
             "reference.py": rf"{truths}|split_conv1d_scan",
         }.get(first, rf"{doors}|{truths}|core\.(backend|checks)")

@@ -20,8 +20,12 @@ from tvkernels.decode_step import mamba2_decode_step
 from tvkernels.gated_cross_attention import gated_cross_attention
 from tvkernels.integrations import (
     Patch,
+    Provider,
+    Provision,
     Replacement,
     patch_transformers,
+    provide,
+    providers,
     unpatch_transformers,
 )
 from tvkernels.relu2 import relu2
@@ -35,6 +39,8 @@ __all__ = [
     "BackendUnavailable",
     "OpBackend",
     "Patch",
+    "Provider",
+    "Provision",
     "Replacement",
     "ToMeResult",
     "TopKResult",
@@ -51,6 +57,8 @@ __all__ = [
     "mamba_chunk_scan_combined",
     "mamba_split_conv1d_scan_combined",
     "patch_transformers",
+    "provide",
+    "providers",
     "relu2",
     "rms_norm",
     "rmsnorm_fn",

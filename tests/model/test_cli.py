@@ -121,7 +121,10 @@ def test_doctor_lists_every_op(run):
     for name in set(tvkernels.__all__) - NOT_OPS:
         if inspect.isfunction(getattr(tvkernels, name)):
             assert "plain PyTorch" in lines[name]
-    assert "causal_conv1d, ssd, rmsnorm" in lines["mamba_split_conv1d_scan_combined"]
+    assert "causal_conv1d, ssd, rmsnorm" in out
+    # and, in a second table, who provides what models call
+    assert lines["mamba_ssm"].split() == ["mamba_ssm", "layernorm_fn", "not", "installed"]
+    assert "plain PyTorch" in lines["transformers"]
 
 
 def test_doctor_says_what_to_type_where_an_op_cannot_run(run, monkeypatch):

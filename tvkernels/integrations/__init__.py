@@ -6,5 +6,16 @@ from tvkernels.integrations.patching import (
     patch_transformers,
     unpatch_transformers,
 )
+from tvkernels.integrations.providers import Provider, providers
+from tvkernels.integrations.stand_ins import Provision, provide
 
-__all__ = ["Patch", "Replacement", "patch_transformers", "unpatch_transformers"]
+__all__ = [
+    "Patch",
+    "Provider",
+    "Provision",
+    "Replacement",
+    "patch_transformers",
+    "provide",
+    "providers",
+    "unpatch_transformers",
+]

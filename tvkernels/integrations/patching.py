@@ -139,7 +139,7 @@ def patch_transformers(models: str | Sequence[str] | None = None) -> Patch:
     new: list[tuple[Any, str]] = []
     for model in wanted:
         module = import_module(f"transformers.models.{model}.modeling_{model}")
-        for owner, name, label in _places(module):
+        for owner, name, label in places(module):
             before = getattr(owner, name)
             place = replacement(before) or _place(before, name)
             if before is not place.now:
@@ -179,21 +179,21 @@ def replacement(function: Callable[..., Any]) -> _Place | None:
     return next((place for place in _replaced.values() if place.now is function), None)
 
 
-def _restore(places: Iterable[tuple[Any, str]]) -> None:
-    for owner, name in places:
+def _restore(replaced: Iterable[tuple[Any, str]]) -> None:
+    for owner, name in replaced:
         place = _replaced.pop((owner, name), None)
         if place is not None and getattr(owner, name) is place.now:
             setattr(owner, name, place.before)
 
 
-def _places(module: ModuleType) -> list[tuple[Any, str, str]]:
+def places(module: ModuleType) -> list[tuple[Any, str, str]]:
     """(owner, name, as the table calls it) of what may be replaced in one modeling module."""
     names = [name for name in (*SERVED, FUSED) if hasattr(module, name)]
-    places: list[tuple[Any, str, str]] = [(module, name, name) for name in names]
+    found: list[tuple[Any, str, str]] = [(module, name, name) for name in names]
     if hasattr(module, FUSED):
         norms = [c for name, c in vars(module).items() if name.endswith("RMSNormGated")]
-        places += [(norm, "forward", f"{norm.__name__}.forward") for norm in norms]
-    return places
+        found += [(norm, "forward", f"{norm.__name__}.forward") for norm in norms]
+    return found
 
 
 def _place(before: Callable[..., Any], name: str) -> _Place:
