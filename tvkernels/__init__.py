@@ -19,6 +19,16 @@ from tvkernels.compact import CompactResult, compact
 from tvkernels.core.backend import BackendUnavailable, OpBackend, explain, use_backend
 from tvkernels.decode_step import mamba2_decode_step
 from tvkernels.gated_cross_attention import gated_cross_attention
+from tvkernels.integrations import (
+    Patch,
+    Provider,
+    Provision,
+    Replacement,
+    patch_transformers,
+    provide,
+    providers,
+    unpatch_transformers,
+)
 from tvkernels.relu2 import relu2
 from tvkernels.rmsnorm import layernorm_fn, rms_norm, rmsnorm_fn
 from tvkernels.selective_state_update import selective_state_update
@@ -30,6 +40,10 @@ __all__ = [
     "BackendUnavailable",
     "CompactResult",
     "OpBackend",
+    "Patch",
+    "Provider",
+    "Provision",
+    "Replacement",
     "ToMeResult",
     "TopKResult",
     "attention_topk",
@@ -45,12 +59,16 @@ __all__ = [
     "mamba2_decode_step",
     "mamba_chunk_scan_combined",
     "mamba_split_conv1d_scan_combined",
+    "patch_transformers",
+    "provide",
+    "providers",
     "relu2",
     "rms_norm",
     "rmsnorm_fn",
     "selective_state_update",
     "tome_merge",
     "uniform_topk",
+    "unpatch_transformers",
     "use_backend",
 ]
 
