@@ -1,7 +1,6 @@
 """Shapes and floors of what TransV and the projector do, as shapes.py has the rest.
 
-Ops that have no Triton kernel yet, so nothing of them is counted; when one lands, its Case goes to
-shapes.CASES.
+An op that has a Triton kernel has a line in CASES, which are counted behind those of shapes.py.
 """
 
 from __future__ import annotations
@@ -10,11 +9,7 @@ from types import SimpleNamespace
 
 import torch
 
-from benchmarks.shapes import (
-    HIDDEN,
-    Call,
-    Floor,
-)
+from benchmarks.shapes import HIDDEN, Call, Case, Floor
 
 HEADS, KV_HEADS, HEAD_DIM = 40, 8, 128  # of attention
 PATCHES, VISION_WIDTH, TOKENS_PER_FRAME = 729, 1152, 16
@@ -97,3 +92,17 @@ def transfer_backward_floor(tokens: int) -> Floor:
     weight = HIDDEN * HEADS * HEAD_DIM
     flops = 10.0 * TEXT * HEADS * HEAD_DIM * tokens + 4.0 * TEXT * weight
     return Floor(2 * (4 * KV_HEADS * HEAD_DIM * tokens + 2 * weight), flops)
+
+
+CASES: tuple[Case, ...] = (
+    Case(
+        "transfer into the text",
+        "gated_cross_attention",
+        transfer,
+        transfer_floor,
+        size=80_000,
+        # as many splits of the keys as at the size, each of whole tiles
+        counted=(704, 1408),
+        scaled=("tvkernels.gated_cross_attention.kernel:KEYS",),
+    ),
+)
