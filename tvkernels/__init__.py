@@ -15,6 +15,7 @@ from tvkernels.causal_conv1d import (
     causal_conv1d_update,
     causal_conv1d_varlen_states,
 )
+from tvkernels.compact import CompactResult, compact
 from tvkernels.core.backend import BackendUnavailable, OpBackend, explain, use_backend
 from tvkernels.decode_step import mamba2_decode_step
 from tvkernels.gated_cross_attention import gated_cross_attention
@@ -37,6 +38,7 @@ from tvkernels.tome import ToMeResult, tome_merge
 
 __all__ = [
     "BackendUnavailable",
+    "CompactResult",
     "OpBackend",
     "Patch",
     "Provider",
@@ -49,6 +51,7 @@ __all__ = [
     "causal_conv1d_fn",
     "causal_conv1d_update",
     "causal_conv1d_varlen_states",
+    "compact",
     "dropped_indices",
     "explain",
     "gated_cross_attention",
