@@ -31,16 +31,15 @@ QUERY_CONFIGS = configs(
     {
         "sm_120": [(16, 16, 4, 1)],
         "gfx942": [(16, 16, 4, 1)],
-        "default": [(16, 16, 4, 2), (32, 16, 8, 1)],
+        "default": [(16, 16, 4, 2), (32, 16, 8, 2)],
     }
 )
 # KiB of the tile of keys, of a tile of rows; warps; stages
 KEY_CONFIGS = configs(
     {
-        "sm_80": [(16, 16, 8, 2), (32, 16, 8, 1)],
         "sm_120": [(16, 8, 8, 1)],
         "gfx942": [(16, 16, 8, 1)],
-        "default": [(16, 16, 8, 2), (32, 16, 8, 2)],
+        "default": [(16, 16, 8, 2), (32, 8, 8, 2)],
     }
 )
 
