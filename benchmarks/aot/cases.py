@@ -243,9 +243,86 @@ def scans() -> Iterator[tuple[str, Case]]:
     yield "scan of packed sequences", partial(run, CONFIG.mamba_head_dim, False, True)
 
 
+def selections() -> Iterator[tuple[str, Case]]:
+    """By keys, by hidden states, normed, turned; packed, their ends on the device."""
+    heads, kv_heads, headdim = (
+        CONFIG.num_attention_heads,
+        CONFIG.num_key_value_heads,
+        CONFIG.head_dim,
+    )
+
+    def run(tokens: int, form: str, queries: int, packed: bool) -> None:
+        q, width = empty(1, queries, heads, headdim), CONFIG.hidden_size
+        options = {
+            "keep": tokens // 8,
+            "span": [(16, tokens // 2)] if packed else (16, tokens // 2),
+            "cu_seqlens": torch.empty(2, dtype=torch.int32, device="meta") if packed else None,
+        }
+        if form == "keys":
+            tvkernels.attention_topk(q, empty(1, tokens, kv_heads, headdim), **options)
+            return
+        tables = (empty(tokens, headdim), empty(tokens, headdim))
+        tvkernels.attention_topk_hidden(
+            q, empty(1, tokens, width), empty(kv_heads * headdim, width), **options,
+            norm_weight=None if form == "hidden" else empty(width),
+            rope=tables if form == "turned" else None,
+        )  # fmt: skip
+
+    yield "selection by keys", partial(run, TOKENS[1], "keys", 1, False)
+    for form in ("hidden", "normed", "turned"):
+        yield f"selection by {form} states", partial(run, TOKENS[1], form, 1, False)
+    yield "selection of packed sequences", partial(run, TOKENS[1], "keys", 3, True)
+
+
+def compactions() -> Iterator[tuple[str, Case]]:
+    """A quarter of the tokens out, and their gradients back; with positions, without them."""
+
+    def run(tokens: int, whole: bool) -> None:
+        x = empty(1, tokens, CONFIG.hidden_size, grad=True)
+        dropped = torch.empty(1, tokens // 4, dtype=torch.int64, device="meta")
+        positions = torch.empty(1, tokens, dtype=torch.int32, device="meta") if whole else None
+        got = tvkernels.compact(x, dropped, positions, return_dropped=whole)
+        outs = [got.kept, got.dropped] if whole else [got.kept]
+        torch.autograd.backward(outs, [torch.empty_like(out) for out in outs])
+
+    yield "rows taken out", partial(run, TOKENS[1], False)
+    yield "rows taken out, with positions", partial(run, TOKENS[1], True)
+
+
+def transfers() -> Iterator[tuple[str, Case]]:
+    """A question, one word, packed samples; without a projection, with padded heads, large ones."""
+
+    def run(
+        n: int, m: int, headdim: int = 0, width: int = 0, packed: bool = False, grad: bool = True
+    ) -> None:
+        heads, kv_heads = CONFIG.num_attention_heads, CONFIG.num_key_value_heads
+        headdim, width = headdim or CONFIG.head_dim, width or CONFIG.hidden_size
+        bare = width == heads * headdim
+        q = empty(1, n, heads, headdim, grad=grad)
+        k, v = (empty(1, m, kv_heads, headdim, grad=grad) for _ in "kv")
+        offsets = torch.empty(9, dtype=torch.int32, device="meta") if packed else None
+        with torch.set_grad_enabled(grad):
+            out = tvkernels.gated_cross_attention(
+                empty(1, n, width, grad=grad), q, k, v, empty(1, dtype=torch.float32, grad=grad),
+                out_proj=None if bare else empty(width, heads * headdim, grad=grad),
+                cu_seqlens_q=offsets, cu_seqlens_k=offsets,
+            )  # fmt: skip
+        if grad:
+            out.backward(torch.empty_like(out))
+
+    yield "transfer into a question", partial(run, 64, 80_000)
+    yield "transfer into a word", partial(run, 7, TOKENS[1], grad=False)
+    yield "transfer in packed training", partial(run, 1600, 8 * 3700, packed=True)
+    yield "transfer, no projection, headdim 80", partial(run, 64, 4096, 80, 3200)
+    yield "transfer, headdim 256", partial(run, 64, 4096, 256)
+
+
 ROOMS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
+    "attention_topk": selections,
     "causal_conv1d": convolutions,
+    "compact": compactions,
     "decode_step": decode_steps,
+    "gated_cross_attention": transfers,
     "rmsnorm": norms,
     "relu2": activations,
     "selective_state_update": steps,
