@@ -110,6 +110,16 @@ def transfer_backward_floor(tokens: int) -> Floor:
 
 CASES: tuple[Case, ...] = (
     Case(
+        "transfer into the text",
+        "gated_cross_attention",
+        transfer,
+        transfer_floor,
+        size=80_000,
+        # as many splits of the keys as at the size, each of whole tiles
+        counted=(704, 1408),
+        scaled=("tvkernels.gated_cross_attention.kernel:KEYS",),
+    ),
+    Case(
         "selection", "attention_topk", select, select_floor, size=80_000, counted=(1024, 2048, 3072)
     ),
     Case(

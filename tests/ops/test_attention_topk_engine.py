@@ -119,8 +119,8 @@ def test_strides(form: str) -> None:
 @pytest.mark.parametrize(
     ("dtype", "levels", "keep"),
     [
-        (torch.float32, 1, 60), (torch.float32, 3, 0), (torch.float32, 3, 100),
-        (torch.float32, 8, 149), (torch.float32, 8, 150), (torch.float64, 8, 70),
+        (torch.float32, 1, 60), (torch.float32, 8, 0), (torch.float32, 8, 149),
+        (torch.float64, 8, 70),
     ],
 )  # fmt: skip
 def test_the_threshold_among_many_parts(
@@ -226,9 +226,13 @@ def test_opcheck() -> None:
 
 def test_torch_compiles_it_whole() -> None:
     keys, hidden = keys_call(), hidden_call()
+    # while it compiles the offsets are read by the kernel, on the host as well
+    packed = {**keys_call(), "cu_seqlens": torch.tensor([0, 40, 300])}
+    packed |= {"k": packed["k"][:1], "span": [(2, 30), (0, 200)], "keep": [3, 99]}
 
     def both() -> tuple[torch.Tensor, ...]:
-        return *attention_topk(**keys), *attention_topk_hidden(**hidden)
+        chosen = *attention_topk(**keys), *attention_topk_hidden(**hidden)
+        return *chosen, *attention_topk(**packed)
 
     torch._dynamo.reset()
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")

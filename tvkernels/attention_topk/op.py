@@ -10,6 +10,7 @@ un-normalised hidden states, no rope) and VideoChat-Flash (arXiv 2501.00574: nor
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ def attention_topk(
             return TopKResult(*_by_keys(q, k, keep, list(span), factor, None))
         parts = [
             _by_keys(q[i : i + 1], k[:, rows], count, list(span[i]), factor, cu)
-            for i, (rows, count, cu) in enumerate(_sequences(cu_seqlens, keep, len(q)))
+            for i, (rows, count, cu) in enumerate(_sequences(cu_seqlens, keep, q))
         ]
         return _end_to_end(parts)
 
@@ -174,7 +175,7 @@ def attention_topk_hidden(
                 None if cos is None else cos[rows], None if sin is None else sin[rows],
                 count, list(span[i]), factor, cu,
             )
-            for i, (rows, count, cu) in enumerate(_sequences(cu_seqlens, keep, len(q)))
+            for i, (rows, count, cu) in enumerate(_sequences(cu_seqlens, keep, q))
         ]  # fmt: skip
         return _end_to_end(parts)
 
@@ -233,15 +234,16 @@ def dropped_indices(kept: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def _sequences(
-    offsets: Offsets, keep: int | Sequence[int], n_seqs: int
+    offsets: Offsets, keep: int | Sequence[int], q: Tensor
 ) -> Iterator[tuple[slice, int, Tensor | None]]:
     """Of each sequence: its rows, its count, and where on a device its ends lie, all rows then."""
-    keeps = keep if isinstance(keep, Sequence) else [keep] * n_seqs
+    keeps = keep if isinstance(keep, Sequence) else [keep] * len(q)
     if isinstance(offsets, Tensor) and not on_host(offsets):
-        yield from ((slice(None), keeps[i], offsets[i : i + 2]) for i in range(n_seqs))
+        there = offsets.to(q.device)
+        yield from ((slice(None), count, there[i : i + 2]) for i, count in enumerate(keeps))
         return
     ends = offsets.tolist() if isinstance(offsets, Tensor) else offsets
-    yield from ((slice(ends[i], ends[i + 1]), keeps[i], None) for i in range(n_seqs))
+    yield from ((slice(*pair), count, None) for pair, count in zip(pairwise(ends), keeps))
 
 
 def _end_to_end(parts: list[tuple[Tensor, Tensor, Tensor]]) -> TopKResult:

@@ -1,8 +1,8 @@
 """Triton engine of the scores: from query rows and keys to the attention that each token receives.
 
 Shapes: a sequence is one of a batch, or a stretch of packed tokens whose ends lie on the device
-(cu). Query rows are (parts, batch, nkvheads, n_rows, width): width is headdim, or d_model where the
-key projection is folded into them; two parts of 16 bit, a value and what its rounding lost, add up
+(cu). Query rows are (terms, batch, nkvheads, n_rows, width): width is headdim, or d_model where the
+key projection is folded into them; two terms of 16 bit, a value and what its rounding lost, add up
 to a row of more than 16. Logits are base 2, (batch * nkvheads * n_rows, seqlen), in float32
 (float64 for float64), as are all sums.
 
@@ -64,7 +64,7 @@ def fold_kernel(
             w_ptr + (head * HEADDIM + inner)[None, :] * w_row + col * w_col,
             mask=known[None, :] & inside, other=0.0,
         )  # fmt: skip
-        acc = tl.dot(w.to(DOT), q.to(DOT), acc, input_precision="ieee")
+        acc = tl.dot(w.to(DOT), q.to(DOT), acc, input_precision="ieee", out_dtype=ACC)
     if norm_ptr is not None:
         acc *= tl.load(norm_ptr + col * norm_col, mask=inside, other=0.0).to(ACC)
     at = rows_ptr + ((batch * heads + head) * n_rows + row) * d_model + col
@@ -98,7 +98,7 @@ def _configs(*block_warps_stages):
     ]
 
 
-# BLOCK: channels of a step. A program reads its keys once; what limits is memory
+# BLOCK: channels of a step in 16 bit, fewer where they are wider. What limits is memory
 LOGITS_CONFIGS = {
     "default": _configs((64, 8, 3), (64, 8, 4), (64, 4, 3)),
     "sm_120": _configs((64, 8, 2), (32, 8, 3)),
@@ -127,10 +127,11 @@ def logits_kernel(
     known, live = token < seqlen, row < n_rows
     x_ptr += batch * x_batch + head * x_head + (first + token) * x_token
     rows_ptr += batch * rows_batch + head * rows_head + row * rows_row
+    STEP: tl.constexpr = max(16, BLOCK * 16 // x_ptr.dtype.element_ty.primitive_bitwidth)
     acc = tl.zeros((TILE, QUERIES), ACC)
     squares = tl.zeros((TILE,), ACC)
-    for start in range(0, WIDTH, BLOCK):
-        col = (start + tl.arange(0, BLOCK)).to(tl.int64)
+    for start in range(0, WIDTH, STEP):
+        col = (start + tl.arange(0, STEP)).to(tl.int64)
         inside = col < WIDTH
         x = tl.load(x_ptr + col[None, :] * x_col, mask=known & inside[None, :], other=0.0)
         for term in tl.static_range(TERMS):
@@ -138,7 +139,7 @@ def logits_kernel(
                 rows_ptr + term * rows_term + col[:, None] * rows_col,
                 mask=inside[:, None] & live, other=0.0,
             )  # fmt: skip
-            acc = tl.dot(x, rows, acc, input_precision="ieee")
+            acc = tl.dot(x, rows, acc, input_precision="ieee", out_dtype=ACC)
         if NORM:
             squares += tl.sum(x.to(ACC) * x.to(ACC), 1)
     if NORM:
@@ -180,10 +181,11 @@ def rotated_logits_kernel(
     inner, second = half < HEADDIM // 2, HEADDIM // 2
     x_ptr += batch * x_batch + (first + token) * x_token
     w_ptr += (head * HEADDIM + half) * w_row
+    STEP: tl.constexpr = max(16, BLOCK * 16 // x_ptr.dtype.element_ty.primitive_bitwidth)
     low, high = tl.zeros((TILE, HALF), ACC), tl.zeros((TILE, HALF), ACC)
     squares = tl.zeros((TILE,), ACC)
-    for start in range(0, WIDTH, BLOCK):
-        col = (start + tl.arange(0, BLOCK)).to(tl.int64)
+    for start in range(0, WIDTH, STEP):
+        col = (start + tl.arange(0, STEP)).to(tl.int64)
         inside = col < WIDTH
         x = tl.load(x_ptr + col[None, :] * x_col, mask=known & inside[None, :], other=0.0)
         for term in tl.static_range(TERMS):
@@ -191,8 +193,8 @@ def rotated_logits_kernel(
             mask = inside[:, None] & inner
             upper = tl.load(w, mask=mask, other=0.0)
             lower = tl.load(w + second * w_row, mask=mask, other=0.0)
-            low = tl.dot(x, upper, low, input_precision="ieee")
-            high = tl.dot(x, lower, high, input_precision="ieee")
+            low = tl.dot(x, upper, low, input_precision="ieee", out_dtype=ACC)
+            high = tl.dot(x, lower, high, input_precision="ieee", out_dtype=ACC)
         if NORM:
             squares += tl.sum(x.to(ACC) * x.to(ACC), 1)
     if NORM:
