@@ -24,7 +24,7 @@ Tensors = Mapping[str, Any]
 # whether kernels run here, compiled or at all
 # what tvkernels exports beside its ops: which backend runs them, and who else runs on them
 NOT_OPS = {"explain", "use_backend", "patch_transformers", "unpatch_transformers"}
-NOT_OPS |= {"provide", "providers"}
+NOT_OPS |= {"provide", "providers", "kernel_mapping"}
 COMPILED = torch.cuda.is_available() and not INTERPRETED
 TRITON = INTERPRETED or COMPILED
 

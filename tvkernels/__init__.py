@@ -20,10 +20,12 @@ from tvkernels.core.backend import BackendUnavailable, OpBackend, explain, use_b
 from tvkernels.decode_step import mamba2_decode_step
 from tvkernels.gated_cross_attention import gated_cross_attention
 from tvkernels.integrations import (
+    KernelLayer,
     Patch,
     Provider,
     Provision,
     Replacement,
+    kernel_mapping,
     patch_transformers,
     provide,
     providers,
@@ -39,6 +41,7 @@ from tvkernels.tome import ToMeResult, tome_merge
 __all__ = [
     "BackendUnavailable",
     "CompactResult",
+    "KernelLayer",
     "OpBackend",
     "Patch",
     "Provider",
@@ -55,6 +58,7 @@ __all__ = [
     "dropped_indices",
     "explain",
     "gated_cross_attention",
+    "kernel_mapping",
     "layernorm_fn",
     "mamba2_decode_step",
     "mamba_chunk_scan_combined",

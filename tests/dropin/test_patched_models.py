@@ -7,7 +7,6 @@ calls that reach tvkernels, so that it cannot compare transformers with itself.
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -22,25 +21,6 @@ CLOSE = 5e-5
 SCAN, CONV, STEP = "mamba_chunk_scan_combined", "causal_conv1d_fn", "causal_conv1d_update"
 UPDATE, NORM = "selective_state_update", "rmsnorm_fn"
 every_model = pytest.mark.parametrize("name", MODELS)
-
-
-@pytest.fixture
-def calls(monkeypatch) -> Counter[str]:
-    """How often each op was called by what is patched from now on."""
-    counted: Counter[str] = Counter()
-
-    def count(op):
-        @functools.wraps(op)
-        def counting(*args, **kwargs):
-            counted[op.__name__] += 1
-            return op(*args, **kwargs)
-
-        return counting
-
-    for name, op in patching.SERVED.items():
-        monkeypatch.setitem(patching.SERVED, name, count(op))
-    monkeypatch.setattr(patching, "rmsnorm_fn", count(patching.rmsnorm_fn))
-    return counted
 
 
 @pytest.fixture(autouse=True)

@@ -261,17 +261,18 @@ def test_offsets_beyond_32_bits(form: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*calls))
 
 
-def test_logits_beyond_32_bits(monkeypatch: Any) -> None:
-    """Logits of a row begin seqlen behind the one before: 40 rows of an hour are no 2^31 yet."""
+def test_logits_beyond_32_bits() -> None:
+    """Of few rows and so long a sequence that the last row begins behind 2^31 of them."""
     scores = kernel("scores_kernel")
-    far, rows, seqlen = 5 * 2**27, 5, 6
-    logits = lazily((rows, far), (far, 1), torch.float32, device())
-    logits[:, :seqlen] = randn(rows, seqlen)
+    tiles, rows = 5 * 2**20, 5
+    logits = lazily((rows, tiles * scores.TILE), (tiles * scores.TILE, 1), torch.float32, device())
+    logits[:, :6] = randn(rows, 6)
     totals = torch.tensor([[0.0, 1.0]] * rows, device=device())
     got = torch.empty(1, 4, device=device())
     scores.mean_kernel[(1, 1)](
-        logits, totals, got, rows, far, 1, 4, ACC=scores.tl.float32, ROWS=16, TILE=128
-    )
+        logits, totals, got, rows, tiles, 1, 4,
+        ACC=scores.tl.float32, ROWS=scores.MEAN_ROWS, TILE=scores.TILE,
+    )  # fmt: skip
     torch.testing.assert_close(got[0], logits[:, 1:5].exp2().mean(0))
 
 

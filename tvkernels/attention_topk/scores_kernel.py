@@ -3,8 +3,8 @@
 Shapes: a sequence is one of a batch, or a stretch of packed tokens whose ends lie on the device
 (cu). Query rows are (terms, batch, nkvheads, n_rows, width): width is headdim, or d_model where the
 key projection is folded into them; two terms of 16 bit, a value and what its rounding lost, add up
-to a row of more than 16. Logits are base 2, (batch * nkvheads * n_rows, seqlen), in float32
-(float64 for float64), as are all sums.
+to a row of more than 16. Logits are base 2, (batch * nkvheads * n_rows, seqlen in whole tiles), in
+float32 (float64 for float64), as are all sums.
 
 Every token's dot product is summed in the same order wherever the token stands, so that equal keys
 get equal logits, bit for bit, and tie.
@@ -22,8 +22,8 @@ LOG2_E = 1.4426950408889634
 TILE = 128
 # query rows of a program at most; channels of a program of the fold
 MOST_ROWS, WIDE = 64, 64
-# tokens and query rows of a program that averages the heads
-MEAN_TILE, MEAN_ROWS = 128, 16
+# query rows that a program averages at a time
+MEAN_ROWS = 16
 
 
 @triton.jit
@@ -76,13 +76,13 @@ def fold_kernel(
 
 @triton.jit
 def _store_logits(
-    logits_ptr, max_ptr, sum_ptr, logits, row, token, known, live, seqlen, tiles, tile
+    logits_ptr, max_ptr, sum_ptr, logits, row, token, known, live, tiles, tile, TILE: tl.constexpr
 ):
     """A tile (TILE, QUERIES) of logits, and each row's maximum and sum of powers above it.
 
     row is (1, QUERIES), token and known (is it one of the sequence) are (TILE, 1).
     """
-    tl.store(logits_ptr + row * seqlen + token, logits, mask=known & live)
+    tl.store(logits_ptr + row * tiles * TILE + token, logits, mask=known & live)
     logits = tl.where(known, logits, float("-inf"))
     most = tl.max(logits, 0)[None, :]
     # where all are -inf the sum is 0, not NaN
@@ -107,7 +107,7 @@ LOGITS_CONFIGS = {
 
 
 @tuned(LOGITS_CONFIGS, key=["WIDTH", "QUERIES", "TERMS", "NORM"])
-@triton.jit
+@triton.jit(do_not_specialize=["total", "tiles"])
 def logits_kernel(
     rows_ptr, x_ptr, logits_ptr, max_ptr, sum_ptr, cu_ptr, total, tiles, heads, n_rows,
     factor, eps,
@@ -146,7 +146,7 @@ def logits_kernel(
         acc *= tl.rsqrt(squares / WIDTH + eps)[:, None]
     row += (batch * heads + head) * n_rows
     _store_logits(
-        logits_ptr, max_ptr, sum_ptr, acc * factor, row, token, known, live, total, tiles, tile
+        logits_ptr, max_ptr, sum_ptr, acc * factor, row, token, known, live, tiles, tile, TILE
     )
 
 
@@ -159,7 +159,7 @@ ROTATED_CONFIGS = {
 
 
 @tuned(ROTATED_CONFIGS, key=["WIDTH", "HEADDIM", "TERMS", "NORM"])
-@triton.jit
+@triton.jit(do_not_specialize=["total", "tiles"])
 def rotated_logits_kernel(
     q_ptr, x_ptr, w_ptr, cos_ptr, sin_ptr, logits_ptr, max_ptr, sum_ptr, cu_ptr, total, tiles,
     heads, n_rows, factor, eps,
@@ -216,13 +216,13 @@ def rotated_logits_kernel(
         lower = tl.load(q_ptr + second * q_col, mask=inner, other=0.0).to(ACC)
         logits = tl.sum(turned * upper + high * lower, 1)[:, None] * factor
         _store_logits(
-            logits_ptr, max_ptr, sum_ptr, logits, row, token, known, row >= 0, total, tiles, tile
+            logits_ptr, max_ptr, sum_ptr, logits, row, token, known, row >= 0, tiles, tile, TILE
         )
         q_ptr += q_row
         row += 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def totals_kernel(max_ptr, sum_ptr, totals_ptr, tiles, ACC: tl.constexpr, BLOCK: tl.constexpr):
     # one program owns one query row: its largest logit, and one over its sum of powers
     at = tl.program_id(0).to(tl.int64) * tiles
@@ -243,9 +243,9 @@ def totals_kernel(max_ptr, sum_ptr, totals_ptr, tiles, ACC: tl.constexpr, BLOCK:
     tl.store(totals_ptr + tl.program_id(0) * 2 + 1, 1.0 / tl.sum(total, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "start", "length"])
 def mean_kernel(
-    logits_ptr, totals_ptr, scores_ptr, rows, seqlen, start, length,
+    logits_ptr, totals_ptr, scores_ptr, rows, tiles, start, length,
     ACC: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     # one program owns the scores of TILE tokens of a span
@@ -260,7 +260,7 @@ def mean_kernel(
         top = tl.load(totals_ptr + row * 2, mask=live, other=0.0)[:, None]
         share = tl.load(totals_ptr + row * 2 + 1, mask=live, other=0.0)[:, None]
         mask = live[:, None] & known[None, :]
-        at = logits_ptr + row[:, None] * seqlen + (start + token)[None, :]
+        at = logits_ptr + row[:, None] * tiles * TILE + (start + token)[None, :]
         logits = tl.load(at, mask=mask, other=0.0)
         acc += tl.sum(tl.where(mask, tl.exp2(logits - top) * share, 0.0), 0)
     tl.store(scores_ptr + batch * length + token, acc / rows, mask=known)
@@ -328,21 +328,21 @@ def _scores(rows, x, span, scale, cu, eps=None):
 def _mean(logits, most, sums, batch, span):
     """Softmax over the sequence, mean over a sequence's rows, of the span alone."""
     acc, (start, length) = accumulator(logits.dtype), span
-    rows, seqlen = logits.shape
+    rows, tiles = most.shape
     totals = logits.new_empty(rows, 2)
-    totals_kernel[(rows,)](most, sums, totals, most.shape[1], ACC=acc, BLOCK=1024, num_warps=4)
+    totals_kernel[(rows,)](most, sums, totals, tiles, ACC=acc, BLOCK=1024, num_warps=4)
     scores = logits.new_empty(batch, length)
-    mean_kernel[(triton.cdiv(length, MEAN_TILE), batch)](
-        logits, totals, scores, rows // batch, seqlen, start, length,
-        ACC=acc, ROWS=MEAN_ROWS, TILE=MEAN_TILE, num_warps=4,
+    mean_kernel[(triton.cdiv(length, TILE), batch)](
+        logits, totals, scores, rows // batch, tiles, start, length,
+        ACC=acc, ROWS=MEAN_ROWS, TILE=TILE, num_warps=4,
     )  # fmt: skip
     return scores
 
 
 def _workspace(x, rows):
-    """Logits, and what each tile leaves of each row."""
+    """Logits, in whole tiles, and what each tile leaves of each row."""
     wide, tiles = torch.promote_types(x.dtype, torch.float32), triton.cdiv(x.shape[1], TILE)
-    sizes = ((rows, x.shape[1]), (rows, tiles), (rows, tiles))
+    sizes = ((rows, tiles * TILE), (rows, tiles), (rows, tiles))
     return [torch.empty(size, dtype=wide, device=x.device) for size in sizes]
 
 

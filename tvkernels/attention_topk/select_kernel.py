@@ -60,7 +60,7 @@ def _found(state_ptr, counts_ptr, batch, parts, LEVEL: tl.constexpr, LEVELS: tl.
     return tl.load(state_ptr) * BINS + digit, left
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "keep", "each", "parts"])
 def digits_kernel(
     scores_ptr, state_ptr, counts_ptr, above_ptr, length, keep, each, parts,
     LEVEL: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr,
@@ -95,7 +95,7 @@ def digits_kernel(
         tl.store(above_ptr + batch * parts + part, above)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "keep", "each", "parts"])
 def ranks_kernel(
     scores_ptr, state_ptr, counts_ptr, above_ptr, kept_ptr, dropped_ptr, length, keep, each, parts,
     LEVELS: tl.constexpr, BLOCK: tl.constexpr,

@@ -25,6 +25,10 @@ CONFIGS = {
 }
 
 
+# of another length only the strides of x need to be known as multiples
+ANY_LENGTH = ["seqlen", "n", "steps", "dropped_batch"]
+
+
 @triton.jit
 def _moves(dropped_ptr, seqlen, n, steps, dropped_batch, dropped_col, ROWS: tl.constexpr):
     """Of ROWS rows (ROWS, 1): the row, its place among those that stay, is it one of them; its
@@ -50,7 +54,7 @@ def _moves(dropped_ptr, seqlen, n, steps, dropped_batch, dropped_col, ROWS: tl.c
 
 
 @tuned(CONFIGS, key=["dim"])
-@triton.jit
+@triton.jit(do_not_specialize=[*ANY_LENGTH, "positions_batch"])
 def compact_kernel(
     x_ptr, dropped_ptr, kept_ptr, rest_ptr, positions_ptr, moved_ptr, seqlen, dim, n, steps,
     x_batch, x_row, x_col, dropped_batch, dropped_col, positions_batch, positions_row,
@@ -80,7 +84,7 @@ def compact_kernel(
 
 
 @tuned(CONFIGS, key=["dim"])
-@triton.jit
+@triton.jit(do_not_specialize=ANY_LENGTH)
 def compact_backward_kernel(
     dkept_ptr, drest_ptr, dropped_ptr, dx_ptr, seqlen, dim, n, steps,
     dkept_batch, dkept_row, dkept_col, drest_batch, drest_row, drest_col,

@@ -199,29 +199,34 @@ def places(module: ModuleType) -> list[tuple[Any, str, str]]:
 def _place(before: Callable[..., Any], name: str) -> _Place:
     """What to put there; what was there already, if its arguments are not the ones we know."""
     if name == FUSED:
-        return _Place(before, _decline, "declined: the layer takes its own steps, which are these")
-    # with Hugging Face's kernels a function is a module
-    parameters = inspect.signature(getattr(before, "forward", before)).parameters.values()
-    words = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        return _Place(before, decline, "declined: the layer takes its own steps, which are these")
+    words = words_of(before)
     if name == "forward":
         ours: Callable[..., Any] = rmsnorm_fn
-        known = words == ["self", "hidden_states", "gate"]
+        known = words == ["self", "x", "gate"]
         now = _norm(before)
     else:
         ours = SERVED[name]
-        words = ["x" if word == "hidden_states" else word for word in words]
         known = set(words) <= inspect.signature(ours).parameters.keys()
-        now = _function(ours, before, words)
+        now = serving(ours, before, words)
     if not known:
         return _Place(before, before, f"as before: its arguments are {', '.join(words)}")
     return _Place(before, now, f"tvkernels.{ours.__name__}")
 
 
-def _decline(*_: Any, **__: Any) -> None:
+def words_of(function: Callable[..., Any]) -> list[str]:
+    """The names of its positional arguments, ours for the first. With Hugging Face's kernels a
+    function is a module."""
+    parameters = inspect.signature(getattr(function, "forward", function)).parameters.values()
+    words = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    return ["x" if word == "hidden_states" else word for word in words]
+
+
+def decline(*_: Any, **__: Any) -> None:
     """No fused step."""
 
 
-def _function(
+def serving(
     ours: Callable[..., Any], before: Callable[..., Any], words: list[str]
 ) -> Callable[..., Any]:
     """`ours`, called as `before` is: its positional arguments are `words`."""
@@ -232,7 +237,8 @@ def _function(
         given = {**dict(zip(words, args)), **kwargs}
         if "hidden_states" in given:
             given["x"] = given.pop("hidden_states")
-        served = _serves(given) and not (update and _needs_gradients(given))
+        served = len(args) <= len(words) and _serves(given)
+        served = served and not (update and _needs_gradients(given))
         if given.get("seq_idx") is not None or given.get("cu_seqlens") is not None:
             _check_packed(ours.__name__, given, served and "seq_idx" in parameters)
         if not served:
