@@ -248,9 +248,8 @@ def scan_backward_roles_kernel(
     # one program owns one role of one chunk of one group; neighbours own its other roles
     BLOCKS: tl.constexpr = T // BLOCK
     PARTS: tl.constexpr = BLOCKS if COLUMNS else 1
-    slots = 2 + PARTS + (2 * BLOCKS if z_ptr is not None else BLOCKS)
+    groups, slots = heads // ratio, 2 + PARTS + (2 * BLOCKS if z_ptr is not None else BLOCKS)
     role, place = tl.program_id(0) % slots, (tl.program_id(0) // slots).to(tl.int64)
-    groups = heads // ratio
     group, chunk, batch = place % groups, place // groups % chunks, place // groups // chunks
     head = group * ratio
     start, stop = bounds_of(ends_ptr, chunk, seqlen, T)
@@ -268,9 +267,8 @@ def scan_backward_roles_kernel(
     if role == ROLE_C:
         _states_role(
             g_ptr, c_ptr, entering_ptr, leaving_ptr, step_ptr, log_ptr, seg_ptr, ends_ptr,
-            q_ptr + vectors, through_ptr + number * heads + head, dc_ptr + sums,
-            start, stop, pitch, low_by, ratio,
-            g_token, g_head, g_channel, c_token, c_entry, sum_token,
+            q_ptr + vectors, through_ptr + number * heads + head, dc_ptr + sums, start, stop, pitch,
+            low_by, ratio, g_token, g_head, g_channel, c_token, c_entry, sum_token,
             True, HEADDIM, PIECES, D_STATE, N, T, PRECISE, ACC, DOT,
         )  # fmt: skip
     elif role == ROLE_B:
@@ -283,10 +281,10 @@ def scan_backward_roles_kernel(
     elif role < 2 + PARTS:
         _output_role(
             g_ptr, b_ptr, c_ptr, leaving_ptr, d_ptr, step_ptr, log_ptr, seg_ptr, ends_ptr,
-            dx_ptr + rows, None, None, role - 2, start, stop, pitch, low_by, ratio,
-            g_token, g_head, g_channel,
-            b_token, b_entry, c_token, c_entry, head, d_head, d_channel, row_token, 0, 0, 0, 0,
-            0, 0, True, T // PARTS, HEADDIM, PIECES, D_STATE, N, T, COLUMNS, PRECISE, ACC, DOT,
+            dx_ptr + rows, None, None, role - 2, start, stop, pitch, low_by, ratio, g_token, g_head,
+            g_channel, b_token, b_entry, c_token, c_entry, head, d_head, d_channel, row_token, 0, 0,
+            0, 0, 0, 0, True, T // PARTS, HEADDIM, PIECES, D_STATE, N, T, COLUMNS, PRECISE, ACC,
+            DOT,
         )  # fmt: skip
     elif role >= slots - BLOCKS:
         block = (role - (slots - BLOCKS)).to(tl.int64)
