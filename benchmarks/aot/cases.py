@@ -257,9 +257,38 @@ def merges() -> Iterator[tuple[str, Case]]:
     yield "tome_merge, 32 bit", partial(merge, 8, 576, 768, 16, "raw", torch.float32)
 
 
+def transfers() -> Iterator[tuple[str, Case]]:
+    """A question, one word, packed samples; without a projection, with padded heads, large ones."""
+
+    def run(
+        n: int, m: int, headdim: int = 0, width: int = 0, packed: bool = False, grad: bool = True
+    ) -> None:
+        heads, kv_heads = CONFIG.num_attention_heads, CONFIG.num_key_value_heads
+        headdim, width = headdim or CONFIG.head_dim, width or CONFIG.hidden_size
+        bare = width == heads * headdim
+        q = empty(1, n, heads, headdim, grad=grad)
+        k, v = (empty(1, m, kv_heads, headdim, grad=grad) for _ in "kv")
+        offsets = torch.empty(9, dtype=torch.int32, device="meta") if packed else None
+        with torch.set_grad_enabled(grad):
+            out = tvkernels.gated_cross_attention(
+                empty(1, n, width, grad=grad), q, k, v, empty(1, dtype=torch.float32, grad=grad),
+                out_proj=None if bare else empty(width, heads * headdim, grad=grad),
+                cu_seqlens_q=offsets, cu_seqlens_k=offsets,
+            )  # fmt: skip
+        if grad:
+            out.backward(torch.empty_like(out))
+
+    yield "transfer into a question", partial(run, 64, 80_000)
+    yield "transfer into a word", partial(run, 7, TOKENS[1], grad=False)
+    yield "transfer in packed training", partial(run, 1600, 8 * 3700, packed=True)
+    yield "transfer, no projection, headdim 80", partial(run, 64, 4096, 80, 3200)
+    yield "transfer, headdim 256", partial(run, 64, 4096, 256)
+
+
 ROOMS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
     "causal_conv1d": convolutions,
     "decode_step": decode_steps,
+    "gated_cross_attention": transfers,
     "rmsnorm": norms,
     "relu2": activations,
     "selective_state_update": steps,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -25,24 +24,10 @@ from tests.contract import (
 )
 from tests.footprint import largest_tensor
 from tests.interpreter import lazily, poisoned_empty
+from tests.ops.common import DATA, DTYPES, exact, law, randn
 from tvkernels import use_backend
 from tvkernels.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
 from tvkernels.causal_conv1d.op import _bwd, _fwd
-
-DATA = Path(__file__).parents[1] / "data"
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-law = settings(
-    max_examples=20,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-exact = {"atol": 1e-9, "rtol": 1e-9}
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device())
 
 
 def blocks_of(elements: int) -> Any:

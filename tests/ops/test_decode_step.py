@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -22,25 +21,11 @@ from tests.contract import (
     on_device,
 )
 from tests.interpreter import lazily
+from tests.ops.common import DATA, DTYPES, exact, law, randn
 from tvkernels import reference, use_backend
 from tvkernels.decode_step import mamba2_decode_step
 from tvkernels.decode_step.op import _step
 from tvkernels.rmsnorm import rmsnorm_fn
-
-DATA = Path(__file__).parents[1] / "data"
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-law = settings(
-    max_examples=15,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-exact = {"atol": 1e-9, "rtol": 1e-9}
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device())
 
 
 def naive_step(

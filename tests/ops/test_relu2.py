@@ -8,27 +8,15 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.contract import COMPILED, TRITON, check_capture, check_contract, device, every_config
 from tests.interpreter import lazily, poisoned_empty
+from tests.ops.common import DTYPES, law, randn
 from tvkernels import use_backend
 from tvkernels.relu2 import relu2
 from tvkernels.relu2.op import _relu2_bwd, _relu2_fwd
-
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-law = settings(
-    max_examples=20,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device())
 
 
 def naive(x: torch.Tensor) -> torch.Tensor:

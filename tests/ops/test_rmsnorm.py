@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,24 +23,12 @@ from tests.contract import (
     on_device,
 )
 from tests.interpreter import lazily, poisoned_empty
+from tests.ops.common import DATA, DTYPES, law, randn
 from tvkernels import use_backend
 from tvkernels.rmsnorm import layernorm_fn, rms_norm, rmsnorm_fn
 from tvkernels.rmsnorm.op import _gated_bwd, _gated_fwd, _residual_bwd, _residual_fwd
 
-DATA = Path(__file__).parents[1] / "data"
 BLOCK = "tvkernels.rmsnorm.reference.BLOCK_ELEMENTS"
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-law = settings(
-    max_examples=20,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device())
 
 
 def naive_norm(

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from tests.contract import assert_close_by_rule, check_contract, device, on_device
 from tests.footprint import largest_tensor
+from tests.ops.common import DATA, DTYPES, exact, law, randn
 from tvkernels.causal_conv1d import causal_conv1d_update
 from tvkernels.core.backend import use_backend
 from tvkernels.rmsnorm import rmsnorm_fn
 from tvkernels.selective_state_update import selective_state_update
-
-DATA = Path(__file__).parents[1] / "data"
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-law = settings(
-    max_examples=20,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-exact = {"atol": 1e-9, "rtol": 1e-9}
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device())
 
 
 def naive_step(

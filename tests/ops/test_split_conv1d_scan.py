@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +10,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from tests.contract import cast, check_contract
+from tests.ops.common import DATA, DTYPES
 from tvkernels.split_conv1d_scan import mamba_split_conv1d_scan_combined
 
-DATA = Path(__file__).parents[1] / "data"
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NHEADS, HEADDIM, NGROUPS, D_STATE, WIDTH = 4, 3, 2, 5, 4
 DIM, D_BC = NHEADS * HEADDIM, NGROUPS * D_STATE
 

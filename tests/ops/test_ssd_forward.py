@@ -82,22 +82,32 @@ def test_every_configuration(config, dtype: torch.dtype, short_segments) -> None
         check_values(inputs, dtype)
 
 
-@pytest.mark.parametrize("headdim", [1, 16, 40, 48, 64, 80, 96, 112, 128, 144, 256])
+@pytest.mark.parametrize("headdim", [1, 16, 40, 48, 64, 80, 96, 112, 128, 144, 176, 208, 224, 256])
 def test_head_dimensions(headdim: int) -> None:
     check_values(scan_inputs(batch=1, nheads=2, headdim=headdim, d_state=16))
 
 
-@pytest.mark.parametrize("d_state", [1, 16, 24, 64, 128, 200, 256])
+@pytest.mark.parametrize("d_state", [1, 16, 24, 64, 80, 128, 200, 256])
 def test_state_sizes(d_state: int) -> None:
     check_values(scan_inputs(batch=1, nheads=2, headdim=80, d_state=d_state))
 
 
-def test_multiples_of_16_are_not_padded_where_two_tiles_can_be_one_width() -> None:
-    for headdim in (16, 32, 48, 64, 80, 96, 128, 144, 160, 192, 240, 256):
-        main, tail, blocks = kernel._tiles(headdim, 128)
-        assert (main + tail) * blocks == headdim
-    assert kernel._tiles(64, 128) == (64, 0, 1)
-    assert kernel._tiles(80, 128) == (64, 16, 1)
+@pytest.mark.parametrize(("nheads", "ngroups"), [(3, 1), (3, 3), (6, 3), (7, 7)])
+def test_odd_numbers_of_groups(nheads: int, ngroups: int) -> None:
+    check_values(scan_inputs(batch=1, nheads=nheads, ngroups=ngroups, headdim=16, d_state=16))
+
+
+def test_tiles_cover_a_head_with_the_fewest_programs_and_hardly_pad() -> None:
+    for most in (128, 64, 32):
+        for headdim in range(1, 257):
+            widths, blocks = kernel._tiles(headdim, most)
+            assert blocks == -(-headdim // most)
+            assert 0 < sum(widths) <= most
+            assert 0 <= blocks * sum(widths) - headdim < 16 * blocks
+    whole = [h for h in range(16, 257, 16) if h == sum(kernel._tiles(h, 128)[0]) * (1 + (h > 128))]
+    assert whole == [*range(16, 129, 16), 160, 192, 224, 256]
+    assert kernel._tiles(80, 128) == ((64, 16), 1)
+    assert kernel._tiles(112, 128) == ((64, 32, 16), 1)
 
 
 @pytest.mark.parametrize("cut", [(128, 2**31, 2), (512, 2048, 256), (512, 8192, 64)])

@@ -6,20 +6,15 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.contract import cast
+from tests.ops.common import law
 from tests.ops.test_ssd import bare_inputs, packed, scan_inputs
 from tvkernels.selective_state_update import selective_state_update
 from tvkernels.ssd import mamba_chunk_scan_combined
 
-law = settings(
-    max_examples=15,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 pytestmark = pytest.mark.usefixtures("backend")
 
 

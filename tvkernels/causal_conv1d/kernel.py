@@ -157,12 +157,12 @@ FORWARD_CONFIGS = [
 
 
 @tuned(FORWARD_CONFIGS, key=["dim", "WIDTH", "ALONG"])
-@triton.jit
+@triton.jit(do_not_specialize=["seqlen", "spans", "ids_batch"])
 def conv_forward_kernel(
     x_ptr, w_ptr, b_ptr, ids_ptr, before_ptr, out_ptr, after_ptr,
     dim, seqlen, spans,
-    x_batch, x_dim, x_token, w_dim, w_tap, ids_batch, ids_token,
-    before_batch, before_dim, before_slot, out_batch, out_dim, out_token,
+    x_batch: tl.int64, x_dim, x_token, w_dim, w_tap, ids_batch, ids_token,
+    before_batch, before_dim, before_slot, out_batch: tl.int64, out_dim, out_token,
     WIDTH: tl.constexpr, SPAN: tl.constexpr, LAG: tl.constexpr, SILU: tl.constexpr,
     ALONG: tl.constexpr, ACC: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -284,13 +284,13 @@ BACKWARD_CONFIGS = [
 
 
 @tuned(BACKWARD_CONFIGS, key=["dim", "WIDTH", "ALONG"])
-@triton.jit
+@triton.jit(do_not_specialize=["seqlen", "spans", "span", "ids_batch"])
 def conv_backward_kernel(
     x_ptr, w_ptr, b_ptr, ids_ptr, before_ptr, dout_ptr, dafter_ptr, dx_ptr, dbefore_ptr, dw_ptr,
     dim, seqlen, spans, span,
-    x_batch, x_dim, x_token, w_dim, w_tap, ids_batch, ids_token,
-    before_batch, before_dim, before_slot, dout_batch, dout_dim, dout_token,
-    dafter_batch, dafter_dim, dafter_slot, dx_batch, dx_dim, dx_token,
+    x_batch: tl.int64, x_dim, x_token, w_dim, w_tap, ids_batch, ids_token,
+    before_batch, before_dim, before_slot, dout_batch: tl.int64, dout_dim, dout_token,
+    dafter_batch, dafter_dim, dafter_slot, dx_batch: tl.int64, dx_dim, dx_token,
     WIDTH: tl.constexpr, LAG: tl.constexpr, SILU: tl.constexpr,
     ALONG: tl.constexpr, ACC: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip

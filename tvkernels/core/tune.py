@@ -2,7 +2,10 @@
 
 A kernel ships a list of configurations, or one list for each kind of GPU. On a GPU the first call
 with a new key times them all; the key never holds a sequence length, so a longer video never tunes
-again. Kernels that write in place are not tuned: timing them would write many times.
+again. Nor does it compile again: what a length decides stands in a kernel's `do_not_specialize`,
+and is int64 where it may pass 2^31. (A stride that is a length itself, as of channels that lie
+apart by it, still has two forms: multiples of 16 load wider.) Kernels that write in place are not
+tuned: timing them would write many times.
 """
 
 from __future__ import annotations

@@ -8,7 +8,10 @@ Full attention, no mask and no position. Source: the transfer of TransV in TimeV
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from tvkernels.core.backend import backend_for
 from tvkernels.core.checks import (
@@ -20,23 +23,27 @@ from tvkernels.core.checks import (
     expect_shape,
     fail,
 )
+from tvkernels.core.library import distinct, kernel_op
 from tvkernels.gated_cross_attention.reference import gated_cross_attention_ref
 
 __all__ = ["gated_cross_attention"]
 
+# headdim that the kernels hold in registers
+MOST = 256
+
 
 def gated_cross_attention(
-    text: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    alpha: torch.Tensor,
+    text: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
     *,
-    out_proj: torch.Tensor | None = None,
+    out_proj: Tensor | None = None,
     scale: float | None = None,
     cu_seqlens_q: Offsets | None = None,
     cu_seqlens_k: Offsets | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Add to each text token what it attends to among the keys, through one gate.
 
     out = text + tanh(alpha) * out_proj(softmax(scale * q k^T) v)
@@ -59,29 +66,43 @@ def gated_cross_attention(
 
     Raises:
         ValueError: a shape, dtype or offset is not as above.
+        NotImplementedError: a headdim above 256 on Triton.
         BackendUnavailable: the backend due for text is not there.
 
-    Numerics: computes in float32 (float64 for float64) and rounds once. Gradients to text, q, k, v,
-    alpha and out_proj; alpha's at 0 is right. Memory is linear in n and in m, forward and backward.
-    Nothing is read back from the device, except cu_seqlens tensors that lie there: pass them on the
-    CPU, or as ints.
+    Numerics: the reference computes in float32 (float64 for float64) and rounds once. On Triton
+    products of 16 bit tensors add up in float32, but their operands, among them the softmax's
+    weights and what was read, are rounded to 16 bits; sums have one order, on every GPU. First
+    order gradients to text, q, k, v, alpha and out_proj; alpha's at 0 is right. Memory is linear in
+    n and in m, forward and backward. Nothing is read back from the device, except by the reference
+    cu_seqlens tensors that lie there: give it those on the CPU, or as ints.
     """
     _check(text, q, k, v, alpha, out_proj)
     _check_packing(text, k, cu_seqlens_q, cu_seqlens_k)
-    backend_for(text, "gated_cross_attention")
-    return gated_cross_attention_ref(
-        text, q, k, v, alpha, out_proj=out_proj, scale=scale,
-        cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
-    )  # fmt: skip
+    if backend_for(text, "gated_cross_attention") == "reference":
+        return gated_cross_attention_ref(
+            text, q, k, v, alpha, out_proj=out_proj, scale=scale,
+            cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+        )  # fmt: skip
+    if k.shape[1] == 0:
+        return text
+    headdim = q.shape[3]
+    if headdim > MOST:
+        raise NotImplementedError(
+            f"gated_cross_attention: Triton has headdim up to {MOST}, got {headdim}; "
+            'use_backend("reference") has any'
+        )
+    tensors = distinct(text, q, k, v, alpha, out_proj)
+    offsets = (_on_device(cu, text) for cu in (cu_seqlens_q, cu_seqlens_k))
+    return _Transfer.apply(*tensors, *offsets, headdim**-0.5 if scale is None else float(scale))
 
 
 def _check(
-    text: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    alpha: torch.Tensor,
-    out_proj: torch.Tensor | None,
+    text: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    out_proj: Tensor | None,
 ) -> None:
     op = "gated_cross_attention"
     expect_ndim(op, "text", text, "(batch, n, d_model)", 3)
@@ -109,9 +130,7 @@ def _check(
     expect_same_device(op, text=text, q=q, k=k, v=v, alpha=alpha, out_proj=out_proj)
 
 
-def _check_packing(
-    text: torch.Tensor, k: torch.Tensor, cu_q: Offsets | None, cu_k: Offsets | None
-) -> None:
+def _check_packing(text: Tensor, k: Tensor, cu_q: Offsets | None, cu_k: Offsets | None) -> None:
     op = "gated_cross_attention"
     if cu_q is None and cu_k is None:
         return
@@ -125,3 +144,100 @@ def _check_packing(
     if len(cu_q) != len(cu_k) or len(cu_q) < 2:
         rule = "have the same number of entries, n_seqs + 1 with n_seqs at least 1"
         fail(op, "cu_seqlens_q and cu_seqlens_k", rule, f"{len(cu_q)} and {len(cu_k)}")
+
+
+def _on_device(offsets: Offsets | None, text: Tensor) -> Tensor | None:
+    return None if offsets is None else torch.as_tensor(offsets, device=text.device).contiguous()
+
+
+class _Transfer(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        text: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        alpha: Tensor,
+        out_proj: Tensor | None,
+        cu_q: Tensor | None,
+        cu_k: Tensor | None,
+        scale: float,
+    ) -> Tensor:
+        out, attended, lse = _transfer_fwd(text, q, k, v, alpha, out_proj, cu_q, cu_k, scale)
+        ctx.save_for_backward(q, k, v, alpha, out_proj, attended, lse, cu_q, cu_k)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        dq, dk, dv, dalpha, dproj = _transfer_bwd(dout, *ctx.saved_tensors, ctx.scale)
+        out_proj = ctx.saved_tensors[4]
+        return dout, dq, dk, dv, dalpha, None if out_proj is None else dproj, None, None, None
+
+
+def _attended_dtype(text: Tensor, out_proj: Tensor | None) -> torch.dtype:
+    """What was read is rounded to text's dtype, unless the projection has another one."""
+    if out_proj is None or out_proj.dtype == text.dtype:
+        return text.dtype
+    return torch.promote_types(text.dtype, torch.float32)
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _fake_transfer_fwd(
+    text: Tensor, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, out_proj: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, n, nheads, headdim = q.shape
+    wide = torch.promote_types(text.dtype, torch.float32)
+    attended = text.new_empty(batch * n, nheads, headdim, dtype=_attended_dtype(text, out_proj))
+    return _like(text), attended, text.new_empty(batch * n, nheads, dtype=wide)
+
+
+@kernel_op("tvkernels::gated_cross_attention_fwd", fake=_fake_transfer_fwd)
+def _transfer_fwd(
+    text: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    out_proj: Tensor | None,
+    cu_q: Tensor | None,
+    cu_k: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """out; what was read, (tokens, nheads, headdim); the log2 of the sums of weights."""
+    from tvkernels.gated_cross_attention.kernel import transfer_forward
+
+    dtype = _attended_dtype(text, out_proj)
+    return transfer_forward(text, q, k, v, alpha, out_proj, cu_q, cu_k, scale, dtype)
+
+
+def _fake_transfer_bwd(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, out_proj: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dproj = alpha.new_empty(0) if out_proj is None else _like(out_proj)
+    return _like(q), _like(k), _like(v), _like(alpha), dproj
+
+
+@kernel_op("tvkernels::gated_cross_attention_bwd", fake=_fake_transfer_bwd)
+def _transfer_bwd(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    out_proj: Tensor | None,
+    attended: Tensor,
+    lse: Tensor,
+    cu_q: Tensor | None,
+    cu_k: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, alpha and out_proj, the last without elements where there is none."""
+    from tvkernels.gated_cross_attention.kernel import transfer_backward
+
+    return transfer_backward(dout, q, k, v, alpha, out_proj, attended, lse, cu_q, cu_k, scale)

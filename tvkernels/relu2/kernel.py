@@ -38,9 +38,9 @@ def _tile(rows, cols, WIDTH: tl.constexpr, TILE: tl.constexpr):
 
 
 @tuned(CONFIGS, key=["WIDTH"])
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def relu2_forward_kernel(
-    x_ptr, y_ptr, rows, cols, x_row, x_col,
+    x_ptr, y_ptr, rows, cols: tl.int64, x_row: tl.int64, x_col,
     WIDTH: tl.constexpr, ACC: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     # one program owns TILE neighbouring elements of the result
@@ -52,9 +52,9 @@ def relu2_forward_kernel(
 
 
 @tuned(CONFIGS, key=["WIDTH"])
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def relu2_backward_kernel(
-    dy_ptr, x_ptr, dx_ptr, rows, cols, dy_row, dy_col, x_row, x_col,
+    dy_ptr, x_ptr, dx_ptr, rows, cols: tl.int64, dy_row: tl.int64, dy_col, x_row: tl.int64, x_col,
     WIDTH: tl.constexpr, ACC: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     # one program owns TILE neighbouring elements of the gradient

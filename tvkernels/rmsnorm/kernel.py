@@ -99,11 +99,12 @@ FORWARD_CONFIGS = {
 
 
 @tuned(FORWARD_CONFIGS, key=["SIZE", "dim"])
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "inner"])
 def norm_forward_kernel(
     x_ptr, z_ptr, r_ptr, w_ptr, b_ptr, out_ptr, total_ptr,
     rows, inner, dim, eps,
-    x_outer, x_row, x_col, z_outer, z_row, z_col, r_outer, r_row, r_col,
+    x_outer: tl.int64, x_row, x_col, z_outer: tl.int64, z_row, z_col,
+    r_outer: tl.int64, r_row, r_col,
     SIZE: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, FLAT: tl.constexpr,
     GATE: tl.constexpr, CENTER: tl.constexpr, ACC: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -214,12 +215,12 @@ BACKWARD_CONFIGS = {
 
 
 @tuned(BACKWARD_CONFIGS, key=["SIZE", "dim"])
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "inner", "span"])
 def norm_backward_kernel(
     x_ptr, z_ptr, w_ptr, b_ptr, dout_ptr, more_ptr, dx_ptr, dz_ptr, dw_ptr, db_ptr,
     rows, inner, dim, span, eps,
-    x_outer, x_row, x_col, z_outer, z_row, z_col,
-    dout_outer, dout_row, dout_col, more_outer, more_row, more_col,
+    x_outer: tl.int64, x_row, x_col, z_outer: tl.int64, z_row, z_col,
+    dout_outer: tl.int64, dout_row, dout_col, more_outer: tl.int64, more_row, more_col,
     SIZE: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, FLAT: tl.constexpr,
     GATE: tl.constexpr, CENTER: tl.constexpr, ACC: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip

@@ -11,7 +11,13 @@ by where they begin and end: both outside the chunk (`through`), into it (q), ou
 it (`path`). Each is a sum of its own terms over at most a chunk, none a difference of large sums.
 
 In memory for a while, per token of 128 heads of 80, 8 groups, d_state 128, at 16 bit: states and
-gradients 41 kB, dB and dC in float32 8.2, vectors 4, pairs 2; with a gate G, 20.5.
+gradients 41 kB, dB and dC in float32 8.2, vectors 4, pairs 2; with a gate G, 20.5. Nothing is kept
+from the forward.
+
+On 132 processors, one program on each (registers allow no more): the walk is 64 pairs of heads in
+two directions, 128 programs at batch 1, 1,024 at batch 8, each through all chunks of 128 tokens;
+the roles are 5 (of 8 groups) for every chunk, 640 programs at 2k, 10,240 at 32k. So what is short
+or narrow waits for the walk: 16 steps at 2k tokens, one after the other.
 """
 
 from dataclasses import dataclass
@@ -73,10 +79,10 @@ def _step_sizes(dt_ptr, bias_ptr, at, head, mask, live, SOFTPLUS: tl.constexpr, 
     return raw, size
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seqlen", "chunks", "low_by", "dt_batch"])
 def scan_backward_steps_kernel(
-    dt_ptr, a_ptr, bias_ptr, step_ptr, log_ptr, ends_ptr, seqlen, chunks, heads, low_by,
-    least, most, dt_batch, dt_token, dt_head, a_head,
+    dt_ptr, a_ptr, bias_ptr, step_ptr, log_ptr, ends_ptr, seqlen, chunks, heads,
+    low_by: tl.int64, least, most, dt_batch: tl.int64, dt_token, dt_head, a_head,
     T: tl.constexpr, HEADS: tl.constexpr, SOFTPLUS: tl.constexpr, PRECISE: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
@@ -105,10 +111,11 @@ def scan_backward_steps_kernel(
         tl.store(log_ptr + low_by + to, (log - log.to(ACC).to(SUM)).to(ACC), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "seqlen"])
 def scan_backward_gate_kernel(
-    z_ptr, dout_ptr, g_ptr, rows, seqlen, heads,
-    z_batch, z_token, z_head, z_channel, dout_batch, dout_token, dout_head, dout_channel,
+    z_ptr, dout_ptr, g_ptr, rows: tl.int64, seqlen, heads,
+    z_batch: tl.int64, z_token, z_head, z_channel, dout_batch: tl.int64, dout_token,
+    dout_head, dout_channel,
     HEADDIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     # one program owns ROWS heads of tokens
@@ -128,11 +135,11 @@ JOIN_CONFIGS = configs({"default": ((8, 2),), "gfx942": ((8, 2), (4, 2))})
 
 
 @tuned(JOIN_CONFIGS, key=["D_STATE", "T"])
-@triton.jit
+@triton.jit(do_not_specialize=["seqlen", "chunks"])
 def scan_backward_join_kernel(
     pairs_ptr, b_ptr, c_ptr, sum_b_ptr, sum_c_ptr, db_ptr, dc_ptr, seg_ptr, ends_ptr,
     seqlen, chunks, groups,
-    b_batch, b_token, b_group, b_entry, c_batch, c_token, c_group, c_entry,
+    b_batch: tl.int64, b_token, b_group, b_entry, c_batch: tl.int64, c_token, c_group, c_entry,
     D_STATE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     # one program owns dB and dC of one group of one chunk
@@ -161,11 +168,11 @@ def scan_backward_join_kernel(
     tl.store(dc_ptr + at, total.to(dc_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seqlen", "chunks", "slots_by", "dt_batch"])
 def scan_backward_finish_kernel(
     dt_ptr, a_ptr, bias_ptr, step_ptr, q_ptr, r_ptr, own_ptr, path_ptr, after_ptr, through_ptr,
-    ends_ptr, ddt_ptr, da_ptr, dbias_ptr, seqlen, chunks, heads, slots_by, least, most,
-    dt_batch, dt_token, dt_head, a_head,
+    ends_ptr, ddt_ptr, da_ptr, dbias_ptr, seqlen, chunks, heads,
+    slots_by: tl.int64, least, most, dt_batch: tl.int64, dt_token, dt_head, a_head,
     T: tl.constexpr, BLOCKS: tl.constexpr, HEADS: tl.constexpr, SOFTPLUS: tl.constexpr,
     PRECISE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip

@@ -223,15 +223,16 @@ CONFIGS = configs(
 
 
 @tuned(CONFIGS, key=["HEADDIM", "D_STATE", "T"])
-@triton.jit
+@triton.jit(do_not_specialize=["seqlen", "chunks", "low_by"])
 def scan_backward_roles_kernel(
     x_ptr, g_ptr, b_ptr, c_ptr, d_ptr, z_ptr, dout_ptr, entering_ptr, leaving_ptr,
     step_ptr, log_ptr, seg_ptr, ends_ptr, dx_ptr, dz_ptr, db_ptr, dc_ptr, pairs_ptr, dd_ptr,
     q_ptr, r_ptr, own_ptr, path_ptr, after_ptr, through_ptr,
-    seqlen, chunks, heads, ratio, low_by,
-    x_batch, x_token, x_head, x_channel, g_batch, g_token, g_head, g_channel,
-    b_batch, b_token, b_group, b_entry, c_batch, c_token, c_group, c_entry, d_head, d_channel,
-    z_batch, z_token, z_head, z_channel, dout_batch, dout_token, dout_head, dout_channel,
+    seqlen, chunks, heads, ratio, low_by: tl.int64,
+    x_batch: tl.int64, x_token, x_head, x_channel, g_batch: tl.int64, g_token, g_head, g_channel,
+    b_batch: tl.int64, b_token, b_group, b_entry, c_batch: tl.int64, c_token, c_group, c_entry,
+    d_head, d_channel, z_batch: tl.int64, z_token, z_head, z_channel,
+    dout_batch: tl.int64, dout_token, dout_head, dout_channel,
     HEADDIM: tl.constexpr, PIECES: tl.constexpr, D_STATE: tl.constexpr, N: tl.constexpr,
     T: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, PRECISE: tl.constexpr,
     ACC: tl.constexpr, DOT: tl.constexpr,

@@ -136,13 +136,13 @@ CONFIGS = configs(
 
 
 @tuned(CONFIGS, key=["HEADDIM", "D_STATE", "PAIR", "T"])
-@triton.jit
+@triton.jit(do_not_specialize=["seqlen", "chunks", "low_by"])
 def scan_backward_walk_kernel(
     x_ptr, g_ptr, b_ptr, c_ptr, first_ptr, dlast_ptr, dends_ptr, tags_ptr,
     entering_ptr, leaving_ptr, dfirst_ptr, step_ptr, log_ptr, seg_ptr, ends_ptr,
-    seqlen, chunks, heads, ratio, low_by,
-    x_batch, x_token, x_head, x_channel, g_batch, g_token, g_head, g_channel,
-    b_batch, b_token, b_group, b_entry, c_batch, c_token, c_group, c_entry,
+    seqlen, chunks, heads, ratio, low_by: tl.int64,
+    x_batch: tl.int64, x_token, x_head, x_channel, g_batch: tl.int64, g_token, g_head, g_channel,
+    b_batch: tl.int64, b_token, b_group, b_entry, c_batch: tl.int64, c_token, c_group, c_entry,
     first_batch, first_head, first_channel, first_entry,
     dlast_batch, dlast_head, dlast_channel, dlast_entry,
     dends_seq, dends_head, dends_channel, dends_entry,

@@ -9,9 +9,10 @@ with the decays E between its tokens, e from its start, a to its end, times delt
 once: x, dt, B, C, z in, out; nothing per chunk is stored. C B^T is computed anew for every head, at
 this Q cheaper than to share it. Step sizes, decays and their sums are made where they are used.
 
-One program owns one head (of more than 128 channels, or 64 at d_state 256, a part of it) in one
-segment. A headdim is two tiles side by side, 80 = 64 + 16, and pads least. Programs run head by
-head, so that the heads of a group, which read the same B and C, are neighbours in time and cache.
+One program owns one head (of more than 128 channels, or 64 at d_state 256, an equal part of it) in
+one segment. Its channels are tiles of 64, 32 and 16 side by side, 80 = 64 + 16: no multiple of 16
+up to 128 is padded, nor 160, 192, 224 and 256; 144, 176, 208 and 240 are by 16. Programs run head
+by head: the heads of a group, which read the same B and C, are neighbours in time and in cache.
 
 On 132 processors, two programs on each (registers allow no more): batch 1 of 128 heads has S = 2
 segments, 256 programs; batch 8 has 1,024 with S = 1. Short sequences keep S = 1 below 2 x 512
@@ -116,23 +117,23 @@ def _form(x, B, C, dt_softplus, dt_limit):
     narrow = x.dtype in (torch.bfloat16, torch.float16) and x.dtype == B.dtype == C.dtype
     total = tl.float32 if narrow and dt_limit[0] >= 0 else tl.float64
     N = max(16, triton.next_power_of_2(B.shape[-1]))
-    main, tail, blocks = _tiles(x.shape[-1], 8192 // N if acc == tl.float64 else 16384 // N)
+    widths, blocks = _tiles(x.shape[-1], 8192 // N if acc == tl.float64 else 16384 // N)
     return {
         "N": N,
-        "MAIN": main,
-        "TAIL": tail,
+        "WIDTHS": widths,
+        "WIDTH": sum(widths),
         "BLOCKS": blocks,
         "SOFTPLUS": dt_softplus,
         "ACC": acc,
         "SUM": total,
         "DOT": {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[x.dtype] if narrow else acc,
-        "EXACT": B.shape[-1] == N and x.shape[-1] % (main + tail) == 0,
+        "EXACT": B.shape[-1] == N and x.shape[-1] == blocks * sum(widths),
     }
 
 
 def _tiles(headdim, most):
-    """(MAIN, TAIL, programs side by side) with the fewest idle channels, of at most `most`."""
-    widths = [(m, t) for m in (16, 32, 64) for t in (0, 16, 32, 64) if t <= m and m + t <= most]
-    choices = [(triton.cdiv(headdim, m + t), m, t) for m, t in widths]
-    blocks, main, tail = min(choices, key=lambda c: (c[0] * (c[1] + c[2]), c[0], c[2]))
-    return main, tail, blocks
+    """(widths of a program's tiles, programs side by side): the fewest of at most `most` channels,
+    since each makes C B^T anew, and all alike."""
+    blocks = triton.cdiv(headdim, most)
+    width = 16 * triton.cdiv(headdim, 16 * blocks)
+    return (64,) * (width // 64) + tuple(w for w in (32, 16) if width & w), blocks

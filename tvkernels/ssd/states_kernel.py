@@ -16,6 +16,7 @@ from tvkernels.ssd.tiles_kernel import (
     step_sizes,
     store_state,
     tile,
+    tiles_of,
     whose,
 )
 
@@ -57,18 +58,18 @@ STATE_CONFIGS = {
 }
 
 
-@tuned(STATE_CONFIGS, key=["N", "MAIN", "TAIL", "heads_per_group", "SOFTPLUS"])
+@tuned(STATE_CONFIGS, key=["N", "WIDTHS", "heads_per_group", "SOFTPLUS"])
 @triton.jit(do_not_specialize=["end_of_all", "piece", "pieces", "dt_b", "seq_b"])
 def state_kernel(
     x_ptr, dt_ptr, A_ptr, B_ptr, bias_ptr, first_ptr, seq_ptr, cu_ptr, state_ptr, fade_ptr,
     end_of_all: tl.int64, piece: tl.int64, pieces, nheads, heads_per_group, headdim, d_state,
     dt_min, dt_max, x_b: tl.int64, x_t, x_h, x_p, dt_b: tl.int64, dt_t, dt_h, A_h,
     B_b: tl.int64, B_t, B_g, B_n, bias_h, first_h, first_p, first_n, seq_b: tl.int64, seq_t, cu_s,
-    N: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCKS: tl.constexpr,
+    N: tl.constexpr, WIDTHS: tl.constexpr, WIDTH: tl.constexpr, BLOCKS: tl.constexpr,
     SOFTPLUS: tl.constexpr, ACC: tl.constexpr, SUM: tl.constexpr, DOT: tl.constexpr,
     EXACT: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
-    # one program owns the state of MAIN + TAIL channels of one head at the end of one piece, or of
+    # one program owns the state of WIDTH channels of one head at the end of one piece, or of
     # one packed sequence: the recurrence of seq_idx may have begun before that one's first token
     block, head, part, row = whose(BLOCKS, nheads, pieces)
     group = head // heads_per_group
@@ -79,10 +80,8 @@ def state_kernel(
         end = tl.load(cu_ptr + (part + 1) * cu_s).to(tl.int32)
         if seq_ptr is not None:
             begin = tl.where(begin < end, 0, begin)
-    SIDE: tl.constexpr = max(TAIL, 16)
     n, in_n = channels(0, N, d_state)
-    p0, in0 = channels(block * (MAIN + TAIL), MAIN, headdim)
-    p1, in1 = channels(block * (MAIN + TAIL) + MAIN, SIDE, headdim)
+    p, in_p = tiles_of(block * WIDTH, headdim, WIDTHS)
 
     x_ptr += row * x_b + head * x_h
     dt_ptr += row * dt_b + head * dt_h
@@ -94,14 +93,15 @@ def state_kernel(
     first, total = _look_back(
         dt_ptr, seq_ptr, rate, bias, begin, end, dt_t, seq_t, dt_min, dt_max, SOFTPLUS, ACC, SUM
     )
-    state0, state1 = tl.zeros((N, MAIN), ACC), tl.zeros((N, SIDE), ACC)
-    if first_ptr is not None:
-        # the initial state enters the sequence of token 0
-        entered = n < tl.where((first == 0) & (begin < end), d_state, 0)
-        source = first_ptr + head * first_h
-        state0 = load_state(source, n, first_n, p0, first_p, entered, in0, ACC)
-        if TAIL > 0:
-            state1 = load_state(source, n, first_n, p1, first_p, entered, in1, ACC)
+    # the initial state enters the sequence of token 0
+    entered = n < tl.where((first == 0) & (begin < end), d_state, 0)
+    state = ()
+    for i in tl.static_range(len(WIDTHS)):
+        tile0 = tl.zeros((N, WIDTHS[i]), ACC)
+        if first_ptr is not None:
+            source = first_ptr + head * first_h
+            tile0 = load_state(source, n, first_n, p[i], first_p, entered, in_p[i], ACC)
+        state += (tile0,)
 
     for start in tl.range(first, end, Q, disable_licm=True):
         t = start + tl.arange(0, Q)
@@ -112,16 +112,16 @@ def state_kernel(
             raw, t, live, seq_ptr, seq_t, rate, bias, dt_min, dt_max, Q, SOFTPLUS, ACC, SUM
         )
         B = tile(B_ptr, t, B_t, n, B_n, live, in_n, EXACT).to(DOT)
-        x = tile(x_ptr, t, x_t, p0, x_p, live, in0, EXACT)
-        state0 = advance(state0, B, x, adds, kept, ACC)
-        if TAIL > 0:
-            side = tile(x_ptr, t, x_t, p1, x_p, live, in1, EXACT)
-            state1 = advance(state1, B, side, adds, kept, ACC)
+        new = ()
+        for i in tl.static_range(len(WIDTHS)):
+            x = tile(x_ptr, t, x_t, p[i], x_p, live, in_p[i], EXACT)
+            new += (advance(state[i], B, x, adds, kept, ACC),)
+        state = new
 
     at = (row * pieces + part) * nheads + head
-    store_state(state_ptr + at * headdim * d_state, state0, n, p0, d_state, in_n, in0)
-    if TAIL > 0:
-        store_state(state_ptr + at * headdim * d_state, state1, n, p1, d_state, in_n, in1)
+    state_ptr += at * headdim * d_state
+    for i in tl.static_range(len(WIDTHS)):
+        store_state(state_ptr, state[i], n, p[i], d_state, in_n, in_p[i])
     if fade_ptr is not None:
         # every block of channels writes the same number
         tl.store(fade_ptr + at, tl.exp2(total).to(fade_ptr.dtype.element_ty))

@@ -110,6 +110,18 @@ def channels(first, SIZE: tl.constexpr, size):
 
 
 @triton.jit
+def tiles_of(first, size, WIDTHS: tl.constexpr):
+    """The channels of each of a program's tiles, side by side from `first` on, as `channels`."""
+    p, within = (), ()
+    for i in tl.static_range(len(WIDTHS)):
+        at, inside = channels(first, WIDTHS[i], size)
+        p += (at,)
+        within += (inside,)
+        first += WIDTHS[i]
+    return p, within
+
+
+@triton.jit
 def if_given(ptr, at, ACC: tl.constexpr):
     """One number, 0 where there is no tensor."""
     value = 0.0

@@ -15,6 +15,7 @@ from tvkernels.ssd.tiles_kernel import (
     load_state,
     store_state,
     tile,
+    tiles_of,
     whose,
 )
 
@@ -106,7 +107,7 @@ WALK_CONFIGS = {
 ANY_LENGTH = ["end_of_all", "segment", "segments", "pieces", "dt_b", "seq_b"]
 
 
-@tuned(WALK_CONFIGS, key=["N", "MAIN", "TAIL", "heads_per_group", "SOFTPLUS"])
+@tuned(WALK_CONFIGS, key=["N", "WIDTHS", "heads_per_group", "SOFTPLUS"])
 @triton.jit(do_not_specialize=ANY_LENGTH)
 def walk_kernel(
     x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, first_ptr, seq_ptr,
@@ -115,18 +116,16 @@ def walk_kernel(
     headdim, d_state, dt_min, dt_max, x_b: tl.int64, x_t, x_h, x_p, dt_b: tl.int64, dt_t, dt_h, A_h,
     B_b: tl.int64, B_t, B_g, B_n, C_b: tl.int64, C_t, C_g, C_n, D_h, D_p, z_b: tl.int64, z_t, z_h,
     z_p, bias_h, first_b: tl.int64, first_h, first_p, first_n, seq_b: tl.int64, seq_t, out_t, out_h,
-    N: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCKS: tl.constexpr,
+    N: tl.constexpr, WIDTHS: tl.constexpr, WIDTH: tl.constexpr, BLOCKS: tl.constexpr,
     D_OF_HEAD: tl.constexpr, ALIKE: tl.constexpr, SOFTPLUS: tl.constexpr, ACC: tl.constexpr,
     SUM: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
-    # one program owns MAIN + TAIL channels of one head in one segment of one sequence
+    # one program owns WIDTH channels of one head in one segment of one sequence
     block, head, part, row = whose(BLOCKS, nheads, segments)
     begin = (part * segment).to(tl.int32)
     end = tl.minimum(part * segment + segment, end_of_all).to(tl.int32)
-    SIDE: tl.constexpr = max(TAIL, 16)
     n, in_n = channels(0, N, d_state)
-    p0, in0 = channels(block * (MAIN + TAIL), MAIN, headdim)
-    p1, in1 = channels(block * (MAIN + TAIL) + MAIN, SIDE, headdim)
+    p, in_p = tiles_of(block * WIDTH, headdim, WIDTHS)
 
     x_ptr += row * x_b + head * x_h
     dt_ptr += row * dt_b + head * dt_h
@@ -139,16 +138,13 @@ def walk_kernel(
     z_ptr = None if z_ptr is None else z_ptr + row * z_b + head * z_h
     seq_ptr = None if seq_ptr is None else seq_ptr + row * seq_b
 
-    state0 = _entering(
-        first_ptr, piece_ptr, fade_ptr, row, head, part, segments, pieces, nheads, headdim, d_state,
-        first_b, first_h, first_p, first_n, n, in_n, p0, in0, N, MAIN, ACC,
-    )  # fmt: skip
-    state1 = tl.zeros((N, SIDE), ACC)
-    if TAIL > 0:
-        state1 = _entering(
+    state = ()
+    for i in tl.static_range(len(WIDTHS)):
+        entering = _entering(
             first_ptr, piece_ptr, fade_ptr, row, head, part, segments, pieces, nheads, headdim,
-            d_state, first_b, first_h, first_p, first_n, n, in_n, p1, in1, N, SIDE, ACC,
+            d_state, first_b, first_h, first_p, first_n, n, in_n, p[i], in_p[i], N, WIDTHS[i], ACC,
         )  # fmt: skip
+        state += (entering,)
     t = (begin + tl.arange(0, Q)).to(tl.int64)
     ahead = tl.load(dt_ptr + t * dt_t, mask=t < end, other=0.0)
     # what could be computed before the loop would cost registers in it, and spills
@@ -166,17 +162,15 @@ def walk_kernel(
             DOT
         )
         scores = _scores(C, B, delta, g, g_low, borders, seq_ptr is not None, ACC, SUM)
-        state0 = _through(
-            state0, scores, B, C, reads, adds, kept, x_ptr, D_ptr, z_ptr, out_ptr, t, live,
-            x_t, z_t, out_t, p0, in0, x_p, D_p, z_p, D_OF_HEAD, EXACT, ACC,
-        )  # fmt: skip
-        if TAIL > 0:
-            state1 = _through(
-                state1, scores, B, C, reads, adds, kept, x_ptr, D_ptr, z_ptr, out_ptr, t, live,
-                x_t, z_t, out_t, p1, in1, x_p, D_p, z_p, D_OF_HEAD, EXACT, ACC,
+        new = ()
+        for i in tl.static_range(len(WIDTHS)):
+            leaving = _through(
+                state[i], scores, B, C, reads, adds, kept, x_ptr, D_ptr, z_ptr, out_ptr, t, live,
+                x_t, z_t, out_t, p[i], in_p[i], x_p, D_p, z_p, D_OF_HEAD, EXACT, ACC,
             )  # fmt: skip
+            new += (leaving,)
+        state = new
     if part == segments - 1:
         last_ptr += (row * nheads + head) * headdim * d_state
-        store_state(last_ptr, state0, n, p0, d_state, in_n, in0)
-        if TAIL > 0:
-            store_state(last_ptr, state1, n, p1, d_state, in_n, in1)
+        for i in tl.static_range(len(WIDTHS)):
+            store_state(last_ptr, state[i], n, p[i], d_state, in_n, in_p[i])

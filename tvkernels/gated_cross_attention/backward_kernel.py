@@ -1,0 +1,145 @@
+"""The backward of the attention. y = dout W is the gradient of what was read, but for the gate:
+
+    P = exp2(logits - lse),  dP = y v^T,  dS = P (dP - delta),  delta = rowsum(y * attended)
+    dq = g s dS k,  dk = g s dS^T q,  dv = g P^T y,  dalpha = (1 - g^2) sum(delta),  g = tanh(alpha)
+
+s is the scale. The weights are made anew from the logarithms that the forward left, once for dq
+and once for dk and dv; sums over the heads of a group stay in the program that owns the keys.
+"""
+
+import triton
+import triton.language as tl
+
+from tvkernels.core.tune import tuned
+from tvkernels.gated_cross_attention.tiles_kernel import (
+    LOG2E,
+    configs,
+    gate_of,
+    keys_of_split,
+    load_tile,
+    owned,
+    place,
+    product,
+    store_tile,
+    taken,
+    token_and_head,
+)
+
+# KiB of the tile of rows, of a tile of keys; warps; stages
+QUERY_CONFIGS = configs(
+    {
+        "sm_120": [(16, 16, 4, 1)],
+        "gfx942": [(16, 16, 4, 1)],
+        "default": [(16, 16, 4, 2), (32, 16, 8, 1)],
+    }
+)
+# KiB of the tile of keys, of a tile of rows; warps; stages
+KEY_CONFIGS = configs(
+    {
+        "sm_80": [(16, 16, 8, 2), (32, 16, 8, 1)],
+        "sm_120": [(16, 8, 8, 1)],
+        "gfx942": [(16, 16, 8, 1)],
+        "default": [(16, 16, 8, 2), (32, 16, 8, 2)],
+    }
+)
+
+
+@tuned(QUERY_CONFIGS, key=["D", "least"])
+@triton.jit
+def query_backward_kernel(
+    q_ptr, k_ptr, v_ptr, y_ptr, attended_ptr, lse_ptr, alpha_ptr, cu_q_ptr, cu_k_ptr,
+    dq_ptr, delta_ptr, n, m, sequences, all_rows, least,
+    q_batch, q_token, q_head, q_column, k_batch, k_token, k_head, k_column,
+    v_batch, v_token, v_head, v_column,
+    SCALE: tl.constexpr, GROUP: tl.constexpr, HEADDIM: tl.constexpr, D: tl.constexpr,
+    SEQS: tl.constexpr, ACC: tl.constexpr,
+    OWN: tl.constexpr, STEP: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    # one program: what the split kernel's owns; the first split of its rows leaves their delta
+    ITEM: tl.constexpr = k_ptr.dtype.element_ty.primitive_bitwidth // 8
+    ROWS: tl.constexpr = owned(OWN, D, ITEM)
+    KEYS: tl.constexpr = taken(STEP, D, ITEM)
+    kv_head, kv_heads = tl.program_id(1), tl.num_programs(1)
+    split, splits = tl.program_id(2), tl.num_programs(2)
+    batch, row, start, stop, first, last = place(
+        tl.program_id(0), cu_q_ptr, cu_k_ptr, sequences, n, m, GROUP, ROWS, SEQS
+    )
+    token, head = token_and_head(row + tl.arange(0, ROWS), kv_head, start, GROUP)
+    live = token < stop
+    q_at = batch * q_batch + token * q_token + head * q_head
+    q = load_tile(q_ptr, q_at, live, q_column, HEADDIM, D)
+    at = (batch * n + token) * (kv_heads * GROUP) + head
+    y = load_tile(y_ptr, at * HEADDIM, live, 1, HEADDIM, D)
+    attended = load_tile(attended_ptr, at * HEADDIM, live, 1, HEADDIM, D)
+    delta = tl.sum(y.to(ACC) * attended.to(ACC), 1)
+    if split == 0:
+        tl.store(delta_ptr + at, delta, mask=live)
+    lse = tl.load(lse_ptr + at, mask=live, other=float("inf"))
+    y = y.to(q.dtype)
+    k_ptr += batch * k_batch + kv_head.to(tl.int64) * k_head
+    v_ptr += batch * v_batch + kv_head.to(tl.int64) * v_head
+    dq = tl.zeros((ROWS, D), ACC)
+    begin, end = keys_of_split(split, splits, first, last, KEYS)
+    for key in range(begin, end, KEYS):
+        key = key + tl.arange(0, KEYS)
+        within = key < end
+        key = key.to(tl.int64)
+        k = load_tile(k_ptr, key * k_token, within, k_column, HEADDIM, D)
+        v = load_tile(v_ptr, key * v_token, within, v_column, HEADDIM, D)
+        nothing = tl.zeros((ROWS, KEYS), ACC)
+        logits = product(q, tl.trans(k), nothing, DOT) * (SCALE * LOG2E)
+        weight = tl.where(within[None, :], tl.exp2(logits - lse[:, None]), 0.0)
+        dweight = product(y, tl.trans(v), nothing, DOT)
+        dlogits = weight * (dweight - delta[:, None])
+        dq = product(dlogits.to(k.dtype), k, dq, DOT)
+    dq *= gate_of(alpha_ptr, ACC) * SCALE
+    store_tile(dq_ptr, (split.to(tl.int64) * all_rows + at) * HEADDIM, live, dq, HEADDIM, D)
+
+
+@tuned(KEY_CONFIGS, key=["D"])
+@triton.jit
+def key_backward_kernel(
+    q_ptr, k_ptr, v_ptr, y_ptr, lse_ptr, delta_ptr, alpha_ptr, cu_q_ptr, cu_k_ptr, dk_ptr, dv_ptr,
+    n, m, sequences,
+    q_batch, q_token, q_head, q_column, k_batch, k_token, k_head, k_column,
+    v_batch, v_token, v_head, v_column,
+    SCALE: tl.constexpr, GROUP: tl.constexpr, HEADDIM: tl.constexpr, D: tl.constexpr,
+    SEQS: tl.constexpr, ACC: tl.constexpr,
+    OWN: tl.constexpr, STEP: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    # one program: a tile of keys of one key head and sequence; it goes through all rows there
+    ITEM: tl.constexpr = k_ptr.dtype.element_ty.primitive_bitwidth // 8
+    KEYS: tl.constexpr = owned(OWN, D, ITEM)
+    ROWS: tl.constexpr = taken(STEP, D, ITEM)
+    kv_head, kv_heads = tl.program_id(1), tl.num_programs(1)
+    batch, index, start, stop, first, last = place(
+        tl.program_id(0), cu_k_ptr, cu_q_ptr, sequences, m, n, 1, KEYS, SEQS
+    )
+    key = (start + index + tl.arange(0, KEYS)).to(tl.int64)
+    within = key < stop
+    k_at = batch * k_batch + key * k_token + kv_head.to(tl.int64) * k_head
+    v_at = batch * v_batch + key * v_token + kv_head.to(tl.int64) * v_head
+    k = load_tile(k_ptr, k_at, within, k_column, HEADDIM, D)
+    v = load_tile(v_ptr, v_at, within, v_column, HEADDIM, D)
+    dk, dv = tl.zeros((KEYS, D), ACC), tl.zeros((KEYS, D), ACC)
+    for row in range(0, (last - first) * GROUP, ROWS):
+        token, head = token_and_head(row + tl.arange(0, ROWS), kv_head, first, GROUP)
+        live = token < last
+        q_at = batch * q_batch + token * q_token + head * q_head
+        q = load_tile(q_ptr, q_at, live, q_column, HEADDIM, D)
+        at = (batch * n + token) * (kv_heads * GROUP) + head
+        y = load_tile(y_ptr, at * HEADDIM, live, 1, HEADDIM, D).to(k.dtype)
+        # a row that is not there has no weight anywhere
+        lse = tl.load(lse_ptr + at, mask=live, other=float("inf"))
+        delta = tl.load(delta_ptr + at, mask=live, other=0.0)
+        nothing = tl.zeros((KEYS, ROWS), ACC)
+        logits = product(k, tl.trans(q), nothing, DOT) * (SCALE * LOG2E)
+        weight = tl.exp2(logits - lse[None, :])
+        dv = product(weight.to(k.dtype), y, dv, DOT)
+        dweight = product(v, tl.trans(y), nothing, DOT)
+        dlogits = weight * (dweight - delta[None, :])
+        dk = product(dlogits.to(k.dtype), q, dk, DOT)
+    gate = gate_of(alpha_ptr, ACC)
+    out = ((batch * m + key) * kv_heads + kv_head) * HEADDIM
+    store_tile(dk_ptr, out, within, dk * (gate * SCALE), HEADDIM, D)
+    store_tile(dv_ptr, out, within, dv * gate, HEADDIM, D)

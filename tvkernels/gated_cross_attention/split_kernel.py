@@ -1,0 +1,124 @@
+"""The attention of gated cross-attention: a split of the keys in each program, then their sum.
+
+Of its rows and its keys a program keeps the running maximum, sum and product with v (online
+softmax, float32, in base 2). It leaves the normalised product and the logarithm of the sum, by
+which the second kernel weighs the splits, in their order.
+"""
+
+import triton
+import triton.language as tl
+
+from tvkernels.core.tune import tuned
+from tvkernels.gated_cross_attention.tiles_kernel import (
+    LOG2E,
+    configs,
+    gate_of,
+    gated,
+    keys_of_split,
+    load_tile,
+    owned,
+    place,
+    product,
+    store_tile,
+    taken,
+    token_and_head,
+)
+
+# KiB of the tile of rows, of a tile of keys; warps; stages
+CONFIGS = configs(
+    {
+        "sm_80": [(16, 16, 4, 2), (32, 16, 8, 2)],
+        "sm_120": [(16, 16, 4, 2), (32, 16, 8, 1)],
+        "gfx942": [(16, 16, 4, 1), (32, 16, 8, 1)],
+        "default": [(16, 16, 4, 2), (32, 32, 8, 2), (32, 16, 8, 3)],
+    }
+)
+
+
+@tuned(CONFIGS, key=["D", "least"])
+@triton.jit
+def split_kernel(
+    q_ptr, k_ptr, v_ptr, cu_q_ptr, cu_k_ptr, part_ptr, lse_ptr,
+    n, m, sequences, all_rows, least,
+    q_batch, q_token, q_head, q_column, k_batch, k_token, k_head, k_column,
+    v_batch, v_token, v_head, v_column,
+    SCALE: tl.constexpr, GROUP: tl.constexpr, HEADDIM: tl.constexpr, D: tl.constexpr,
+    SEQS: tl.constexpr, ACC: tl.constexpr,
+    OWN: tl.constexpr, STEP: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    # one program: a tile of packed rows of one key head and sequence, and one split of its keys.
+    # Tiles fastest: those that read the same keys run together
+    ITEM: tl.constexpr = k_ptr.dtype.element_ty.primitive_bitwidth // 8
+    ROWS: tl.constexpr = owned(OWN, D, ITEM)
+    KEYS: tl.constexpr = taken(STEP, D, ITEM)
+    kv_head, kv_heads = tl.program_id(1), tl.num_programs(1)
+    split, splits = tl.program_id(2), tl.num_programs(2)
+    batch, row, start, stop, first, last = place(
+        tl.program_id(0), cu_q_ptr, cu_k_ptr, sequences, n, m, GROUP, ROWS, SEQS
+    )
+    token, head = token_and_head(row + tl.arange(0, ROWS), kv_head, start, GROUP)
+    live = token < stop
+    q_at = batch * q_batch + token * q_token + head * q_head
+    q = load_tile(q_ptr, q_at, live, q_column, HEADDIM, D)
+    k_ptr += batch * k_batch + kv_head.to(tl.int64) * k_head
+    v_ptr += batch * v_batch + kv_head.to(tl.int64) * v_head
+    top = tl.full((ROWS,), float("-inf"), ACC)
+    total = tl.zeros((ROWS,), ACC)
+    read = tl.zeros((ROWS, D), ACC)
+    begin, end = keys_of_split(split, splits, first, last, KEYS)
+    for at in range(begin, end, KEYS):
+        key = at + tl.arange(0, KEYS)
+        within = key < end
+        key = key.to(tl.int64)
+        k = load_tile(k_ptr, key * k_token, within, k_column, HEADDIM, D)
+        logits = product(q, tl.trans(k), tl.zeros((ROWS, KEYS), ACC), DOT) * (SCALE * LOG2E)
+        logits = tl.where(within[None, :], logits, float("-inf"))
+        higher = tl.maximum(top, tl.max(logits, 1))
+        # where every logit is -inf so far, the weights are 0 and no difference of infinities
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        weight = tl.exp2(logits - base[:, None])
+        fade = tl.exp2(top - base)
+        top = higher
+        total = total * fade + tl.sum(weight, 1)
+        v = load_tile(v_ptr, key * v_token, within, v_column, HEADDIM, D)
+        read = product(weight.to(v.dtype), v, read * fade[:, None], DOT)
+    out = split.to(tl.int64) * all_rows + (batch * n + token) * (kv_heads * GROUP) + head
+    # without keys, what was read is 0 and the logarithm that of 0
+    total = tl.where(total == 0.0, 1.0, total)
+    store_tile(part_ptr, out * HEADDIM, live, read * (1.0 / total)[:, None], HEADDIM, D)
+    tl.store(lse_ptr + out, top + tl.log2(total), mask=live)
+
+
+@triton.jit
+def combine_kernel(
+    part_ptr, lse_ptr, attended_ptr, all_lse_ptr, text_ptr, alpha_ptr, out_ptr,
+    rows, splits, heads, text_row, text_column,
+    HEADDIM: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    # one program: some rows (token, head). Where text is given there is no projection: what was
+    # read is the update
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    live = row < rows
+    top = tl.full((ROWS,), float("-inf"), ACC)
+    total = tl.zeros((ROWS,), ACC)
+    read = tl.zeros((ROWS, D), ACC)
+    at = row
+    for _ in range(splits):
+        lse = tl.load(lse_ptr + at, mask=live, other=float("-inf"))
+        higher = tl.maximum(top, lse)
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        weight, fade = tl.exp2(lse - base), tl.exp2(top - base)
+        top = higher
+        total = total * fade + weight
+        part = load_tile(part_ptr, at * HEADDIM, live, 1, HEADDIM, D)
+        read = read * fade[:, None] + part * weight[:, None]
+        at += rows
+    total = tl.where(total == 0.0, 1.0, total)
+    read /= total[:, None]
+    store_tile(attended_ptr, row * HEADDIM, live, read, HEADDIM, D)
+    tl.store(all_lse_ptr + row, top + tl.log2(total), mask=live)
+    if text_ptr is not None:
+        at = row // heads * text_row + row % heads * (HEADDIM * text_column)
+        text = load_tile(text_ptr, at, live, text_column, HEADDIM, D).to(ACC)
+        new = gated(text, gate_of(alpha_ptr, ACC), read)
+        store_tile(out_ptr, row * HEADDIM, live, new, HEADDIM, D)
