@@ -65,13 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def lines(only: str = "", counted: Sequence[int] | None = None) -> Iterator[str]:
     """The table, line by line as it is counted, and below it what could not be counted."""
     from benchmarks.shapes import CASES
+    from benchmarks.shapes_video import CASES as VIDEO_CASES
 
     providers = _providers()
     missing = []
     if providers["mamba-ssm"] is None:
         missing.append("mamba-ssm is not installed: its rows are left out.")
     yield from TABLE_HEAD
-    for case in CASES:
+    for case in (*CASES, *VIDEO_CASES):
         for name, functions in providers.items():
             if only in case.name and hasattr(functions, case.op):
                 row = count(case, name, counted or case.counted)

@@ -1,7 +1,6 @@
 """Shapes and floors of what TransV and the projector do, as shapes.py has the rest.
 
-Ops that have no Triton kernel yet, so nothing of them is counted; when one lands, its Case goes to
-shapes.CASES.
+Of an op that has no Triton kernel yet nothing is counted; when one lands, it gets a Case here.
 """
 
 from __future__ import annotations
@@ -10,11 +9,7 @@ from types import SimpleNamespace
 
 import torch
 
-from benchmarks.shapes import (
-    HIDDEN,
-    Call,
-    Floor,
-)
+from benchmarks.shapes import HIDDEN, Call, Case, Floor, backward
 
 HEADS, KV_HEADS, HEAD_DIM = 40, 8, 128  # of attention
 PATCHES, VISION_WIDTH, TOKENS_PER_FRAME = 729, 1152, 16
@@ -97,3 +92,18 @@ def transfer_backward_floor(tokens: int) -> Floor:
     weight = HIDDEN * HEADS * HEAD_DIM
     flops = 10.0 * TEXT * HEADS * HEAD_DIM * tokens + 4.0 * TEXT * weight
     return Floor(2 * (4 * KV_HEADS * HEAD_DIM * tokens + 2 * weight), flops)
+
+
+# what is counted: an hour of frames is shared among the programs of one wave
+MERGE_GRID = ("tvkernels.tome.kernel:PROGRAMS",)
+CASES: tuple[Case, ...] = (
+    Case(
+        "token merging",
+        "tome_merge",
+        merge,
+        merge_floor,
+        size=10_000,
+        counted=(1, 2),
+        scaled=MERGE_GRID,
+    ),
+)

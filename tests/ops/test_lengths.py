@@ -86,6 +86,12 @@ def residual_norm(tokens: int) -> None:
     train(tvkernels.rms_norm(x, empty(4480), 1e-5, residual))
 
 
+def merge(tokens: int) -> None:
+    """As many frames as give these tokens."""
+    frames = max(1, tokens // 16)
+    train(tvkernels.tome_merge(empty(frames, 729, 1152), 16).tokens)
+
+
 CALLS: dict[str, Call] = {
     "scan": scan,
     "scan, eight rows": partial(scan, batch=8),
@@ -95,6 +101,7 @@ CALLS: dict[str, Call] = {
     "convolution, packed": partial(conv, packed=True),
     "gated norm": gated_norm,
     "residual norm": residual_norm,
+    "token merging": merge,
     "activation": lambda tokens: train(tvkernels.relu2(empty(1, tokens, 15680))),
     "activation of a slice": lambda n: train(tvkernels.relu2(empty(1, n, 31360)[..., :15680])),
 }

@@ -5,6 +5,8 @@ sorted by slot, those of slot s from `starts` on; tokens out (batch, num_tokens,
 over x: one for the metric, one for the means. The backward is a gather.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -30,9 +32,9 @@ SLOTS = 16
 def match(x, num_tokens, num_heads, order):
     """slots (batch, seqlen), sizes, starts (batch, num_tokens), members (batch, seqlen): int32."""
     batch, seqlen, dim = x.shape
-    ints = {"dtype": torch.int32, "device": x.device}
-    slots, members = torch.empty(2, batch, seqlen, **ints).unbind()
-    sizes, starts = torch.empty(2, batch, num_tokens, **ints).unbind()
+    ints = functools.partial(torch.empty, dtype=torch.int32, device=x.device)
+    slots, members = ints(batch, seqlen), ints(batch, seqlen)
+    sizes, starts = ints(batch, num_tokens), ints(batch, num_tokens)
     d = dim // num_heads
     main = d // 64 * 64
     tail = 0 if d == main else max(16, triton.next_power_of_2(d - main))
@@ -42,7 +44,7 @@ def match(x, num_tokens, num_heads, order):
     first = min(seqlen - num_tokens, seqlen // 2)
     scratch_rows = 2 * seqlen - first
     rows = torch.empty(programs, scratch_rows, 2, width, dtype=torch.float16, device=x.device)
-    scratch = torch.empty(programs, INTS, seqlen, **ints)
+    scratch = ints(programs, INTS, seqlen)
     floats = torch.empty(programs, FLOATS, seqlen, dtype=torch.float32, device=x.device)
     weights = torch.empty(programs, 2, seqlen, dtype=torch.float64, device=x.device)
     match_kernel[(programs,)](
@@ -87,10 +89,10 @@ MEAN_CONFIGS = [
 
 
 @tuned(MEAN_CONFIGS, key=["dim"])
-@triton.jit
+@triton.jit(do_not_specialize=["seqlen", "num_tokens"])
 def mean_kernel(
     x_ptr, slots_ptr, sizes_ptr, starts_ptr, members_ptr, out_ptr,
-    seqlen, num_tokens, dim, x_b, x_t, x_c,
+    seqlen, num_tokens, dim, x_b: tl.int64, x_t: tl.int64, x_c,
     SLOTS: tl.constexpr, SORTED: tl.constexpr, ACC: tl.constexpr,
     CHANNELS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
@@ -153,10 +155,10 @@ SPREAD_CONFIGS = [
 
 
 @tuned(SPREAD_CONFIGS, key=["dim"])
-@triton.jit
+@triton.jit(do_not_specialize=["seqlen", "num_tokens"])
 def spread_kernel(
     dout_ptr, slots_ptr, sizes_ptr, dx_ptr,
-    seqlen, num_tokens, dim, dout_b, dout_t, dout_c,
+    seqlen, num_tokens, dim, dout_b: tl.int64, dout_t: tl.int64, dout_c,
     ACC: tl.constexpr, CHANNELS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     # one program owns the gradient of TOKENS tokens of a group in CHANNELS channels

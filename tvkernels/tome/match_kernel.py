@@ -315,11 +315,12 @@ CONFIGS = {
 
 
 @tuned(CONFIGS, key=["WIDTH"])
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "seqlen", "num_tokens", "count", "old", "scratch_rows"])
 def match_kernel(
     x_ptr, slots_ptr, sizes_ptr, starts_ptr, members_ptr,
     rows_ptr, ints_ptr, floats_ptr, weights_ptr,
-    batch, seqlen, num_tokens, count, old, scratch_rows, x_b, x_t, x_c,
+    batch, seqlen, num_tokens, count, old, scratch_rows,
+    x_b: tl.int64, x_t: tl.int64, x_c,
     NUM_HEADS: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     WIDTH: tl.constexpr, LANES: tl.constexpr, ROWS: tl.constexpr, FRESH: tl.constexpr,
     ORDER: tl.constexpr, ACC: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr,
