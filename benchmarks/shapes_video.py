@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import torch
 
-from benchmarks.shapes import HIDDEN, Call, Case, Floor, backward
+from benchmarks.shapes import HIDDEN, Call, Case, Floor
 
 HEADS, KV_HEADS, HEAD_DIM = 40, 8, 128  # of attention
 PATCHES, VISION_WIDTH, TOKENS_PER_FRAME = 729, 1152, 16

@@ -254,6 +254,7 @@ def merges() -> Iterator[tuple[str, Case]]:
     yield "tome_merge, 10,000 frames", partial(merge, 10_000, 729, 1152, 16, "raw", DTYPE)
     yield "tome_merge, by size", partial(merge, 8, 256, 1024, 16, "ascending", DTYPE)
     yield "tome_merge, clips", partial(merge, 8, 1024, 1408, 64, "descending", DTYPE)
+    yield "tome_merge, a few long clips", partial(merge, 8, 2916, 1152, 64, "raw", DTYPE)
     yield "tome_merge, 32 bit", partial(merge, 8, 576, 768, 16, "raw", torch.float32)
 
 

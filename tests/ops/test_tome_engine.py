@@ -69,6 +69,15 @@ def test_programs_take_groups_in_turn() -> None:
         assert_same_choices(ours(x, 8), by_reference(x, 8))
 
 
+@pytest.mark.parametrize("num_tokens", [9, 60, 199])
+def test_long_groups_are_shared_among_programs(num_tokens: int) -> None:
+    """Some rounds, all of them, one that merges a single token; then the choices are the same."""
+    x = clusters(2, 200, 72)
+    want = by_reference(x, num_tokens, 1)
+    with patch("tvkernels.tome.kernel.LONG", 50), patch("tvkernels.tome.kernel.PROGRAMS", 5):
+        assert_same_choices(ours(x, num_tokens, 1), want)
+
+
 def test_a_token_that_is_no_number_stays_in_its_row() -> None:
     x = clusters(3, 45, 16)
     spoilt = x.clone()

@@ -21,40 +21,52 @@ from tvkernels.tome.match_kernel import (
     RAW,
     match_kernel,
 )
+from tvkernels.tome.round_kernel import long_rounds
 
 ORDERS = {"raw": RAW.value, "ascending": ASCENDING.value, "descending": DESCENDING.value}
 # programs of the matching where there is no GPU to ask
 PROGRAMS = 264
 # a program of the means: the least that a matrix product has, so that little of it is idle
 SLOTS = 16
+# a few groups of more tokens are worked on by all programs at once
+LONG = 1024
 
 
 def match(x, num_tokens, num_heads, order):
     """slots (batch, seqlen), sizes, starts (batch, num_tokens), members (batch, seqlen): int32."""
     batch, seqlen, dim = x.shape
-    ints = functools.partial(torch.empty, dtype=torch.int32, device=x.device)
+    new = functools.partial(torch.empty, device=x.device)
+    ints = functools.partial(new, dtype=torch.int32)
     slots, members = ints(batch, seqlen), ints(batch, seqlen)
     sizes, starts = ints(batch, num_tokens), ints(batch, num_tokens)
-    d = dim // num_heads
-    main = d // 64 * 64
-    tail = 0 if d == main else max(16, triton.next_power_of_2(d - main))
-    width = main + tail
-    lanes = triton.next_power_of_2(width)
     programs = min(batch, _programs(x.device))
-    first = min(seqlen - num_tokens, seqlen // 2)
-    scratch_rows = 2 * seqlen - first
-    rows = torch.empty(programs, scratch_rows, 2, width, dtype=torch.float16, device=x.device)
-    scratch = ints(programs, INTS, seqlen)
-    floats = torch.empty(programs, FLOATS, seqlen, dtype=torch.float32, device=x.device)
-    weights = torch.empty(programs, 2, seqlen, dtype=torch.float64, device=x.device)
+    shape = _shape(dim // num_heads) | {"NUM_HEADS": num_heads, "ACC": accumulator(x.dtype)}
+    scratch_rows = seqlen + max(num_tokens, seqlen - seqlen // 2)
+    scratch = (
+        new(programs, scratch_rows, 2, shape["WIDTH"], dtype=torch.float16),
+        ints(programs, INTS, seqlen),
+        new(programs, FLOATS, seqlen, dtype=torch.float32),
+        new(programs, 2, seqlen, dtype=torch.float64),
+    )
+    long = seqlen > LONG and 2 * batch < _programs(x.device)
+    count, old = seqlen, 0
+    if long:
+        count, old = long_rounds(x, slots, scratch, num_tokens, LONG, scratch_rows, shape)
     match_kernel[(programs,)](
-        x, slots, sizes, starts, members, rows, scratch, floats, weights,
-        batch, seqlen, num_tokens, seqlen, 0, scratch_rows, *x.stride(),
-        NUM_HEADS=num_heads, D=d, MAIN=main, TAIL=tail, WIDTH=width, LANES=lanes,
-        ROWS=max(1, min(64, 4096 // lanes)), FRESH=True, ORDER=ORDERS[order],
-        ACC=accumulator(x.dtype),
+        x, slots, sizes, starts, members, *scratch,
+        batch, seqlen, num_tokens, count, old, scratch_rows, *x.stride(),
+        FRESH=not long, ORDER=ORDERS[order], **shape,
     )  # fmt: skip
     return slots, sizes, starts, members
+
+
+def _shape(d):
+    """What of the kernels a metric of `d` entries decides."""
+    main = d // 64 * 64
+    tail = 0 if d == main else max(16, triton.next_power_of_2(d - main))
+    lanes = triton.next_power_of_2(main + tail)
+    rows = max(1, min(64, 4096 // lanes))
+    return {"D": d, "MAIN": main, "TAIL": tail, "WIDTH": main + tail, "LANES": lanes, "ROWS": rows}
 
 
 def _programs(device):

@@ -28,6 +28,7 @@ from tvkernels.core.tune import tuned
 
 # the largest entry of a direction; what of it a high and a low part hold
 PEAK = tl.constexpr(2.0**22)
+WHOLE_PEAK = tl.constexpr(2**22)
 LOW_BITS = tl.constexpr(12)
 HALF_LOW = tl.constexpr(2**11)
 HIGH_PEAK = tl.constexpr(2.0**10)
@@ -46,7 +47,10 @@ INTS = 8  # sizes take two
 BEST, SCALE = (tl.constexpr(i) for i in range(2))
 FLOATS = 3  # scales take two
 
-METRIC, PARTNERS, TARGETS, MEMBERS, MERGE, FOLLOW = (tl.constexpr(i) for i in range(6))
+# tiles of comparisons; tokens that move at once
+COUNT_ROWS, COUNT_COLS = tl.constexpr(128), tl.constexpr(32)
+TOKENS = tl.constexpr(256)
+
 RAW, ASCENDING, DESCENDING = (tl.constexpr(i) for i in range(3))
 
 
@@ -55,8 +59,9 @@ def _put(total, row, live, lanes, rows_ptr, floats_ptr, weights_ptr, seqlen, WID
     """Direction, scale and weight of each metric sum, (ROWS, lanes) float64, into row `row`."""
     total = tl.where(tl.abs(total) < float("inf"), total, 0.0)
     peak = tl.maximum(tl.max(tl.abs(total), 1), TINY)
-    scaled = total * (1.0 / peak * PEAK)[:, None]
-    whole = (scaled + tl.where(scaled < 0, -0.5, 0.5)).to(tl.int32)
+    # of a number that is not negative, to(int32) is the floor
+    total = total * (1.0 / peak * PEAK)[:, None] + PEAK
+    whole = (total + 0.5).to(tl.int32) - WHOLE_PEAK
     high = (whole + HALF_LOW) >> LOW_BITS
     low = (whole - (high << LOW_BITS)).to(tl.float32) * LOW_UNIT
     at = rows_ptr + (row.to(tl.int64) * (2 * WIDTH))[:, None] + lanes[None, :]
@@ -84,7 +89,8 @@ def _read_metric(
         at = x_ptr + (token.to(tl.int64) * x_t)[:, None]
         mask = live[:, None] & (lanes < D)[None, :]
         total = tl.zeros((ROWS, LANES), ACC)
-        for head in range(NUM_HEADS):
+        # two loads at once: one alone would not keep the memory busy
+        for head in tl.range(0, NUM_HEADS, loop_unroll_factor=2):
             column = (head * D + lanes).to(tl.int64) * x_c
             total += tl.load(at + column[None, :], mask=mask, other=0.0).to(ACC)
         _put(
@@ -350,9 +356,11 @@ def match_kernel(
                 MAIN, TAIL, BLOCK_A, BLOCK_B,
             )  # fmt: skip
             tl.debug_barrier()
-            _choose_targets(ints_ptr, floats_ptr, seqlen, left, merged, 0, 1, 128, 32)
+            _choose_targets(
+                ints_ptr, floats_ptr, seqlen, left, merged, 0, 1, COUNT_ROWS, COUNT_COLS
+            )
             tl.debug_barrier()
-            _link_members(ints_ptr, seqlen, left, 0, 1, 128, 32)
+            _link_members(ints_ptr, seqlen, left, 0, 1, COUNT_ROWS, COUNT_COLS)
             tl.debug_barrier()
             left -= merged
             _merge_members(
@@ -361,13 +369,13 @@ def match_kernel(
             )  # fmt: skip
             here = seqlen - here
             tl.debug_barrier()
-            _follow_tokens(slots, ints_ptr, seqlen, 0, 1, 256)
+            _follow_tokens(slots, ints_ptr, seqlen, 0, 1, TOKENS)
             tl.debug_barrier()
         _rank_slots(
             sizes_ptr + group * num_tokens, starts_ptr + group * num_tokens, ints_ptr, seqlen,
             here, left, ORDER, 32, 32,
         )  # fmt: skip
         tl.debug_barrier()
-        _list_members(slots, members_ptr + group * seqlen, ints_ptr, seqlen, 256)
+        _list_members(slots, members_ptr + group * seqlen, ints_ptr, seqlen, TOKENS)
         tl.debug_barrier()
         group += tl.num_programs(0)
