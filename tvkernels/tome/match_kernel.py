@@ -82,6 +82,8 @@ def _read_metric(
     ROWS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The metric of the tokens of x as the first rows: each token a slot of its own."""
+    # heads loaded at once, as registers allow: one alone would not keep the memory busy
+    AT_ONCE: tl.constexpr = 64 // x_ptr.dtype.element_ty.primitive_bitwidth
     lanes = tl.arange(0, LANES)
     for start in range(part * ROWS, seqlen, parts * ROWS):
         token = start + tl.arange(0, ROWS)
@@ -89,8 +91,7 @@ def _read_metric(
         at = x_ptr + (token.to(tl.int64) * x_t)[:, None]
         mask = live[:, None] & (lanes < D)[None, :]
         total = tl.zeros((ROWS, LANES), ACC)
-        # two loads at once: one alone would not keep the memory busy
-        for head in tl.range(0, NUM_HEADS, loop_unroll_factor=2):
+        for head in tl.range(0, NUM_HEADS, loop_unroll_factor=AT_ONCE):
             column = (head * D + lanes).to(tl.int64) * x_c
             total += tl.load(at + column[None, :], mask=mask, other=0.0).to(ACC)
         _put(
