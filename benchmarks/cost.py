@@ -2,10 +2,10 @@
 
     python -m benchmarks.cost [--only "gated norm"] [--counted 8 16 24] [--peers FOLDER]
 
-Every case of `benchmarks.shapes` runs in Triton's interpreter at a few small sizes; a line through
-each count gives the count at the case's size. A run over all cases as they stand goes to
-benchmarks/results/counted.md; with --only or --counted nothing is written. benchmarks/README.md
-says what the columns mean, and what they do not.
+Every case of `benchmarks.shapes` and `shapes_video` runs in Triton's interpreter at a few small
+sizes; a line through each count gives the count at the case's size. A run over all cases as they
+stand goes to benchmarks/results/counted.md; with --only or --counted nothing is written.
+benchmarks/README.md says what the columns mean, and what they do not.
 """
 
 from __future__ import annotations
@@ -64,15 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def lines(only: str = "", counted: Sequence[int] | None = None) -> Iterator[str]:
     """The table, line by line as it is counted, and below it what could not be counted."""
-    from benchmarks.shapes import CASES
-    from benchmarks.shapes_video import CASES as VIDEO_CASES
+    from benchmarks import shapes, shapes_video
 
     providers = _providers()
     missing = []
     if providers["mamba-ssm"] is None:
         missing.append("mamba-ssm is not installed: its rows are left out.")
     yield from TABLE_HEAD
-    for case in (*CASES, *VIDEO_CASES):
+    for case in (*shapes.CASES, *shapes_video.CASES):
         for name, functions in providers.items():
             if only in case.name and hasattr(functions, case.op):
                 row = count(case, name, counted or case.counted)

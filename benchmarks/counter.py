@@ -247,7 +247,9 @@ class _TorchOperations(TorchDispatchMode):
                 if not (overwritten and name in ("copy_", "fill_", "zero_")):
                     self.note(launch, value, writes=False)
             self.note(launch, result, writes=True)
-            self.record.launches.append(launch)
+            # a question about dtypes touches no tensor, and launches nothing
+            if launch.accesses:
+                self.record.launches.append(launch)
         return result
 
     def note(self, launch: Launch, tree: Any, writes: bool) -> None:

@@ -1,6 +1,6 @@
 """Shapes and floors of what TransV and the projector do, as shapes.py has the rest.
 
-Of an op that has no Triton kernel yet nothing is counted; when one lands, it gets a Case here.
+An op that has a Triton kernel has a line in CASES, which are counted behind those of shapes.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import torch
 
-from benchmarks.shapes import HIDDEN, Call, Case, Floor
+from benchmarks.shapes import HIDDEN, Call, Case, Floor, backward
 
 HEADS, KV_HEADS, HEAD_DIM = 40, 8, 128  # of attention
 PATCHES, VISION_WIDTH, TOKENS_PER_FRAME = 729, 1152, 16
@@ -36,6 +36,15 @@ def select_hidden(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: 
     hidden = torch.randn(batch, tokens, HIDDEN, dtype=dtype)
     weight = torch.randn(KV_HEADS * HEAD_DIM, HIDDEN, dtype=dtype) * HIDDEN**-0.5
     return Call(lambda: ops.attention_topk_hidden(q, hidden, weight, tokens // KEEP, (0, tokens)))
+
+
+def leave(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
+    """What the selection drops goes, and is handed to the transfer."""
+    x = torch.randn(batch, tokens, HIDDEN, dtype=dtype).requires_grad_()
+    # one of KEEP stays: 2, 7, 12, ...
+    gone = torch.arange(tokens - (tokens + 2) // KEEP)
+    gone = (gone + (gone + 2) // (KEEP - 1)).repeat(batch, 1)
+    return Call(lambda: ops.compact(x, gone, return_dropped=True)[:2], (x,))
 
 
 def transfer(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
@@ -80,6 +89,11 @@ def select_hidden_floor(tokens: int) -> Floor:
     return Floor((2 * HIDDEN + 12) * tokens, 2.0 * HEADS * HIDDEN * tokens)
 
 
+def leave_floor(tokens: int) -> Floor:
+    """Every row in and out, forward or back; the indices of those that go (8 bytes) in."""
+    return Floor((4 * HIDDEN + 8 * (1 - 1 / KEEP)) * tokens)
+
+
 def transfer_floor(tokens: int) -> Floor:
     """Keys, values and the output's projection in; two products."""
     weight = HIDDEN * HEADS * HEAD_DIM
@@ -94,8 +108,6 @@ def transfer_backward_floor(tokens: int) -> Floor:
     return Floor(2 * (4 * KV_HEADS * HEAD_DIM * tokens + 2 * weight), flops)
 
 
-# what is counted: an hour of frames is shared among the programs of one wave
-MERGE_GRID = ("tvkernels.tome.kernel:PROGRAMS",)
 CASES: tuple[Case, ...] = (
     Case(
         "token merging",
@@ -104,6 +116,37 @@ CASES: tuple[Case, ...] = (
         merge_floor,
         size=10_000,
         counted=(1, 2),
-        scaled=MERGE_GRID,
+        # as many frames to a program as at the size
+        scaled=("tvkernels.tome.kernel:PROGRAMS",),
+    ),
+    Case(
+        "transfer into the text",
+        "gated_cross_attention",
+        transfer,
+        transfer_floor,
+        size=80_000,
+        # as many splits of the keys as at the size, each of whole tiles
+        counted=(704, 1408),
+        scaled=("tvkernels.gated_cross_attention.kernel:KEYS",),
+    ),
+    Case(
+        "selection", "attention_topk", select, select_floor, size=80_000, counted=(1024, 2048, 3072)
+    ),
+    Case(
+        "selection from hidden states",
+        "attention_topk_hidden",
+        select_hidden,
+        select_hidden_floor,
+        size=80_000,
+        counted=(1024, 2048, 3072),
+    ),
+    Case("rows taken out", "compact", leave, leave_floor, size=80_000, counted=(160, 320, 480)),
+    Case(
+        "rows taken out, backward",
+        "compact",
+        backward(leave),
+        leave_floor,
+        size=80_000,
+        counted=(160, 320, 480),
     ),
 )

@@ -2,8 +2,10 @@
 
 As shipped (3.6.0 to 3.9.0) it truncates float32 to bfloat16, and adds, multiplies and contracts
 bfloat16 as the integers of their bits. Here a bfloat16 is held as a float32, rounded to the nearest
-even wherever one comes into being; memory holds its 16 bits. It also becomes stricter: a masked
-load without `other` gives NaN in the lanes that are off, as undefined there as on a GPU.
+even wherever one comes into being; memory holds its 16 bits. A product of matrices rounds its sums
+once, as BLAS sums alike rows in an order that depends on where they stand, which no matrix
+instruction does. It also becomes stricter: a masked load without `other` gives NaN in the lanes that
+are off, as undefined there as on a GPU.
 
 It runs programs one after the other: it cannot show a race, a missing barrier or a memory order.
 """
@@ -43,6 +45,7 @@ def install() -> None:
     _hold_bfloat16_as_float32(interpreter)
     _keep_memory_as_it_is(interpreter)
     _allow_dynamic_ranges(interpreter)
+    _sum_products_alike(interpreter)
 
 
 def _is_bf16(dtype: Any) -> bool:
@@ -149,6 +152,20 @@ def _allow_dynamic_ranges(interpreter: Any) -> None:
         tensor.__index__ = lambda self: int(self.handle.data.reshape(-1)[0])
 
     interpreter._patch_lang_tensor = patch
+
+
+def _sum_products_alike(interpreter: Any) -> None:
+    Handle, Builder = interpreter.TensorHandle, interpreter.InterpreterBuilder
+    dot = Builder.create_dot
+
+    def exact(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
+        if d.data.dtype != np.float32 or a.data.dtype.itemsize == 1:
+            return dot(self, a, b, d, *rest)
+        with np.errstate(invalid="ignore", over="ignore"):
+            product = np.matmul(a.data, b.data, dtype=np.float64).astype(np.float32)
+        return Handle(product + d.data, d.dtype.scalar)
+
+    Builder.create_dot = exact
 
 
 @contextmanager

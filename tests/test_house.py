@@ -21,6 +21,7 @@ import pytest
 import timeviper_fast
 import tvkernels
 import tvkernels.reference
+from tests.contract import NOT_OPS
 from tvkernels.core.backend import ROOMS
 
 if sys.version_info >= (3, 11):
@@ -187,10 +188,13 @@ def may_import(path: str) -> str:
     first, *rest = path.removeprefix("tvkernels/").split("/")
     if first == "core":
         return r"core\.\w+"
+    doors, truths = "|".join(ROOMS), rf"({'|'.join(ROOMS)})\.reference"
+    if first == "integrations":
+        return rf"{doors}|{truths}|core\.(backend|checks)|split_conv1d_scan|integrations\.\w+"
     if not rest:
-        doors, truths = "|".join(ROOMS), rf"({'|'.join(ROOMS)})\.reference"
         return {
-            "__init__.py": rf"{doors}|core\.backend|split_conv1d_scan",
+            "__main__.py": r"core\.backend|integrations",
+            "__init__.py": rf"{doors}|core\.backend|split_conv1d_scan|integrations",
             "reference.py": rf"{truths}|split_conv1d_scan",
         }.get(first, rf"{doors}|{truths}|core\.(backend|checks)")
     own = rf"{first}\.(?!op\b|kernel\b)\w+"
@@ -405,8 +409,7 @@ def test_tuning_never_depends_on_a_length():
 
 def test_every_op_has_its_reference_on_the_face():
     ops = {n for n in tvkernels.__all__ if inspect.isfunction(getattr(tvkernels, n))}
-    # not ops, and one that is composed of ops
-    ops -= {"explain", "use_backend", "mamba_split_conv1d_scan_combined"}
+    ops -= {*NOT_OPS, "mamba_split_conv1d_scan_combined"}  # the last is composed of ops
     for name in ops:
         reference = getattr(tvkernels.reference, f"{name}_ref")
         signatures = [inspect.signature(f) for f in (getattr(tvkernels, name), reference)]

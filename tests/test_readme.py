@@ -32,7 +32,7 @@ def test_python(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     names: dict[str, object] = {}
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     assert names["answer"].text in capsys.readouterr().out

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -47,9 +48,10 @@ def _pack(segments: tuple[Segment, ...], hidden: Tensor) -> Packing:
     lengths = tuple(segment.length for segment in segments)
     if len(lengths) == 1:
         return Packing(lengths, None)
-    index = torch.arange(len(lengths), dtype=torch.int32)
-    index = index.repeat_interleave(torch.tensor(lengths))
-    return Packing(lengths, index.to(hidden.device).expand(len(hidden), -1))
+    # made where it is used: a copy from the host would wait for the device
+    made = partial(torch.full, dtype=torch.int32, device=hidden.device)
+    index = torch.cat([made((length,), i) for i, length in enumerate(lengths)])
+    return Packing(lengths, index.expand(len(hidden), -1))
 
 
 class RMSNorm(nn.Module):

@@ -29,7 +29,7 @@ from timeviper_fast.model import TimeViper
 from timeviper_fast.presets import PRESETS, preset
 from timeviper_fast.terminal import print_stops, print_table, progress_bars, say, speaking
 from timeviper_fast.video import open_video
-from tvkernels import BackendUnavailable, __version__, explain, use_backend
+from tvkernels import BackendUnavailable, __version__, explain, providers, use_backend
 
 app = typer.Typer(
     help="Questions and answers about hour-long videos.",
@@ -171,7 +171,7 @@ def info(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Which backend runs each op on this machine, and why."""
+    """Which backend runs each op on this machine, and who provides what models call."""
     rows = explain()
     if as_json:
         typer.echo(json.dumps([row.__dict__ for row in rows]))
@@ -185,6 +185,9 @@ def doctor(as_json: Json = False) -> None:
     print_table(out, header, [(r.op, r.room, r.device, r.backend, r.reason) for r in rows])
     if any(row.backend == "unavailable" for row in rows):
         typer.echo(f"\nWhat is unavailable: {_REMEDY}.")
+    typer.echo()
+    who = [(row.library, row.function, row.provider) for row in providers()]
+    print_table(out, ("library", "function", "provided by"), who)
 
 
 @app.command()

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from timeviper_fast.config import BackboneConfig, CompressionStage, Segment, shorten
-from tvkernels import attention_topk_hidden, dropped_indices, gated_cross_attention, uniform_topk
+from tvkernels import (
+    attention_topk_hidden,
+    compact,
+    dropped_indices,
+    gated_cross_attention,
+    uniform_topk,
+)
 
 __all__ = ["StageRecord", "TransV"]
 
@@ -66,34 +72,32 @@ class TransV(nn.Module):
         Returns:
             The shorter stream, its segments, and one record per sample.
         """
-        parts: list[Tensor] = []
         records: list[StageRecord] = []
+        leaving: list[Tensor] = []
         start = 0
         for segment in segments:
             sample = hidden[:, start : start + segment.length]
-            pieces, record = self._shorten(sample, segment, mixer)
-            parts += pieces
-            records.append(record)
+            kept, dropped, scores = self._choose(sample, segment, mixer)
+            counts = (segment.span.length, kept.shape[1])
+            records.append(StageRecord(self.stage.layer, *counts, kept, scores))
+            leaving.append(dropped + (start + segment.span.start))
             start += segment.length
-        return torch.cat(parts, dim=1), shorten(segments, self.stage), records
+        after = shorten(segments, self.stage)
+        shorter = compact(hidden, torch.cat(leaving, 1), return_dropped=self.stage.transfer)
+        if shorter.dropped is not None:
+            self._transfer(hidden, segments, shorter.dropped, shorter.kept, after)
+        return shorter.kept, after, records
 
-    def _shorten(
+    def _choose(
         self, sample: Tensor, segment: Segment, mixer: nn.Module
-    ) -> tuple[list[Tensor], StageRecord]:
-        """[prefix, kept vision, text] of one sample, as pieces of the new sequence."""
-        span = segment.span
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Which vision tokens stay and which leave (batch, n), counted from the span's first."""
         keep = self.stage.kept_count(segment.vision_tokens)
         if self.stage.select == "attention":
-            kept, dropped, scores = self._by_attention(sample, segment, keep, mixer)
-        else:
-            one = uniform_topk(span.length, keep, sample.device)
-            rest = dropped_indices(one, span.length)
-            kept, dropped, scores = one.expand(len(sample), -1), rest.expand(len(sample), -1), None
-        vision, text = sample[:, span.start : span.stop], sample[:, span.stop :]
-        if self.stage.transfer and keep < span.length:
-            text = self._transfer(text, _take(vision, dropped))
-        record = StageRecord(self.stage.layer, span.length, keep, kept, scores)
-        return [sample[:, : span.start], _take(vision, kept), text], record
+            return self._by_attention(sample, segment, keep, mixer)
+        kept = uniform_topk(segment.span.length, keep, sample.device)
+        dropped = dropped_indices(kept, segment.span.length)
+        return kept.expand(len(sample), -1), dropped.expand(len(sample), -1), None
 
     def _by_attention(
         self, sample: Tensor, segment: Segment, keep: int, mixer: nn.Module
@@ -108,7 +112,26 @@ class TransV(nn.Module):
             chosen = attention_topk_hidden(q, seen, weight, keep, span)
         return chosen.kept, chosen.dropped, chosen.scores
 
-    def _transfer(self, text: Tensor, dropped: Tensor) -> Tensor:
+    def _transfer(
+        self,
+        hidden: Tensor,
+        segments: tuple[Segment, ...],
+        dropped: Tensor,
+        shorter: Tensor,
+        after: tuple[Segment, ...],
+    ) -> None:
+        """Write into each sample's text in `shorter` what its rows of `dropped` say."""
+        start = row = end = 0
+        for segment, left in zip(segments, after):
+            text = hidden[:, start + segment.span.stop : start + segment.length]
+            start, end = start + segment.length, end + left.length
+            count = segment.length - left.length
+            if count:
+                told = self._attend(text, dropped[:, row : row + count])
+                shorter[:, end - text.shape[1] : end] = told
+            row += count
+
+    def _attend(self, text: Tensor, dropped: Tensor) -> Tensor:
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(-1, (-1, self.head_dim))
 
@@ -120,8 +143,3 @@ class TransV(nn.Module):
             self.alpha,
             out_proj=self.o_proj.weight,
         )
-
-
-def _take(x: Tensor, index: Tensor) -> Tensor:
-    """x (batch, seqlen, dim) at index (batch, n) -> (batch, n, dim)."""
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))

@@ -15,9 +15,22 @@ from tvkernels.causal_conv1d import (
     causal_conv1d_update,
     causal_conv1d_varlen_states,
 )
+from tvkernels.compact import CompactResult, compact
 from tvkernels.core.backend import BackendUnavailable, OpBackend, explain, use_backend
 from tvkernels.decode_step import mamba2_decode_step
 from tvkernels.gated_cross_attention import gated_cross_attention
+from tvkernels.integrations import (
+    KernelLayer,
+    Patch,
+    Provider,
+    Provision,
+    Replacement,
+    kernel_mapping,
+    patch_transformers,
+    provide,
+    providers,
+    unpatch_transformers,
+)
 from tvkernels.relu2 import relu2
 from tvkernels.rmsnorm import layernorm_fn, rms_norm, rmsnorm_fn
 from tvkernels.selective_state_update import selective_state_update
@@ -27,7 +40,13 @@ from tvkernels.tome import ToMeResult, tome_merge
 
 __all__ = [
     "BackendUnavailable",
+    "CompactResult",
+    "KernelLayer",
     "OpBackend",
+    "Patch",
+    "Provider",
+    "Provision",
+    "Replacement",
     "ToMeResult",
     "TopKResult",
     "attention_topk",
@@ -35,19 +54,25 @@ __all__ = [
     "causal_conv1d_fn",
     "causal_conv1d_update",
     "causal_conv1d_varlen_states",
+    "compact",
     "dropped_indices",
     "explain",
     "gated_cross_attention",
+    "kernel_mapping",
     "layernorm_fn",
     "mamba2_decode_step",
     "mamba_chunk_scan_combined",
     "mamba_split_conv1d_scan_combined",
+    "patch_transformers",
+    "provide",
+    "providers",
     "relu2",
     "rms_norm",
     "rmsnorm_fn",
     "selective_state_update",
     "tome_merge",
     "uniform_topk",
+    "unpatch_transformers",
     "use_backend",
 ]
 

@@ -16,6 +16,7 @@ from tvkernels.causal_conv1d.reference import (
     causal_conv1d_update_ref,
     causal_conv1d_varlen_states_ref,
 )
+from tvkernels.compact.reference import compact_ref
 from tvkernels.decode_step.reference import mamba2_decode_step_ref
 from tvkernels.gated_cross_attention.reference import gated_cross_attention_ref
 from tvkernels.relu2.reference import relu2_ref
@@ -30,6 +31,7 @@ __all__ = [
     "causal_conv1d_fn_ref",
     "causal_conv1d_update_ref",
     "causal_conv1d_varlen_states_ref",
+    "compact_ref",
     "dropped_indices_ref",
     "gated_cross_attention_ref",
     "layernorm_fn_ref",

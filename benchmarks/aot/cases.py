@@ -258,6 +258,52 @@ def merges() -> Iterator[tuple[str, Case]]:
     yield "tome_merge, 32 bit", partial(merge, 8, 576, 768, 16, "raw", torch.float32)
 
 
+def selections() -> Iterator[tuple[str, Case]]:
+    """By keys, by hidden states, normed, turned; packed, their ends on the device."""
+    heads, kv_heads, headdim = (
+        CONFIG.num_attention_heads,
+        CONFIG.num_key_value_heads,
+        CONFIG.head_dim,
+    )
+
+    def run(tokens: int, form: str, queries: int, packed: bool) -> None:
+        q, width = empty(1, queries, heads, headdim), CONFIG.hidden_size
+        options = {
+            "keep": tokens // 8,
+            "span": [(16, tokens // 2)] if packed else (16, tokens // 2),
+            "cu_seqlens": torch.empty(2, dtype=torch.int32, device="meta") if packed else None,
+        }
+        if form == "keys":
+            tvkernels.attention_topk(q, empty(1, tokens, kv_heads, headdim), **options)
+            return
+        tables = (empty(tokens, headdim), empty(tokens, headdim))
+        tvkernels.attention_topk_hidden(
+            q, empty(1, tokens, width), empty(kv_heads * headdim, width), **options,
+            norm_weight=None if form == "hidden" else empty(width),
+            rope=tables if form == "turned" else None,
+        )  # fmt: skip
+
+    yield "selection by keys", partial(run, TOKENS[1], "keys", 1, False)
+    for form in ("hidden", "normed", "turned"):
+        yield f"selection by {form} states", partial(run, TOKENS[1], form, 1, False)
+    yield "selection of packed sequences", partial(run, TOKENS[1], "keys", 3, True)
+
+
+def compactions() -> Iterator[tuple[str, Case]]:
+    """A quarter of the tokens out, and their gradients back; with positions, without them."""
+
+    def run(tokens: int, whole: bool) -> None:
+        x = empty(1, tokens, CONFIG.hidden_size, grad=True)
+        dropped = torch.empty(1, tokens // 4, dtype=torch.int64, device="meta")
+        positions = torch.empty(1, tokens, dtype=torch.int32, device="meta") if whole else None
+        got = tvkernels.compact(x, dropped, positions, return_dropped=whole)
+        outs = [got.kept, got.dropped] if whole else [got.kept]
+        torch.autograd.backward(outs, [torch.empty_like(out) for out in outs])
+
+    yield "rows taken out", partial(run, TOKENS[1], False)
+    yield "rows taken out, with positions", partial(run, TOKENS[1], True)
+
+
 def transfers() -> Iterator[tuple[str, Case]]:
     """A question, one word, packed samples; without a projection, with padded heads, large ones."""
 
@@ -287,7 +333,9 @@ def transfers() -> Iterator[tuple[str, Case]]:
 
 
 ROOMS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
+    "attention_topk": selections,
     "causal_conv1d": convolutions,
+    "compact": compactions,
     "decode_step": decode_steps,
     "gated_cross_attention": transfers,
     "rmsnorm": norms,

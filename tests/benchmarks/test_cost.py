@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import shapes, shapes_video
 from benchmarks.cost import Row, fit, table_line
-from benchmarks.shapes import CASES, Floor
+from benchmarks.shapes import Floor
 
 ROOT = Path(__file__).parents[2]
+CASES = (*shapes.CASES, *shapes_video.CASES)
 
 
 def test_a_straight_line_is_continued_exactly():
@@ -62,6 +64,7 @@ def test_the_floors_are_those_of_the_model():
         "decode step of the scan, batch 8, 32 bit state": 10_531_072,
         "decode step of the scan, batch 8, 16 bit state": 5_288_192,
         "decode step of the mixer, batch 8": 10_649_860,
+        "transfer into the text": 4142,
     }
     assert {k: round(floors[k](n).bytes / n) for k in expected} == expected
 

@@ -13,6 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tvkernels
+from tests.contract import NOT_OPS
 from tvkernels.core import backend
 from tvkernels.core.backend import ROOMS, backend_for, triton_version
 
@@ -220,7 +221,7 @@ def rows(device: str) -> dict[str, backend.OpBackend]:
 def test_explain_has_one_row_per_public_op():
     functions = {n for n in tvkernels.__all__ if inspect.isfunction(getattr(tvkernels, n))}
     here = rows("cpu")
-    assert set(here) == functions - {"explain", "use_backend"}
+    assert set(here) == functions - NOT_OPS
     assert len(tvkernels.explain()) == len(here)
     assert {row.backend for row in here.values()} == {"reference"}
     assert here["tome_merge"].reason == "a CPU tensor: plain PyTorch"

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tests.contract import assert_close_by_rule, cast, check_contract
+from tests.contract import assert_close_by_rule, cast, check_contract, device
 from tests.footprint import largest_tensor
+from tests.interpreter import INTERPRETED
 from tvkernels.attention_topk import (
     attention_topk,
     attention_topk_hidden,
@@ -24,12 +25,17 @@ from tvkernels.attention_topk import (
 )
 
 DATA = Path(__file__).parents[1] / "data"
-law = settings(max_examples=20, deadline=None, derandomize=True)
+# the fixture `backend` stays the same for all examples of a run
+law = settings(
+    max_examples=4 if INTERPRETED else 20, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+    return x.to(device())
 
 
 def pick(scores: list[float], keep: int) -> tuple[list[int], list[int]]:
@@ -57,7 +63,9 @@ def naive_topk(
         kept.append(best)
         dropped.append(rest)
         scores.append(score.to(torch.promote_types(q.dtype, torch.float32)))
-    return torch.tensor(kept).long(), torch.tensor(dropped).long(), torch.stack(scores)
+    stacked = torch.stack(scores)
+    indices = (torch.tensor(part, device=stacked.device).long() for part in (kept, dropped))
+    return *indices, stacked
 
 
 def naive_hidden(
@@ -90,7 +98,7 @@ def rotated(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 def rope_angles(seqlen: int, headdim: int) -> torch.Tensor:
     frequency = 10000.0 ** (-torch.arange(headdim // 2, dtype=torch.float64) / (headdim // 2))
-    return torch.arange(seqlen, dtype=torch.float64)[:, None] * frequency
+    return (torch.arange(seqlen, dtype=torch.float64)[:, None] * frequency).to(device())
 
 
 def rope_tables(angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,6 +111,7 @@ def assert_same(got: tuple[torch.Tensor, ...], want: tuple[torch.Tensor, ...]) -
     torch.testing.assert_close(got[2], want[2].to(got[2].dtype), atol=1e-7, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("queries", "nheads", "nkvheads", "scale"),
@@ -119,6 +128,7 @@ def test_contract(
     check_contract(attention_topk, naive_topk, inputs, dtype=dtype)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("with_norm", [False, True])
 @pytest.mark.parametrize("with_rope", [False, True])
@@ -142,6 +152,7 @@ def test_hidden_contract(dtype: torch.dtype, with_norm: bool, with_rope: bool) -
     assert_close_by_rule(got.scores, plain[2], truth[2], "scores")
 
 
+@pytest.mark.usefixtures("backend")
 def test_videochat_flash_rule_with_its_own_eps_and_rotated_query() -> None:
     angles = rope_angles(90, 16)
     hidden, weight, norm = randn(1, 90, 40), randn(32, 40) / 6, randn(40)
@@ -159,6 +170,7 @@ def test_videochat_flash_rule_with_its_own_eps_and_rotated_query() -> None:
     assert not torch.allclose(default.scores, got.scores, rtol=1e-3)
 
 
+@pytest.mark.usefixtures("backend")
 @law
 @given(
     nkvheads=st.integers(1, 3), group=st.integers(1, 4), queries=st.integers(1, 3),
@@ -179,9 +191,10 @@ def golden_cases() -> list[dict[str, Any]]:
     return json.loads((DATA / "B_attention_scores.json").read_text())["cases"]
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("case", golden_cases(), ids=lambda c: c["key"])
 def test_goldens(case: dict[str, Any]) -> None:
-    golden = load_file(DATA / "B_attention_scores.safetensors")
+    golden = load_file(DATA / "B_attention_scores.safetensors", device=str(device()))
     key, prefix, vision, keep = case["key"], case["prefix"], case["vision"], case["kept"]
     hidden, k_weight = golden[f"{key}.features"], golden["attn.k_proj.weight"]
     q = (hidden[:, -1] @ golden["attn.q_proj.weight"].T).unflatten(-1, (5, 16))
@@ -218,6 +231,7 @@ def test_uniform_is_the_float64_rule(length: int, share: float) -> None:
     assert np.array_equal(got, want.astype(np.int64))
 
 
+@pytest.mark.usefixtures("backend")
 @law
 @given(
     length=st.integers(0, 40), share=st.floats(0, 1), before=st.integers(0, 5),
@@ -243,8 +257,9 @@ def test_topk_with_ties_to_the_lower_index(
     assert torch.equal(scores[0][kept[0]].sort(descending=True).values, values)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("form", ["keys", "hidden"])
-@pytest.mark.parametrize("length", [5, 33, 100, 1025, 2500])
+@pytest.mark.parametrize("length", [33, 100, 2500])
 def test_equal_keys_tie_at_every_position(form: str, length: int) -> None:
     """A matrix product may round equal dot products differently in its last columns."""
     q, weight = randn(1, 10, 16), randn(32, 48)
@@ -258,6 +273,7 @@ def test_equal_keys_tie_at_every_position(form: str, length: int) -> None:
     assert torch.equal(got.kept[0], torch.arange(length // 2))
 
 
+@pytest.mark.usefixtures("backend")
 @law
 @given(length=st.integers(0, 50), share=st.floats(0, 1), seed=st.integers(0, 99))
 def test_kept_and_dropped_partition_the_span(length: int, share: float, seed: int) -> None:
@@ -274,6 +290,7 @@ def test_kept_and_dropped_partition_the_span(length: int, share: float, seed: in
     assert torch.equal(dropped_indices(got.kept, length), got.dropped)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("length", [0, 1, 30])
 def test_keeping_all_or_nothing(length: int) -> None:
     q, k = randn(1, 4, 8), randn(1, 31, 2, 8)
@@ -286,6 +303,7 @@ def test_keeping_all_or_nothing(length: int) -> None:
     assert torch.equal(uniform_topk(length, length, "cpu"), torch.arange(length))
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("form", ["keys", "hidden"])
 @pytest.mark.parametrize("as_ints", [False, True])
 @pytest.mark.parametrize("queries", [(), (2,)])
@@ -329,6 +347,7 @@ def test_blocks_of_keys_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_same(a, b)
 
 
+@pytest.mark.usefixtures("backend")
 def test_no_gradient_flows_through_the_selection() -> None:
     q, k = randn(1, 4, 8).requires_grad_(), randn(1, 30, 2, 8).requires_grad_()
     assert not any(t.requires_grad for t in attention_topk(q, k, 4, (0, 30)))

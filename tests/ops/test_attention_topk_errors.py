@@ -13,7 +13,6 @@ from tvkernels.attention_topk import (
     dropped_indices,
     uniform_topk,
 )
-from tvkernels.core.backend import BackendUnavailable, use_backend
 
 KEYS = {"q": torch.ones(1, 4, 8), "k": torch.ones(1, 20, 2, 8), "keep": 3, "span": (2, 10)}
 PACKED = {
@@ -213,11 +212,3 @@ def test_index_errors() -> None:
     for wrong, got in (([0, 4], "0 to 4"), ([-1, 2], "-1 to 2")):
         with pytest.raises(ValueError, match=rf"kept must hold indices in \[0, 4\), got {got}"):
             dropped_indices(torch.tensor(wrong), 4)
-
-
-def test_triton_is_not_built_yet() -> None:
-    with use_backend("triton"):
-        with pytest.raises(BackendUnavailable, match="attention_topk: it has no Triton"):
-            attention_topk(**KEYS)
-        with pytest.raises(BackendUnavailable, match="attention_topk: it has no Triton"):
-            attention_topk_hidden(**HIDDEN)

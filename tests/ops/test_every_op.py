@@ -10,7 +10,7 @@ import torch
 
 import tvkernels
 import tvkernels.reference
-from tests.contract import as_tuple
+from tests.contract import NOT_OPS, as_tuple
 
 Tensors = dict[str, Any]
 
@@ -75,6 +75,10 @@ CASES: dict[str, Callable[[int, Callable[..., torch.Tensor]], Tensors]] = {
     "causal_conv1d_varlen_states": lambda b, randn: {
         "x": randn(40 * b, 6), "cu_seqlens": torch.arange(b + 1) * 40, "state_len": 3,
     },
+    "compact": lambda b, randn: {
+        "x": randn(b, 40, 6), "dropped": torch.tensor([[0, 3, 4, 39]]).repeat(b, 1),
+        "positions": torch.arange(40).repeat(b, 1), "return_dropped": True,
+    },
     "gated_cross_attention": lambda b, randn: {
         "text": randn(b, 7, 20), "q": randn(b, 7, 4, 8), "k": randn(b, 45, 2, 8),
         "v": randn(b, 45, 2, 8), "alpha": randn(1), "out_proj": randn(20, 32),
@@ -118,7 +122,7 @@ def run(op: str, inputs: Tensors, *, call: Any = None) -> list[torch.Tensor]:
 
 
 def test_every_op_has_a_case() -> None:
-    others = {"uniform_topk", "dropped_indices", "explain", "use_backend"}
+    others = {"uniform_topk", "dropped_indices", *NOT_OPS}
     functions = {n for n in tvkernels.__all__ if n.islower()}
     assert functions - others == set(CASES)
 

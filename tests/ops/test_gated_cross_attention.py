@@ -5,27 +5,22 @@ from __future__ import annotations
 import json
 from importlib import import_module
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from tests.contract import assert_close_by_rule, check_contract, device, on_device
 from tests.footprint import largest_tensor
+from tests.ops import common
+from tests.ops.common import DATA
 from tvkernels.gated_cross_attention import gated_cross_attention
 
-DATA = Path(__file__).parents[1] / "data"
-law = settings(
-    max_examples=15,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+law = settings(common.law, max_examples=15)
+DTYPES = [*common.DTYPES, torch.float64]
 # by name, because tvkernels.gated_cross_attention, the function, hides the folder of the same name
 REFERENCE = import_module("tvkernels.gated_cross_attention.reference")
 DIFFERENTIABLE = ("text", "q", "k", "v", "alpha")
@@ -114,8 +109,7 @@ def test_one_key_has_all_the_weight(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("alpha", [0.0, 0.7])
+@pytest.mark.parametrize(("alpha", "dtype"), [(0.0, torch.bfloat16), (0.7, torch.float16)])
 def test_the_gradient_of_the_gate_in_16_bits(alpha: float, dtype: torch.dtype) -> None:
     def slopes(fn: Any, like: torch.dtype) -> torch.Tensor:
         found = []

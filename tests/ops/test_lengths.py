@@ -92,6 +92,28 @@ def merge(tokens: int) -> None:
     train(tvkernels.tome_merge(empty(frames, 729, 1152), 16).tokens)
 
 
+def select(tokens: int, form: str) -> None:
+    """A fifth of what does not stand in front."""
+    q, hidden = empty(1, 40, 128, grad=False), empty(1, tokens, 4480, grad=False)
+    options = {"keep": tokens // 5, "span": (tokens // 9, tokens - tokens // 9)}
+    if form == "keys":
+        tvkernels.attention_topk(q, empty(1, tokens, 8, 128, grad=False), **options)
+        return
+    turned = (empty(tokens, 128, grad=False),) * 2
+    tvkernels.attention_topk_hidden(
+        q, hidden, empty(1024, 4480, grad=False), **options,
+        norm_weight=empty(4480, grad=False), rope=turned if form == "turned" else None,
+    )  # fmt: skip
+
+
+def compact(tokens: int) -> None:
+    dropped = torch.empty(1, tokens // 3, dtype=torch.int64, device="meta")
+    got = tvkernels.compact(
+        empty(1, tokens, 4480), dropped, ints(1, tokens), return_dropped=True
+    )  # fmt: skip
+    train((got.kept, got.dropped))
+
+
 CALLS: dict[str, Call] = {
     "scan": scan,
     "scan, eight rows": partial(scan, batch=8),
@@ -102,6 +124,10 @@ CALLS: dict[str, Call] = {
     "gated norm": gated_norm,
     "residual norm": residual_norm,
     "token merging": merge,
+    "selection by keys": partial(select, form="keys"),
+    "selection by hidden states": partial(select, form="hidden"),
+    "selection by turned states": partial(select, form="turned"),
+    "rows taken out": compact,
     "activation": lambda tokens: train(tvkernels.relu2(empty(1, tokens, 15680))),
     "activation of a slice": lambda n: train(tvkernels.relu2(empty(1, n, 31360)[..., :15680])),
 }

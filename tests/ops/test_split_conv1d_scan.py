@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from tests.contract import cast, check_contract
+from tests.contract import COMPILED, as_tuple, cast, check_capture, check_contract, on_device
 from tests.ops.common import DATA, DTYPES
 from tvkernels.split_conv1d_scan import mamba_split_conv1d_scan_combined
 
@@ -155,6 +155,42 @@ def test_contract(variant: str, dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("variant", ["gate, then norm", "gated in the scan", "states", "packed"])
+def test_contract_on_kernels(variant: str) -> None:
+    inputs = mixer_inputs(**VARIANTS[variant])
+    wrt = [k for k, v in inputs.items() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    check_contract(mamba_split_conv1d_scan_combined, naive_mixer, inputs, wrt=wrt, seed=2)
+
+
+@pytest.mark.usefixtures("backend")
+def test_two_runs_are_bitwise_equal() -> None:
+    inputs = cast(on_device(mixer_inputs(**VARIANTS["states"])), torch.bfloat16)
+    inputs["zxbcdt"].requires_grad_()
+
+    def run() -> list[torch.Tensor]:
+        outs = as_tuple(mamba_split_conv1d_scan_combined(**inputs))
+        total = sum(out.cos().sum() for out in outs)
+        return [*outs, *torch.autograd.grad(total, [inputs["zxbcdt"]])]
+
+    assert all(torch.equal(a, b) for a, b in zip(run(), run()))
+
+
+@pytest.mark.skipif(not COMPILED, reason="needs a GPU")
+@pytest.mark.triton
+def test_a_cuda_graph_captures_forward_and_backward() -> None:
+    inputs = cast(on_device(mixer_inputs(**VARIANTS["states"])), torch.bfloat16)
+    inputs = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    check_capture(lambda: mamba_split_conv1d_scan_combined(**inputs))
+    inputs["zxbcdt"].requires_grad_()
+
+    def train() -> tuple[torch.Tensor, ...]:
+        out, _ = mamba_split_conv1d_scan_combined(**inputs)
+        return torch.autograd.grad(out, [inputs["zxbcdt"]], torch.ones_like(out))
+
+    check_capture(train)
+
+
 def golden_arguments() -> tuple[Tensors, dict[str, torch.Tensor]]:
     golden = load_file(DATA / "F_mamba_mixer.safetensors")
     weights = {k.removeprefix("weight."): v for k, v in golden.items() if k.startswith("weight.")}
@@ -176,8 +212,9 @@ def golden_arguments() -> tuple[Tensors, dict[str, torch.Tensor]]:
     return arguments, golden
 
 
+@pytest.mark.usefixtures("backend")
 def test_golden_mixer() -> None:
-    arguments, golden = golden_arguments()
+    arguments, golden = on_device(golden_arguments())
     out, final = mamba_split_conv1d_scan_combined(**arguments, return_final_states=True)
     torch.testing.assert_close(out, golden["fused_training_output"], rtol=0, atol=2e-4)
     torch.testing.assert_close(out, golden["output"], rtol=0, atol=2e-4)
@@ -186,23 +223,26 @@ def test_golden_mixer() -> None:
     torch.testing.assert_close(normed, golden["gated_norm_output"], rtol=0, atol=2e-4)
 
 
+@pytest.mark.usefixtures("backend")
 def test_golden_packed_run() -> None:
-    arguments, golden = golden_arguments()
+    arguments, golden = on_device(golden_arguments())
     packed = mamba_split_conv1d_scan_combined(
         **{**arguments, "zxbcdt": arguments["zxbcdt"][:1], "seq_idx": golden["packed_seq_idx"]}
     )
     torch.testing.assert_close(packed, golden["packed_output"], rtol=0, atol=2e-4)
 
 
+@pytest.mark.usefixtures("backend")
 def test_compiles_to_one_graph() -> None:
     torch._dynamo.reset()
-    inputs = cast(mixer_inputs(**VARIANTS["beside an MLP"]), torch.float32)
+    inputs = cast(on_device(mixer_inputs(**VARIANTS["beside an MLP"])), torch.float32)
     compiled = torch.compile(mamba_split_conv1d_scan_combined, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(
         compiled(**inputs), mamba_split_conv1d_scan_combined(**inputs), rtol=1e-5, atol=1e-5
     )
 
 
+@pytest.mark.usefixtures("backend")
 def test_shapes_on_the_meta_device() -> None:
     inputs = mixer_inputs(d_mlp=6)
     inputs = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}

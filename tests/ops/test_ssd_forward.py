@@ -268,6 +268,13 @@ def test_offsets_past_two_to_the_31_across_channels(name: str) -> None:
 def test_graph_capture() -> None:
     inputs = cast(on_device(VARIANTS["varlen"]()), torch.bfloat16)
     check_capture(lambda: mamba_chunk_scan_combined(**inputs))
+    leaves = [inputs[name].requires_grad_() for name in GRADS]
+
+    def train() -> tuple[torch.Tensor, ...]:
+        outs = mamba_chunk_scan_combined(**inputs)
+        return torch.autograd.grad(outs, leaves, [torch.ones_like(out) for out in outs])
+
+    check_capture(train)
 
 
 def test_gradients_reach_every_input(short_segments) -> None:

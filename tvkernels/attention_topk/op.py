@@ -9,12 +9,15 @@ un-normalised hidden states, no rope) and VideoChat-Flash (arXiv 2501.00574: nor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tvkernels.attention_topk.reference import (
+    NORM_EPS,
     TopKResult,
     attention_topk_hidden_ref,
     attention_topk_ref,
@@ -34,6 +37,7 @@ from tvkernels.core.checks import (
     is_int,
     on_host,
 )
+from tvkernels.core.library import kernel_op
 
 __all__ = [
     "TopKResult",
@@ -80,17 +84,31 @@ def attention_topk(
         ValueError: a shape, dtype, count or span is not as above.
         BackendUnavailable: the backend due for q is not there.
 
-    Numerics: products and softmax in float64, logits and scores rounded to float32, so equal keys
-    tie exactly and ties go to the lower index. No gradient. Memory is linear in seqlen. Nothing is
-    read back from the device, except a cu_seqlens tensor that lies there: pass it on the CPU, or as
-    ints.
+    Numerics: equal keys get equal scores, bit for bit, wherever they stand, and ties go to the
+    lower index; a NaN counts as the highest score. The reference multiplies and takes the softmax
+    in float64, and rounds logits and scores to float32. On Triton all sums are float32, each key's
+    products in the same order, heads averaged in their order; the top-k is exact, by radix. For
+    float64 inputs scores are float64. No gradient, deterministic. Memory is linear in seqlen: on
+    Triton one float32 logit per query row and key. Nothing is read back from the device, except, by
+    the reference, a cu_seqlens tensor that lies there: pass it on the CPU, or as ints. On Triton
+    packed sequences run one after the other, and of one on the device a span that reaches beyond
+    its sequence goes unnoticed.
     """
     op = "attention_topk"
     _check_query(op, q, "k", k, keep, span, cu_seqlens)
     expect_shape(op, "k", k, "(batch, seqlen, nkvheads, headdim)", (None, None, None, q.shape[-1]))
     _check_heads(op, q, "k", k.shape[2])
-    backend_for(q, "attention_topk")
-    return attention_topk_ref(q, k, keep, span, scale=scale, cu_seqlens=cu_seqlens)
+    if backend_for(q, "attention_topk") == "reference":
+        return attention_topk_ref(q, k, keep, span, scale=scale, cu_seqlens=cu_seqlens)
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    with torch.no_grad():
+        if cu_seqlens is None:
+            return TopKResult(*_by_keys(q, k, keep, list(span), factor, None))
+        parts = [
+            _by_keys(q[i : i + 1], k[:, rows], count, list(span[i]), factor, cu)
+            for i, (rows, count, cu) in enumerate(_sequences(cu_seqlens, keep, q))
+        ]
+        return _end_to_end(parts)
 
 
 def attention_topk_hidden(
@@ -128,16 +146,38 @@ def attention_topk_hidden(
         ValueError: a shape, dtype, count or span is not as above.
         BackendUnavailable: the backend due for q is not there.
 
-    Numerics: as attention_topk; keys are not rounded to the dtype of hidden on the way.
+    Numerics: as attention_topk; keys are not rounded to the dtype of hidden on the way, and on
+    Triton nothing of their size is stored. There 16 bit hidden states meet query rows with k_weight
+    folded in, or k_weight times norm_weight, each as two 16 bit numbers: a value and what its
+    rounding lost. Float16 has to be able to hold them.
     """
     op = "attention_topk_hidden"
     _check_query(op, q, "hidden", hidden, keep, span, cu_seqlens)
     _check_projection(op, q, hidden, k_weight, norm_weight, rope)
-    backend_for(q, "attention_topk")
-    return attention_topk_hidden_ref(
-        q, hidden, k_weight, keep, span,
-        scale=scale, norm_weight=norm_weight, rope=rope, cu_seqlens=cu_seqlens,
-    )  # fmt: skip
+    if backend_for(q, "attention_topk") == "reference":
+        return attention_topk_hidden_ref(
+            q, hidden, k_weight, keep, span,
+            scale=scale, norm_weight=norm_weight, rope=rope, cu_seqlens=cu_seqlens,
+        )  # fmt: skip
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    weight, eps = norm_weight if isinstance(norm_weight, tuple) else (norm_weight, NORM_EPS)
+    cos, sin = rope or (None, None)
+    with torch.no_grad():
+        if cu_seqlens is None:
+            return TopKResult(
+                *_by_hidden(
+                    q, hidden, k_weight, weight, eps, cos, sin, keep, list(span), factor, None
+                )
+            )
+        parts = [
+            _by_hidden(
+                q[i : i + 1], hidden[:, rows], k_weight, weight, eps,
+                None if cos is None else cos[rows], None if sin is None else sin[rows],
+                count, list(span[i]), factor, cu,
+            )
+            for i, (rows, count, cu) in enumerate(_sequences(cu_seqlens, keep, q))
+        ]  # fmt: skip
+        return _end_to_end(parts)
 
 
 def uniform_topk(length: int, keep: int, device: torch.device | str | None) -> torch.Tensor:
@@ -191,6 +231,65 @@ def dropped_indices(kept: torch.Tensor, length: int) -> torch.Tensor:
             op, "kept", f"hold indices in [0, {length})", f"{int(kept.min())} to {int(kept.max())}"
         )
     return dropped_indices_ref(kept, length)
+
+
+def _sequences(
+    offsets: Offsets, keep: int | Sequence[int], q: Tensor
+) -> Iterator[tuple[slice, int, Tensor | None]]:
+    """Of each sequence: its rows, its count, and where on a device its ends lie, all rows then."""
+    keeps = keep if isinstance(keep, Sequence) else [keep] * len(q)
+    if isinstance(offsets, Tensor) and not on_host(offsets):
+        there = offsets.to(q.device)
+        yield from ((slice(None), count, there[i : i + 2]) for i, count in enumerate(keeps))
+        return
+    ends = offsets.tolist() if isinstance(offsets, Tensor) else offsets
+    yield from ((slice(*pair), count, None) for pair, count in zip(pairwise(ends), keeps))
+
+
+def _end_to_end(parts: list[tuple[Tensor, Tensor, Tensor]]) -> TopKResult:
+    kept, dropped, scores = (torch.cat([part[0] for part in column]) for column in zip(*parts))
+    return TopKResult(kept, dropped, scores)
+
+
+def _fake_selection(q: Tensor, keep: int, span: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length = q.shape[0], span[1]
+    scores = q.new_empty(batch, length, dtype=torch.promote_types(q.dtype, torch.float32))
+    kept = q.new_empty(batch, keep, dtype=torch.int64)
+    return kept, q.new_empty(batch, length - keep, dtype=torch.int64), scores
+
+
+def _fake_by_keys(
+    q: Tensor, k: Tensor, keep: int, span: list[int], scale: float, cu: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_selection(q, keep, span)
+
+
+@kernel_op("tvkernels::attention_topk", fake=_fake_by_keys)
+def _by_keys(
+    q: Tensor, k: Tensor, keep: int, span: list[int], scale: float, cu: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    from tvkernels.attention_topk.kernel import select_by_keys
+
+    return select_by_keys(q, k, keep, span, scale, cu)
+
+
+def _fake_by_hidden(
+    q: Tensor, hidden: Tensor, weight: Tensor, norm: Tensor | None, eps: float,
+    cos: Tensor | None, sin: Tensor | None, keep: int, span: list[int], scale: float,
+    cu: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _fake_selection(q, keep, span)
+
+
+@kernel_op("tvkernels::attention_topk_hidden", fake=_fake_by_hidden)
+def _by_hidden(
+    q: Tensor, hidden: Tensor, weight: Tensor, norm: Tensor | None, eps: float,
+    cos: Tensor | None, sin: Tensor | None, keep: int, span: list[int], scale: float,
+    cu: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    from tvkernels.attention_topk.kernel import select_by_hidden
+
+    return select_by_hidden(q, hidden, weight, norm, eps, cos, sin, keep, span, scale, cu)
 
 
 def _check_query(

@@ -32,6 +32,7 @@ ROOMS = (
     "rmsnorm",
     "tome",
     "attention_topk",
+    "compact",
     "gated_cross_attention",
     "relu2",
 )
@@ -53,6 +54,7 @@ OPS: dict[str, tuple[str, ...]] = {
     "attention_topk_hidden": ("attention_topk",),
     "uniform_topk": (),
     "dropped_indices": (),
+    "compact": ("compact",),
     "gated_cross_attention": ("gated_cross_attention",),
     "relu2": ("relu2",),
 }

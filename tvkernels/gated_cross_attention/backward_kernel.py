@@ -1,9 +1,9 @@
 """The backward of the attention. y = dout W is the gradient of what was read, but for the gate:
 
-    P = exp2(logits - lse),  dP = y v^T,  dS = P (dP - delta),  delta = rowsum(y * attended)
+    P = exp2(logits - top) / total,  dP = y v^T,  dS = P (dP - delta),  delta = rowsum(y * attended)
     dq = g s dS k,  dk = g s dS^T q,  dv = g P^T y,  dalpha = (1 - g^2) sum(delta),  g = tanh(alpha)
 
-s is the scale. The weights are made anew from the logarithms that the forward left, once for dq
+s is the scale. The weights are made anew by what the forward left of each row, once for dq
 and once for dk and dv; sums over the heads of a group stay in the program that owns the keys.
 """
 
@@ -16,6 +16,7 @@ from tvkernels.gated_cross_attention.tiles_kernel import (
     configs,
     gate_of,
     keys_of_split,
+    load_norm,
     load_tile,
     owned,
     place,
@@ -47,7 +48,7 @@ KEY_CONFIGS = configs(
 @tuned(QUERY_CONFIGS, key=["D", "least"])
 @triton.jit
 def query_backward_kernel(
-    q_ptr, k_ptr, v_ptr, y_ptr, attended_ptr, lse_ptr, alpha_ptr, cu_q_ptr, cu_k_ptr,
+    q_ptr, k_ptr, v_ptr, y_ptr, attended_ptr, norm_ptr, alpha_ptr, cu_q_ptr, cu_k_ptr,
     dq_ptr, delta_ptr, n, m, sequences, all_rows, least,
     q_batch, q_token, q_head, q_column, k_batch, k_token, k_head, k_column,
     v_batch, v_token, v_head, v_column,
@@ -74,7 +75,7 @@ def query_backward_kernel(
     delta = tl.sum(y.to(ACC) * attended.to(ACC), 1)
     if split == 0:
         tl.store(delta_ptr + at, delta, mask=live)
-    lse = tl.load(lse_ptr + at, mask=live, other=float("inf"))
+    top, share = load_norm(norm_ptr, at, all_rows, live)
     y = y.to(q.dtype)
     k_ptr += batch * k_batch + kv_head.to(tl.int64) * k_head
     v_ptr += batch * v_batch + kv_head.to(tl.int64) * v_head
@@ -88,7 +89,8 @@ def query_backward_kernel(
         v = load_tile(v_ptr, key * v_token, within, v_column, HEADDIM, D)
         nothing = tl.zeros((ROWS, KEYS), ACC)
         logits = product(q, tl.trans(k), nothing, DOT) * (SCALE * LOG2E)
-        weight = tl.where(within[None, :], tl.exp2(logits - lse[:, None]), 0.0)
+        weight = tl.exp2(logits - top[:, None]) * share[:, None]
+        weight = tl.where(within[None, :], weight, 0.0)
         dweight = product(y, tl.trans(v), nothing, DOT)
         dlogits = weight * (dweight - delta[:, None])
         dq = product(dlogits.to(k.dtype), k, dq, DOT)
@@ -99,8 +101,8 @@ def query_backward_kernel(
 @tuned(KEY_CONFIGS, key=["D"])
 @triton.jit
 def key_backward_kernel(
-    q_ptr, k_ptr, v_ptr, y_ptr, lse_ptr, delta_ptr, alpha_ptr, cu_q_ptr, cu_k_ptr, dk_ptr, dv_ptr,
-    n, m, sequences,
+    q_ptr, k_ptr, v_ptr, y_ptr, norm_ptr, delta_ptr, alpha_ptr, cu_q_ptr, cu_k_ptr, dk_ptr, dv_ptr,
+    n, m, sequences, all_rows,
     q_batch, q_token, q_head, q_column, k_batch, k_token, k_head, k_column,
     v_batch, v_token, v_head, v_column,
     SCALE: tl.constexpr, GROUP: tl.constexpr, HEADDIM: tl.constexpr, D: tl.constexpr,
@@ -129,12 +131,12 @@ def key_backward_kernel(
         q = load_tile(q_ptr, q_at, live, q_column, HEADDIM, D)
         at = (batch * n + token) * (kv_heads * GROUP) + head
         y = load_tile(y_ptr, at * HEADDIM, live, 1, HEADDIM, D).to(k.dtype)
-        # a row that is not there has no weight anywhere
-        lse = tl.load(lse_ptr + at, mask=live, other=float("inf"))
+        # a row that is not there has a share of 0
+        top, share = load_norm(norm_ptr, at, all_rows, live)
         delta = tl.load(delta_ptr + at, mask=live, other=0.0)
         nothing = tl.zeros((KEYS, ROWS), ACC)
         logits = product(k, tl.trans(q), nothing, DOT) * (SCALE * LOG2E)
-        weight = tl.exp2(logits - lse[None, :])
+        weight = tl.exp2(logits - top[None, :]) * share[None, :]
         dv = product(weight.to(k.dtype), y, dv, DOT)
         dweight = product(v, tl.trans(y), nothing, DOT)
         dlogits = weight * (dweight - delta[None, :])

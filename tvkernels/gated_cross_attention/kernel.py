@@ -39,35 +39,36 @@ SMALL = 64
 
 
 def transfer_forward(text, q, k, v, alpha, out_proj, cu_q, cu_k, scale, attended_dtype):
-    """out, what was read (tokens, nheads, headdim), and the logarithms (base 2) of its sums."""
+    """out; what was read, (tokens, nheads, headdim); the norm, (2, tokens, nheads): the greatest
+    logit of each row, in base 2, and the inverse of the sum of its weights."""
     batch, n, nheads, headdim = q.shape
     wide = torch.promote_types(text.dtype, torch.float32)
     out = torch.empty_like(text, memory_format=torch.contiguous_format)
     attended = text.new_empty(batch * n, nheads, headdim, dtype=attended_dtype)
-    lse = text.new_empty(batch * n, nheads, dtype=wide)
+    norm = text.new_empty(2, batch * n, nheads, dtype=wide)
     if not attended.numel():
-        return out.copy_(text), attended, lse
-    splits = _splits(q, k, cu_q)
+        return out.copy_(text), attended, norm
+    splits, rows = _splits(q, k, cu_q), batch * n * nheads
     part = text.new_empty(splits, *attended.shape, dtype=wide)
-    part_lse = text.new_empty(splits, *lse.shape, dtype=wide)
+    top, total = (text.new_empty(splits, rows, dtype=wide) for _ in range(2))
     form = _form(q, k, cu_q, scale)
     split_kernel[_grid(q, k, cu_q, splits)](
-        q, k, v, cu_q, cu_k, part, part_lse, *_sizes(q, k, cu_q), lse.numel(),
+        q, k, v, cu_q, cu_k, part, top, total, *_sizes(q, k, cu_q), rows,
         _least(_rows(q, k)), *q.stride(), *k.stride(), *v.stride(), **form,
     )  # fmt: skip
     flat = text.reshape(batch * n, text.shape[2])
     bare = flat if out_proj is None else None
-    rows = max(1, 1024 // form["D"])
-    combine_kernel[(triton.cdiv(lse.numel(), rows),)](
-        part, part_lse, attended, lse, bare, alpha, out, lse.numel(), splits, nheads,
-        *strides(bare, 2), HEADDIM=headdim, D=form["D"], ROWS=rows, ACC=form["ACC"],
+    tile = max(1, 1024 // form["D"])
+    combine_kernel[(triton.cdiv(rows, tile),)](
+        part, top, total, attended, norm, bare, alpha, out, rows, splits, nheads,
+        *strides(bare, 2), HEADDIM=headdim, D=form["D"], ROWS=tile, ACC=form["ACC"],
     )  # fmt: skip
     if out_proj is not None:
         _multiply(attended.flatten(1), out_proj, out, alpha, flat)
-    return out, attended, lse
+    return out, attended, norm
 
 
-def transfer_backward(dout, q, k, v, alpha, out_proj, attended, lse, cu_q, cu_k, scale):
+def transfer_backward(dout, q, k, v, alpha, out_proj, attended, norm, cu_q, cu_k, scale):
     """Gradients of q, k, v, alpha and, where there is one, of out_proj."""
     rows = dout.reshape(attended.shape[0], dout.shape[2])
     dproj = alpha.new_empty(0) if out_proj is None else _empty_like(out_proj)
@@ -77,28 +78,28 @@ def transfer_backward(dout, q, k, v, alpha, out_proj, attended, lse, cu_q, cu_k,
         y = torch.empty_like(attended.flatten(1))
         _multiply(rows, out_proj.mT, y)
         _multiply(rows.mT, attended.flatten(1).mT, dproj, alpha)
-    dq, dk, dv, delta = _through_attention(q, k, v, y, attended, lse, alpha, cu_q, cu_k, scale)
-    gate = alpha.to(lse.dtype).tanh()
+    dq, dk, dv, delta = _through_attention(q, k, v, y, attended, norm, alpha, cu_q, cu_k, scale)
+    gate = alpha.to(norm.dtype).tanh()
     dalpha = ((1 - gate * gate) * delta.sum()).to(alpha.dtype)
     return dq, dk, dv, dalpha, dproj
 
 
-def _through_attention(q, k, v, y, attended, lse, alpha, cu_q, cu_k, scale):
+def _through_attention(q, k, v, y, attended, norm, alpha, cu_q, cu_k, scale):
     """dq, dk, dv and the delta of every row."""
-    dq, dk, dv, delta = (_empty_like(x) for x in (q, k, v, lse))
+    dq, dk, dv, delta = (_empty_like(x) for x in (q, k, v, norm[0]))
     if not attended.numel():
         return dq, dk.zero_(), dv.zero_(), delta
     splits = _splits(q, k, cu_q)
     # one split leaves dq itself, more leave parts of it
-    parts = dq if splits == 1 else lse.new_empty(splits, *q.shape)
+    parts = dq if splits == 1 else norm.new_empty(splits, *q.shape)
     sizes, form = _sizes(q, k, cu_q), _form(q, k, cu_q, scale)
     steps = (*q.stride(), *k.stride(), *v.stride())
     query_backward_kernel[_grid(q, k, cu_q, splits)](
-        q, k, v, y, attended, lse, alpha, cu_q, cu_k, parts, delta, *sizes, lse.numel(),
+        q, k, v, y, attended, norm, alpha, cu_q, cu_k, parts, delta, *sizes, delta.numel(),
         _least(_rows(q, k)), *steps, **form,
     )  # fmt: skip
     key_backward_kernel[_grid(k, k, cu_k)](
-        q, k, v, y, lse, delta, alpha, cu_q, cu_k, dk, dv, *sizes, *steps, **form
+        q, k, v, y, norm, delta, alpha, cu_q, cu_k, dk, dv, *sizes, delta.numel(), *steps, **form
     )
     dq = dq if splits == 1 else parts.sum(0).to(q.dtype)
     return dq, dk, dv, delta

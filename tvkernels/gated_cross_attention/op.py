@@ -164,8 +164,8 @@ class _Transfer(torch.autograd.Function):
         cu_k: Tensor | None,
         scale: float,
     ) -> Tensor:
-        out, attended, lse = _transfer_fwd(text, q, k, v, alpha, out_proj, cu_q, cu_k, scale)
-        ctx.save_for_backward(q, k, v, alpha, out_proj, attended, lse, cu_q, cu_k)
+        out, attended, norm = _transfer_fwd(text, q, k, v, alpha, out_proj, cu_q, cu_k, scale)
+        ctx.save_for_backward(q, k, v, alpha, out_proj, attended, norm, cu_q, cu_k)
         ctx.scale = scale
         return out
 
@@ -194,7 +194,7 @@ def _fake_transfer_fwd(
     batch, n, nheads, headdim = q.shape
     wide = torch.promote_types(text.dtype, torch.float32)
     attended = text.new_empty(batch * n, nheads, headdim, dtype=_attended_dtype(text, out_proj))
-    return _like(text), attended, text.new_empty(batch * n, nheads, dtype=wide)
+    return _like(text), attended, text.new_empty(2, batch * n, nheads, dtype=wide)
 
 
 @kernel_op("tvkernels::gated_cross_attention_fwd", fake=_fake_transfer_fwd)
@@ -209,7 +209,7 @@ def _transfer_fwd(
     cu_k: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """out; what was read, (tokens, nheads, headdim); the log2 of the sums of weights."""
+    """out; what was read, (tokens, nheads, headdim); by what a row's logits are normed."""
     from tvkernels.gated_cross_attention.kernel import transfer_forward
 
     dtype = _attended_dtype(text, out_proj)
@@ -232,7 +232,7 @@ def _transfer_bwd(
     alpha: Tensor,
     out_proj: Tensor | None,
     attended: Tensor,
-    lse: Tensor,
+    norm: Tensor,
     cu_q: Tensor | None,
     cu_k: Tensor | None,
     scale: float,
@@ -240,4 +240,4 @@ def _transfer_bwd(
     """Gradients of q, k, v, alpha and out_proj, the last without elements where there is none."""
     from tvkernels.gated_cross_attention.kernel import transfer_backward
 
-    return transfer_backward(dout, q, k, v, alpha, out_proj, attended, lse, cu_q, cu_k, scale)
+    return transfer_backward(dout, q, k, v, alpha, out_proj, attended, norm, cu_q, cu_k, scale)

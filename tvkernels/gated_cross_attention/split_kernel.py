@@ -1,8 +1,9 @@
 """The attention of gated cross-attention: a split of the keys in each program, then their sum.
 
 Of its rows and its keys a program keeps the running maximum, sum and product with v (online
-softmax, float32, in base 2). It leaves the normalised product and the logarithm of the sum, by
-which the second kernel weighs the splits, in their order.
+softmax, float32, in base 2), and leaves all three. The second kernel adds up the splits, in their
+order, and leaves to the backward the maximum and the inverse of the sum of each row: their
+logarithm in one float32 would cost digits where logits are large.
 """
 
 import triton
@@ -38,7 +39,7 @@ CONFIGS = configs(
 @tuned(CONFIGS, key=["D", "least"])
 @triton.jit
 def split_kernel(
-    q_ptr, k_ptr, v_ptr, cu_q_ptr, cu_k_ptr, part_ptr, lse_ptr,
+    q_ptr, k_ptr, v_ptr, cu_q_ptr, cu_k_ptr, part_ptr, top_ptr, total_ptr,
     n, m, sequences, all_rows, least,
     q_batch, q_token, q_head, q_column, k_batch, k_token, k_head, k_column,
     v_batch, v_token, v_head, v_column,
@@ -83,15 +84,14 @@ def split_kernel(
         v = load_tile(v_ptr, key * v_token, within, v_column, HEADDIM, D)
         read = product(weight.to(v.dtype), v, read * fade[:, None], DOT)
     out = split.to(tl.int64) * all_rows + (batch * n + token) * (kv_heads * GROUP) + head
-    # without keys, what was read is 0 and the logarithm that of 0
-    total = tl.where(total == 0.0, 1.0, total)
-    store_tile(part_ptr, out * HEADDIM, live, read * (1.0 / total)[:, None], HEADDIM, D)
-    tl.store(lse_ptr + out, top + tl.log2(total), mask=live)
+    store_tile(part_ptr, out * HEADDIM, live, read, HEADDIM, D)
+    tl.store(top_ptr + out, top, mask=live)
+    tl.store(total_ptr + out, total, mask=live)
 
 
 @triton.jit
 def combine_kernel(
-    part_ptr, lse_ptr, attended_ptr, all_lse_ptr, text_ptr, alpha_ptr, out_ptr,
+    part_ptr, top_ptr, total_ptr, attended_ptr, norm_ptr, text_ptr, alpha_ptr, out_ptr,
     rows, splits, heads, text_row, text_column,
     HEADDIM: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -104,19 +104,21 @@ def combine_kernel(
     read = tl.zeros((ROWS, D), ACC)
     at = row
     for _ in range(splits):
-        lse = tl.load(lse_ptr + at, mask=live, other=float("-inf"))
-        higher = tl.maximum(top, lse)
+        split_top = tl.load(top_ptr + at, mask=live, other=float("-inf"))
+        higher = tl.maximum(top, split_top)
         base = tl.where(higher == float("-inf"), 0.0, higher)
-        weight, fade = tl.exp2(lse - base), tl.exp2(top - base)
+        weight, fade = tl.exp2(split_top - base), tl.exp2(top - base)
         top = higher
-        total = total * fade + weight
+        total = total * fade + tl.load(total_ptr + at, mask=live, other=0.0) * weight
         part = load_tile(part_ptr, at * HEADDIM, live, 1, HEADDIM, D)
         read = read * fade[:, None] + part * weight[:, None]
         at += rows
-    total = tl.where(total == 0.0, 1.0, total)
-    read /= total[:, None]
+    # without keys, what was read is 0
+    share = 1.0 / tl.where(total == 0.0, 1.0, total)
+    read *= share[:, None]
     store_tile(attended_ptr, row * HEADDIM, live, read, HEADDIM, D)
-    tl.store(all_lse_ptr + row, top + tl.log2(total), mask=live)
+    tl.store(norm_ptr + row, top, mask=live)
+    tl.store(norm_ptr + rows + row, share, mask=live)
     if text_ptr is not None:
         at = row // heads * text_row + row % heads * (HEADDIM * text_column)
         text = load_tile(text_ptr, at, live, text_column, HEADDIM, D).to(ACC)

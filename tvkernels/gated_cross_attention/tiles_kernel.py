@@ -116,6 +116,13 @@ def store_tile(ptr, at, live, value, HEADDIM: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
+def load_norm(norm_ptr, at, all_rows, live):
+    """By which a row's logits become weights: their maximum, the inverse of the weights' sum."""
+    top = tl.load(norm_ptr + at, mask=live, other=0.0)
+    return top, tl.load(norm_ptr + all_rows + at, mask=live, other=0.0)
+
+
+@triton.jit
 def product(a, b, total, DOT: tl.constexpr):
     return tl.dot(a, b, total, input_precision=DOT, out_dtype=total.dtype)
 

@@ -29,7 +29,14 @@ import triton.language as tl
 from tvkernels.core.tl import accumulator, sigmoid, silu, softplus
 from tvkernels.core.tune import tuned
 from tvkernels.ssd.backward_roles_kernel import roles
-from tvkernels.ssd.backward_tiles_kernel import bounds_of, configs, load_rows, product, reached
+from tvkernels.ssd.backward_tiles_kernel import (
+    bounds_of,
+    configs,
+    held,
+    load_rows,
+    product,
+    reached,
+)
 from tvkernels.ssd.backward_walk_kernel import walk
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -56,11 +63,16 @@ class Plan:
     dtype: torch.dtype
     """of sums"""
     step: torch.Tensor
+    """as all vectors (batch, nheads, pitch): the length rounded up to whole chunks"""
     log: torch.Tensor
 
     @property
     def acc(self):
         return accumulator(self.dtype)
+
+    @property
+    def pitch(self):
+        return self.step.shape[2]
 
     @property
     def precise(self):
@@ -79,9 +91,9 @@ def _step_sizes(dt_ptr, bias_ptr, at, head, mask, live, SOFTPLUS: tl.constexpr, 
     return raw, size
 
 
-@triton.jit(do_not_specialize=["seqlen", "chunks", "low_by", "dt_batch"])
+@triton.jit(do_not_specialize=["seqlen", "chunks", "dt_batch"])
 def scan_backward_steps_kernel(
-    dt_ptr, a_ptr, bias_ptr, step_ptr, log_ptr, ends_ptr, seqlen, chunks, heads,
+    dt_ptr, a_ptr, bias_ptr, step_ptr, log_ptr, ends_ptr, seqlen, pitch, chunks, heads,
     low_by: tl.int64, least, most, dt_batch: tl.int64, dt_token, dt_head, a_head,
     T: tl.constexpr, HEADS: tl.constexpr, SOFTPLUS: tl.constexpr, PRECISE: tl.constexpr,
     ACC: tl.constexpr,
@@ -96,7 +108,7 @@ def scan_backward_steps_kernel(
     mask = (head < heads)[:, None] & (t < stop)[None, :]
     at = batch * dt_batch + (head * dt_head)[:, None] + (t * dt_token)[None, :]
     _, size = _step_sizes(dt_ptr, bias_ptr, at, head, mask, head < heads, SOFTPLUS, ACC)
-    step = tl.minimum(tl.maximum(size, least), most)
+    step = tl.where(mask, tl.minimum(tl.maximum(size, least), most), 0.0)
     a = tl.load(a_ptr + head * a_head, mask=head < heads, other=0.0)
     SUM: tl.constexpr = tl.float64 if PRECISE else ACC
     # decays that are 0 of themselves. Taking no less keeps sums of log-decays, and so their
@@ -104,7 +116,9 @@ def scan_backward_steps_kernel(
     LEAST: tl.constexpr = -1100.0 if tl.float64 == ACC else -160.0
     log = tl.maximum(step.to(SUM) * a.to(SUM)[:, None] * LOG2_E, LEAST)
     log = tl.cumsum(tl.where(mask, log, 0.0), 1)
-    to = ((batch * heads + head) * seqlen)[:, None] + t[None, :]
+    to = ((batch * heads + head) * pitch)[:, None] + t[None, :]
+    # beyond the last token too: steps of 0, and what is left there
+    mask = (head < heads)[:, None] & held(ends_ptr, tl.arange(0, T), start, stop, T)[None, :]
     tl.store(step_ptr + to, step, mask=mask)
     tl.store(log_ptr + to, log.to(ACC), mask=mask)
     if PRECISE:
@@ -168,10 +182,10 @@ def scan_backward_join_kernel(
     tl.store(dc_ptr + at, total.to(dc_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["seqlen", "chunks", "slots_by", "dt_batch"])
+@triton.jit(do_not_specialize=["seqlen", "chunks", "dt_batch"])
 def scan_backward_finish_kernel(
     dt_ptr, a_ptr, bias_ptr, step_ptr, q_ptr, r_ptr, own_ptr, path_ptr, after_ptr, through_ptr,
-    ends_ptr, ddt_ptr, da_ptr, dbias_ptr, seqlen, chunks, heads,
+    ends_ptr, ddt_ptr, da_ptr, dbias_ptr, seqlen, pitch, chunks, heads,
     slots_by: tl.int64, least, most, dt_batch: tl.int64, dt_token, dt_head, a_head,
     T: tl.constexpr, BLOCKS: tl.constexpr, HEADS: tl.constexpr, SOFTPLUS: tl.constexpr,
     PRECISE: tl.constexpr, ACC: tl.constexpr,
@@ -185,7 +199,7 @@ def scan_backward_finish_kernel(
     start, stop = bounds_of(ends_ptr, chunk, seqlen, T)
     t = start + tl.arange(0, T).to(tl.int64)
     mask = live[:, None] & (t < stop)[None, :]
-    at = ((batch * heads + head) * seqlen)[:, None] + t[None, :]
+    at = ((batch * heads + head) * pitch)[:, None] + t[None, :]
     step = tl.load(step_ptr + at, mask=mask, other=0.0)
     after = tl.zeros((HEADS, T), ACC)
     for block in tl.static_range(BLOCKS):
@@ -266,7 +280,7 @@ def _scan_backward(
     }  # fmt: skip
     if some:
         scan_backward_steps_kernel[per_heads](
-            dt, A, dt_bias_, plan.step, plan.log, plan.ends, seqlen, plan.chunks, heads,
+            dt, A, dt_bias_, plan.step, plan.log, plan.ends, seqlen, plan.pitch, plan.chunks, heads,
             plan.step.numel(), least, most, *dt.stride(), *A.stride(), **shared, num_warps=4,
         )  # fmt: skip
     G = dout if z is None else _gate(z, dout, x.dtype, plan)
@@ -287,7 +301,7 @@ def _scan_backward(
         )  # fmt: skip
         scan_backward_finish_kernel[per_heads](
             dt, A, dt_bias_, plan.step, *(sums[n] for n in ("q", "r", "own", "path", "after")),
-            sums["through"], plan.ends, ddt, dA, dbias, seqlen, plan.chunks, heads,
+            sums["through"], plan.ends, ddt, dA, dbias, seqlen, plan.pitch, plan.chunks, heads,
             plan.step.numel(), least, most, *dt.stride(), *A.stride(),
             BLOCKS=plan.T // plan.block, **shared, num_warps=4,
         )  # fmt: skip
@@ -312,7 +326,7 @@ def _plan(x, B, C, dout, seq_idx, cu_seqlens, dvarlen_states):
     if seq_idx is not None:
         reset = seq_idx[:, 1:] != seq_idx[:, :-1]
         segment = torch.nn.functional.pad(reset, (1, 0)).cumsum(1, dtype=torch.int32)
-    vectors = (batch, heads, seqlen)
+    vectors = (batch, heads, T * triton.cdiv(seqlen, T))
     step = torch.empty(vectors, dtype=dtype, device=x.device)
     log = torch.empty(
         (2 if operands == torch.float32 else 1, *vectors), dtype=dtype, device=x.device

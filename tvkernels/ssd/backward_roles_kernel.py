@@ -28,6 +28,7 @@ from tvkernels.ssd.backward_tiles_kernel import (
     decay_from_start,
     decay_through,
     decay_to_end,
+    held,
     load_log,
     load_piece,
     load_rows,
@@ -44,8 +45,8 @@ ROLE_C, ROLE_B = (tl.constexpr(i) for i in range(2))
 
 @triton.jit
 def _states_role(
-    rows_ptr, matrix_ptr, state_ptr, other_ptr, step_ptr, log_ptr, seg_ptr,
-    dots_ptr, through_ptr, sum_ptr, start, stop, seqlen, low_by, ratio,
+    rows_ptr, matrix_ptr, state_ptr, other_ptr, step_ptr, log_ptr, seg_ptr, ends_ptr,
+    dots_ptr, through_ptr, sum_ptr, start, stop, pitch, low_by, ratio,
     rows_token, rows_head, rows_channel, matrix_token, matrix_entry, sum_token,
     BACK: tl.constexpr, HEADDIM: tl.constexpr, PIECES: tl.constexpr, D_STATE: tl.constexpr,
     N: tl.constexpr, T: tl.constexpr, PRECISE: tl.constexpr, ACC: tl.constexpr, DOT: tl.constexpr,
@@ -53,10 +54,11 @@ def _states_role(
     """Role B; with BACK role C."""
     OP: tl.constexpr = state_ptr.dtype.element_ty
     t = start + tl.arange(0, T).to(tl.int64)
-    live = t < stop
+    here = held(ends_ptr, tl.arange(0, T), start, stop, T)
     matrix = load_rows(matrix_ptr, t, stop, matrix_token, matrix_entry, D_STATE, N, OP)
     total = tl.zeros((T, N), ACC)
-    for i in range(ratio):
+    # what could be computed before the loop would cost registers in it, and spills
+    for i in tl.range(0, ratio, disable_licm=True):
         head = tl.cast(i, tl.int64)
         part = tl.zeros((T, N), ACC)
         carried = 0.0
@@ -69,28 +71,30 @@ def _states_role(
             if BACK:
                 other = load_state(other_ptr + head * HEADDIM * D_STATE, k, HEADDIM, D_STATE, N)
                 carried += tl.sum(state.to(ACC) * other.to(ACC))
-        vectors = head * seqlen
+        vectors = head * pitch
         if BACK:
-            part *= decay_from_start(log_ptr + vectors, low_by, seg_ptr, t, start, stop, PRECISE)[
-                :, None
-            ]
+            left = decay_from_start(
+                log_ptr + vectors, low_by, seg_ptr, t, here, start, stop, PRECISE
+            )
+            part *= left[:, None]
             through = decay_through(log_ptr + vectors, low_by, seg_ptr, start, stop, PRECISE)
             tl.store(through_ptr + head, carried * through)
         else:
-            part *= decay_to_end(log_ptr + vectors, low_by, seg_ptr, t, stop, PRECISE)[:, None]
-        tl.store(dots_ptr + vectors + t, tl.sum(part * matrix.to(ACC), 1), mask=live)
+            left = decay_to_end(log_ptr + vectors, low_by, seg_ptr, t, here, stop, PRECISE)
+            part *= left[:, None]
+        tl.store(dots_ptr + vectors + t, tl.sum(part * matrix.to(ACC), 1), mask=here)
         if not BACK:
-            part *= tl.load(step_ptr + vectors + t, mask=live, other=0.0)[:, None]
+            part *= tl.load(step_ptr + vectors + t, mask=here, other=0.0)[:, None]
         total += part
     n = tl.arange(0, N).to(tl.int64)
-    mask = live[:, None] & (n < D_STATE)[None, :]
+    mask = (t < stop)[:, None] & (n < D_STATE)[None, :]
     tl.store(sum_ptr + (t * sum_token)[:, None] + n[None, :], total, mask=mask)
 
 
 @triton.jit
 def _pairs_role(
-    x_ptr, g_ptr, b_ptr, c_ptr, step_ptr, log_ptr, seg_ptr,
-    pairs_ptr, after_ptr, own_ptr, path_ptr, dd_ptr, block, start, stop, seqlen, low_by, ratio,
+    x_ptr, g_ptr, b_ptr, c_ptr, step_ptr, log_ptr, seg_ptr, ends_ptr,
+    pairs_ptr, after_ptr, own_ptr, path_ptr, dd_ptr, block, start, stop, pitch, low_by, ratio,
     x_token, x_head, x_channel, g_token, g_head, g_channel, b_token, b_entry, c_token, c_entry,
     HEADDIM: tl.constexpr, PIECES: tl.constexpr, D_STATE: tl.constexpr, N: tl.constexpr,
     T: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, PRECISE: tl.constexpr,
@@ -99,11 +103,12 @@ def _pairs_role(
     """Role K of the queries of one block, and of the keys of the whole chunk."""
     key = start + tl.arange(0, T).to(tl.int64)
     query = start + block * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
-    live = query < stop
     # by their places in the chunk, which are 32 bits wide
     at_key = tl.arange(0, T)[:, None]
     at_query = (block * BLOCK).to(tl.int32) + tl.arange(0, BLOCK)[None, :]
     same, earlier = at_key == at_query, at_key < at_query
+    here = held(ends_ptr, block * BLOCK + tl.arange(0, BLOCK), start, stop, T)
+    here_key = held(ends_ptr, tl.arange(0, T), start, stop, T)
     b = load_rows(b_ptr, key, stop, b_token, b_entry, D_STATE, N, OP)
     c = load_rows(c_ptr, query, stop, c_token, c_entry, D_STATE, N, OP)
     scores = product(b, tl.trans(c), tl.zeros((T, BLOCK), ACC), DOT)
@@ -127,33 +132,34 @@ def _pairs_role(
                 column = columns_of(k, HEADDIM)
                 to = dd_ptr + head * HEADDIM + column
                 tl.store(to, tl.sum(x * g.to(ACC), 0), mask=column < HEADDIM)
-        vectors = head * seqlen
+        vectors = head * pitch
         own = tl.sum(tl.where(same, m, 0.0), 0)
         if not COLUMNS:
             tl.store(dd_ptr + head, tl.sum(own, 0))
-        log, low = load_log(log_ptr + vectors, low_by, query, live, PRECISE)
-        log_, low_ = load_log(log_ptr + vectors, low_by, key, key < stop, PRECISE)
+        log, low = load_log(log_ptr + vectors, low_by, query, here, PRECISE)
+        log_, low_ = load_log(log_ptr + vectors, low_by, key, here_key, PRECISE)
         left = decay(log[None, :], low[None, :], log_[:, None], low_[:, None], PRECISE)
-        step = tl.load(step_ptr + vectors + key, mask=key < stop, other=0.0)
+        step = tl.load(step_ptr + vectors + key, mask=here_key, other=0.0)
         m *= left
         total += m * step[:, None]
         m *= scores
-        tl.store(after_ptr + vectors + key, tl.sum(m, 1), mask=key < stop)
+        tl.store(after_ptr + vectors + key, tl.sum(m, 1), mask=here_key)
         m *= step[:, None]
         if PRECISE:
             # paths that end at or behind each query, then those of earlier keys: no difference
             m = tl.where(earlier, tl.cumsum(m, 1, reverse=True), 0.0)
-        tl.store(path_ptr + vectors + query, tl.sum(m, 0), mask=live)
-        tl.store(own_ptr + vectors + query, own * own_scores, mask=live)
+        tl.store(path_ptr + vectors + query, tl.sum(m, 0), mask=here)
+        tl.store(own_ptr + vectors + query, own * own_scores, mask=here)
     # `join` sets to 0 what does not reach
     tl.store(pairs_ptr + at_key * T + at_query, total.to(OP))
 
 
 @triton.jit
 def _output_role(
-    v_ptr, row_ptr, col_ptr, state_ptr, d_ptr, step_ptr, log_ptr, seg_ptr, out_ptr, z_ptr, dout_ptr,
-    part, start, stop, seqlen, low_by, ratio, v_token, v_head, v_channel, row_token, row_entry,
-    col_token, col_entry, first, d_head, d_channel, out_token, z_token, z_head, z_channel,
+    v_ptr, row_ptr, col_ptr, state_ptr, d_ptr, step_ptr, log_ptr, seg_ptr, ends_ptr, out_ptr, z_ptr,
+    dout_ptr, part, start, stop, pitch, low_by, ratio, v_token, v_head, v_channel,
+    row_token, row_entry, col_token, col_entry, first, d_head, d_channel, out_token,
+    z_token, z_head, z_channel,
     dout_token, dout_head, dout_channel,
     BACK: tl.constexpr, ROWS: tl.constexpr, HEADDIM: tl.constexpr, PIECES: tl.constexpr,
     D_STATE: tl.constexpr, N: tl.constexpr, T: tl.constexpr, COLUMNS: tl.constexpr,
@@ -174,21 +180,23 @@ def _output_role(
         reaches = reached(seg_ptr, start, stop, at_u, at_t)
     scores = tl.where(reaches, scores, 0.0)
     same = at_t == at_u
+    here_t = held(ends_ptr, part * ROWS + tl.arange(0, ROWS), start, stop, T)
+    here_u = held(ends_ptr, tl.arange(0, T), start, stop, T)
     for i in range(ratio):
         head = tl.cast(i, tl.int64)
-        logs = log_ptr + head * seqlen
-        log_t, low_t = load_log(logs, low_by, t, t < stop, PRECISE)
-        log_u, low_u = load_log(logs, low_by, u, u < stop, PRECISE)
-        steps = step_ptr + head * seqlen
+        logs = log_ptr + head * pitch
+        log_t, low_t = load_log(logs, low_by, t, here_t, PRECISE)
+        log_u, low_u = load_log(logs, low_by, u, here_u, PRECISE)
+        steps = step_ptr + head * pitch
         if BACK:
             left = decay(log_u[None, :], low_u[None, :], log_t[:, None], low_t[:, None], PRECISE)
-            step = tl.load(steps + t, mask=t < stop, other=0.0)
+            step = tl.load(steps + t, mask=here_t, other=0.0)
             weight = left * step[:, None]
-            scale = decay_to_end(logs, low_by, seg_ptr, t, stop, PRECISE) * step
+            scale = decay_to_end(logs, low_by, seg_ptr, t, here_t, stop, PRECISE) * step
         else:
             left = decay(log_t[:, None], low_t[:, None], log_u[None, :], low_u[None, :], PRECISE)
-            weight = left * tl.load(steps + u, mask=u < stop, other=0.0)[None, :]
-            scale = decay_from_start(logs, low_by, seg_ptr, t, start, stop, PRECISE)
+            weight = left * tl.load(steps + u, mask=here_u, other=0.0)[None, :]
+            scale = decay_from_start(logs, low_by, seg_ptr, t, here_t, start, stop, PRECISE)
         weight *= scores
         if d_ptr is not None and not COLUMNS:
             weight += tl.where(same, tl.load(d_ptr + (first + head) * d_head).to(ACC), 0.0)
@@ -223,12 +231,12 @@ CONFIGS = configs(
 
 
 @tuned(CONFIGS, key=["HEADDIM", "D_STATE", "T"])
-@triton.jit(do_not_specialize=["seqlen", "chunks", "low_by"])
+@triton.jit(do_not_specialize=["seqlen", "chunks"])
 def scan_backward_roles_kernel(
     x_ptr, g_ptr, b_ptr, c_ptr, d_ptr, z_ptr, dout_ptr, entering_ptr, leaving_ptr,
     step_ptr, log_ptr, seg_ptr, ends_ptr, dx_ptr, dz_ptr, db_ptr, dc_ptr, pairs_ptr, dd_ptr,
     q_ptr, r_ptr, own_ptr, path_ptr, after_ptr, through_ptr,
-    seqlen, chunks, heads, ratio, low_by: tl.int64,
+    seqlen, pitch, chunks, heads, ratio, low_by: tl.int64,
     x_batch: tl.int64, x_token, x_head, x_channel, g_batch: tl.int64, g_token, g_head, g_channel,
     b_batch: tl.int64, b_token, b_group, b_entry, c_batch: tl.int64, c_token, c_group, c_entry,
     d_head, d_channel, z_batch: tl.int64, z_token, z_head, z_channel,
@@ -240,13 +248,12 @@ def scan_backward_roles_kernel(
     # one program owns one role of one chunk of one group; neighbours own its other roles
     BLOCKS: tl.constexpr = T // BLOCK
     PARTS: tl.constexpr = BLOCKS if COLUMNS else 1
-    slots = 2 + PARTS + (2 * BLOCKS if z_ptr is not None else BLOCKS)
+    groups, slots = heads // ratio, 2 + PARTS + (2 * BLOCKS if z_ptr is not None else BLOCKS)
     role, place = tl.program_id(0) % slots, (tl.program_id(0) // slots).to(tl.int64)
-    groups = heads // ratio
     group, chunk, batch = place % groups, place // groups % chunks, place // groups // chunks
     head = group * ratio
     start, stop = bounds_of(ends_ptr, chunk, seqlen, T)
-    number, vectors = batch * chunks + chunk, (batch * heads + head) * seqlen
+    number, vectors = batch * chunks + chunk, (batch * heads + head) * pitch
     step_ptr, log_ptr = step_ptr + vectors, log_ptr + vectors
     x_ptr, g_ptr = x_ptr + batch * x_batch + head * x_head, g_ptr + batch * g_batch + head * g_head
     b_ptr += batch * b_batch + group * b_group
@@ -259,41 +266,42 @@ def scan_backward_roles_kernel(
         seg_ptr += batch * seqlen
     if role == ROLE_C:
         _states_role(
-            g_ptr, c_ptr, entering_ptr, leaving_ptr, step_ptr, log_ptr, seg_ptr, q_ptr + vectors,
-            through_ptr + number * heads + head, dc_ptr + sums, start, stop, seqlen, low_by, ratio,
-            g_token, g_head, g_channel, c_token, c_entry, sum_token,
+            g_ptr, c_ptr, entering_ptr, leaving_ptr, step_ptr, log_ptr, seg_ptr, ends_ptr,
+            q_ptr + vectors, through_ptr + number * heads + head, dc_ptr + sums, start, stop, pitch,
+            low_by, ratio, g_token, g_head, g_channel, c_token, c_entry, sum_token,
             True, HEADDIM, PIECES, D_STATE, N, T, PRECISE, ACC, DOT,
         )  # fmt: skip
     elif role == ROLE_B:
         _states_role(
-            x_ptr, b_ptr, leaving_ptr, entering_ptr, step_ptr, log_ptr, seg_ptr, r_ptr + vectors,
-            through_ptr, db_ptr + sums, start, stop, seqlen, low_by, ratio,
+            x_ptr, b_ptr, leaving_ptr, entering_ptr, step_ptr, log_ptr, seg_ptr, ends_ptr,
+            r_ptr + vectors, through_ptr, db_ptr + sums, start, stop, pitch, low_by, ratio,
             x_token, x_head, x_channel, b_token, b_entry, sum_token,
             False, HEADDIM, PIECES, D_STATE, N, T, PRECISE, ACC, DOT,
         )  # fmt: skip
     elif role < 2 + PARTS:
         _output_role(
-            g_ptr, b_ptr, c_ptr, leaving_ptr, d_ptr, step_ptr, log_ptr, seg_ptr, dx_ptr + rows,
-            None, None, role - 2, start, stop, seqlen, low_by, ratio, g_token, g_head, g_channel,
-            b_token, b_entry, c_token, c_entry, head, d_head, d_channel, row_token, 0, 0, 0, 0,
-            0, 0, True, T // PARTS, HEADDIM, PIECES, D_STATE, N, T, COLUMNS, PRECISE, ACC, DOT,
+            g_ptr, b_ptr, c_ptr, leaving_ptr, d_ptr, step_ptr, log_ptr, seg_ptr, ends_ptr,
+            dx_ptr + rows, None, None, role - 2, start, stop, pitch, low_by, ratio, g_token, g_head,
+            g_channel, b_token, b_entry, c_token, c_entry, head, d_head, d_channel, row_token, 0, 0,
+            0, 0, 0, 0, True, T // PARTS, HEADDIM, PIECES, D_STATE, N, T, COLUMNS, PRECISE, ACC,
+            DOT,
         )  # fmt: skip
     elif role >= slots - BLOCKS:
         block = (role - (slots - BLOCKS)).to(tl.int64)
         dd_ptr += ((number * BLOCKS + block) * heads + head) * (HEADDIM if COLUMNS else 1)
         _pairs_role(
-            x_ptr, g_ptr, b_ptr, c_ptr, step_ptr, log_ptr, seg_ptr,
+            x_ptr, g_ptr, b_ptr, c_ptr, step_ptr, log_ptr, seg_ptr, ends_ptr,
             pairs_ptr + (number * groups + group) * T * T, after_ptr + block * low_by + vectors,
-            own_ptr + vectors, path_ptr + vectors, dd_ptr, block, start, stop, seqlen, low_by,
+            own_ptr + vectors, path_ptr + vectors, dd_ptr, block, start, stop, pitch, low_by,
             ratio, x_token, x_head, x_channel, g_token, g_head, g_channel, b_token, b_entry,
             c_token, c_entry, HEADDIM, PIECES, D_STATE, N, T, BLOCK, COLUMNS, PRECISE,
             entering_ptr.dtype.element_ty, ACC, DOT,
         )  # fmt: skip
     elif z_ptr is not None:
         _output_role(
-            x_ptr, c_ptr, b_ptr, entering_ptr, d_ptr, step_ptr, log_ptr, seg_ptr, dz_ptr + rows,
-            z_ptr + batch * z_batch + head * z_head,
-            dout_ptr + batch * dout_batch + head * dout_head, role - 2 - PARTS, start, stop, seqlen,
+            x_ptr, c_ptr, b_ptr, entering_ptr, d_ptr, step_ptr, log_ptr, seg_ptr, ends_ptr,
+            dz_ptr + rows, z_ptr + batch * z_batch + head * z_head,
+            dout_ptr + batch * dout_batch + head * dout_head, role - 2 - PARTS, start, stop, pitch,
             low_by, ratio, x_token, x_head, x_channel, c_token, c_entry, b_token, b_entry, head,
             d_head, d_channel, row_token, z_token, z_head, z_channel, dout_token, dout_head,
             dout_channel, False, BLOCK, HEADDIM, PIECES, D_STATE, N, T, True, PRECISE, ACC, DOT,
@@ -315,15 +323,15 @@ def roles(plan, x, G, B, C, D, z, dout, entering, leaving):
     sums = {name: empty(batch, seqlen, groups, d_state) for name in ("dB", "dC")}
     sums["pairs"] = empty(batch, plan.chunks, groups, plan.T, plan.T, dtype=plan.operands)
     sums["dD"] = empty(batch, plan.chunks * blocks, heads, headdim if columns else 1)
-    sums |= {name: empty(batch, heads, seqlen) for name in ("q", "r", "own", "path")}
-    sums["after"] = empty(blocks, batch, heads, seqlen)
+    sums |= {name: empty(batch, heads, plan.pitch) for name in ("q", "r", "own", "path")}
+    sums["after"] = empty(blocks, batch, heads, plan.pitch)
     sums["through"] = empty(batch, plan.chunks, heads)
     slots = 2 + (blocks if columns else 1) + (blocks if z is None else 2 * blocks)
     if x.numel():
         scan_backward_roles_kernel[(slots * groups * plan.chunks * batch,)](
             x, G, B, C, D, z, dout, entering, leaving,
             plan.step, plan.log, plan.segment, plan.ends, dx, dz, *sums.values(),
-            seqlen, plan.chunks, heads, heads // groups, plan.step.numel(),
+            seqlen, plan.pitch, plan.chunks, heads, heads // groups, plan.step.numel(),
             *x.stride(), *G.stride(), *B.stride(), *C.stride(),
             *(strides(D, 2) if columns else (*strides(D, 1), 0)), *strides(z, 4), *dout.stride(),
             HEADDIM=headdim, PIECES=count_pieces(headdim), D_STATE=d_state, N=plan.N, T=plan.T,

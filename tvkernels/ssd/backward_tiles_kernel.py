@@ -2,7 +2,7 @@
 
 A head of any size is taken in pieces of 64 channels, then 32, then 16, so that no multiple of 16 is
 padded: 80 = 64 + 16. A chunk is T tokens, or what `ends` says, never more. `log` (batch, nheads,
-seqlen) is the sum of the log2-decays from the chunk's first token on; where products are float32 a
+pitch) is the sum of the log2-decays from the chunk's first token on; where products are float32 a
 second one behind it holds what float32 left of the first, so that differences are exact.
 `segment` (batch, seqlen) counts the resets of the state up to each token. No exponent is above 0.
 """
@@ -53,6 +53,16 @@ def bounds_of(ends_ptr, chunk, seqlen, T: tl.constexpr):
         start = tl.load(ends_ptr + chunk)
         stop = tl.load(ends_ptr + chunk + 1)
     return start, stop
+
+
+@triton.jit
+def held(ends_ptr, at, start, stop, T: tl.constexpr):
+    """Whether vectors have a place for a chunk's token `at`: where all chunks are of T tokens each
+    has T places, the last one too, so that no mask depends on the length."""
+    here = at < T
+    if ends_ptr is not None:
+        here = start + at < stop
+    return here
 
 
 @triton.jit
@@ -115,9 +125,9 @@ def decay(later, later_low, earlier, earlier_low, PRECISE: tl.constexpr):
 
 
 @triton.jit
-def decay_to_end(log_ptr, low_by, seg_ptr, t, stop, PRECISE: tl.constexpr):
+def decay_to_end(log_ptr, low_by, seg_ptr, t, here, stop, PRECISE: tl.constexpr):
     """What of each token is left at the chunk's end."""
-    log, low = load_log(log_ptr, low_by, t, t < stop, PRECISE)
+    log, low = load_log(log_ptr, low_by, t, here, PRECISE)
     # of a chunk without tokens, that of no token
     last = tl.maximum(stop - 1, 0)
     end, end_low = load_log(log_ptr, low_by, last, stop > 0, PRECISE)
@@ -129,9 +139,9 @@ def decay_to_end(log_ptr, low_by, seg_ptr, t, stop, PRECISE: tl.constexpr):
 
 
 @triton.jit
-def decay_from_start(log_ptr, low_by, seg_ptr, t, start, stop, PRECISE: tl.constexpr):
+def decay_from_start(log_ptr, low_by, seg_ptr, t, here, start, stop, PRECISE: tl.constexpr):
     """What of the state before the chunk is left at each token."""
-    log, low = load_log(log_ptr, low_by, t, t < stop, PRECISE)
+    log, low = load_log(log_ptr, low_by, t, here, PRECISE)
     left = tl.where(t < stop, decay(log, low, 0.0, 0.0, PRECISE), 0.0)
     if seg_ptr is not None:
         before = tl.load(seg_ptr + tl.maximum(start - 1, 0))

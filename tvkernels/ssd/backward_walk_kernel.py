@@ -22,6 +22,7 @@ from tvkernels.ssd.backward_tiles_kernel import (
     decay_from_start,
     decay_through,
     decay_to_end,
+    held,
     load_piece,
     load_rows,
     product,
@@ -48,7 +49,7 @@ def _given(
 @triton.jit
 def _walk(
     rows_ptr, matrix_ptr, edge_ptr, more_ptr, tags_ptr, states_ptr, last_ptr,
-    step_ptr, log_ptr, seg_ptr, ends_ptr, low_by, seqlen, chunks, heads,
+    step_ptr, log_ptr, seg_ptr, ends_ptr, low_by, seqlen, pitch, chunks, heads,
     rows_token, rows_head, rows_channel, matrix_token, matrix_entry,
     edge_head, edge_channel, edge_entry, more_seq, more_head, more_channel, more_entry,
     BACK: tl.constexpr, HEADDIM: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr,
@@ -73,6 +74,7 @@ def _walk(
             chunk = chunks - 1 - chunk
         start, stop = bounds_of(ends_ptr, chunk, seqlen, T)
         t = start + tl.arange(0, T).to(tl.int64)
+        here = held(ends_ptr, tl.arange(0, T), start, stop, T)
         if more_ptr is not None:
             tag = tl.load(tags_ptr + chunk)
             if tag >= 0:
@@ -88,14 +90,14 @@ def _walk(
             at, mask = state_piece(FIRST + i % COUNT, HEADDIM, D_STATE, N)
             to = states_ptr + (chunk * heads + i // COUNT) * size + at
             tl.store(to, state[i].to(OP), mask=mask)
-            vectors = (i // COUNT) * seqlen
+            vectors = (i // COUNT) * pitch
             if BACK:
                 weight = decay_from_start(
-                    log_ptr + vectors, low_by, seg_ptr, t, start, stop, PRECISE
+                    log_ptr + vectors, low_by, seg_ptr, t, here, start, stop, PRECISE
                 )
             else:
-                weight = decay_to_end(log_ptr + vectors, low_by, seg_ptr, t, stop, PRECISE)
-                weight *= tl.load(step_ptr + vectors + t, mask=t < stop, other=0.0)
+                weight = decay_to_end(log_ptr + vectors, low_by, seg_ptr, t, here, stop, PRECISE)
+                weight *= tl.load(step_ptr + vectors + t, mask=here, other=0.0)
             rows = load_piece(
                 rows_ptr + (i // COUNT) * rows_head, t, stop, rows_token, rows_channel,
                 FIRST + i % COUNT, HEADDIM, ACC,
@@ -136,11 +138,11 @@ CONFIGS = configs(
 
 
 @tuned(CONFIGS, key=["HEADDIM", "D_STATE", "PAIR", "T"])
-@triton.jit(do_not_specialize=["seqlen", "chunks", "low_by"])
+@triton.jit(do_not_specialize=["seqlen", "chunks"])
 def scan_backward_walk_kernel(
     x_ptr, g_ptr, b_ptr, c_ptr, first_ptr, dlast_ptr, dends_ptr, tags_ptr,
     entering_ptr, leaving_ptr, dfirst_ptr, step_ptr, log_ptr, seg_ptr, ends_ptr,
-    seqlen, chunks, heads, ratio, low_by: tl.int64,
+    seqlen, pitch, chunks, heads, ratio, low_by: tl.int64,
     x_batch: tl.int64, x_token, x_head, x_channel, g_batch: tl.int64, g_token, g_head, g_channel,
     b_batch: tl.int64, b_token, b_group, b_entry, c_batch: tl.int64, c_token, c_group, c_entry,
     first_batch, first_head, first_channel, first_entry,
@@ -156,7 +158,7 @@ def scan_backward_walk_kernel(
     head = (tl.program_id(0) % blocks).to(tl.int64) * PAIR
     group = head // ratio
     size = HEADDIM * D_STATE
-    vectors = (batch * heads + head) * seqlen
+    vectors = (batch * heads + head) * pitch
     state = (batch * chunks * heads + head) * size
     if seg_ptr is not None:
         seg_ptr += batch * seqlen
@@ -172,7 +174,8 @@ def scan_backward_walk_kernel(
         _walk(
             x_ptr + batch * x_batch + head * x_head, b_ptr + batch * b_batch + group * b_group,
             first_ptr, None, tags_ptr, entering_ptr + state, None,
-            step_ptr + vectors, log_ptr + vectors, seg_ptr, ends_ptr, low_by, seqlen, chunks, heads,
+            step_ptr + vectors, log_ptr + vectors, seg_ptr, ends_ptr, low_by, seqlen, pitch, chunks,
+            heads,
             x_token, x_head, x_channel, b_token, b_entry, first_head, first_channel, first_entry,
             dends_seq, dends_head, dends_channel, dends_entry,
             False, HEADDIM, FIRST, COUNT, PAIR, D_STATE, N, T, PRECISE, ACC, DOT,
@@ -181,7 +184,8 @@ def scan_backward_walk_kernel(
         _walk(
             g_ptr + batch * g_batch + head * g_head, c_ptr + batch * c_batch + group * c_group,
             dlast_ptr, dends_ptr, tags_ptr, leaving_ptr + state, dfirst_ptr,
-            step_ptr + vectors, log_ptr + vectors, seg_ptr, ends_ptr, low_by, seqlen, chunks, heads,
+            step_ptr + vectors, log_ptr + vectors, seg_ptr, ends_ptr, low_by, seqlen, pitch, chunks,
+            heads,
             g_token, g_head, g_channel, c_token, c_entry, dlast_head, dlast_channel, dlast_entry,
             dends_seq, dends_head, dends_channel, dends_entry,
             True, HEADDIM, FIRST, COUNT, PAIR, D_STATE, N, T, PRECISE, ACC, DOT,
@@ -210,7 +214,7 @@ def walk(plan, x, G, B, C, initial_states, dfinal_states, dvarlen_states, tags):
             scan_backward_walk_kernel[(batch * heads // pair, 2)](
                 x, G, B, C, initial_states, dfinal_states, dvarlen_states, tags,
                 entering, leaving, dfirst, plan.step, plan.log, plan.segment, plan.ends,
-                seqlen, plan.chunks, heads, ratio, plan.step.numel(),
+                seqlen, plan.pitch, plan.chunks, heads, ratio, plan.step.numel(),
                 *x.stride(), *G.stride(), *B.stride(), *C.stride(),
                 *strides(initial_states, 4), *strides(dfinal_states, 4),
                 *strides(dvarlen_states, 4),

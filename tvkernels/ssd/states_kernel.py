@@ -93,15 +93,15 @@ def state_kernel(
     first, total = _look_back(
         dt_ptr, seq_ptr, rate, bias, begin, end, dt_t, seq_t, dt_min, dt_max, SOFTPLUS, ACC, SUM
     )
-    # the initial state enters the sequence of token 0
-    entered = n < tl.where((first == 0) & (begin < end), d_state, 0)
     state = ()
     for i in tl.static_range(len(WIDTHS)):
-        tile0 = tl.zeros((N, WIDTHS[i]), ACC)
+        entering = tl.zeros((N, p[i].shape[0]), ACC)
         if first_ptr is not None:
+            # the initial state enters the sequence of token 0
+            entered = n < tl.where((first == 0) & (begin < end), d_state, 0)
             source = first_ptr + head * first_h
-            tile0 = load_state(source, n, first_n, p[i], first_p, entered, in_p[i], ACC)
-        state += (tile0,)
+            entering = load_state(source, n, first_n, p[i], first_p, entered, in_p[i], ACC)
+        state += (entering,)
 
     for start in tl.range(first, end, Q, disable_licm=True):
         t = start + tl.arange(0, Q)

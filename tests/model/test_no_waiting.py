@@ -1,0 +1,158 @@
+"""Nothing in the layer loop waits for the device: no value is read back, none is sent there.
+
+Three ways to see it. On meta tensors there is no value to read, and a copy in either direction is
+seen as such. On a CPU the operations that read are refused, with the checks that a CPU tensor
+allows switched off. On a GPU the driver's own guard refuses to wait.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.contract import COMPILED
+from timeviper_fast.backbone import HybridBackbone
+from timeviper_fast.cache import HybridCache
+from timeviper_fast.config import CompressionStage, Segment, VisualSpan, tokens_before_layer
+from timeviper_fast.initialize import init_weights
+from timeviper_fast.presets import preset
+from tvkernels import attention_topk, dropped_indices, use_backend
+from tvkernels.core.backend import _ENGINES
+
+READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_dim", "_unique2"}
+STAGES = (CompressionStage(0, "uniform", 0.7), CompressionStage(8, "attention", 0.3))
+LENGTH, SPAN, ROOM = 28, VisualSpan(2, 20), 4
+
+
+class NoWaiting(TorchDispatchMode):
+    """Inside the block, an operation that reads a value, or copies between devices, fails."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        assert name not in READS, f"{func} reads a value"
+        if name in ("index", "index_put", "index_put_"):
+            indices = [x for x in args[1] if x is not None]
+            assert not [x for x in indices if x.dtype in (torch.bool, torch.uint8)], f"{func} reads"
+        if name in ("_to_copy", "copy_"):
+            tensors = [x for x in tree_leaves((args, result)) if isinstance(x, Tensor)]
+            assert len({x.device for x in tensors}) == 1, f"{func} copies between devices"
+        return result
+
+
+def read_and_answer(
+    device: str, batch: int = 2, chunk: int | None = None
+) -> tuple[HybridBackbone, Callable[[], None]]:
+    """The tiny model, and what runs its layers: a prompt with both stages, then two tokens."""
+    torch.manual_seed(0)
+    model = HybridBackbone(preset("tiny").backbone, STAGES)
+    init_weights(model, seed=1)
+    model = model.to(device).eval()
+    config, segment = model.config, Segment(LENGTH, SPAN)
+    lengths = tokens_before_layer((segment,), STAGES, config.num_hidden_layers)
+    words = torch.randn(batch, LENGTH, config.hidden_size).to(device)
+    answer = torch.randn(batch, 2, config.hidden_size).to(device)
+
+    @torch.no_grad()
+    def run() -> None:
+        cache = HybridCache(config, [n + ROOM for n in lengths], batch=batch, device=device)
+        hidden, _ = model(words, (segment,), cache, chunk)
+        model.logits(hidden[:, -1:])
+        for i in range(2):
+            hidden, _ = model(answer[:, i : i + 1], cache=cache)
+            model.logits(hidden)
+
+    return model, run
+
+
+def train(device: str) -> Callable[[], None]:
+    """Two packed samples through the layers and back."""
+    model, _ = read_and_answer(device)
+    segments = (Segment(LENGTH, SPAN, query_from_end=1), Segment(19, VisualSpan(3, 12)))
+    words = torch.randn(1, LENGTH + 19, model.config.hidden_size).to(device)
+
+    def run() -> None:
+        hidden, _ = model(words, segments)
+        model.logits(hidden).sum().backward()
+
+    return run
+
+
+RUNS: dict[str, Callable[[str], Callable[[], None]]] = {
+    "prompt": lambda device: read_and_answer(device)[1],
+    "chunks": lambda device: read_and_answer(device, chunk=9)[1],
+    "training": train,
+}
+# torch makes the mask of a chunk's attention in no mode of ours: the driver's guard alone sees it
+SEEN = ["prompt", "training"]
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_the_layers_run_without_values(name: str) -> None:
+    run = RUNS[name]("meta")
+    with NoWaiting():
+        run()
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_the_layers_read_no_value(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # as on a device: what checks look at on a CPU is not looked at
+    for module in [m for m in sys.modules.values() if m and m.__name__.startswith("tvkernels.")]:
+        if hasattr(module, "on_host"):
+            monkeypatch.setattr(module, "on_host", lambda _: False)
+    run = RUNS[name]("cpu")
+    with NoWaiting():
+        run()
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda x: x.sum().item(), lambda _: torch.empty(5, device="meta").tolist(), lambda x: bool(x.any()),
+        lambda x: x[x > 0], lambda x: (x > 0).nonzero(), lambda x: x.masked_select(x > 0),
+        lambda x: x.index_put_((x > 0,), x.sum()),
+    ],
+)  # fmt: skip
+def test_the_guard_sees_who_reads(look: Callable[[Tensor], Any]) -> None:
+    x = torch.randn(5)
+    with NoWaiting(), pytest.raises((AssertionError, RuntimeError)):
+        look(x)
+
+
+def test_the_guard_sees_who_copies() -> None:
+    x = torch.randn(5)
+    with NoWaiting(), pytest.raises(AssertionError, match="copies between devices"):
+        x.to("meta")
+    with NoWaiting(), pytest.raises(NotImplementedError):
+        torch.empty(5, device="meta").cpu()
+
+
+def test_a_choice_on_the_device_is_not_looked_at() -> None:
+    """The ops that stages call, with indices that only the device knows."""
+    q, k = torch.randn(1, 4, 8, device="meta"), torch.randn(1, 30, 2, 8, device="meta")
+    with NoWaiting():
+        chosen = attention_topk(q, k, 9, (1, 25))
+        assert dropped_indices(chosen.kept, 25).shape == (1, 16)
+
+
+@pytest.mark.skipif(not COMPILED, reason="no GPU: nothing to wait for")
+@pytest.mark.parametrize("name", RUNS)
+def test_the_driver_sees_nobody_wait(name: str) -> None:
+    with use_backend("reference"), use_backend("triton", *_ENGINES):
+        run = RUNS[name]("cuda")
+        # tunes and compiles, which waits
+        run()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,288 @@
+"""Token selection on its kernels: what the contract of its values does not see."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+
+from tests.contract import COMPILED, TRITON, check_capture, device, every_config
+from tests.interpreter import lazily, poisoned_empty
+from tests.ops.test_attention_topk import (
+    assert_same,
+    naive_hidden,
+    naive_topk,
+    pick,
+    randn,
+    rope_angles,
+    rope_tables,
+    rotated,
+)
+from tvkernels import use_backend
+from tvkernels.attention_topk import TopKResult, attention_topk, attention_topk_hidden
+
+ROOM = "tvkernels.attention_topk"
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(not TRITON, reason="neither the interpreter nor a GPU"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _on_triton() -> Any:
+    with use_backend("triton"), poisoned_empty():
+        yield
+
+
+def kernel(name: str) -> Any:
+    """By name, because the function hides the folder of the same name."""
+    return import_module(f"{ROOM}.{name}")
+
+
+def keys_call(dtype: torch.dtype = torch.float32, tokens: int = 300) -> dict[str, Any]:
+    """Several tiles of tokens, two key heads of ten query rows."""
+    q, k = randn(2, 2, 10, 20), randn(2, tokens, 2, 20)
+    return {"q": q.to(dtype), "k": k.to(dtype), "keep": 41, "span": (7, tokens - 20)}
+
+
+def hidden_call(dtype: torch.dtype = torch.float32, heads: int = 10) -> dict[str, Any]:
+    """More channels than a step has."""
+    q, hidden, weight = randn(1, heads, 20), randn(1, 150, 150), randn(40, 150) / 12
+    given = {"q": q, "hidden": hidden, "k_weight": weight}
+    return {**{n: x.to(dtype) for n, x in given.items()}, "keep": 30, "span": (3, 140)}
+
+
+def by_keys(**given: Any) -> tuple[TopKResult, Any]:
+    return attention_topk(**given), naive_topk(**wide(given))
+
+
+def by_hidden(turned: bool = False, **given: Any) -> tuple[TopKResult, Any]:
+    angles = rope_angles(given["hidden"].shape[1], 20)
+    norm = randn(given["hidden"].shape[2])
+    got = attention_topk_hidden(
+        **given, norm_weight=(norm, 0.1), rope=rope_tables(angles) if turned else None
+    )
+    want = naive_hidden(
+        **wide(given), norm=norm.double(), eps=0.1, angles=angles if turned else None
+    )
+    return got, want
+
+
+def wide(given: dict[str, Any]) -> dict[str, Any]:
+    return {n: x.double() if isinstance(x, torch.Tensor) else x for n, x in given.items()}
+
+
+@pytest.mark.parametrize("config", every_config(f"{ROOM}.scores_kernel:logits_kernel"), ids=str)
+def test_every_config(config: Any) -> None:
+    from tvkernels.core.tune import forced
+
+    with forced(config):
+        assert_same(*by_keys(**keys_call()))
+        # 16 bit hidden states meet rows of two terms
+        assert_same(*by_hidden(**hidden_call(torch.bfloat16)))
+
+
+@pytest.mark.parametrize(
+    "config", every_config(f"{ROOM}.scores_kernel:rotated_logits_kernel"), ids=str
+)
+def test_every_config_of_turned_keys(config: Any) -> None:
+    from tvkernels.core.tune import forced
+
+    with forced(config):
+        assert_same(*by_hidden(turned=True, **hidden_call(torch.bfloat16)))
+
+
+def test_more_query_rows_than_a_program_holds() -> None:
+    q, k = randn(1, 7, 10, 16), randn(1, 140, 1, 16)
+    assert q.shape[1] * q.shape[2] > kernel("scores_kernel").MOST_ROWS
+    assert_same(*by_keys(q=q, k=k, keep=9, span=(0, 140)))
+    assert_same(*by_hidden(**hidden_call(heads=66)))
+
+
+@pytest.mark.parametrize("form", ["keys", "hidden", "turned"])
+def test_strides(form: str) -> None:
+    """Slices and transposes of wider tensors, and one sequence for a whole batch."""
+    if form == "keys":
+        given = keys_call()
+        given["k"] = torch.cat([given["k"]] * 2, -1)[:1, :, :, 3:23].expand(2, -1, -1, -1)
+        given["q"] = given["q"].transpose(1, 3).contiguous().transpose(1, 3)
+        assert_same(*by_keys(**given))
+        return
+    given = hidden_call()
+    given["hidden"] = given["hidden"].mT.contiguous().mT
+    given["k_weight"] = given["k_weight"].T.contiguous().T
+    assert_same(*by_hidden(form == "turned", **given))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "levels", "keep"),
+    [
+        (torch.float32, 1, 60), (torch.float32, 8, 0), (torch.float32, 8, 149),
+        (torch.float64, 8, 70),
+    ],
+)  # fmt: skip
+def test_the_threshold_among_many_parts(
+    dtype: torch.dtype, levels: int, keep: int, monkeypatch: Any
+) -> None:
+    """Ties across parts and steps, zeros, denormals, the largest and not a number."""
+    select = kernel("select_kernel")
+    monkeypatch.setattr(select, "BLOCK", 4)
+    monkeypatch.setattr(select, "MOST_PARTS", 19)
+    tiny = torch.finfo(dtype).smallest_normal / 8
+    values = [0.0, tiny, 2 * tiny, 1e-3, 1e-3 * (1 + 2**-20), 0.5, 1.0, float("nan")]
+    which = torch.randint(0, levels, (2, 150), generator=torch.Generator().manual_seed(1))
+    scores = torch.tensor(values, dtype=dtype)[which].to(device())
+    kept, dropped = select.topk_in_order(scores, keep)
+    for row in range(2):
+        # the place in the list is the rank
+        best, rest = pick(which[row].tolist(), keep)
+        assert kept[row].tolist() == best
+        assert dropped[row].tolist() == rest
+
+
+def test_scores_that_differ_in_every_digit() -> None:
+    g = torch.Generator().manual_seed(2)
+    bits = torch.randint(0, 0x7F800000, (1, 600), generator=g, dtype=torch.int32)
+    bits[0, :300] = bits[0, 0] + torch.randint(-3, 3, (300,), generator=g, dtype=torch.int32)
+    scores = bits.view(torch.float32)
+    for keep in (1, 140, 299, 450):
+        kept, dropped = kernel("select_kernel").topk_in_order(scores.to(device()), keep)
+        best, rest = pick(scores[0].tolist(), keep)
+        assert (kept[0].tolist(), dropped[0].tolist()) == (best, rest)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("form", ["keys", "hidden", "turned"])
+def test_keys_that_are_no_numbers_leave_a_choice_in_range(bad: float, form: str) -> None:
+    angles = rope_tables(rope_angles(150, 16))
+    q, x, weight = randn(1, 4, 16), randn(1, 150, 2 * 16), randn(32, 32)
+    x[0, 77, :5] = bad
+    with use_backend("reference"):
+        want = select(form, q, x, weight, angles)
+    got = select(form, q, x, weight, angles)
+    assert torch.equal(got.kept.cpu(), want.kept.cpu())
+    assert torch.equal(got.dropped.cpu(), want.dropped.cpu())
+    assert bool((got.scores.isnan() == want.scores.isnan()).all())
+
+
+def select(form: str, q: Any, x: Any, weight: Any, angles: Any) -> TopKResult:
+    if form == "keys":
+        return attention_topk(q, x.unflatten(-1, (2, 16)), 20, (10, 120))
+    return attention_topk_hidden(
+        q, x, weight, 20, (10, 120), rope=angles if form == "turned" else None
+    )
+
+
+def test_keys_of_minus_infinity_get_nothing() -> None:
+    """A whole tile of them too, of which no maximum is a number."""
+    q, k = torch.ones(1, 2, 8), randn(1, 300, 1, 8)
+    k[:, 100:290] = float("-inf")
+    got = attention_topk(q.to(device()), k, 50, (90, 210))
+    assert not bool(got.scores.isnan().any())
+    assert bool((got.scores[0, 10:200] == 0).all())
+    assert got.kept[0].tolist() == [*range(40), *range(200, 210)]
+
+
+@pytest.mark.parametrize("form", ["keys", "hidden", "turned"])
+def test_ends_that_lie_on_the_device_are_found_there(form: str) -> None:
+    """As on a GPU, where the host does not know them: the same bits as of the slice."""
+    cu = torch.tensor([0, 5, 5 + 150, 220], dtype=torch.int32, device=device())
+    angles = rope_tables(rope_angles(220, 16))
+    q, x, weight, norm = randn(1, 6, 16), randn(1, 220, 32), randn(32, 32), randn(32)
+    from tvkernels.attention_topk.op import _by_hidden, _by_keys
+
+    def run(rows: slice, ends: torch.Tensor | None) -> Any:
+        if form == "keys":
+            return _by_keys(q, x[:, rows].unflatten(-1, (2, 16)), 20, [3, 140], 0.3, ends)
+        cos, sin = (t[rows] for t in angles) if form == "turned" else (None, None)
+        return _by_hidden(
+            q, x[:, rows], weight, norm, 0.1, cos, sin, 20, [3, 140], 0.3, ends
+        )  # fmt: skip
+
+    for mine, sliced in zip(run(slice(None), cu[1:3]), run(slice(5, 155), None)):
+        assert torch.equal(mine, sliced)
+
+
+def test_two_runs_give_the_same_bits() -> None:
+    for call, given in ((attention_topk, keys_call()), (attention_topk_hidden, hidden_call())):
+        assert all(torch.equal(a, b) for a, b in zip(call(**given), call(**given)))
+
+
+def test_opcheck() -> None:
+    from tvkernels.attention_topk.op import _by_hidden, _by_keys
+
+    q, x, weight, norm = randn(2, 6, 16), randn(2, 60, 32), randn(32, 32), randn(32)
+    cos, sin = rope_tables(rope_angles(60, 16))
+    cu = torch.tensor([4, 50], device=device())
+    keys = x.unflatten(-1, (2, 16))
+    torch.library.opcheck(_by_keys.op, (q, keys, 5, [3, 50], 0.3, None))
+    torch.library.opcheck(_by_keys.op, (q[:1], keys[:1], 5, [3, 40], 0.3, cu))
+    rest = (5, [3, 50], 0.3, None)
+    torch.library.opcheck(_by_hidden.op, (q, x, weight, None, 0.0, None, None, *rest))
+    torch.library.opcheck(_by_hidden.op, (q, x, weight, norm, 0.1, cos, sin, *rest))
+
+
+def test_torch_compiles_it_whole() -> None:
+    keys, hidden = keys_call(), hidden_call()
+    # while it compiles the offsets are read by the kernel, on the host as well
+    packed = {**keys_call(), "cu_seqlens": torch.tensor([0, 40, 300])}
+    packed |= {"k": packed["k"][:1], "span": [(2, 30), (0, 200)], "keep": [3, 99]}
+
+    def both() -> tuple[torch.Tensor, ...]:
+        chosen = *attention_topk(**keys), *attention_topk_hidden(**hidden)
+        return *chosen, *attention_topk(**packed)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    assert all(torch.equal(a, b) for a, b in zip(compiled(), both()))
+
+
+@pytest.mark.skipif(not COMPILED, reason="no GPU: nothing to capture")
+def test_a_graph_captures_it() -> None:
+    keys, hidden = keys_call(), hidden_call()
+    check_capture(lambda: (*attention_topk(**keys), *attention_topk_hidden(**hidden)))
+
+
+@pytest.mark.parametrize("form", ["keys", "hidden", "turned"])
+def test_offsets_beyond_32_bits(form: str) -> None:
+    """Tokens as far apart as those of a wide packed tensor; a stride that fits 32 bits."""
+    q, x, weight = randn(1, 4, 16).half(), randn(1, 5, 32).half(), randn(32, 32).half()
+    angles = rope_tables(rope_angles(5, 16))
+    far = lazily((1, 5, 32), (1, 5 * 2**27, 1), torch.float16, device())
+    far.copy_(x)
+    options = {"keep": 2, "span": (1, 4)}
+    if form == "keys":
+        calls = [attention_topk(q, t.unflatten(-1, (2, 16)), **options) for t in (x, far)]
+    else:
+        options["rope"] = angles if form == "turned" else None
+        calls = [attention_topk_hidden(q, t, weight, **options) for t in (x, far)]
+    assert all(torch.equal(a, b) for a, b in zip(*calls))
+
+
+def test_logits_beyond_32_bits() -> None:
+    """Of few rows and so long a sequence that the last row begins behind 2^31 of them."""
+    scores = kernel("scores_kernel")
+    tiles, rows = 5 * 2**20, 5
+    logits = lazily((rows, tiles * scores.TILE), (tiles * scores.TILE, 1), torch.float32, device())
+    logits[:, :6] = randn(rows, 6)
+    totals = torch.tensor([[0.0, 1.0]] * rows, device=device())
+    got = torch.empty(1, 4, device=device())
+    scores.mean_kernel[(1, 1)](
+        logits, totals, got, rows, tiles, 1, 4,
+        ACC=scores.tl.float32, ROWS=scores.MEAN_ROWS, TILE=scores.TILE,
+    )  # fmt: skip
+    torch.testing.assert_close(got[0], logits[:, 1:5].exp2().mean(0))
+
+
+def test_a_turned_query_at_its_own_place() -> None:
+    """The rule of VideoChat-Flash on several tiles: the last token asks."""
+    angles = rope_angles(200, 20)
+    q = rotated(randn(1, 4, 20), angles[199])
+    hidden, weight = randn(1, 200, 40), randn(40, 40) / 6
+    got = attention_topk_hidden(q, hidden, weight, 20, (5, 170), rope=rope_tables(angles))
+    want = naive_hidden(
+        q.double(), hidden.double(), weight.double(), 20, (5, 170), angles=angles
+    )  # fmt: skip
+    assert_same(got, want)

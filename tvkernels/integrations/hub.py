@@ -1,0 +1,72 @@
+"""The ops as layers for Hugging Face's kernels library, for those who kernelize their models."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from tvkernels.integrations.patching import FUSED, SERVED, decline, serving, words_of
+
+__all__ = ["KernelLayer", "kernel_mapping"]
+
+# the library's name of a layer -> what modeling modules call
+LAYERS = {
+    "causal_conv1d_fn": "causal_conv1d_fn",
+    "causal_conv1d_update": "causal_conv1d_update",
+    "mamba_chunk_scan_combined": "mamba2_chunk_scan",
+    "mamba_split_conv1d_scan_combined": FUSED,
+    "selective_state_update": "mamba2_selective_state_update",
+}
+
+
+class KernelLayer:
+    """One op as kernels wants it: `load()` gives a layer with the arguments of transformers' own
+    function, and `kernelize` puts its forward in that one's place."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"KernelLayer({self.name!r})"
+
+    def load(self) -> type[torch.nn.Module]:
+        """The layer. What its op cannot serve exactly goes to transformers' function.
+
+        Raises:
+            ModuleNotFoundError: transformers is not installed.
+            TypeError: it has been imported without kernels, which makes a module of each function.
+        """
+        module = import_module("transformers.models.mamba2.modeling_mamba2")
+        theirs = getattr(module, LAYERS[self.name])
+        if not isinstance(theirs, torch.nn.Module):
+            raise TypeError(f"{self!r}: {LAYERS[self.name]} is not a layer of kernels")
+        # of the class: kernelize replaces the instance's
+        before = partial(type(theirs).forward, theirs)
+        serve: Callable[..., Any] = decline
+        if LAYERS[self.name] in SERVED:
+            serve = serving(SERVED[LAYERS[self.name]], before, words_of(theirs))
+
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return serve(*args, **kwargs)
+
+        signature = inspect.signature(type(theirs).forward)
+        forward.__signature__ = signature  # type: ignore[attr-defined]
+        # an update that needs a gradient goes to transformers' function
+        members = {"forward": forward, "can_torch_compile": True, "has_backward": True}
+        return type(self.name, (torch.nn.Module,), members)
+
+
+def kernel_mapping(
+    devices: Sequence[str] = ("cpu", "cuda", "rocm"),
+) -> dict[str, dict[str, KernelLayer]]:
+    """What `kernels.register_kernel_mapping` and `kernels.use_kernel_mapping` take.
+
+    Args:
+        devices: the library's device types on which the ops are to be used.
+    """
+    return {name: {device: KernelLayer(name) for device in devices} for name in LAYERS}

@@ -1,0 +1,253 @@
+"""Modules that stand in for mamba_ssm and causal_conv1d, for code that imports those packages."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import util
+from importlib.machinery import ModuleSpec
+from types import ModuleType, TracebackType
+from typing import Any, NoReturn
+
+from tvkernels.causal_conv1d import (
+    causal_conv1d_fn,
+    causal_conv1d_update,
+    causal_conv1d_varlen_states,
+)
+from tvkernels.core.backend import use_backend
+from tvkernels.core.checks import fail
+from tvkernels.rmsnorm import layernorm_fn, rmsnorm_fn
+from tvkernels.selective_state_update import selective_state_update
+from tvkernels.split_conv1d_scan import mamba_split_conv1d_scan_combined
+from tvkernels.ssd import mamba_chunk_scan_combined
+
+__all__ = ["Provision", "provide"]
+
+_OP = "provide"
+# of the packages whose functions these are; code that asks for a version finds one
+VERSIONS = {"causal_conv1d": "1.7.0", "mamba_ssm": "2.3.2"}
+_MARK = "__tvkernels_stand_in__"
+
+
+def _reference(op: Callable[..., Any], name: str, *without: str) -> Callable[..., Any]:
+    """`op` in plain PyTorch, under the name and with the arguments of a package's own reference."""
+    signature = inspect.signature(op)
+    kept = [p for p in signature.parameters.values() if p.name not in without]
+    signature = signature.replace(parameters=kept)
+
+    def reference(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        with use_backend("reference"):
+            return op(**given)
+
+    reference.__name__ = reference.__qualname__ = name
+    reference.__doc__ = f"{op.__name__} in plain PyTorch."
+    reference.__signature__ = signature  # type: ignore[attr-defined]
+    return reference
+
+
+def _rms_norm_ref(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    z: Any = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    upcast: bool = True,
+) -> Any:
+    """rmsnorm_fn in plain PyTorch, which always computes in float32 (float64 for float64 x)."""
+    with use_backend("reference"):
+        return rmsnorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate)
+
+
+_NOT_IN_SSD_REF = ["initial_states", "seq_idx", "cu_seqlens", "dt_limit"]
+_NOT_IN_SSD_REF += ["return_final_states", "return_varlen_states"]
+_CONV: dict[str, Callable[..., Any]] = {
+    "causal_conv1d_fn": causal_conv1d_fn,
+    "causal_conv1d_update": causal_conv1d_update,
+}
+
+# module: its functions; a package's own module has the name ""
+SERVED: dict[str, dict[str, dict[str, Callable[..., Any]]]] = {
+    "causal_conv1d": {
+        "": _CONV,
+        "causal_conv1d_interface": _CONV
+        | {
+            "causal_conv1d_ref": _reference(causal_conv1d_fn, "causal_conv1d_ref", "seq_idx"),
+            "causal_conv1d_update_ref": _reference(
+                causal_conv1d_update, "causal_conv1d_update_ref", "conv_state_indices"
+            ),
+        },
+        "causal_conv1d_varlen": {
+            "causal_conv1d_varlen_states": causal_conv1d_varlen_states,
+            "causal_conv1d_varlen_states_ref": _reference(
+                causal_conv1d_varlen_states, "causal_conv1d_varlen_states_ref"
+            ),
+        },
+    },
+    "mamba_ssm": {
+        "": {},
+        "ops": {},
+        "ops.selective_scan_interface": {},
+        "ops.triton": {},
+        "ops.triton.layer_norm": {},
+        "ops.triton.layernorm_gated": {
+            "layernorm_fn": layernorm_fn,
+            "rmsnorm_fn": rmsnorm_fn,
+            "rms_norm_ref": _rms_norm_ref,
+        },
+        "ops.triton.selective_state_update": {
+            "selective_state_update": selective_state_update,
+            "selective_state_update_ref": _reference(
+                selective_state_update, "selective_state_update_ref", "state_batch_indices"
+            ),
+        },
+        "ops.triton.ssd_combined": {
+            "mamba_chunk_scan_combined": mamba_chunk_scan_combined,
+            "mamba_split_conv1d_scan_combined": mamba_split_conv1d_scan_combined,
+            "mamba_chunk_scan": _reference(
+                mamba_chunk_scan_combined, "mamba_chunk_scan", *_NOT_IN_SSD_REF
+            ),
+            "mamba_split_conv1d_scan_ref": _reference(
+                mamba_split_conv1d_scan_combined,
+                "mamba_split_conv1d_scan_ref",
+                *("initial_states", "seq_idx", "return_final_states"),
+            ),
+            "ssd_chunk_scan_combined_ref": _reference(
+                mamba_chunk_scan_combined, "ssd_chunk_scan_combined_ref", *_NOT_IN_SSD_REF
+            ),
+        },
+    },
+}
+
+# what the packages export beside that: asking for it is an error that says so
+_MISSING = {
+    "mamba_ssm": "Mamba Mamba2 Mamba3 MambaLMHeadModel mamba_inner_fn selective_scan_fn",
+    "mamba_ssm.ops.selective_scan_interface": "mamba_inner_fn mamba_inner_ref selective_scan_fn "
+    "selective_scan_ref",
+    "mamba_ssm.ops.triton.layer_norm": "RMSNorm layer_norm_fn layer_norm_linear_fn layer_norm_ref "
+    "rms_norm_fn rms_norm_ref",
+    "mamba_ssm.ops.triton.layernorm_gated": "LayerNorm RMSNorm",
+    "mamba_ssm.ops.triton.ssd_combined": "mamba_conv1d_scan_ref ssd_selective_scan",
+}
+
+
+@dataclass(frozen=True)
+class Provision:
+    """The modules that `provide` installed. `remove()` takes them out again, as the end of a `with`
+    block does.
+
+    Attributes:
+        packages: those that were not provided before.
+    """
+
+    packages: tuple[str, ...]
+    _hidden: Mapping[str, ModuleType]
+
+    def remove(self) -> None:
+        """Take the stand-ins out, and put back what they hid. What was imported from them stays."""
+        for package in self.packages:
+            if is_stand_in(package):
+                for name in _modules_of(package):
+                    del sys.modules[name]
+                hidden = {n: m for n, m in self._hidden.items() if _belongs(n, package)}
+                sys.modules.update(hidden)
+
+    def __enter__(self) -> Provision:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+
+def provide(*packages: str, force: bool = False) -> Provision:
+    """Let code that imports mamba_ssm or causal_conv1d get these ops: stand-ins for the modules.
+
+    They have the packages' functions and references that tvkernels serves, under their names and in
+    their modules; asking for another of the packages' names is an ImportError that names it. To be
+    called before the code in question is imported, which looks them up then.
+
+    Args:
+        packages: "mamba_ssm", "causal_conv1d", or both.
+        force: hide a real package of that name, in this process.
+
+    Returns:
+        A `Provision`: `remove()`, or the end of a `with` block, undoes what this call did.
+
+    Raises:
+        ValueError: an unknown package, or one that is really there, without `force`.
+
+    Numerics: those of the ops.
+    Source: mamba-ssm 2.3.2, causal-conv1d 1.7.
+    """
+    if not packages:
+        fail(_OP, "packages", f"be some of {', '.join(sorted(SERVED))}", "none")
+    for package in packages:
+        if package not in SERVED:
+            fail(_OP, "packages", f"be some of {', '.join(sorted(SERVED))}", repr(package))
+        if not (force or is_stand_in(package)) and is_importable(package):
+            rule = "name no package that is installed (it would be hidden)"
+            fail(_OP, "packages", rule, repr(package), "pass force=True to hide it")
+    new = tuple(dict.fromkeys(package for package in packages if not is_stand_in(package)))
+    hidden: dict[str, ModuleType] = {}
+    for package in new:
+        hidden |= {name: sys.modules.pop(name) for name in _modules_of(package)}
+        _install(package)
+    return Provision(new, hidden)
+
+
+def is_stand_in(package: str) -> bool:
+    """Whether importing `package` gives a stand-in now."""
+    return hasattr(sys.modules.get(package), _MARK)
+
+
+def is_importable(package: str) -> bool:
+    """Whether a real package of this name is imported, or could be."""
+    if package in sys.modules:
+        return sys.modules[package] is not None and not is_stand_in(package)
+    return util.find_spec(package) is not None
+
+
+def _belongs(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def _modules_of(package: str) -> list[str]:
+    return [name for name in sys.modules if _belongs(name, package)]
+
+
+def _install(package: str) -> None:
+    for path, functions in SERVED[package].items():
+        name = f"{package}.{path}".rstrip(".")
+        sys.modules[name] = module = _module(name, package)
+        vars(module).update(functions)
+        above, _, own = name.rpartition(".")
+        if above:
+            setattr(sys.modules[above], own, module)
+
+
+def _module(name: str, package: str) -> ModuleType:
+    module = ModuleType(name, f"Stands in for {name} of {package}: the ops of tvkernels.")
+    missing = frozenset(_MISSING.get(name, "").split())
+
+    def absent(attribute: str) -> NoReturn:
+        if attribute in missing:
+            raise ImportError(
+                f"{name}.{attribute}: tvkernels stands in for {package} here and has no "
+                f"{attribute}; install {package} for it",
+                name=name,
+            )
+        raise AttributeError(f"module {name!r} has no attribute {attribute!r}")
+
+    spec = ModuleSpec(name, None, is_package=True)
+    names = {"__spec__": spec, "__path__": [], "__version__": VERSIONS[package], _MARK: True}
+    vars(module).update(names, __getattr__=absent)
+    return module
