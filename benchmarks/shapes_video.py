@@ -110,6 +110,16 @@ def transfer_backward_floor(tokens: int) -> Floor:
 
 CASES: tuple[Case, ...] = (
     Case(
+        "token merging",
+        "tome_merge",
+        merge,
+        merge_floor,
+        size=10_000,
+        counted=(1, 2),
+        # as many frames to a program as at the size
+        scaled=("tvkernels.tome.kernel:PROGRAMS",),
+    ),
+    Case(
         "transfer into the text",
         "gated_cross_attention",
         transfer,

@@ -243,6 +243,21 @@ def scans() -> Iterator[tuple[str, Case]]:
     yield "scan of packed sequences", partial(run, CONFIG.mamba_head_dim, False, True)
 
 
+def merges() -> Iterator[tuple[str, Case]]:
+    """Frames and clips of every vision tower, by size, and in 32 bit."""
+
+    def merge(batch: int, seqlen: int, dim: int, left: int, order: str, dtype: torch.dtype) -> None:
+        x = empty(batch, seqlen, dim, dtype=dtype, grad=True)
+        tokens, _, _ = tvkernels.tome_merge(x, left, order=order)
+        tokens.backward(torch.empty_like(tokens))
+
+    yield "tome_merge, 10,000 frames", partial(merge, 10_000, 729, 1152, 16, "raw", DTYPE)
+    yield "tome_merge, by size", partial(merge, 8, 256, 1024, 16, "ascending", DTYPE)
+    yield "tome_merge, clips", partial(merge, 8, 1024, 1408, 64, "descending", DTYPE)
+    yield "tome_merge, a few long clips", partial(merge, 8, 2916, 1152, 64, "raw", DTYPE)
+    yield "tome_merge, 32 bit", partial(merge, 8, 576, 768, 16, "raw", torch.float32)
+
+
 def selections() -> Iterator[tuple[str, Case]]:
     """By keys, by hidden states, normed, turned; packed, their ends on the device."""
     heads, kv_heads, headdim = (
@@ -327,6 +342,7 @@ ROOMS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
     "relu2": activations,
     "selective_state_update": steps,
     "ssd": scans,
+    "tome": merges,
 }
 
 

@@ -86,6 +86,12 @@ def residual_norm(tokens: int) -> None:
     train(tvkernels.rms_norm(x, empty(4480), 1e-5, residual))
 
 
+def merge(tokens: int) -> None:
+    """As many frames as give these tokens."""
+    frames = max(1, tokens // 16)
+    train(tvkernels.tome_merge(empty(frames, 729, 1152), 16).tokens)
+
+
 def select(tokens: int, form: str) -> None:
     """A fifth of what does not stand in front."""
     q, hidden = empty(1, 40, 128, grad=False), empty(1, tokens, 4480, grad=False)
@@ -117,6 +123,7 @@ CALLS: dict[str, Call] = {
     "convolution, packed": partial(conv, packed=True),
     "gated norm": gated_norm,
     "residual norm": residual_norm,
+    "token merging": merge,
     "selection by keys": partial(select, form="keys"),
     "selection by hidden states": partial(select, form="hidden"),
     "selection by turned states": partial(select, form="turned"),

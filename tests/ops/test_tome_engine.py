@@ -1,0 +1,170 @@
+"""tome_merge on Triton: configurations, programs that work in turn, repeats, offsets, operators."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from tests.contract import COMPILED, TRITON, check_capture, check_contract, device, every_config
+from tests.interpreter import lazily, poisoned_empty
+from tests.ops.test_tome import clusters, naive_tome, ours
+from tvkernels import use_backend
+from tvkernels.tome import ToMeResult
+from tvkernels.tome.op import _merge_bwd, _merge_fwd
+
+on_triton = pytest.mark.skipif(not TRITON, reason="neither the interpreter nor a GPU")
+pytestmark = [pytest.mark.triton, on_triton]
+
+KERNELS = [
+    "tvkernels.tome.match_kernel:match_kernel",
+    "tvkernels.tome.kernel:mean_kernel",
+    "tvkernels.tome.kernel:spread_kernel",
+]
+
+
+@pytest.fixture(autouse=True)
+def _backend() -> Any:
+    with use_backend("triton"), poisoned_empty():
+        yield
+
+
+def by_reference(x: torch.Tensor, num_tokens: int, num_heads: int = 4) -> ToMeResult:
+    with use_backend("reference"):
+        return ours(x, num_tokens, num_heads)
+
+
+def assert_same_choices(got: ToMeResult, want: ToMeResult) -> None:
+    assert torch.equal(got.sizes, want.sizes)
+    assert torch.equal(got.assignment, want.assignment)
+
+
+@pytest.mark.parametrize("config", every_config(*KERNELS[:1]), ids=str)
+def test_every_configuration_of_the_matching(config: Any) -> None:
+    """With more than one tile of even tokens, of odd ones, and of the metric."""
+    from tvkernels.core.tune import forced
+
+    x = clusters(1, 277, 72)
+    with forced(config):
+        assert_same_choices(ours(x, 130, 1), by_reference(x, 130, 1))
+
+
+@pytest.mark.parametrize("config", every_config(*KERNELS[1:]), ids=str)
+@pytest.mark.parametrize("num_tokens", [9, 33])
+def test_every_configuration_of_the_means(config: Any, num_tokens: int) -> None:
+    """Of all slots in one program, and of sorted tokens in several; more channels than a strip."""
+    from tvkernels.core.tune import forced
+
+    inputs = {"x": clusters(2, 70, 520), "num_tokens": num_tokens}
+    with forced(config):
+        check_contract(ours, naive_tome, inputs, dtype=torch.bfloat16, wrt=("x",))
+
+
+def test_programs_take_groups_in_turn() -> None:
+    """What a program leaves in its scratch does not reach its next group."""
+    x = clusters(5, 45, 16)
+    with patch("tvkernels.tome.kernel._programs", lambda _: 2):
+        assert_same_choices(ours(x, 8), by_reference(x, 8))
+
+
+@pytest.mark.parametrize("num_tokens", [9, 60, 199])
+def test_long_groups_are_shared_among_programs(num_tokens: int) -> None:
+    """Some rounds, all of them, one that merges a single token; then the choices are the same."""
+    x = clusters(2, 200, 72)
+    want = by_reference(x, num_tokens, 1)
+    with patch("tvkernels.tome.kernel.LONG", 50), patch("tvkernels.tome.kernel.PROGRAMS", 5):
+        assert_same_choices(ours(x, num_tokens, 1), want)
+
+
+def test_a_token_that_is_no_number_stays_in_its_row() -> None:
+    x = clusters(3, 45, 16)
+    spoilt = x.clone()
+    spoilt[1, 7, 3], spoilt[1, 20], spoilt[1, 31, 0] = torch.nan, torch.inf, -torch.inf
+    got, want = ours(spoilt, 8), ours(x, 8)
+    for g, w in zip(got, want):
+        assert torch.equal(g[::2], w[::2])
+    counts = torch.bincount(got.assignment[1].long(), minlength=8)
+    assert torch.equal(counts.int(), got.sizes[1])
+
+
+def test_magnitudes_play_no_part() -> None:
+    """In the choices: near the ends of float32, where a square has no place."""
+    x = clusters(1, 45, 16)
+    want = ours(x, 8)
+    for factor in (2.0**-120, 2.0**110):
+        assert_same_choices(ours(x * factor, 8), want)
+
+
+def every_result(dtype: torch.dtype) -> list[torch.Tensor]:
+    """Forward and backward on the same numbers at each call."""
+    x = clusters(3, 60, 48).to(dtype).requires_grad_()
+    result = ours(x, 20, order="descending")
+    weights = clusters(3, 20, 48, seed=1).to(dtype)
+    return [*result, *torch.autograd.grad(result.tokens, x, weights)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_two_runs_are_bitwise_equal(dtype: torch.dtype) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(every_result(dtype), every_result(dtype)))
+
+
+def test_operators_are_sound() -> None:
+    x = clusters(2, 40, 16)
+    for num_tokens in (5, 30):
+        torch.library.opcheck(_merge_fwd.op, (x, num_tokens, 4, "raw"))
+        tokens, sizes, slots = _merge_fwd(x, num_tokens, 4, "raw")
+        torch.library.opcheck(_merge_bwd.op, (tokens, slots, sizes))
+
+
+def test_compiles_in_one_graph_with_its_backward() -> None:
+    torch._dynamo.reset()
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        tokens, sizes, _ = ours(2 * x, 9)
+        return (tokens * sizes[..., None]).square().sum()
+
+    x = clusters(2, 51, 16).requires_grad_()
+    (want,) = torch.autograd.grad(step(x), x)
+    (got,) = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(x), x)
+    assert torch.equal(got, want)
+
+
+def test_second_order_gradients_say_that_they_are_absent() -> None:
+    x = clusters(1, 30, 16).requires_grad_()
+    (first,) = torch.autograd.grad(ours(x, 7).tokens.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("far", ["batch", "token", "channel"])
+def test_offsets_past_32_bits(far: str) -> None:
+    """The stride itself fits 32 bits, so that only its product with an index does not."""
+    stride = {"batch": (3 * 2**29, 16, 1), "token": (16, 2**28, 1), "channel": (160, 16, 2**28)}
+    shape, strides = {"batch": (3, 9, 16), "token": (1, 9, 16), "channel": (1, 9, 16)}, stride[far]
+    x = clusters(*shape[far]).bfloat16()
+    distant = lazily(shape[far], strides, torch.bfloat16, device()).copy_(x)
+    for got, want in zip(ours(distant, 4), ours(x, 4)):
+        assert torch.equal(got, want)
+    _, sizes, slots = ours(x, 4)
+    dtokens = clusters(*shape[far])[:, :4].bfloat16()
+    distant = lazily(tuple(dtokens.shape), strides, torch.bfloat16, device()).copy_(dtokens)
+    assert torch.equal(_merge_bwd(distant, slots, sizes), _merge_bwd(dtokens, slots, sizes))
+
+
+@pytest.mark.skipif(not COMPILED, reason="no GPU")
+def test_a_cuda_graph_captures_it() -> None:
+    check_capture(lambda: every_result(torch.bfloat16))
+
+
+@pytest.mark.skipif(not COMPILED, reason="no GPU")
+def test_real_frames_repeat_bitwise() -> None:
+    """Thousands of groups, each scratch used many times: what a missing barrier would change."""
+    x = torch.randn(2048, 729, 1152, device=device(), dtype=torch.bfloat16)
+    first = ours(x, 16, 16)
+    for _ in range(10):
+        assert all(torch.equal(a, b) for a, b in zip(ours(x, 16, 16), first))
+    alone = [ours(x[b : b + 1], 16, 16) for b in (0, 1, 1023, 2047)]
+    for b, single in zip((0, 1, 1023, 2047), alone):
+        assert all(torch.equal(whole[b : b + 1], part) for whole, part in zip(first, single))
