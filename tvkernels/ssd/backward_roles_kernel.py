@@ -135,7 +135,8 @@ def _pairs_role(
         vectors = head * pitch
         own = tl.sum(tl.where(same, m, 0.0), 0)
         if not COLUMNS:
-            tl.store(dd_ptr + head, tl.sum(own, 0))
+            # not the sum of `own`, of which Triton 3.6 makes no code for sm_100
+            tl.store(dd_ptr + head, tl.sum(tl.where(same, m, 0.0)))
         log, low = load_log(log_ptr + vectors, low_by, query, here, PRECISE)
         log_, low_ = load_log(log_ptr + vectors, low_by, key, here_key, PRECISE)
         left = decay(log[None, :], low[None, :], log_[:, None], low_[:, None], PRECISE)
