@@ -177,7 +177,9 @@ def doctor(as_json: Json = False) -> None:
         typer.echo(json.dumps([row.__dict__ for row in rows]))
         return
     typer.echo(f"timeviper-fast {__version__}")
-    for name in ("torch", "triton", "transformers", "av", "pillow"):
+    # its own word says which build it is, as 2.13.0+cu130; what is installed as need not
+    typer.echo(f"torch {torch.__version__}")
+    for name in ("triton", "transformers", "av", "pillow"):
         typer.echo(f"{name} {_version(name)}")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     typer.echo(f"CUDA device: {gpu}\n")
