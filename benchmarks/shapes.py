@@ -304,7 +304,7 @@ CASES: tuple[Case, ...] = (
         "causal_conv1d_fn",
         backward(conv),
         _rows(CONV_CHANNELS, 3, 2 * CONV_CHANNELS * (WIDTH + 1)),
-        counted=(192, 384, 576),
+        counted=(96, 192, 288),
         scaled=CONV_GRID,
     ),
     Case(
