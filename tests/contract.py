@@ -21,10 +21,11 @@ FLOORS = {torch.float64: 1e-6, torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.
 
 Tensors = Mapping[str, Any]
 
-# whether kernels run here, compiled or at all
 # what tvkernels exports beside its ops: which backend runs them, and who else runs on them
 NOT_OPS = {"explain", "use_backend", "patch_transformers", "unpatch_transformers"}
 NOT_OPS |= {"provide", "providers", "kernel_mapping"}
+
+# whether kernels run here, compiled or at all
 COMPILED = torch.cuda.is_available() and not INTERPRETED
 TRITON = INTERPRETED or COMPILED
 

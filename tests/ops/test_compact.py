@@ -233,11 +233,17 @@ X, D = torch.ones(2, 9, 4), torch.tensor([[1, 5], [0, 8]])
         ),
         (
             {"dropped": torch.tensor([[5, 1], [0, 8]])},
-            r"dropped must ascend within \[0, 9\), got \[\[5, 1\], \[0, 8\]\]",
+            r"dropped must ascend, got 5, then 1$",
         ),
-        ({"dropped": torch.tensor([[1, 1], [0, 8]])}, r"dropped must ascend within \[0, 9\), got"),
-        ({"dropped": torch.tensor([[-1, 1], [0, 8]])}, r"dropped must ascend within \[0, 9\), got"),
-        ({"dropped": torch.tensor([[1, 5], [0, 9]])}, r"dropped must ascend within \[0, 9\), got"),
+        ({"dropped": torch.tensor([[1, 1], [0, 8]])}, r"dropped must ascend, got 1, then 1$"),
+        (
+            {"dropped": torch.tensor([[-1, 1], [0, 8]])},
+            r"dropped must lie within \[0, 9\), got -1 to 8$",
+        ),
+        (
+            {"dropped": torch.tensor([[1, 5], [0, 9]])},
+            r"dropped must lie within \[0, 9\), got 0 to 9$",
+        ),
         (
             {"positions": torch.zeros(2, 8).long()},
             r"positions must be \(batch, seqlen\) = \(2, 9\), got shape \(2, 8\)",

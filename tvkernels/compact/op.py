@@ -83,9 +83,15 @@ def _check(x: Tensor, dropped: Tensor, positions: Tensor | None) -> None:
         expect_dtype(op, "positions", positions, INDEX_DTYPES)
     expect_same_device(op, x=x, dropped=dropped, positions=positions)
     if on_host(dropped) and dropped.numel():
-        ascends = bool((dropped.diff(dim=1) > 0).all())
-        if not ascends or int(dropped.min()) < 0 or int(dropped.max()) >= seqlen:
-            fail(op, "dropped", f"ascend within [0, {seqlen})", dropped.tolist())
+        ascends = dropped.diff(dim=1) > 0
+        if not bool(ascends.all()):
+            # the first pair that does not: the list may have a hundred thousand indices
+            row, at = (~ascends).nonzero()[0].tolist()
+            pair = dropped[row, at : at + 2].tolist()
+            fail(op, "dropped", "ascend", f"{pair[0]}, then {pair[1]}")
+        least, most = int(dropped.min()), int(dropped.max())
+        if least < 0 or most >= seqlen:
+            fail(op, "dropped", f"lie within [0, {seqlen})", f"{least} to {most}")
 
 
 class _Compact(torch.autograd.Function):

@@ -88,6 +88,7 @@ def _in_package(path: str, name: str) -> str:
         return "not installed"
     try:
         getattr(import_module(path), name)
+    # it is installed and broken, by whatever its own code raises: that is what the table has to say
     except Exception as error:
         return f"fails to import: {type(error).__name__}: {error}"
     version = getattr(sys.modules[package], "__version__", "of unknown version")
