@@ -310,6 +310,14 @@ CASES: tuple[Case, ...] = (
     Case(
         "scan", "mamba_chunk_scan_combined", scan, scan_floor, size=160_000, counted=(128, 256, 384)
     ),
+    Case(
+        "scan, backward",
+        "mamba_chunk_scan_combined",
+        backward(scan),
+        scan_backward_floor,
+        size=160_000,
+        counted=(128, 256),
+    ),
     *_conv_update_cases(),
     *_state_update_cases(),
     *_mixer_step_cases(),
