@@ -22,6 +22,8 @@ pytestmark = [
 if TRITON:
     import triton
     import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.jit import JITFunction
 
     from tvkernels.core import tl as shared
     from tvkernels.core.tune import Tuned, forced, tuned
@@ -66,6 +68,12 @@ if TRITON:
     @triton.jit
     def block_kernel(y_ptr, FIXED: tl.constexpr, BLOCK: tl.constexpr):
         tl.store(y_ptr, BLOCK)
+
+    # as on a GPU, also where the run interprets
+    @tuned(CONFIGS, key=["FIXED"], repeatable="FRESH")
+    @JITFunction
+    def adding_kernel(y_ptr, FIXED: tl.constexpr, FRESH: tl.constexpr, BLOCK: tl.constexpr):
+        tl.atomic_add(y_ptr, BLOCK)
 
 
 def unary(name: str, x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -174,6 +182,69 @@ def test_every_target_has_a_list() -> None:
 @pytest.mark.skipif(not INTERPRETED, reason="a GPU tunes")
 def test_the_interpreter_runs_the_first_config() -> None:
     assert launched_block() == 16
+
+
+class Gpu:
+    """Stands in for a driver: each timing costs what `costs` says of the launched block."""
+
+    def __init__(self, costs: dict[int, float]) -> None:
+        self.costs = costs
+        self.launched: list[int] = []
+
+    def get_current_target(self) -> Any:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_benchmarker(self) -> Any:
+        def bench(launch: Any, quantiles: Any) -> list[float]:
+            launch()
+            return [self.costs[self.launched[-1]]] * len(quantiles)
+
+        return bench
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
+    """Pretends that `adding_kernel` is launched on a GPU, with an empty cache on its disk."""
+
+    def pretend(costs: dict[int, float]) -> Gpu:
+        driver = Gpu(costs)
+        monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+        monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+        monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+        monkeypatch.setattr(adding_kernel, "_tuners", {})
+
+        def run(*args: Any, BLOCK: int, **kwargs: Any) -> None:
+            driver.launched.append(BLOCK)
+
+        monkeypatch.setattr(adding_kernel.fn, "run", run)
+        return driver
+
+    return pretend
+
+
+def add(fresh: bool) -> None:
+    adding_kernel[(1,)](torch.zeros(1), FIXED=1, FRESH=fresh)
+
+
+def test_the_fastest_config_is_chosen_once_also_by_a_later_process(gpu: Any) -> None:
+    first = gpu({16: 2.0, 32: 1.0})
+    add(True)
+    add(True)
+    assert set(first.launched[:-2]) == {16, 32}
+    assert first.launched[-2:] == [32, 32]
+    # nothing but the disk remembers
+    later = gpu({16: 1.0, 32: 2.0})
+    add(True)
+    assert later.launched == [32]
+
+
+def test_a_launch_that_writes_in_place_is_never_repeated(gpu: Any) -> None:
+    driver = gpu({16: 2.0, 32: 1.0})
+    add(False)
+    assert driver.launched == [16]
+    with forced(CONFIGS[1]):
+        add(False)
+    assert driver.launched == [16, 32]
 
 
 def test_poisoned_empty_is_nan_or_the_least_integer() -> None:

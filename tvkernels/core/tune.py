@@ -1,11 +1,13 @@
 """Which launch configuration a kernel runs with: tuned on a GPU, one under the interpreter.
 
 A kernel ships a list of configurations, or one list for each kind of GPU. On a GPU the first call
-with a new key times them all; the key never holds a sequence length, so a longer video never tunes
-again. Nor does it compile again: what a length decides stands in a kernel's `do_not_specialize`,
-and is int64 where it may pass 2^31. (A stride that is a length itself, as of channels that lie
-apart by it, still has two forms: multiples of 16 load wider.) Kernels that write in place are not
-tuned: timing them would write many times.
+with a new key times them all, and Triton's cache on disk keeps the choice: another process on that
+machine chooses alike, hence gives the same bits (configurations may add up in other orders). The
+key never holds a sequence length, so a longer video never tunes again. Nor does it compile again:
+what a length decides stands in a kernel's `do_not_specialize`, and is int64 where it may pass 2^31.
+(A stride that is a length itself, as of channels that lie apart by it, still has two forms:
+multiples of 16 load wider.) A launch that writes in place is not tuned: timing it would write many
+times.
 """
 
 from __future__ import annotations
@@ -36,22 +38,29 @@ def forced(config: triton.Config) -> Iterator[None]:
         _forced = before
 
 
-def tuned(configs: Configs, key: Sequence[str]) -> Callable[[Any], Tuned]:
+def tuned(
+    configs: Configs, key: Sequence[str], repeatable: str | None = None
+) -> Callable[[Any], Tuned]:
     """Let a `@triton.jit` kernel choose among `configs`, anew for each value of `key`.
 
     Args:
         configs: what to choose from; the first of a list is what the interpreter runs.
         key: names of kernel arguments; sizes of the model, never of the input.
+        repeatable: name of a keyword of the launch; where it is false, the launch writes in place,
+            and runs with the first configuration of its target instead of being timed.
     """
-    return lambda kernel: Tuned(kernel, configs, key)
+    return lambda kernel: Tuned(kernel, configs, key, repeatable)
 
 
 class Tuned(KernelInterface):
     """A kernel with its configurations: launch it as any other, without the tuned arguments."""
 
-    def __init__(self, fn: Any, configs: Configs, key: Sequence[str]) -> None:
+    def __init__(
+        self, fn: Any, configs: Configs, key: Sequence[str], repeatable: str | None = None
+    ) -> None:
         self.fn = fn
         self.key = list(key)
+        self.repeatable = repeatable
         self.lists = configs if isinstance(configs, Mapping) else {"default": configs}
         self._tuners: dict[str, Any] = {}
 
@@ -69,6 +78,8 @@ class Tuned(KernelInterface):
         if config is None and not isinstance(self.fn, JITFunction):
             # the interpreter: timing would say nothing, and needs a driver
             config = self.configs()[0]
+        if config is None and self.repeatable and not kwargs[self.repeatable]:
+            config = self.configs(_target())[0]
         launch = dict(kwargs, grid=grid, warmup=warmup)
         if config is None:
             return self._tuner().run(*args, **launch)
@@ -77,7 +88,8 @@ class Tuned(KernelInterface):
     def _tuner(self) -> Any:
         target = _target()
         if target not in self._tuners:
-            self._tuners[target] = triton.autotune(self.configs(target), key=self.key)(self.fn)
+            choose = triton.autotune(self.configs(target), key=self.key, cache_results=True)
+            self._tuners[target] = choose(self.fn)
         return self._tuners[target]
 
 

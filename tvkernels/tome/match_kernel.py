@@ -321,7 +321,8 @@ CONFIGS = {
 }
 
 
-@tuned(CONFIGS, key=["WIDTH"])
+# what is not FRESH goes on in a scratch that it changes
+@tuned(CONFIGS, key=["WIDTH"], repeatable="FRESH")
 @triton.jit(do_not_specialize=["batch", "seqlen", "num_tokens", "count", "old", "scratch_rows"])
 def match_kernel(
     x_ptr, slots_ptr, sizes_ptr, starts_ptr, members_ptr,
