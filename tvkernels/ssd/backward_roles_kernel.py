@@ -10,7 +10,8 @@ between them, S the state before the chunk and R the gradient behind it), the ro
     z   dz_i = dout_i silu'(z_i) (sum_j K_ij L_ij delta_j x_j + decay_from_start_i S^T C_i + D x_i)
 
 Sums over the heads stay in a program: nothing is added by two. Scales go on float32 results, and
-delta and D into the tile that multiplies G, so x and G go from memory to a product untouched.
+delta and D into the tile that multiplies G, so x and G go from memory to a product untouched. Role
+z is a launch of its own, behind the others, because dz takes the memory of G, which they read.
 """
 
 import torch
@@ -38,8 +39,7 @@ from tvkernels.ssd.backward_tiles_kernel import (
 )
 
 # what a program's number within its chunk and group stands for; then come the parts of role x (more
-# than one for D of each channel, which needs G in registers too), of role z if there is a gate, and
-# of role K
+# than one for D of each channel, which needs G in registers too), and of role K
 ROLE_C, ROLE_B = (tl.constexpr(i) for i in range(2))
 
 
@@ -234,14 +234,13 @@ CONFIGS = configs(
 @tuned(CONFIGS, key=["HEADDIM", "D_STATE", "T"])
 @triton.jit(do_not_specialize=["seqlen", "chunks"])
 def scan_backward_roles_kernel(
-    x_ptr, g_ptr, b_ptr, c_ptr, d_ptr, z_ptr, dout_ptr, entering_ptr, leaving_ptr,
-    step_ptr, log_ptr, seg_ptr, ends_ptr, dx_ptr, dz_ptr, db_ptr, dc_ptr, pairs_ptr, dd_ptr,
+    x_ptr, g_ptr, b_ptr, c_ptr, d_ptr, entering_ptr, leaving_ptr,
+    step_ptr, log_ptr, seg_ptr, ends_ptr, dx_ptr, db_ptr, dc_ptr, pairs_ptr, dd_ptr,
     q_ptr, r_ptr, own_ptr, path_ptr, after_ptr, through_ptr,
     seqlen, pitch, chunks, heads, ratio, low_by: tl.int64,
     x_batch: tl.int64, x_token, x_head, x_channel, g_batch: tl.int64, g_token, g_head, g_channel,
     b_batch: tl.int64, b_token, b_group, b_entry, c_batch: tl.int64, c_token, c_group, c_entry,
-    d_head, d_channel, z_batch: tl.int64, z_token, z_head, z_channel,
-    dout_batch: tl.int64, dout_token, dout_head, dout_channel,
+    d_head, d_channel,
     HEADDIM: tl.constexpr, PIECES: tl.constexpr, D_STATE: tl.constexpr, N: tl.constexpr,
     T: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, PRECISE: tl.constexpr,
     ACC: tl.constexpr, DOT: tl.constexpr,
@@ -249,7 +248,7 @@ def scan_backward_roles_kernel(
     # one program owns one role of one chunk of one group; neighbours own its other roles
     BLOCKS: tl.constexpr = T // BLOCK
     PARTS: tl.constexpr = BLOCKS if COLUMNS else 1
-    groups, slots = heads // ratio, 2 + PARTS + (2 * BLOCKS if z_ptr is not None else BLOCKS)
+    groups, slots = heads // ratio, 2 + PARTS + BLOCKS
     role, place = tl.program_id(0) % slots, (tl.program_id(0) // slots).to(tl.int64)
     group, chunk, batch = place % groups, place // groups % chunks, place // groups // chunks
     head = group * ratio
@@ -287,8 +286,8 @@ def scan_backward_roles_kernel(
             0, 0, 0, 0, True, T // PARTS, HEADDIM, PIECES, D_STATE, N, T, COLUMNS, PRECISE, ACC,
             DOT,
         )  # fmt: skip
-    elif role >= slots - BLOCKS:
-        block = (role - (slots - BLOCKS)).to(tl.int64)
+    else:
+        block = (role - 2 - PARTS).to(tl.int64)
         dd_ptr += ((number * BLOCKS + block) * heads + head) * (HEADDIM if COLUMNS else 1)
         _pairs_role(
             x_ptr, g_ptr, b_ptr, c_ptr, step_ptr, log_ptr, seg_ptr, ends_ptr,
@@ -298,19 +297,47 @@ def scan_backward_roles_kernel(
             c_token, c_entry, HEADDIM, PIECES, D_STATE, N, T, BLOCK, COLUMNS, PRECISE,
             entering_ptr.dtype.element_ty, ACC, DOT,
         )  # fmt: skip
-    elif z_ptr is not None:
-        _output_role(
-            x_ptr, c_ptr, b_ptr, entering_ptr, d_ptr, step_ptr, log_ptr, seg_ptr, ends_ptr,
-            dz_ptr + rows, z_ptr + batch * z_batch + head * z_head,
-            dout_ptr + batch * dout_batch + head * dout_head, role - 2 - PARTS, start, stop, pitch,
-            low_by, ratio, x_token, x_head, x_channel, c_token, c_entry, b_token, b_entry, head,
-            d_head, d_channel, row_token, z_token, z_head, z_channel, dout_token, dout_head,
-            dout_channel, False, BLOCK, HEADDIM, PIECES, D_STATE, N, T, True, PRECISE, ACC, DOT,
-        )  # fmt: skip
 
 
-def roles(plan, x, G, B, C, D, z, dout, entering, leaving):
-    """dx, dz, and what is left to add up: a dictionary of the sums by their names."""
+@tuned(CONFIGS, key=["HEADDIM", "D_STATE", "T"])
+@triton.jit(do_not_specialize=["seqlen", "chunks"])
+def scan_backward_dz_kernel(
+    x_ptr, b_ptr, c_ptr, d_ptr, z_ptr, dout_ptr, entering_ptr,
+    step_ptr, log_ptr, seg_ptr, ends_ptr, dz_ptr,
+    seqlen, pitch, chunks, heads, ratio, low_by: tl.int64,
+    x_batch: tl.int64, x_token, x_head, x_channel,
+    b_batch: tl.int64, b_token, b_group, b_entry, c_batch: tl.int64, c_token, c_group, c_entry,
+    d_head, d_channel, z_batch: tl.int64, z_token, z_head, z_channel,
+    dout_batch: tl.int64, dout_token, dout_head, dout_channel,
+    HEADDIM: tl.constexpr, PIECES: tl.constexpr, D_STATE: tl.constexpr, N: tl.constexpr,
+    T: tl.constexpr, BLOCK: tl.constexpr, PRECISE: tl.constexpr,
+    ACC: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    # one program owns role z of one block of one chunk of one group
+    BLOCKS: tl.constexpr = T // BLOCK
+    groups = heads // ratio
+    part, place = tl.program_id(0) % BLOCKS, (tl.program_id(0) // BLOCKS).to(tl.int64)
+    group, chunk, batch = place % groups, place // groups % chunks, place // groups // chunks
+    head = group * ratio
+    start, stop = bounds_of(ends_ptr, chunk, seqlen, T)
+    vectors = (batch * heads + head) * pitch
+    state = ((batch * chunks + chunk) * heads + head) * HEADDIM * D_STATE
+    if seg_ptr is not None:
+        seg_ptr += batch * seqlen
+    _output_role(
+        x_ptr + batch * x_batch + head * x_head, c_ptr + batch * c_batch + group * c_group,
+        b_ptr + batch * b_batch + group * b_group, entering_ptr + state, d_ptr, step_ptr + vectors,
+        log_ptr + vectors, seg_ptr, ends_ptr, dz_ptr + (batch * seqlen * heads + head) * HEADDIM,
+        z_ptr + batch * z_batch + head * z_head, dout_ptr + batch * dout_batch + head * dout_head,
+        part, start, stop, pitch, low_by, ratio, x_token, x_head, x_channel, c_token, c_entry,
+        b_token, b_entry, head, d_head, d_channel, heads * HEADDIM, z_token, z_head, z_channel,
+        dout_token, dout_head, dout_channel, False, BLOCK, HEADDIM, PIECES, D_STATE, N, T, True,
+        PRECISE, ACC, DOT,
+    )  # fmt: skip
+
+
+def roles(plan, x, G, B, C, D, entering, leaving):
+    """dx, and what is left to add up: a dictionary of the sums by their names."""
     batch, seqlen, heads, headdim = x.shape
     groups, d_state = B.shape[2:]
 
@@ -318,7 +345,6 @@ def roles(plan, x, G, B, C, D, z, dout, entering, leaving):
         return torch.empty(shape, dtype=dtype, device=x.device)
 
     dx = empty(*x.shape, dtype=x.dtype)
-    dz = None if z is None else empty(*z.shape, dtype=z.dtype)
     columns = D is not None and D.ndim == 2
     blocks = plan.T // plan.block
     sums = {name: empty(batch, seqlen, groups, d_state) for name in ("dB", "dC")}
@@ -327,15 +353,38 @@ def roles(plan, x, G, B, C, D, z, dout, entering, leaving):
     sums |= {name: empty(batch, heads, plan.pitch) for name in ("q", "r", "own", "path")}
     sums["after"] = empty(blocks, batch, heads, plan.pitch)
     sums["through"] = empty(batch, plan.chunks, heads)
-    slots = 2 + (blocks if columns else 1) + (blocks if z is None else 2 * blocks)
+    slots = 2 + (blocks if columns else 1) + blocks
     if x.numel():
         scan_backward_roles_kernel[(slots * groups * plan.chunks * batch,)](
-            x, G, B, C, D, z, dout, entering, leaving,
-            plan.step, plan.log, plan.segment, plan.ends, dx, dz, *sums.values(),
+            x, G, B, C, D, entering, leaving,
+            plan.step, plan.log, plan.segment, plan.ends, dx, *sums.values(),
             seqlen, plan.pitch, plan.chunks, heads, heads // groups, plan.step.numel(),
-            *x.stride(), *G.stride(), *B.stride(), *C.stride(),
-            *(strides(D, 2) if columns else (*strides(D, 1), 0)), *strides(z, 4), *dout.stride(),
-            HEADDIM=headdim, PIECES=count_pieces(headdim), D_STATE=d_state, N=plan.N, T=plan.T,
-            BLOCK=plan.block, COLUMNS=columns, PRECISE=plan.precise, ACC=plan.acc,
+            *x.stride(), *G.stride(), *B.stride(), *C.stride(), *_strides_of_skip(D),
+            COLUMNS=columns, **_sizes(plan, x, B),
         )  # fmt: skip
-    return dx, dz, sums
+    return dx, sums
+
+
+def gate_role(plan, x, B, C, D, z, dout, entering, dz):
+    """dz into `dz`."""
+    batch, heads, groups = x.shape[0], x.shape[2], B.shape[2]
+    if x.numel():
+        scan_backward_dz_kernel[(plan.T // plan.block * groups * plan.chunks * batch,)](
+            x, B, C, D, z, dout, entering, plan.step, plan.log, plan.segment, plan.ends, dz,
+            x.shape[1], plan.pitch, plan.chunks, heads, heads // groups, plan.step.numel(),
+            *x.stride(), *B.stride(), *C.stride(), *_strides_of_skip(D), *z.stride(),
+            *dout.stride(), **_sizes(plan, x, B),
+        )  # fmt: skip
+
+
+def _strides_of_skip(D):
+    """Of heads and channels; 0 for what is the same for all."""
+    return (*strides(D, 1), 0) if D is None or D.ndim == 1 else D.stride()
+
+
+def _sizes(plan, x, B):
+    headdim, d_state = x.shape[3], B.shape[3]
+    return {
+        "HEADDIM": headdim, "PIECES": count_pieces(headdim), "D_STATE": d_state, "N": plan.N,
+        "T": plan.T, "BLOCK": plan.block, "PRECISE": plan.precise, "ACC": plan.acc,
+    }  # fmt: skip
