@@ -53,42 +53,54 @@ def _states_role(
 ):  # fmt: skip
     """Role B; with BACK role C."""
     OP: tl.constexpr = state_ptr.dtype.element_ty
+    # entries of a state at a time: sums of all of them, beside their total, would spill
+    SOME: tl.constexpr = min(N, 64)
     t = start + tl.arange(0, T).to(tl.int64)
     here = held(ends_ptr, tl.arange(0, T), start, stop, T)
-    matrix = load_rows(matrix_ptr, t, stop, matrix_token, matrix_entry, D_STATE, N, OP)
-    total = tl.zeros((T, N), ACC)
+    matrix, total = (), ()
+    for n in tl.static_range(0, N, SOME):
+        some_ptr = matrix_ptr + tl.cast(n, tl.int64) * matrix_entry
+        matrix += (load_rows(some_ptr, t, stop, matrix_token, matrix_entry, D_STATE - n, SOME, OP),)
+        total += (tl.zeros((T, SOME), ACC),)
     # what could be computed before the loop would cost registers in it, and spills
     for i in tl.range(0, ratio, disable_licm=True):
         head = tl.cast(i, tl.int64)
-        part = tl.zeros((T, N), ACC)
-        carried = 0.0
-        for k in tl.static_range(PIECES):
-            rows = load_piece(
-                rows_ptr + head * rows_head, t, stop, rows_token, rows_channel, k, HEADDIM, OP
-            )
-            state = load_state(state_ptr + head * HEADDIM * D_STATE, k, HEADDIM, D_STATE, N)
-            part = product(rows, tl.trans(state), part, DOT)
-            if BACK:
-                other = load_state(other_ptr + head * HEADDIM * D_STATE, k, HEADDIM, D_STATE, N)
-                carried += tl.sum(state.to(ACC) * other.to(ACC))
         vectors = head * pitch
+        rows = ()
+        for k in tl.static_range(PIECES):
+            head_ptr = rows_ptr + head * rows_head
+            rows += (load_piece(head_ptr, t, stop, rows_token, rows_channel, k, HEADDIM, OP),)
         if BACK:
             left = decay_from_start(
                 log_ptr + vectors, low_by, seg_ptr, t, here, start, stop, PRECISE
             )
-            part *= left[:, None]
-            through = decay_through(log_ptr + vectors, low_by, seg_ptr, start, stop, PRECISE)
-            tl.store(through_ptr + head, carried * through)
         else:
             left = decay_to_end(log_ptr + vectors, low_by, seg_ptr, t, here, stop, PRECISE)
+        dots, carried = tl.zeros((T,), ACC), 0.0
+        new = ()
+        for n in tl.static_range(0, N, SOME):
+            at = (head * D_STATE + n) * HEADDIM
+            part = tl.zeros((T, SOME), ACC)
+            for k in tl.static_range(PIECES):
+                state = load_state(state_ptr + at, k, HEADDIM, D_STATE - n, SOME)
+                part = product(rows[k], tl.trans(state), part, DOT)
+                if BACK:
+                    other = load_state(other_ptr + at, k, HEADDIM, D_STATE - n, SOME)
+                    carried += tl.sum(state.to(ACC) * other.to(ACC))
             part *= left[:, None]
-        tl.store(dots_ptr + vectors + t, tl.sum(part * matrix.to(ACC), 1), mask=here)
-        if not BACK:
-            part *= tl.load(step_ptr + vectors + t, mask=here, other=0.0)[:, None]
-        total += part
-    n = tl.arange(0, N).to(tl.int64)
-    mask = (t < stop)[:, None] & (n < D_STATE)[None, :]
-    tl.store(sum_ptr + (t * sum_token)[:, None] + n[None, :], total, mask=mask)
+            dots += tl.sum(part * matrix[n // SOME].to(ACC), 1)
+            if not BACK:
+                part *= tl.load(step_ptr + vectors + t, mask=here, other=0.0)[:, None]
+            new += (total[n // SOME] + part,)
+        total = new
+        tl.store(dots_ptr + vectors + t, dots, mask=here)
+        if BACK:
+            through = decay_through(log_ptr + vectors, low_by, seg_ptr, start, stop, PRECISE)
+            tl.store(through_ptr + head, carried * through)
+    for n in tl.static_range(0, N, SOME):
+        entry = n + tl.arange(0, SOME).to(tl.int64)
+        mask = (t < stop)[:, None] & (entry < D_STATE)[None, :]
+        tl.store(sum_ptr + (t * sum_token)[:, None] + entry[None, :], total[n // SOME], mask=mask)
 
 
 @triton.jit
