@@ -317,8 +317,10 @@ def test_cotangents_of_any_strides_and_one_of_two(short_chunks):
             torch.testing.assert_close(got[name].double(), want, rtol=1e-5, atol=2e-5)
 
 
-def test_mixed_dtypes(short_chunks):
+@pytest.mark.parametrize("gate", [torch.float32, torch.bfloat16], ids=str)
+def test_mixed_dtypes(gate, short_chunks):
     made = inputs_of(seqlen=40)
+    made["z"] = torch.randn_like(made["x"]).to(gate)
     for name in ("x", "B", "C"):
         made[name] = made[name].bfloat16()
     dout = torch.randn(1, 40, 4, 16).bfloat16()

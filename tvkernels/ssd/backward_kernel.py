@@ -2,17 +2,20 @@
 
     steps   delta, and its log2-decays summed from the start of each chunk
     walk    the states before the chunks, the gradients behind them     (backward_walk_kernel)
-    roles   dx, dz, and all sums within a chunk                         (backward_roles_kernel)
+    roles   dx, and all sums within a chunk                             (backward_roles_kernel)
     join    dB and dC: what went through the states, plus what stayed in the chunk
     finish  the gradient of the log-decay from plain sums of its own terms, then ddt, dA, ddt_bias
+
+A gate z has two more, `gate` before the walk and `dz` behind the roles: what the others take for
+the gradient is G = dout silu(z), which is kept where dz will be.
 
 The log-decay l_t carries every path from a token before t to one at or behind it. Paths are split
 by where they begin and end: both outside the chunk (`through`), into it (q), out of it (r), inside
 it (`path`). Each is a sum of its own terms over at most a chunk, none a difference of large sums.
 
 In memory for a while, per token of 128 heads of 80, 8 groups, d_state 128, at 16 bit: states and
-gradients 41 kB, dB and dC in float32 8.2, vectors 4, pairs 2; with a gate G, 20.5. Nothing is kept
-from the forward.
+gradients 41 kB, dB and dC in float32 8.2, vectors 4, pairs 2; with a gate no more, if z is of the
+dtype of x (else G). Nothing is kept from the forward.
 
 On 132 processors, one program on each (registers allow no more): the walk is 64 pairs of heads in
 two directions, 128 programs at batch 1, 1,024 at batch 8, each through all chunks of 128 tokens;
@@ -28,7 +31,7 @@ import triton.language as tl
 
 from tvkernels.core.tl import accumulator, sigmoid, silu, softplus
 from tvkernels.core.tune import tuned
-from tvkernels.ssd.backward_roles_kernel import roles
+from tvkernels.ssd.backward_roles_kernel import gate_role, roles
 from tvkernels.ssd.backward_tiles_kernel import (
     bounds_of,
     configs,
@@ -283,11 +286,13 @@ def _scan_backward(
             dt, A, dt_bias_, plan.step, plan.log, plan.ends, seqlen, plan.pitch, plan.chunks, heads,
             plan.step.numel(), least, most, *dt.stride(), *A.stride(), **shared, num_warps=4,
         )  # fmt: skip
-    G = dout if z is None else _gate(z, dout, x.dtype, plan)
+    G, dz = (dout, None) if z is None else _gate(z, dout, x.dtype, plan)
     entering, leaving, dfirst = walk(
         plan, x, G, B, C, initial_states, dfinal_states, dvarlen_states, tags
     )
-    dx, dz, sums = roles(plan, x, G, B, C, D, z, dout, entering, leaving)
+    dx, sums = roles(plan, x, G, B, C, D, entering, leaving)
+    if z is not None:
+        gate_role(plan, x, B, C, D, z, dout, entering, dz)
     dB, dC = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (B, C))
     ddt = torch.empty(dt.shape, dtype=dt.dtype, device=dt.device)
     dA, dbias = (
@@ -348,8 +353,9 @@ def _chunks_of_sequences(cu_seqlens, seqlen, T):
 
 
 def _gate(z, dout, dtype, plan):
-    """dout silu(z), the gradient of what the gate multiplies."""
-    G = torch.empty(dout.shape, dtype=dtype, device=z.device)
+    """dout silu(z), the gradient of what the gate multiplies, and memory for dz: the same."""
+    dz = torch.empty(z.shape, dtype=z.dtype, device=z.device)
+    G = dz if z.dtype == dtype else torch.empty(z.shape, dtype=dtype, device=z.device)
     batch, seqlen, heads, headdim = z.shape
     width = triton.next_power_of_2(headdim)
     rows = batch * seqlen * heads
@@ -359,4 +365,4 @@ def _gate(z, dout, dtype, plan):
             z, dout, G, rows, seqlen, heads, *z.stride(), *dout.stride(),
             HEADDIM=headdim, WIDTH=width, ROWS=each, ACC=plan.acc, num_warps=4,
         )  # fmt: skip
-    return G
+    return G, dz

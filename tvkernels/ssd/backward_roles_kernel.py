@@ -10,7 +10,8 @@ between them, S the state before the chunk and R the gradient behind it), the ro
     z   dz_i = dout_i silu'(z_i) (sum_j K_ij L_ij delta_j x_j + decay_from_start_i S^T C_i + D x_i)
 
 Sums over the heads stay in a program: nothing is added by two. Scales go on float32 results, and
-delta and D into the tile that multiplies G, so x and G go from memory to a product untouched.
+delta and D into the tile that multiplies G, so x and G go from memory to a product untouched. Role
+z is a launch of its own, behind the others, because dz takes the memory of G, which they read.
 """
 
 import torch
@@ -38,8 +39,7 @@ from tvkernels.ssd.backward_tiles_kernel import (
 )
 
 # what a program's number within its chunk and group stands for; then come the parts of role x (more
-# than one for D of each channel, which needs G in registers too), of role z if there is a gate, and
-# of role K
+# than one for D of each channel, which needs G in registers too), and of role K
 ROLE_C, ROLE_B = (tl.constexpr(i) for i in range(2))
 
 
@@ -53,42 +53,54 @@ def _states_role(
 ):  # fmt: skip
     """Role B; with BACK role C."""
     OP: tl.constexpr = state_ptr.dtype.element_ty
+    # entries of a state at a time: sums of all of them, beside their total, would spill
+    SOME: tl.constexpr = min(N, 64)
     t = start + tl.arange(0, T).to(tl.int64)
     here = held(ends_ptr, tl.arange(0, T), start, stop, T)
-    matrix = load_rows(matrix_ptr, t, stop, matrix_token, matrix_entry, D_STATE, N, OP)
-    total = tl.zeros((T, N), ACC)
+    matrix, total = (), ()
+    for n in tl.static_range(0, N, SOME):
+        some_ptr = matrix_ptr + tl.cast(n, tl.int64) * matrix_entry
+        matrix += (load_rows(some_ptr, t, stop, matrix_token, matrix_entry, D_STATE - n, SOME, OP),)
+        total += (tl.zeros((T, SOME), ACC),)
     # what could be computed before the loop would cost registers in it, and spills
     for i in tl.range(0, ratio, disable_licm=True):
         head = tl.cast(i, tl.int64)
-        part = tl.zeros((T, N), ACC)
-        carried = 0.0
-        for k in tl.static_range(PIECES):
-            rows = load_piece(
-                rows_ptr + head * rows_head, t, stop, rows_token, rows_channel, k, HEADDIM, OP
-            )
-            state = load_state(state_ptr + head * HEADDIM * D_STATE, k, HEADDIM, D_STATE, N)
-            part = product(rows, tl.trans(state), part, DOT)
-            if BACK:
-                other = load_state(other_ptr + head * HEADDIM * D_STATE, k, HEADDIM, D_STATE, N)
-                carried += tl.sum(state.to(ACC) * other.to(ACC))
         vectors = head * pitch
+        rows = ()
+        for k in tl.static_range(PIECES):
+            head_ptr = rows_ptr + head * rows_head
+            rows += (load_piece(head_ptr, t, stop, rows_token, rows_channel, k, HEADDIM, OP),)
         if BACK:
             left = decay_from_start(
                 log_ptr + vectors, low_by, seg_ptr, t, here, start, stop, PRECISE
             )
-            part *= left[:, None]
-            through = decay_through(log_ptr + vectors, low_by, seg_ptr, start, stop, PRECISE)
-            tl.store(through_ptr + head, carried * through)
         else:
             left = decay_to_end(log_ptr + vectors, low_by, seg_ptr, t, here, stop, PRECISE)
+        dots, carried = tl.zeros((T,), ACC), 0.0
+        new = ()
+        for n in tl.static_range(0, N, SOME):
+            at = (head * D_STATE + n) * HEADDIM
+            part = tl.zeros((T, SOME), ACC)
+            for k in tl.static_range(PIECES):
+                state = load_state(state_ptr + at, k, HEADDIM, D_STATE - n, SOME)
+                part = product(rows[k], tl.trans(state), part, DOT)
+                if BACK:
+                    other = load_state(other_ptr + at, k, HEADDIM, D_STATE - n, SOME)
+                    carried += tl.sum(state.to(ACC) * other.to(ACC))
             part *= left[:, None]
-        tl.store(dots_ptr + vectors + t, tl.sum(part * matrix.to(ACC), 1), mask=here)
-        if not BACK:
-            part *= tl.load(step_ptr + vectors + t, mask=here, other=0.0)[:, None]
-        total += part
-    n = tl.arange(0, N).to(tl.int64)
-    mask = (t < stop)[:, None] & (n < D_STATE)[None, :]
-    tl.store(sum_ptr + (t * sum_token)[:, None] + n[None, :], total, mask=mask)
+            dots += tl.sum(part * matrix[n // SOME].to(ACC), 1)
+            if not BACK:
+                part *= tl.load(step_ptr + vectors + t, mask=here, other=0.0)[:, None]
+            new += (total[n // SOME] + part,)
+        total = new
+        tl.store(dots_ptr + vectors + t, dots, mask=here)
+        if BACK:
+            through = decay_through(log_ptr + vectors, low_by, seg_ptr, start, stop, PRECISE)
+            tl.store(through_ptr + head, carried * through)
+    for n in tl.static_range(0, N, SOME):
+        entry = n + tl.arange(0, SOME).to(tl.int64)
+        mask = (t < stop)[:, None] & (entry < D_STATE)[None, :]
+        tl.store(sum_ptr + (t * sum_token)[:, None] + entry[None, :], total[n // SOME], mask=mask)
 
 
 @triton.jit
@@ -234,14 +246,13 @@ CONFIGS = configs(
 @tuned(CONFIGS, key=["HEADDIM", "D_STATE", "T"])
 @triton.jit(do_not_specialize=["seqlen", "chunks"])
 def scan_backward_roles_kernel(
-    x_ptr, g_ptr, b_ptr, c_ptr, d_ptr, z_ptr, dout_ptr, entering_ptr, leaving_ptr,
-    step_ptr, log_ptr, seg_ptr, ends_ptr, dx_ptr, dz_ptr, db_ptr, dc_ptr, pairs_ptr, dd_ptr,
+    x_ptr, g_ptr, b_ptr, c_ptr, d_ptr, entering_ptr, leaving_ptr,
+    step_ptr, log_ptr, seg_ptr, ends_ptr, dx_ptr, db_ptr, dc_ptr, pairs_ptr, dd_ptr,
     q_ptr, r_ptr, own_ptr, path_ptr, after_ptr, through_ptr,
     seqlen, pitch, chunks, heads, ratio, low_by: tl.int64,
     x_batch: tl.int64, x_token, x_head, x_channel, g_batch: tl.int64, g_token, g_head, g_channel,
     b_batch: tl.int64, b_token, b_group, b_entry, c_batch: tl.int64, c_token, c_group, c_entry,
-    d_head, d_channel, z_batch: tl.int64, z_token, z_head, z_channel,
-    dout_batch: tl.int64, dout_token, dout_head, dout_channel,
+    d_head, d_channel,
     HEADDIM: tl.constexpr, PIECES: tl.constexpr, D_STATE: tl.constexpr, N: tl.constexpr,
     T: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, PRECISE: tl.constexpr,
     ACC: tl.constexpr, DOT: tl.constexpr,
@@ -249,7 +260,7 @@ def scan_backward_roles_kernel(
     # one program owns one role of one chunk of one group; neighbours own its other roles
     BLOCKS: tl.constexpr = T // BLOCK
     PARTS: tl.constexpr = BLOCKS if COLUMNS else 1
-    groups, slots = heads // ratio, 2 + PARTS + (2 * BLOCKS if z_ptr is not None else BLOCKS)
+    groups, slots = heads // ratio, 2 + PARTS + BLOCKS
     role, place = tl.program_id(0) % slots, (tl.program_id(0) // slots).to(tl.int64)
     group, chunk, batch = place % groups, place // groups % chunks, place // groups // chunks
     head = group * ratio
@@ -287,8 +298,8 @@ def scan_backward_roles_kernel(
             0, 0, 0, 0, True, T // PARTS, HEADDIM, PIECES, D_STATE, N, T, COLUMNS, PRECISE, ACC,
             DOT,
         )  # fmt: skip
-    elif role >= slots - BLOCKS:
-        block = (role - (slots - BLOCKS)).to(tl.int64)
+    else:
+        block = (role - 2 - PARTS).to(tl.int64)
         dd_ptr += ((number * BLOCKS + block) * heads + head) * (HEADDIM if COLUMNS else 1)
         _pairs_role(
             x_ptr, g_ptr, b_ptr, c_ptr, step_ptr, log_ptr, seg_ptr, ends_ptr,
@@ -298,19 +309,47 @@ def scan_backward_roles_kernel(
             c_token, c_entry, HEADDIM, PIECES, D_STATE, N, T, BLOCK, COLUMNS, PRECISE,
             entering_ptr.dtype.element_ty, ACC, DOT,
         )  # fmt: skip
-    elif z_ptr is not None:
-        _output_role(
-            x_ptr, c_ptr, b_ptr, entering_ptr, d_ptr, step_ptr, log_ptr, seg_ptr, ends_ptr,
-            dz_ptr + rows, z_ptr + batch * z_batch + head * z_head,
-            dout_ptr + batch * dout_batch + head * dout_head, role - 2 - PARTS, start, stop, pitch,
-            low_by, ratio, x_token, x_head, x_channel, c_token, c_entry, b_token, b_entry, head,
-            d_head, d_channel, row_token, z_token, z_head, z_channel, dout_token, dout_head,
-            dout_channel, False, BLOCK, HEADDIM, PIECES, D_STATE, N, T, True, PRECISE, ACC, DOT,
-        )  # fmt: skip
 
 
-def roles(plan, x, G, B, C, D, z, dout, entering, leaving):
-    """dx, dz, and what is left to add up: a dictionary of the sums by their names."""
+@tuned(CONFIGS, key=["HEADDIM", "D_STATE", "T"])
+@triton.jit(do_not_specialize=["seqlen", "chunks"])
+def scan_backward_dz_kernel(
+    x_ptr, b_ptr, c_ptr, d_ptr, z_ptr, dout_ptr, entering_ptr,
+    step_ptr, log_ptr, seg_ptr, ends_ptr, dz_ptr,
+    seqlen, pitch, chunks, heads, ratio, low_by: tl.int64,
+    x_batch: tl.int64, x_token, x_head, x_channel,
+    b_batch: tl.int64, b_token, b_group, b_entry, c_batch: tl.int64, c_token, c_group, c_entry,
+    d_head, d_channel, z_batch: tl.int64, z_token, z_head, z_channel,
+    dout_batch: tl.int64, dout_token, dout_head, dout_channel,
+    HEADDIM: tl.constexpr, PIECES: tl.constexpr, D_STATE: tl.constexpr, N: tl.constexpr,
+    T: tl.constexpr, BLOCK: tl.constexpr, PRECISE: tl.constexpr,
+    ACC: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    # one program owns role z of one block of one chunk of one group
+    BLOCKS: tl.constexpr = T // BLOCK
+    groups = heads // ratio
+    part, place = tl.program_id(0) % BLOCKS, (tl.program_id(0) // BLOCKS).to(tl.int64)
+    group, chunk, batch = place % groups, place // groups % chunks, place // groups // chunks
+    head = group * ratio
+    start, stop = bounds_of(ends_ptr, chunk, seqlen, T)
+    vectors = (batch * heads + head) * pitch
+    state = ((batch * chunks + chunk) * heads + head) * HEADDIM * D_STATE
+    if seg_ptr is not None:
+        seg_ptr += batch * seqlen
+    _output_role(
+        x_ptr + batch * x_batch + head * x_head, c_ptr + batch * c_batch + group * c_group,
+        b_ptr + batch * b_batch + group * b_group, entering_ptr + state, d_ptr, step_ptr + vectors,
+        log_ptr + vectors, seg_ptr, ends_ptr, dz_ptr + (batch * seqlen * heads + head) * HEADDIM,
+        z_ptr + batch * z_batch + head * z_head, dout_ptr + batch * dout_batch + head * dout_head,
+        part, start, stop, pitch, low_by, ratio, x_token, x_head, x_channel, c_token, c_entry,
+        b_token, b_entry, head, d_head, d_channel, heads * HEADDIM, z_token, z_head, z_channel,
+        dout_token, dout_head, dout_channel, False, BLOCK, HEADDIM, PIECES, D_STATE, N, T, True,
+        PRECISE, ACC, DOT,
+    )  # fmt: skip
+
+
+def roles(plan, x, G, B, C, D, entering, leaving):
+    """dx, and what is left to add up: a dictionary of the sums by their names."""
     batch, seqlen, heads, headdim = x.shape
     groups, d_state = B.shape[2:]
 
@@ -318,7 +357,6 @@ def roles(plan, x, G, B, C, D, z, dout, entering, leaving):
         return torch.empty(shape, dtype=dtype, device=x.device)
 
     dx = empty(*x.shape, dtype=x.dtype)
-    dz = None if z is None else empty(*z.shape, dtype=z.dtype)
     columns = D is not None and D.ndim == 2
     blocks = plan.T // plan.block
     sums = {name: empty(batch, seqlen, groups, d_state) for name in ("dB", "dC")}
@@ -327,15 +365,38 @@ def roles(plan, x, G, B, C, D, z, dout, entering, leaving):
     sums |= {name: empty(batch, heads, plan.pitch) for name in ("q", "r", "own", "path")}
     sums["after"] = empty(blocks, batch, heads, plan.pitch)
     sums["through"] = empty(batch, plan.chunks, heads)
-    slots = 2 + (blocks if columns else 1) + (blocks if z is None else 2 * blocks)
+    slots = 2 + (blocks if columns else 1) + blocks
     if x.numel():
         scan_backward_roles_kernel[(slots * groups * plan.chunks * batch,)](
-            x, G, B, C, D, z, dout, entering, leaving,
-            plan.step, plan.log, plan.segment, plan.ends, dx, dz, *sums.values(),
+            x, G, B, C, D, entering, leaving,
+            plan.step, plan.log, plan.segment, plan.ends, dx, *sums.values(),
             seqlen, plan.pitch, plan.chunks, heads, heads // groups, plan.step.numel(),
-            *x.stride(), *G.stride(), *B.stride(), *C.stride(),
-            *(strides(D, 2) if columns else (*strides(D, 1), 0)), *strides(z, 4), *dout.stride(),
-            HEADDIM=headdim, PIECES=count_pieces(headdim), D_STATE=d_state, N=plan.N, T=plan.T,
-            BLOCK=plan.block, COLUMNS=columns, PRECISE=plan.precise, ACC=plan.acc,
+            *x.stride(), *G.stride(), *B.stride(), *C.stride(), *_strides_of_skip(D),
+            COLUMNS=columns, **_sizes(plan, x, B),
         )  # fmt: skip
-    return dx, dz, sums
+    return dx, sums
+
+
+def gate_role(plan, x, B, C, D, z, dout, entering, dz):
+    """dz into `dz`."""
+    batch, heads, groups = x.shape[0], x.shape[2], B.shape[2]
+    if x.numel():
+        scan_backward_dz_kernel[(plan.T // plan.block * groups * plan.chunks * batch,)](
+            x, B, C, D, z, dout, entering, plan.step, plan.log, plan.segment, plan.ends, dz,
+            x.shape[1], plan.pitch, plan.chunks, heads, heads // groups, plan.step.numel(),
+            *x.stride(), *B.stride(), *C.stride(), *_strides_of_skip(D), *z.stride(),
+            *dout.stride(), **_sizes(plan, x, B),
+        )  # fmt: skip
+
+
+def _strides_of_skip(D):
+    """Of heads and channels; 0 for what is the same for all."""
+    return (*strides(D, 1), 0) if D is None or D.ndim == 1 else D.stride()
+
+
+def _sizes(plan, x, B):
+    headdim, d_state = x.shape[3], B.shape[3]
+    return {
+        "HEADDIM": headdim, "PIECES": count_pieces(headdim), "D_STATE": d_state, "N": plan.N,
+        "T": plan.T, "BLOCK": plan.block, "PRECISE": plan.precise, "ACC": plan.acc,
+    }  # fmt: skip

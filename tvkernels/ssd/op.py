@@ -99,7 +99,7 @@ def mamba_chunk_scan_combined(
 
     Memory: training keeps the inputs and nothing else (the reference four float32 per token and
     head too), there is no option to keep states: backward computes them anew, and takes 56 kB per
-    token of 128 heads of 80, d_state 128 and 16 bit while it runs, 76 kB with a gate.
+    token of 128 heads of 80, d_state 128 and 16 bit while it runs.
     Source: mamba-ssm 2.3.2, mamba_chunk_scan_combined.
     """
     _check_tokens(x, dt, A, B, C, z, seq_idx)
