@@ -33,8 +33,9 @@ def _entering(
         state = load_state(source, n, first_n, p, first_p, in_n, in_p, ACC)
     for piece in range(part * pieces):
         at = (row * (segments - 1) * pieces + piece) * nheads + head
-        source = piece_ptr + at * headdim * d_state
-        added = load_state(source, n, 1, p, d_state, in_n, in_p, ACC)
+        # a name of its own: the initial state's may be of another dtype
+        of_piece = piece_ptr + at * headdim * d_state
+        added = load_state(of_piece, n, 1, p, d_state, in_n, in_p, ACC)
         state = state * tl.load(fade_ptr + at) + added
     return state
 
