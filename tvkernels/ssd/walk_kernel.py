@@ -80,13 +80,17 @@ def _through(
         y = tl.dot(scores, x, acc=y, input_precision="ieee", out_dtype=ACC)
         y += tl.dot(C, state.to(C.dtype), input_precision="ieee", out_dtype=ACC) * reads[:, None]
     if z_ptr is not None:
+        # the state first, so that what it takes is out of its registers before the gate comes
+        state = advance(state, B, x, adds, kept, ACC)
         y *= silu(tile(z_ptr, t, z_t, p, z_p, live, in_p, EXACT).to(ACC))
     mask = live[:, None]
     if not EXACT:
         mask = mask & in_p[None, :]
     at = t[:, None] * out_t + p[None, :]
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=mask)
-    return advance(state, B, x, adds, kept, ACC)
+    if z_ptr is None:
+        state = advance(state, B, x, adds, kept, ACC)
+    return state
 
 
 def _configs(*choices):
