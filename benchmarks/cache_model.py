@@ -19,6 +19,8 @@ from benchmarks.counter import SECTOR, Access, Launch
 SECTORS_OF_LINE = 4
 # two programs on each of the 132 processors of an H200
 RESIDENT = 264
+# the fewest that show what programs share which lie side by side in a grid
+NEIGHBOURS = 8
 
 
 class Traffic(NamedTuple):
@@ -49,12 +51,12 @@ def together(launches: Iterable[Launch], shares: Iterable[float], capacity: floa
 
     Args:
         shares: of each launch, which part of its whole grid was counted. So many of the RESIDENT
-            programs are there, at least one, and each has its part of the cache.
+            programs are there, but NEIGHBOURS at least, and each has its part of the cache.
         capacity: bytes of the whole cache, which is empty where a launch begins.
     """
     moved = []
     for launch, share in zip(launches, shares, strict=True):
-        resident = max(1, round(RESIDENT * share))
+        resident = max(NEIGHBOURS, round(RESIDENT * share))
         moved.append(traffic([launch], capacity * resident / RESIDENT, resident))
     return Traffic(sum(each.read for each in moved), sum(each.write for each in moved))
 

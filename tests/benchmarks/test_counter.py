@@ -278,22 +278,20 @@ def reading(programs: int, lines: list[int]) -> Launch:
 
 
 def test_a_part_of_the_grid_has_its_part_of_the_places_and_of_the_cache():
-    """Four programs read the same four lines; a program's part of the cache is one line."""
-    launch = reading(4, [0, 1, 2, 3])
+    """32 programs read the same lines, a round trip of 32; a program's part of the cache is one."""
+    launch = reading(32, list(range(32)))
     capacity = RESIDENT * 128.0
-    # all four in step: of each line the first fetches, three find it
-    assert together([launch], [4 / RESIDENT], capacity) == (4 * 32, 0)
-    # two in step, two lines: the other two programs find nothing of what these fetched
-    assert together([launch], [2 / RESIDENT], capacity) == (2 * 4 * 32, 0)
-    # one at a time, and of a still smaller part too: it has no less than its line
-    for share in (1 / RESIDENT, 0.1 / RESIDENT):
-        assert together([launch], [share], capacity) == (4 * 4 * 32, 0)
+    # all in step: of each line the first fetches, the others find it
+    assert together([launch], [32 / RESIDENT], capacity) == (32 * 32, 0)
+    # 16 in step, 16 lines: the other 16 programs find nothing of what these fetched
+    assert together([launch], [16 / RESIDENT], capacity) == (2 * 32 * 32, 0)
+    # eight at least, of a smaller part too, and they have no less than their lines
+    for share in (8 / RESIDENT, 0.1 / RESIDENT):
+        assert together([launch], [share], capacity) == (4 * 32 * 32, 0)
 
 
 def test_each_launch_has_its_own_part_and_begins_with_an_empty_cache():
-    same = [reading(2, [0]), reading(2, [0])]
-    shares = [2 / RESIDENT, 1 / RESIDENT]
-    assert together(same, shares, RESIDENT * 128.0) == (2 * 32, 0)
-    far = [reading(2, [0, 1]), reading(2, [0, 1])]
-    # in step each line comes once, one after the other twice
-    assert together(far, shares, RESIDENT * 128.0) == ((2 + 4) * 32, 0)
+    launches = [reading(16, list(range(16)))] * 2
+    shares = [16 / RESIDENT, 8 / RESIDENT]
+    # 16 in step fetch each line once; 8, with 8 lines, each line twice
+    assert together(launches, shares, RESIDENT * 128.0) == ((16 + 2 * 16) * 32, 0)
