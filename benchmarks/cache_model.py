@@ -17,6 +17,10 @@ import numpy as np
 from benchmarks.counter import SECTOR, Access, Launch
 
 SECTORS_OF_LINE = 4
+# two programs on each of the 132 processors of an H200
+RESIDENT = 264
+# the fewest that show what programs share which lie side by side in a grid
+NEIGHBOURS = 8
 
 
 class Traffic(NamedTuple):
@@ -40,6 +44,21 @@ def traffic(launches: Iterable[Launch], capacity: float, resident: int = 1) -> T
         for access in in_order(launch.accesses, resident):
             cache.touch(access)
     return cache.flush()
+
+
+def together(launches: Iterable[Launch], shares: Iterable[float], capacity: float) -> Traffic:
+    """Bytes where as many programs as the GPU holds advance together, each launch by itself.
+
+    Args:
+        shares: of each launch, which part of its whole grid was counted. So many of the RESIDENT
+            programs are there, but NEIGHBOURS at least, and each has its part of the cache.
+        capacity: bytes of the whole cache, which is empty where a launch begins.
+    """
+    moved = []
+    for launch, share in zip(launches, shares, strict=True):
+        resident = max(NEIGHBOURS, round(RESIDENT * share))
+        moved.append(traffic([launch], capacity * resident / RESIDENT, resident))
+    return Traffic(sum(each.read for each in moved), sum(each.write for each in moved))
 
 
 def in_order(accesses: list[Access], resident: int) -> Iterator[Access]:

@@ -16,7 +16,7 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from benchmarks.shapes import Case, Floor, Prepare
 
 RESULT = Path(__file__).parent / "results" / "counted.md"
+OURS = "tvkernels"
 Counts = dict[str, float]
 
 
@@ -73,6 +74,8 @@ def lines(only: str = "", counted: Sequence[int] | None = None) -> Iterator[str]
     yield from TABLE_HEAD
     for case in (*shapes.CASES, *shapes_video.CASES):
         for name, functions in providers.items():
+            if case.ours and name != OURS:
+                continue
             if only in case.name and hasattr(functions, case.op):
                 row = count(case, name, counted or case.counted)
                 if row is None:
@@ -85,23 +88,29 @@ def lines(only: str = "", counted: Sequence[int] | None = None) -> Iterator[str]
 
 def count(case: Case, provider: str, sizes: Sequence[int]) -> Row | None:
     """Count a case at `sizes` and put lines through the counts; None where there is no kernel."""
-    from benchmarks.cache_model import traffic
+    from benchmarks.cache_model import together, traffic
     from benchmarks.shapes import L2_BYTES, Floor
     from tvkernels import BackendUnavailable
 
+    ours = provider == OURS
+    try:
+        records = [_record(case, provider, size) for size in sizes]
+    except BackendUnavailable:
+        return None
     series = []
-    for size in sizes:
-        try:
-            factor = size / case.size if case.scaled else 1.0
-            record = _record(case.prepare, provider, size, case.scaled, factor)
-        except BackendUnavailable:
-            return None
+    for size, record, shares in zip(sizes, records, _shares(case, sizes, records)):
         # the cache is as much smaller as what passes it
-        cache = L2_BYTES * size / case.size / case.part
-        series.append(summary(record) | {"cached": sum(traffic(record.launches, cache))})
+        cached = traffic(record.launches, L2_BYTES * size / case.size / case.part)
+        resident = together(record.launches, shares, L2_BYTES)
+        series.append(summary(record) | {"cached": sum(cached), "together": sum(resident)})
     counts, misfit = fit(sizes, series, case.size)
     scale = dict.fromkeys(counts, case.part / case.size) | {"launches": 1.0}
     counts = {key: value * scale[key] for key, value in counts.items()}
+    for more in case.plus if ours else ():
+        row = count(more, provider, more.counted)
+        assert row is not None
+        counts = {key: value + row.counts[key] for key, value in counts.items()}
+        misfit = max(misfit, row.misfit)
     least = Floor(*(value / case.size for value in case.floor(case.size)))
     return Row(case.name, provider, counts, misfit, least)
 
@@ -118,30 +127,58 @@ def summary(record: Record) -> Counts:
     }
 
 
+def _shares(case: Case, sizes: Sequence[int], records: Sequence[Record]) -> list[list[float]]:
+    """Of each launch at each size: the part of its programs at the case's size that was counted."""
+    grids = [
+        # a PyTorch operation has no programs: it grows with the size
+        [float(launch.counts["programs"] or size) for launch in record.launches]
+        for size, record in zip(sizes, records)
+    ]
+    whole = [
+        case.part * fit(sizes, [{"": n} for n in programs], case.size)[0][""]
+        for programs in zip(*grids, strict=True)
+    ]
+    return [[n / most for n, most in zip(grid, whole)] for grid in grids]
+
+
 # the same call stands in several rows where only the target size differs
 @functools.lru_cache(maxsize=8)
-def _record(
-    prepare: Prepare, provider: str, size: int, scaled: tuple[str, ...], factor: float
+def _record_of(
+    prepare: Prepare,
+    provider: str,
+    size: int,
+    kernels: tuple[str, ...] | None,
+    smaller: tuple[tuple[str, float], ...],
 ) -> Record:
     import torch
 
     from benchmarks.counter import counting, interpretable
-    from benchmarks.providers import without_cuda
+    from benchmarks.providers import on_a_device, without_cuda
     from tvkernels import use_backend
 
-    with use_backend("triton"), without_cuda(), _smaller(scaled, factor):
+    # the decays decide how far the scan's first pass looks back
+    torch.manual_seed(0)
+    with use_backend("triton"), _smaller(smaller), without_cuda(), on_a_device():
         with interpretable():
             # as wide as bfloat16, which the interpreter gets wrong, and quicker
             run, _ = prepare(_providers()[provider], size, torch.float16)
-        with counting() as record:
+        with counting(kernels) as record:
             run()
     return record
 
 
+def _record(case: Case, provider: str, size: int) -> Record:
+    smaller = [(name, size / case.size) for name in case.scaled]
+    smaller += [(name, 1 / case.part) for name in case.divided]
+    kernels = case.kernels if provider == OURS else None
+    return _record_of(case.prepare, provider, size, kernels, tuple(smaller))
+
+
 @contextlib.contextmanager
-def _smaller(names: Sequence[str], factor: float) -> Iterator[None]:
+def _smaller(numbers: Iterable[tuple[str, float]]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        for module, name in (entry.split(":") for entry in names):
+        for entry, factor in numbers:
+            module, name = entry.split(":")
             owner = importlib.import_module(module)
             smaller = max(1, round(getattr(owner, name) * factor))
             stack.enter_context(mock.patch.object(owner, name, smaller))
@@ -162,23 +199,23 @@ def fit(sizes: Sequence[int], series: Sequence[Counts], target: int) -> tuple[Co
 
 
 TABLE_HEAD = (
-    "| op and shape | kernels | launches | requested kB | cold kB | L2 kB | least kB |"
-    " cold / least | of floor | dot MFLOP | special k | misfit |",
-    "|---|---|" + "---:|" * 10,
+    "| op and shape | kernels | launches | requested kB | cold kB | together kB | L2 kB |"
+    " least kB | cold / least | of floor | dot MFLOP | special k | misfit |",
+    "|---|---|" + "---:|" * 11,
 )
 
 
 def table_line(row: Row) -> str:
     counts = row.counts
     seconds = row.floor._replace(bytes=counts["cold"], flops=counts["dot"]).seconds()
-    kilobytes = [counts[key] / 1e3 for key in ("requested", "cold", "cached")]
+    kilobytes = [counts[key] / 1e3 for key in ("requested", "cold", "together", "cached")]
     cells = [
         row.case,
         row.provider,
         f"{counts['launches']:.0f}",
         *(f"{value:,.2f}" for value in [*kilobytes, row.floor.bytes / 1e3]),
-        f"{counts['cold'] / row.floor.bytes:.3f}",
-        f"{row.floor.seconds() / seconds:.0%}",
+        f"{counts['cold'] / row.floor.bytes:.3f}" if row.floor.bytes else "-",
+        f"{row.floor.seconds() / seconds:.0%}" if row.floor.bytes else "-",
         f"{counts['dot'] / 1e6:.3f}",
         f"{counts['special'] / 1e3:.3f}",
         f"{row.misfit:.1%}",
@@ -192,7 +229,7 @@ def _providers() -> dict[str, SimpleNamespace | None]:
     from benchmarks.providers import mamba_ssm
 
     ours = SimpleNamespace(**{name: getattr(tvkernels, name) for name in tvkernels.__all__})
-    return {"tvkernels": ours, "mamba-ssm": mamba_ssm()}
+    return {OURS: ours, "mamba-ssm": mamba_ssm()}
 
 
 def _heading() -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -86,8 +86,11 @@ class Record:
 
 
 @contextlib.contextmanager
-def counting() -> Iterator[Record]:
+def counting(kernels: Collection[str] | None = None) -> Iterator[Record]:
     """Count every Triton launch and PyTorch operation inside the block, backward passes included.
+
+    Args:
+        kernels: names of the only kernels to run and to count; what others would leave is missing.
 
     Raises:
         RuntimeError: another counting is in progress.
@@ -95,7 +98,7 @@ def counting() -> Iterator[Record]:
     if BUILDER.create_dot.__module__ == __name__:
         raise RuntimeError("counting: blocks cannot be nested")
     record = Record()
-    replacements = _replacements(_Hooks(record))
+    replacements = _replacements(_Hooks(record, kernels))
     with interpretable(), _replaced(replacements), _TorchOperations(record):
         yield record
 
@@ -120,13 +123,16 @@ def _replaced(replacements: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
 class _Hooks:
     """What the interpreter's methods report, filed under the launch in progress."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, kernels: Collection[str] | None) -> None:
         self.record = record
+        self.kernels = kernels
         self.now = Launch("none")
         # a freed tensor's address could come back as another tensor: nothing is freed meanwhile
         self.alive: list[Any] = []
 
     def launch(self, executor: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.kernels is not None and executor.fn.__name__ not in self.kernels:
+            return None
         self.alive += [a for a in [*args, *kwargs.values()] if isinstance(a, torch.Tensor)]
         self.now = Launch(executor.fn.__name__)
         self.record.launches.append(self.now)

@@ -22,6 +22,7 @@ __all__ = [
     "Provider",
     "causal_conv1d",
     "mamba_ssm",
+    "on_a_device",
     "providers",
     "reference",
     "sdpa_transfer",
@@ -30,6 +31,10 @@ __all__ = [
     "topk_of_projection",
     "without_cuda",
 ]
+
+
+# an H200's
+MULTIPROCESSORS = 132
 
 
 @dataclass(frozen=True)
@@ -156,14 +161,24 @@ def _mixer_step(
 
 
 @contextlib.contextmanager
-def without_cuda(multiprocessors: int = 132) -> Iterator[None]:
-    """Let launchers that ask PyTorch for their CUDA device run on CPU tensors: 132 is an H200's."""
-    device = SimpleNamespace(multi_processor_count=multiprocessors)
+def without_cuda() -> Iterator[None]:
+    """Let launchers that ask PyTorch for their CUDA device run on CPU tensors."""
+    device = SimpleNamespace(multi_processor_count=MULTIPROCESSORS)
     here = contextlib.nullcontext()
     with (
         mock.patch.object(torch.cuda, "device", return_value=here),
         mock.patch.object(torch.cuda, "get_device_properties", return_value=device),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def on_a_device() -> Iterator[None]:
+    """Let our ops take CPU tensors as they take a GPU's: no value is read to be checked."""
+    with contextlib.ExitStack() as stack:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("tvkernels.") and hasattr(module, "on_host"):
+                stack.enter_context(mock.patch.object(module, "on_host", return_value=False))
         yield
 
 

@@ -62,9 +62,13 @@ class Case:
         size: tokens, or sequences of a decode step, that the row is about.
         counted: the sizes to count at; large enough that L2_BYTES * counted / size still holds the
             weights and what a few programs work on.
-        scaled: numbers in our kernels' modules, "module:NAME", that bound a grid. While counting at
-            a smaller size they are as much smaller, so that each program does what it would do.
+        scaled: numbers that bound a grid, "module:NAME". While counting at a smaller size they are
+            as much smaller, so that each program does what it would do.
         part: the call works on 1/part of the model's heads and groups, which are independent.
+        divided: numbers as in `scaled` that bound a grid over heads: smaller by the part alone.
+        kernels: of ours, those that are counted; the others do not run. None: all.
+        plus: cases of ours whose counts per token are added to ours.
+        ours: the peers have nothing like it.
     """
 
     name: str
@@ -75,6 +79,10 @@ class Case:
     counted: tuple[int, ...] = (128, 192, 256)
     part: int = 1
     scaled: tuple[str, ...] = ()
+    divided: tuple[str, ...] = ()
+    kernels: tuple[str, ...] | None = None
+    plus: tuple[Case, ...] = ()
+    ours: bool = False
 
 
 # preparing one call
@@ -154,26 +162,41 @@ def mixer_step(ops: SimpleNamespace, batch: int, dtype: torch.dtype) -> Call:
     return Call(lambda: ops.mamba2_decode_step(row, ring, state, position, *parameters))
 
 
-def scan(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
-    """x, B, C as the convolution leaves them, dt as the last columns of in_proj's output.
+def scan_of(part: int = 1, endless: bool = False) -> Prepare:
+    """The scan of 1/part of the heads, of steps and decays as the family draws them.
 
-    Steps and decays as the family draws them: dt log-uniform in [1e-3, 0.1], A in [-16, -1].
+    endless: decays so weak that every token counts to the end.
     """
-    mixed = torch.randn(batch, tokens, CONV_CHANNELS, dtype=dtype)
-    x, B, C = mixed.split([D_INNER, NGROUPS * D_STATE, NGROUPS * D_STATE], dim=-1)
-    x = x.unflatten(-1, (NHEADS, HEADDIM)).requires_grad_()
-    B, C = (t.unflatten(-1, (NGROUPS, D_STATE)).requires_grad_() for t in (B, C))
-    packed = torch.empty(batch, tokens, IN_PROJ, dtype=dtype)
-    dt = packed[..., -NHEADS:].normal_(std=0.1).requires_grad_()
-    step = 10 ** torch.empty(NHEADS).uniform_(-3, -1)
-    dt_bias = torch.log(torch.expm1(step)).requires_grad_()
-    A = torch.empty(NHEADS).uniform_(-16, -1).requires_grad_()
-    D = torch.ones(NHEADS).requires_grad_()
-    options = {"D": D, "dt_bias": dt_bias, "dt_softplus": True, "return_final_states": True}
-    return Call(
-        lambda: ops.mamba_chunk_scan_combined(x, dt, A, B, C, CHUNK, **options),
-        (x, dt, A, B, C, D, dt_bias),
-    )
+
+    def prepare(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
+        """x, B, C as the convolution leaves them, dt as the last columns of in_proj's output."""
+        nheads, ngroups = NHEADS // part, NGROUPS // part
+        mixed = torch.randn(batch, tokens, CONV_CHANNELS, dtype=dtype)
+        x, B, C = mixed.split([D_INNER, NGROUPS * D_STATE, NGROUPS * D_STATE], dim=-1)
+        x = x.unflatten(-1, (NHEADS, HEADDIM))[:, :, :nheads].requires_grad_()
+        B, C = (
+            t.unflatten(-1, (NGROUPS, D_STATE))[:, :, :ngroups].requires_grad_() for t in (B, C)
+        )
+        packed = torch.empty(batch, tokens, IN_PROJ, dtype=dtype)
+        dt = packed[..., -NHEADS:].normal_(std=0.1)[..., :nheads].requires_grad_()
+        # a step log-uniform in [1e-3, 0.1], A uniform in [-16, -1]: spread evenly over the heads,
+        # in step with each other in no way, so that a few heads are like all
+        head = torch.arange(nheads, dtype=torch.float32)
+        step = 10 ** (-3 + 2 * (head + 0.5) / nheads)
+        dt_bias = torch.log(torch.expm1(step)).requires_grad_()
+        A = -(1 + 15 * (head * 0.618034 % 1)) * (1e-9 if endless else 1)
+        A = A.requires_grad_()
+        D = torch.ones(nheads).requires_grad_()
+        options = {"D": D, "dt_bias": dt_bias, "dt_softplus": True, "return_final_states": True}
+        return Call(
+            lambda: ops.mamba_chunk_scan_combined(x, dt, A, B, C, CHUNK, **options),
+            (x, dt, A, B, C, D, dt_bias),
+        )
+
+    return prepare
+
+
+scan = scan_of()
 
 
 def backward(forward: Prepare) -> Prepare:
@@ -183,6 +206,8 @@ def backward(forward: Prepare) -> Prepare:
         run, by = forward(ops, size, dtype)
         outputs = run()
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        # sizes and slots have no gradient
+        outputs = [output for output in outputs if output.requires_grad]
         cotangents = [torch.randn_like(output) for output in outputs]
         return Call(lambda: torch.autograd.grad(outputs, by, cotangents))
 
@@ -270,6 +295,62 @@ def _state_update_cases(part: int = 8) -> list[Case]:
     ]
 
 
+def _scan_cases(part: int = 8) -> list[Case]:
+    """The forward in two parts: the walk, and where there are two segments what runs before it.
+
+    That reads the ends of pieces, which do not grow with the length: 16,128 tokens are two segments
+    of one piece, 160,000 two of ten, and a piece is the same 8,064 tokens.
+    """
+    op, grid = "mamba_chunk_scan_combined", ("tvkernels.ssd.kernel:PROGRAMS",)
+
+    def before(name: str, endless: bool) -> Case:
+        return Case(
+            name,
+            op,
+            scan_of(part, endless),
+            lambda _: Floor(0),
+            size=16_128,
+            counted=(16_128,),
+            part=part,
+            divided=grid,
+            kernels=("state_kernel",),
+            ours=True,
+        )
+
+    def forward(name: str, first: Case, ours: bool = False) -> Case:
+        return Case(
+            name,
+            op,
+            scan_of(part),
+            scan_floor,
+            size=160_000,
+            counted=(1024, 2048),
+            part=part,
+            divided=grid,
+            kernels=("walk_kernel",),
+            plus=(first,),
+            ours=ours,
+        )
+
+    first = before("scan, of that the first pass", endless=False)
+    return [
+        forward("scan", first),
+        first,
+        forward("scan that forgets nothing", before("", endless=True), ours=True),
+        Case(
+            "scan, backward",
+            op,
+            backward(scan_of(part)),
+            scan_backward_floor,
+            size=160_000,
+            counted=(256, 512),
+            part=part,
+            # mamba-ssm gives a program as many heads as fill the processors
+            scaled=("benchmarks.providers:MULTIPROCESSORS",),
+        ),
+    ]
+
+
 NORM_GRID = ("tvkernels.rmsnorm.kernel:PROGRAMS",)
 CONV_GRID = ("tvkernels.causal_conv1d.kernel:LANES",)
 CASES: tuple[Case, ...] = (
@@ -307,17 +388,7 @@ CASES: tuple[Case, ...] = (
         counted=(96, 192, 288),
         scaled=CONV_GRID,
     ),
-    Case(
-        "scan", "mamba_chunk_scan_combined", scan, scan_floor, size=160_000, counted=(128, 256, 384)
-    ),
-    Case(
-        "scan, backward",
-        "mamba_chunk_scan_combined",
-        backward(scan),
-        scan_backward_floor,
-        size=160_000,
-        counted=(128, 256),
-    ),
+    *_scan_cases(),
     *_conv_update_cases(),
     *_state_update_cases(),
     *_mixer_step_cases(),

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import torch
 
-from benchmarks.shapes import HIDDEN, Call, Case, Floor, backward
+from benchmarks.shapes import HIDDEN, Call, Case, Floor, Prepare, backward
 
 HEADS, KV_HEADS, HEAD_DIM = 40, 8, 128  # of attention
 PATCHES, VISION_WIDTH, TOKENS_PER_FRAME = 729, 1152, 16
@@ -47,21 +47,30 @@ def leave(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1)
     return Call(lambda: ops.compact(x, gone, return_dropped=True)[:2], (x,))
 
 
-def transfer(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
-    """The question's tokens read the dropped ones; their keys and values are given.
+def transfer_of(part: int = 1) -> Prepare:
+    """The transfer by 1/part of the heads; all of them write to the whole of the text."""
 
-    Fewer tokens than a question has are a try on a CPU: there with one query head per key head.
-    """
-    length, heads = (TEXT, HEADS) if tokens > TEXT else (tokens, KV_HEADS)
-    text = torch.randn(batch, length, HIDDEN, dtype=dtype).requires_grad_()
-    q = torch.randn(batch, length, heads, HEAD_DIM, dtype=dtype).requires_grad_()
-    k, v = torch.randn(2, batch, tokens, KV_HEADS, HEAD_DIM, dtype=dtype).unbind()
-    k, v = k.requires_grad_(), v.requires_grad_()
-    alpha = torch.full((1,), 0.5, dtype=dtype).requires_grad_()
-    width = heads * HEAD_DIM
-    weight = (torch.randn(HIDDEN, width, dtype=dtype) * width**-0.5).requires_grad_()
-    by = (text, q, k, v, alpha, weight)
-    return Call(lambda: ops.gated_cross_attention(text, q, k, v, alpha, out_proj=weight), by)
+    def prepare(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
+        """The question's tokens read the dropped ones; their keys and values are given.
+
+        Fewer tokens than a question has are a try on a CPU: there with one query head per key head.
+        """
+        kv_heads = KV_HEADS // part
+        length, heads = (TEXT, HEADS // part) if tokens > TEXT else (tokens, kv_heads)
+        text = torch.randn(batch, length, HIDDEN, dtype=dtype).requires_grad_()
+        q = torch.randn(batch, length, heads, HEAD_DIM, dtype=dtype).requires_grad_()
+        k, v = torch.randn(2, batch, tokens, kv_heads, HEAD_DIM, dtype=dtype).unbind()
+        k, v = k.requires_grad_(), v.requires_grad_()
+        alpha = torch.full((1,), 0.5, dtype=dtype).requires_grad_()
+        width = heads * HEAD_DIM
+        weight = (torch.randn(HIDDEN, width, dtype=dtype) * width**-0.5).requires_grad_()
+        by = (text, q, k, v, alpha, weight)
+        return Call(lambda: ops.gated_cross_attention(text, q, k, v, alpha, out_proj=weight), by)
+
+    return prepare
+
+
+transfer = transfer_of()
 
 
 # the floors: tensors of 2 bytes an element unless said
@@ -120,6 +129,14 @@ CASES: tuple[Case, ...] = (
         scaled=("tvkernels.tome.kernel:PROGRAMS",),
     ),
     Case(
+        "token merging, backward",
+        "tome_merge",
+        backward(merge),
+        merge_backward_floor,
+        size=10_000,
+        counted=(1, 2),
+    ),
+    Case(
         "transfer into the text",
         "gated_cross_attention",
         transfer,
@@ -128,6 +145,17 @@ CASES: tuple[Case, ...] = (
         # as many splits of the keys as at the size, each of whole tiles
         counted=(704, 1408),
         scaled=("tvkernels.gated_cross_attention.kernel:KEYS",),
+    ),
+    Case(
+        "transfer into the text, backward",
+        "gated_cross_attention",
+        backward(transfer_of(8)),
+        transfer_backward_floor,
+        size=80_000,
+        counted=(704, 1408),
+        part=8,
+        scaled=("tvkernels.gated_cross_attention.kernel:KEYS",),
+        divided=("tvkernels.gated_cross_attention.kernel:PROGRAMS",),
     ),
     Case(
         "selection", "attention_topk", select, select_floor, size=80_000, counted=(1024, 2048, 3072)

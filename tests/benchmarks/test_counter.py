@@ -12,7 +12,7 @@ import torch
 import triton.language as tl
 from triton.runtime.interpreter import GridExecutor, InterpretedFunction, InterpreterBuilder
 
-from benchmarks.cache_model import in_order, traffic
+from benchmarks.cache_model import RESIDENT, in_order, together, traffic
 from benchmarks.counter import Access, Launch, Record, counting
 
 
@@ -155,6 +155,15 @@ def test_a_loop_bound_read_from_memory():
     assert moved(record)["requested_write"] == 3 * 2
 
 
+def test_a_kernel_that_is_not_asked_for_does_not_run():
+    x, y, z = aligned(1024), torch.zeros(1024, dtype=torch.float16), aligned(256)
+    with counting(["twice_kernel"]) as record:
+        copy_kernel[(8,)](x, y, 1024, 1, BLOCK=128)
+        twice_kernel[(2,)](x, z, 512, BLOCK=128)
+    assert [launch.kernel for launch in record.launches] == ["twice_kernel"]
+    assert not y.any()
+
+
 def test_launches_add_up_and_each_starts_cold():
     x, y = aligned(1024), aligned(1024)
     with counting() as record:
@@ -258,3 +267,31 @@ def test_residents_take_turns_and_are_replaced_when_they_end():
         launch.accesses += [Access(program, False, np.array([program]))] * length
     order = [access.program for access in in_order(launch.accesses, 2)]
     assert order == [0, 1, 2, 1, 2, 1]
+
+
+def reading(programs: int, lines: list[int]) -> Launch:
+    """By hand: every program reads a sector of each of these lines, one after the other."""
+    launch = Launch("by hand")
+    for program in range(programs):
+        launch.accesses += [Access(program, False, np.array([4 * line])) for line in lines]
+    return launch
+
+
+def test_a_part_of_the_grid_has_its_part_of_the_places_and_of_the_cache():
+    """32 programs read the same lines, a round trip of 32; a program's part of the cache is one."""
+    launch = reading(32, list(range(32)))
+    capacity = RESIDENT * 128.0
+    # all in step: of each line the first fetches, the others find it
+    assert together([launch], [32 / RESIDENT], capacity) == (32 * 32, 0)
+    # 16 in step, 16 lines: the other 16 programs find nothing of what these fetched
+    assert together([launch], [16 / RESIDENT], capacity) == (2 * 32 * 32, 0)
+    # eight at least, of a smaller part too, and they have no less than their lines
+    for share in (8 / RESIDENT, 0.1 / RESIDENT):
+        assert together([launch], [share], capacity) == (4 * 32 * 32, 0)
+
+
+def test_each_launch_has_its_own_part_and_begins_with_an_empty_cache():
+    launches = [reading(16, list(range(16)))] * 2
+    shares = [16 / RESIDENT, 8 / RESIDENT]
+    # 16 in step fetch each line once; 8, with 8 lines, each line twice
+    assert together(launches, shares, RESIDENT * 128.0) == ((16 + 2 * 16) * 32, 0)
