@@ -78,7 +78,9 @@ def test_strides(layout: str) -> None:
         "sliced": lambda: torch.cat([x, x], -1)[:, :, 1:38],
         "expanded": lambda: x[:1].expand(2, -1, -1),
     }[layout]()
-    given["dropped"] = dropped[:1].expand(2, -1) if layout == "expanded" else dropped.mT.clone().mT
+    # `clone` keeps the order of the strides, `contiguous` does not
+    apart = dropped.mT.contiguous().mT
+    given["dropped"] = dropped[:1].expand(2, -1) if layout == "expanded" else apart
     given["positions"] = given["positions"].int().mT.contiguous().mT
     got = compact(**given, return_dropped=True)
     assert got.positions is not None
@@ -138,6 +140,21 @@ def test_a_list_that_does_not_ascend_moves_nothing_elsewhere() -> None:
             dropped[:, 7] = 3
             kept, rest, _ = compact_forward(x, dropped, None, True)
             assert (kept.shape, rest.shape) == ((2, 50, 37), (2, 25, 37))
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not TRITON, reason="neither the interpreter nor a GPU")
+def test_an_index_beyond_the_end_takes_no_row() -> None:
+    """Of what lies there: the rows of another tensor."""
+    from tvkernels.compact.kernel import compact_forward
+
+    whole = inputs()["x"]
+    dropped = torch.arange(25, device=whole.device).expand(2, -1).clone()
+    dropped[:, -1] = 60
+    with use_backend("triton"), poisoned_empty():
+        _, rest, _ = compact_forward(whole[:, :60], dropped, None, True)
+    assert torch.equal(rest[:, :24], whole[:, :24])
+    assert bool(rest[:, 24].isnan().all())
 
 
 @pytest.mark.triton
