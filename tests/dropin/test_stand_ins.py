@@ -6,7 +6,7 @@ import importlib
 import inspect
 import subprocess
 import sys
-from importlib import import_module, util
+from importlib import import_module, metadata, util
 from pathlib import Path
 
 import pytest
@@ -63,8 +63,35 @@ def test_a_module_looks_like_one():
     assert not hasattr(mamba_ssm, "__file__")
     with pytest.raises(AttributeError, match=r"'mamba_ssm' has no attribute 'nothing'"):
         mamba_ssm.nothing  # noqa: B018
-    with pytest.raises(ModuleNotFoundError, match=r"mamba_ssm\.modules"):
+    sentence = r"mamba_ssm\.modules: tvkernels stands in for mamba_ssm here and has no modules;"
+    with pytest.raises(ModuleNotFoundError, match=sentence):
         import_module("mamba_ssm.modules.mamba2")
+
+
+@pytest.mark.parametrize("package", BOTH)
+def test_a_package_is_installed_while_it_is_provided(package):
+    """transformers 4 takes a package for absent whose version importlib.metadata does not know."""
+    names = (package, package.replace("_", "-"), package.title())
+    with provide(package), provide(*BOTH):
+        assert {metadata.version(name) for name in names} == {stand_ins.VERSIONS[package]}
+        assert metadata.packages_distributions()[package] == [package]
+        assert [d.name for d in metadata.distributions() if d.name in BOTH] == list(BOTH[::-1])
+        assert metadata.distribution(package).files is None
+    for name in (*names, "mamba_ssm_and_more"):
+        with pytest.raises(metadata.PackageNotFoundError):
+            metadata.version(name)
+    assert stand_ins._FINDER not in sys.meta_path
+
+
+def test_taking_one_package_out_leaves_the_other():
+    with provide("mamba_ssm"):
+        with provide("causal_conv1d"):
+            pass
+        assert metadata.version("mamba_ssm") == stand_ins.VERSIONS["mamba_ssm"]
+        with pytest.raises(metadata.PackageNotFoundError):
+            metadata.version("causal_conv1d")
+        with pytest.raises(ModuleNotFoundError, match="tvkernels stands in for mamba_ssm"):
+            import_module("mamba_ssm.utils")
 
 
 @pytest.mark.usefixtures("provided")
@@ -162,6 +189,10 @@ def real(tmp_path, monkeypatch):
     (tmp_path / "causal_conv1d").mkdir()
     (tmp_path / "causal_conv1d" / "__init__.py").write_text("causal_conv1d_fn = 'real'")
     (tmp_path / "causal_conv1d" / "more.py").write_text("")
+    (tmp_path / "causal_conv1d-9.9.dist-info").mkdir()
+    (tmp_path / "causal_conv1d-9.9.dist-info" / "METADATA").write_text(
+        "Name: causal-conv1d\nVersion: 9.9"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
     yield
@@ -184,6 +215,8 @@ def test_a_real_package_is_not_hidden_unless_asked(imported):
         ours = import_module("causal_conv1d").causal_conv1d_fn
         assert ours is tvkernels.causal_conv1d_fn
         assert "causal_conv1d.more" not in sys.modules
+        assert metadata.version("causal_conv1d") == stand_ins.VERSIONS["causal_conv1d"]
+    assert metadata.version("causal_conv1d") == "9.9"
     assert import_module("causal_conv1d").causal_conv1d_fn == "real"
     assert sys.modules.get("causal_conv1d.more") is before
 
