@@ -48,6 +48,29 @@ def test_a_kernelized_model(name, calls):
 
 
 @fits
+def test_a_model_kernelized_twice_for_training_and_compiling(calls):
+    """Also what goes to transformers still does: to its function, not to the layer before."""
+    import kernels
+
+    model, ids = build("mamba2").train(), tokens(2, 19)
+    x, weight = torch.randn(1, 6, 5), torch.randn(6, 4)
+    gelu = modeling().causal_conv1d_fn(x, weight, None, "gelu")
+    loss = model(ids, labels=ids, use_cache=False).loss
+    assert not calls
+    try:
+        with kernels.use_kernel_mapping(tvkernels.kernel_mapping(), inherit_mapping=False):
+            for _ in range(2):
+                mode = kernels.Mode.TRAINING | kernels.Mode.TORCH_COMPILE
+                hub_kernels.kernelize(model, mode=mode)
+        assert torch.equal(modeling().causal_conv1d_fn(x, weight, None, "gelu"), gelu)
+        close(model(ids, labels=ids, use_cache=False).loss, loss)
+    finally:
+        with kernels.use_kernel_mapping({}, inherit_mapping=False):
+            hub_kernels.kernelize(model)
+    assert min(calls[op] for op in (SCAN, CONV)) > 0
+
+
+@fits
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_has_the_arguments_of_what_it_replaces(name):
     theirs = type(getattr(modeling(), LAYERS[name]))
@@ -76,6 +99,7 @@ def test_without_kernels():
 
 def test_the_mapping_has_each_layer_on_each_device():
     mapping = tvkernels.kernel_mapping(["cuda"])
+    assert all(set(layers) == {"cuda"} for layers in mapping.values())
     assert {name: layers["cuda"].name for name, layers in mapping.items()} == {
         name: name for name in LAYERS
     }

@@ -165,6 +165,19 @@ def test_in_bfloat16_no_more_is_lost_than_transformers_loses(name, backend):
     assert (ours - truth).norm() <= 2 * (theirs - truth).norm() + 1e-3 * truth.norm()
 
 
+def test_time_steps_below_the_least_that_nemotron_h_takes(calls):
+    """It clamps them, at 0.001; upstream TimeViper does not."""
+    model, ids = model_and_tokens("nemotron_h", batch=1)
+    for name, parameter in model.named_parameters():
+        if name.endswith("dt_bias"):
+            parameter.data.fill_(-9)
+    with torch.no_grad():
+        logits = model(ids).logits
+        with tvkernels.patch_transformers("nemotron_h"):
+            close(model(ids).logits, logits)
+    assert calls[SCAN] == 1
+
+
 @pytest.mark.parametrize("first", [False, True])
 def test_falcon_h1_with_a_norm_before_or_after_the_gate(first, calls):
     """Its checkpoints have none; its groups are counted, the other models' are sized."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 import tvkernels
 from tests.dropin.models import build, tokens
 from tvkernels import patch_transformers, unpatch_transformers
 from tvkernels.integrations import patching
 
+ROOT = Path(__file__).parents[2]
 SIX = ["bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2"]
 PROVIDED = {"causal_conv1d_fn", "causal_conv1d_update"}
 MAMBA_2 = {"mamba2_chunk_scan", "mamba2_selective_state_update", patching.FUSED} | PROVIDED
@@ -59,6 +63,28 @@ def test_the_table_has_each_name_of_each_model():
     lines = str(patch).splitlines()
     assert lines[0].split() == ["model", "name", "now"]
     assert len(lines) == 1 + len(patch.rows)
+
+
+def test_readme_says_what_runs_here_in_which_version():
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    here = ".".join(transformers.__version__.split(".")[:2])
+    rows = re.findall(r"^\| ([\w, ]+) \| ([\w, ]+) \| ([\d., ]+) \|$", page, re.M)
+    listed = {
+        model: set(functions.split(", "))
+        for models, functions, versions in rows
+        if here in versions.split(", ")
+        for model in models.split(", ")
+    }
+    words = {
+        "causal_conv1d_fn": "convolution",
+        "mamba2_chunk_scan": "scan",
+        "forward": "gated norm",
+    }
+    words |= {f"mamba{n}_selective_state_update": "state update" for n in ("", "2")}
+    assert listed == {
+        model: {words[name] for _, name, _ in patching.places(modeling(model)) if name in words}
+        for model in patching.served_models()
+    }
 
 
 def test_patching_twice_is_patching_once(mamba2):
@@ -109,6 +135,18 @@ def test_a_function_with_an_argument_that_we_do_not_know_stays(mamba2, monkeypat
         assert mamba2.causal_conv1d_fn is later
     word = next(row.now for row in patch.rows if row.name == "causal_conv1d_fn")
     assert word == "as before: its arguments are x, weight, bias, dilation, activation"
+    monkeypatch.undo()
+
+
+def test_a_norm_with_an_argument_that_we_do_not_know_stays(mamba2, monkeypatch):
+    def later(self, hidden_states, gate=None, residual=None):
+        """Of a version to come."""
+
+    monkeypatch.setattr(mamba2.MambaRMSNormGated, "forward", later)
+    with patch_transformers("mamba2") as patch:
+        assert mamba2.MambaRMSNormGated.forward is later
+    words = {row.name: row.now for row in patch.rows}
+    assert words["MambaRMSNormGated.forward"].startswith("as before: its arguments are self, x,")
     monkeypatch.undo()
 
 
@@ -169,9 +207,19 @@ def test_what_is_not_served_exactly(refusing, dtype, activation):
     x, weight = torch.randn(1, 6, 5, dtype=dtype), torch.randn(6, 4, dtype=dtype)
     with pytest.raises(LookupError, match="causal_conv1d_fn"):
         refusing.causal_conv1d_fn(x, weight, activation=activation)
+    # nor what has more arguments than are known
+    with pytest.raises(LookupError, match="causal_conv1d_fn"):
+        refusing.causal_conv1d_fn(x.float(), weight.float(), None, "silu", *range(9))
     # and where it would mix packed sequences in silence, nobody is asked
     with pytest.raises(ValueError, match="causal_conv1d_fn: seq_idx must be None here"):
         refusing.causal_conv1d_fn(x, weight, activation=activation, seq_idx=torch.zeros(1, 5).int())
+
+
+@pytest.mark.parametrize("activation", [None, "silu", "swish"])
+def test_activations_that_are_served(refusing, activation):
+    x, weight = torch.randn(1, 6, 5), torch.randn(6, 4)
+    out = refusing.causal_conv1d_fn(x, weight, activation=activation)
+    assert torch.equal(out, tvkernels.causal_conv1d_fn(x, weight, activation=activation))
 
 
 def test_a_step_that_needs_gradients(refusing):
@@ -234,5 +282,6 @@ def test_without_transformers():
         "try: tvkernels.patch_transformers()\n"
         "except ModuleNotFoundError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert "transformers is not installed (pip install transformers)" in done.stdout, done.stderr

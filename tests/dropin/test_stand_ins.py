@@ -6,7 +6,7 @@ import importlib
 import inspect
 import subprocess
 import sys
-from importlib import import_module, util
+from importlib import import_module, metadata, util
 from pathlib import Path
 
 import pytest
@@ -63,8 +63,37 @@ def test_a_module_looks_like_one():
     assert not hasattr(mamba_ssm, "__file__")
     with pytest.raises(AttributeError, match=r"'mamba_ssm' has no attribute 'nothing'"):
         mamba_ssm.nothing  # noqa: B018
-    with pytest.raises(ModuleNotFoundError, match=r"mamba_ssm\.modules"):
+    sentence = r"mamba_ssm\.modules: tvkernels stands in for mamba_ssm here and has no modules;"
+    with pytest.raises(ModuleNotFoundError, match=sentence):
         import_module("mamba_ssm.modules.mamba2")
+
+
+@pytest.mark.parametrize("package", BOTH)
+def test_a_package_is_installed_while_it_is_provided(package):
+    """transformers 4 takes a package for absent whose version importlib.metadata does not know."""
+    names = (package, package.replace("_", "-"), package.title())
+    with provide(package), provide(*BOTH):
+        assert {metadata.version(name) for name in names} == {stand_ins.VERSIONS[package]}
+        assert metadata.packages_distributions()[package] == [package]
+        assert [d.name for d in metadata.distributions() if d.name in BOTH] == list(BOTH[::-1])
+        assert metadata.distribution(package).files is None
+    for name in (*names, "mamba_ssm_and_more"):
+        with pytest.raises(metadata.PackageNotFoundError):
+            metadata.version(name)
+    assert stand_ins._FINDER not in sys.meta_path
+
+
+def test_taking_one_package_out_leaves_the_other(monkeypatch):
+    monkeypatch.setitem(sys.modules, "causal_conv1d_and_more", sys)
+    with provide("mamba_ssm"):
+        with provide("causal_conv1d"):
+            assert sys.modules["causal_conv1d_and_more"] is sys
+        assert metadata.version("mamba_ssm") == stand_ins.VERSIONS["mamba_ssm"]
+        with pytest.raises(metadata.PackageNotFoundError):
+            metadata.version("causal_conv1d")
+        with pytest.raises(ModuleNotFoundError, match="tvkernels stands in for mamba_ssm"):
+            import_module("mamba_ssm.utils")
+    assert sys.modules["causal_conv1d_and_more"] is sys
 
 
 @pytest.mark.usefixtures("provided")
@@ -128,18 +157,18 @@ def test_references_have_the_signature_they_stand_in_for(name):
     assert reference(name).__name__.strip("_") == name
 
 
-def test_references_compute_on_the_reference(monkeypatch):
+def test_references_compute_on_the_reference():
     x, z, weight = torch.randn(2, 5, 12), torch.randn(2, 5, 12), torch.randn(12)
     expected = tvkernels.rmsnorm_fn(x, weight, None, z, 1e-5, 4, False)
-    out = reference("rms_norm_ref")(
-        x, weight, None, z, eps=1e-5, group_size=4, norm_before_gate=False, upcast=True
-    )
-    assert torch.equal(out, expected)
+    words = {"eps": 1e-5, "group_size": 4, "norm_before_gate": False, "upcast": True}
+    # whatever is forced around it
+    for backend in ("reference", "triton"):
+        with tvkernels.use_backend(backend):
+            assert torch.equal(reference("rms_norm_ref")(x, weight, None, z, **words), expected)
     u, filters = torch.randn(2, 6, 9), torch.randn(6, 4)
     out = reference("causal_conv1d_ref")(u, filters, None, u[..., :3], activation="silu")
     expected = tvkernels.causal_conv1d_fn(u, filters, initial_states=u[..., :3], activation="silu")
     assert torch.equal(out, expected)
-    # whatever is forced around it
     with tvkernels.use_backend("triton"):
         assert torch.equal(
             reference("causal_conv1d_ref")(u, filters, None, u[..., :3], activation="silu"), out
@@ -162,6 +191,10 @@ def real(tmp_path, monkeypatch):
     (tmp_path / "causal_conv1d").mkdir()
     (tmp_path / "causal_conv1d" / "__init__.py").write_text("causal_conv1d_fn = 'real'")
     (tmp_path / "causal_conv1d" / "more.py").write_text("")
+    (tmp_path / "causal_conv1d-9.9.dist-info").mkdir()
+    (tmp_path / "causal_conv1d-9.9.dist-info" / "METADATA").write_text(
+        "Name: causal-conv1d\nVersion: 9.9"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
     yield
@@ -184,6 +217,8 @@ def test_a_real_package_is_not_hidden_unless_asked(imported):
         ours = import_module("causal_conv1d").causal_conv1d_fn
         assert ours is tvkernels.causal_conv1d_fn
         assert "causal_conv1d.more" not in sys.modules
+        assert metadata.version("causal_conv1d") == stand_ins.VERSIONS["causal_conv1d"]
+    assert metadata.version("causal_conv1d") == "9.9"
     assert import_module("causal_conv1d").causal_conv1d_fn == "real"
     assert sys.modules.get("causal_conv1d.more") is before
 

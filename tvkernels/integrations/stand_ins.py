@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import util
+from importlib import metadata, util
 from importlib.machinery import ModuleSpec
+from os import PathLike
+from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, NoReturn
 
@@ -155,6 +157,8 @@ class Provision:
                     del sys.modules[name]
                 hidden = {n: m for n, m in self._hidden.items() if _belongs(n, package)}
                 sys.modules.update(hidden)
+        if _FINDER in sys.meta_path and not any(map(is_stand_in, SERVED)):
+            sys.meta_path.remove(_FINDER)
 
     def __enter__(self) -> Provision:
         return self
@@ -172,8 +176,9 @@ def provide(*packages: str, force: bool = False) -> Provision:
     """Let code that imports mamba_ssm or causal_conv1d get these ops: stand-ins for the modules.
 
     They have the packages' functions and references that tvkernels serves, under their names and in
-    their modules; asking for another of the packages' names is an ImportError that names it. To be
-    called before the code in question is imported, which looks them up then.
+    their modules; asking for another of the packages' names is an ImportError that names it.
+    `importlib.metadata` knows their versions too: transformers 4 asks it whether they are there. To
+    be called before the code in question is imported, which looks them up then.
 
     Args:
         packages: "mamba_ssm", "causal_conv1d", or both.
@@ -201,6 +206,8 @@ def provide(*packages: str, force: bool = False) -> Provision:
     for package in new:
         hidden |= {name: sys.modules.pop(name) for name in _modules_of(package)}
         _install(package)
+    if new and _FINDER not in sys.meta_path:
+        sys.meta_path.insert(0, _FINDER)
     return Provision(new, hidden)
 
 
@@ -224,6 +231,49 @@ def _modules_of(package: str) -> list[str]:
     return [name for name in sys.modules if _belongs(name, package)]
 
 
+def _sentence(package: str, name: str) -> str:
+    own = name.rpartition(".")[2]
+    return (
+        f"{name}: tvkernels stands in for {package} here and has no {own}; install {package} for it"
+    )
+
+
+class _Record(metadata.Distribution):
+    """What an installed package says of itself."""
+
+    def __init__(self, package: str) -> None:
+        heads = {"Metadata-Version": "2.1", "Name": package, "Version": VERSIONS[package]}
+        lines = "".join(f"{key}: {value}\n" for key, value in heads.items())
+        self._files = {"METADATA": lines, "top_level.txt": package}
+
+    def read_text(self, filename: str | PathLike[str]) -> str | None:
+        return self._files.get(str(filename))
+
+    def locate_file(self, path: str | PathLike[str]) -> Path:
+        return Path(path)
+
+
+_EVERY = metadata.DistributionFinder.Context()
+
+
+class _Finder(metadata.DistributionFinder):
+    """Answers for the versions of the stand-ins, and for their modules that are not there."""
+
+    def find_distributions(
+        self, context: metadata.DistributionFinder.Context = _EVERY
+    ) -> Iterator[_Record]:
+        name = context.name and context.name.replace("-", "_").lower()
+        return (_Record(p) for p in SERVED if is_stand_in(p) and name in (None, p))
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        package = name.partition(".")[0]
+        if "." in name and is_stand_in(package):
+            raise ModuleNotFoundError(_sentence(package, name), name=name)
+
+
+_FINDER = _Finder()
+
+
 def _install(package: str) -> None:
     for path, functions in SERVED[package].items():
         name = f"{package}.{path}".rstrip(".")
@@ -240,11 +290,7 @@ def _module(name: str, package: str) -> ModuleType:
 
     def absent(attribute: str) -> NoReturn:
         if attribute in missing:
-            raise ImportError(
-                f"{name}.{attribute}: tvkernels stands in for {package} here and has no "
-                f"{attribute}; install {package} for it",
-                name=name,
-            )
+            raise ImportError(_sentence(package, f"{name}.{attribute}"), name=name)
         raise AttributeError(f"module {name!r} has no attribute {attribute!r}")
 
     spec = ModuleSpec(name, None, is_package=True)
