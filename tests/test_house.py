@@ -39,7 +39,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 SIBLINGS = {
     "config": "",
     "stops": "",
-    "sampling": "",
+    "sampling": "config",
     "preprocess": "",
     "byte_tokenizer": "",
     "video_file": "",
