@@ -45,7 +45,7 @@ SIBLINGS = {
     "video_file": "",
     "video_writer": "video_file",
     "video_images": "video_file",
-    "video": "sampling video_file video_images video_writer",
+    "video": "config sampling video_file video_images video_writer",
     "prompt": "config",
     "vision": "config",
     "projector": "config",

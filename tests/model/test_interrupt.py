@@ -62,9 +62,8 @@ def interrupted(tmp_path_factory):
     return interrupted
 
 
-@pytest.mark.parametrize("command", ["ask", "convert"])
 @pytest.mark.parametrize("library", ["torch", "typer"])
-def test_during_the_imports(interrupted, tmp_path, command, library):
+def test_during_the_imports(interrupted, tmp_path, library):
     """Also where a library would take the interrupt for a failure of its own."""
     begun = tmp_path / "begun"
     (tmp_path / f"{library}.py").write_text(
@@ -73,7 +72,7 @@ def test_during_the_imports(interrupted, tmp_path, command, library):
         "try:\n    time.sleep(60)\n"
         "except BaseException as error:\n    raise SystemError('initialisation failed') from error\n"
     )
-    out = interrupted(command, "x", "y", when=lambda _: begun.exists(), path=tmp_path)
+    out = interrupted("ask", "x", "y", when=lambda _: begun.exists(), path=tmp_path)
     assert out == ""
 
 
