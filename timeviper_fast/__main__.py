@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import NoReturn
 
 
@@ -15,6 +16,9 @@ def main() -> None:
         signal.signal(signal.SIGINT, _leave)
     from timeviper_fast import cli
 
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        # so end job queues and `timeout`: what is half-written goes then too
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if heeded:
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from timeviper_fast.config import Segment, is_integer, tokens_before_layer
+from timeviper_fast.config import Segment, expect_function, is_integer, tokens_before_layer
 from timeviper_fast.generate import (
     Prefill,
     Sampling,
@@ -127,6 +127,8 @@ def ask(
         answer_prefix=answer_prefix,
         frame_batch=frame_batch,
         chunk=chunk,
+        on_text=on_text,
+        progress=progress,
     )
     if model.tokenizer is None:
         remedy = "set model.tokenizer, or put the tokenizer's files beside the weights"
@@ -170,6 +172,8 @@ def check_request(
     answer_prefix: str = "",
     frame_batch: int | None = None,
     chunk: int | None = 8192,
+    on_text: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Raise what `ask` would of these arguments, before a model is loaded or a video read."""
     conversation(question, answer_prefix)
@@ -178,6 +182,7 @@ def check_request(
     _expect_positive("max_new_tokens", max_new_tokens, "tokens")
     _expect_positive("chunk", chunk, "tokens")
     _expect_positive("frame_batch", frame_batch, "frames")
+    expect_function("ask", on_text=on_text, progress=progress)
 
 
 def _write_prompt(
@@ -197,7 +202,7 @@ def _write_prompt(
 def _check_fits(model: TimeViper, prompt: Prompt, frames: int, max_new_tokens: int) -> None:
     """Refuse a prompt that the model cannot read before an hour of video is encoded for it."""
     config = model.config
-    highest = max(prompt.before + prompt.after)
+    highest = max(*prompt.before, *prompt.after, *_stop_ids(model))
     if highest >= config.backbone.vocab_size:
         raise ValueError(
             "ask: the tokenizer must give ids below the model's vocabulary size "

@@ -17,7 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timeviper_fast.cache import AttentionState, HybridCache, MambaState
-from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig, CompressionStage, Segment
+from timeviper_fast.config import (
+    ATTENTION,
+    MAMBA,
+    BackboneConfig,
+    CompressionStage,
+    Segment,
+    is_integer,
+)
 from timeviper_fast.stops import Stop, StopWatch
 from timeviper_fast.transv import StageRecord, TransV
 from tvkernels import (
@@ -330,5 +337,5 @@ class HybridBackbone(nn.Module):
             raise ValueError(f"segments must cover the sequence ({hidden.shape[1]}), got {total}")
         if cache is not None and len(segments) > 1:
             raise ValueError(f"segments must be one when a cache is given, got {len(segments)}")
-        if chunk is not None and chunk < 1:
-            raise ValueError(f"chunk must be a positive number of tokens, got {chunk}")
+        if chunk is not None and not (is_integer(chunk) and chunk > 0):
+            raise ValueError(f"chunk must be a positive number of tokens, got {chunk!r}")

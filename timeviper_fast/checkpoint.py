@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,6 +40,7 @@ from timeviper_fast.weights import (
     PathLike,
     Progress,
     Source,
+    as_path,
     fail,
     has_weights,
     load_weights,
@@ -77,7 +78,7 @@ def local_directory(path_or_hub_id: PathLike, patterns: Sequence[str] = _DOWNLOA
     Raises:
         CheckpointError: neither a directory nor a repository that can be reached.
     """
-    path = Path(path_or_hub_id).expanduser()
+    path = as_path("checkpoint", "path", path_or_hub_id)
     if path.is_dir() and str(path_or_hub_id):
         return path
     name, rule = str(path_or_hub_id), "be a directory or a Hugging Face hub id (owner/name)"
@@ -97,7 +98,7 @@ def local_directory(path_or_hub_id: PathLike, patterns: Sequence[str] = _DOWNLOA
 
 
 def config_from_dict(values: Mapping[str, Any]) -> TimeViperConfig:
-    """The inverse of `saving.config_to_dict`; a missing field has its default.
+    """The inverse of `saving.config_to_dict`; what a file does not say is not guessed.
 
     Raises:
         CheckpointError: a field that does not exist or is missing, or a value that breaks a rule.
@@ -108,12 +109,13 @@ def config_from_dict(values: Mapping[str, Any]) -> TimeViperConfig:
         for name, kind in parts.items():
             if name in given:
                 given[name] = _build(kind, given[name], name)
-        stages = given.get("stages", [])
-        if not isinstance(stages, list):
-            raise ValueError(f"stages must be a list of objects, got {stages!r}")
-        given["stages"] = tuple(
-            _build(CompressionStage, s, f"stages[{i}]") for i, s in enumerate(stages)
-        )
+        if "stages" in given:
+            stages = given["stages"]
+            if not isinstance(stages, list):
+                raise ValueError(f"stages must be a list of objects, got {stages!r}")
+            given["stages"] = tuple(
+                _build(CompressionStage, s, f"stages[{i}]") for i, s in enumerate(stages)
+            )
         return _build(TimeViperConfig, given, "config")
     except ValueError as error:
         raise CheckpointError(f"config.json: {error}") from None
@@ -122,13 +124,12 @@ def config_from_dict(values: Mapping[str, Any]) -> TimeViperConfig:
 def _build(kind: type[C], values: Any, owner: str) -> C:
     if not isinstance(values, Mapping):
         raise ValueError(f"{owner} must be an object with fields, got {values!r}")
-    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    needed = {n for n, f in known.items() if f.default is f.default_factory is MISSING}
-    strangers, lacks = sorted(values.keys() - known.keys()), sorted(needed - values.keys())
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    strangers, lacks = sorted(values.keys() - known), sorted(known - values.keys())
     if strangers:
         raise ValueError(f"{owner} must have only known fields, got {some(strangers)}")
     if lacks:
-        raise ValueError(f"{owner} must have {', '.join(sorted(needed))}, got no {some(lacks)}")
+        raise ValueError(f"{owner} must have all of its fields, got no {some(lacks)}")
     try:
         return kind(**{name: _revive(value) for name, value in values.items()})
     except ValueError as error:

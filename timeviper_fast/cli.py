@@ -33,7 +33,6 @@ from tvkernels import BackendUnavailable, __version__, explain, providers, use_b
 
 app = typer.Typer(
     help="Questions and answers about hour-long videos.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     # boxes leave the words no room in a terminal of 80 columns
@@ -171,7 +170,10 @@ def info(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Which backend runs each op on this machine, and who provides what models call."""
+    """Which backend runs each op on this machine.
+
+    And who provides the functions that other people's models call.
+    """
     rows = explain()
     if as_json:
         typer.echo(json.dumps([row.__dict__ for row in rows]))
@@ -221,7 +223,9 @@ def convert(
     ] = None,
     template: Annotated[str, typer.Option(help="nano_base or qwen2.")] = "nano_base",
     dtype: Annotated[DtypeName, typer.Option(help="Of the weights written.")] = "bfloat16",
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing directory.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace the model in an existing directory.")
+    ] = False,
 ) -> None:
     """Turn upstream's checkpoints into one directory that `ask` loads."""
     saving.free_target(output, overwrite)  # known before gigabytes are read
@@ -279,12 +283,15 @@ def demo(
 
 def main() -> None:
     """Run the command line; mistakes are one line and an exit code."""
+    if sys.stdout is None:
+        say(err, "timeviper-fast: standard output must be open, got it closed; >/dev/null drops it")
+        sys.exit(2)
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     error: Exception | None = None
     code, line = 0, ""
     try:
-        code = app(arguments, standalone_mode=False) or 0
+        code = app(arguments or ["--help"], standalone_mode=False) or 0
     except KeyboardInterrupt:
         code = 130
     except (

@@ -23,6 +23,7 @@ __all__ = [
     "TimeViperConfig",
     "VisionConfig",
     "VisualSpan",
+    "expect_function",
     "fail",
     "is_integer",
     "is_number",
@@ -39,6 +40,13 @@ MAMBA, ATTENTION, MLP = "M", "*", "-"
 def fail(owner: str, name: str, rule: str, value: Any) -> NoReturn:
     """Raise the ValueError `<owner>: <name> must <rule>, got <value>`."""
     raise ValueError(f"{owner}: {name} must {rule}, got {value!r}")
+
+
+def expect_function(owner: str, **given: Any) -> None:
+    """Raise a ValueError for what cannot be called; None is no function and may be left out."""
+    for name, value in given.items():
+        if value is not None and not callable(value):
+            fail(owner, name, "be a function or None", value)
 
 
 class _Kind(NamedTuple):
@@ -245,6 +253,9 @@ class BackboneConfig:
         _expect(owner, self, _RANGE, "time_step_limit")
         _expect(owner, self, _IDS, "eos_token_ids")
         _expect(owner, self, _PATTERN, "pattern")
+        if max(self.eos_token_ids, default=0) >= self.vocab_size:
+            rule = f"lie below vocab_size ({self.vocab_size})"
+            fail(owner, "eos_token_ids", rule, self.eos_token_ids)
         if self.num_attention_heads % self.num_key_value_heads:
             rule = f"divide num_attention_heads ({self.num_attention_heads})"
             fail(owner, "num_key_value_heads", rule, self.num_key_value_heads)

@@ -29,6 +29,7 @@ __all__ = [
     "Sampling",
     "StageCount",
     "check_sampling",
+    "check_stop_ids",
     "check_window",
     "decode",
     "prefill",
@@ -76,6 +77,14 @@ def check_sampling(sampling: Sampling | None) -> None:
     """Raise a ValueError for anything else."""
     if not (sampling is None or isinstance(sampling, Sampling)):
         raise ValueError(f"generate: sampling must be a Sampling or None, got {sampling!r}")
+
+
+def check_stop_ids(stop_ids: Collection[int], config: BackboneConfig) -> None:
+    """Raise a ValueError unless all of them are tokens that the model could say."""
+    ids = stop_ids if isinstance(stop_ids, Collection) else [None]
+    if not all(is_integer(i) and 0 <= i < config.vocab_size for i in ids):
+        rule = f"be a collection of token ids in 0 .. {config.vocab_size - 1}"
+        raise ValueError(f"generate: stop_ids must {rule}, got {stop_ids!r}")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,15 @@ from torch import Tensor, nn
 from timeviper_fast import checkpoint, saving
 from timeviper_fast.ask import ask
 from timeviper_fast.backbone import HybridBackbone
-from timeviper_fast.config import Segment, TimeViperConfig, VisualSpan
-from timeviper_fast.generate import Sampling, StageCount, check_sampling, decode, prefill
+from timeviper_fast.config import Segment, TimeViperConfig, VisualSpan, expect_function
+from timeviper_fast.generate import (
+    Sampling,
+    StageCount,
+    check_sampling,
+    check_stop_ids,
+    decode,
+    prefill,
+)
 from timeviper_fast.projector import Projector
 from timeviper_fast.vision import VisionTransformer
 
@@ -84,8 +91,10 @@ class TimeViper(nn.Module):
         Raises:
             ValueError: no such model, device or dtype, or weights that do not fit, all in one.
         """
+        expect_function("from_pretrained", progress=progress)
         device = _usable(device)
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        if dtype is None:
+            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         model, _, directory = checkpoint.load_pretrained(
             cls, path_or_hub_id, device=device, dtype=dtype, progress=progress
         )
@@ -102,12 +111,14 @@ class TimeViper(nn.Module):
         """Write config, sharded safetensors and tokenizer; nothing is left half-written.
 
         Args:
-            directory: new or empty, unless `overwrite` replaces a model of this format.
+            directory: new or empty, unless `overwrite` replaces a model of this format: its
+                config, weights and tokenizer; whatever else lies there stays.
             progress: called with (tensors written, all tensors).
 
         Raises:
             ValueError: a directory that must not be replaced, or cannot be written.
         """
+        expect_function("save_pretrained", progress=progress)
         saving.save_pretrained(
             self, self.config, self.tokenizer, directory, overwrite=overwrite, progress=progress
         )
@@ -122,7 +133,14 @@ class TimeViper(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Normalised frames (frames, 3, size, size) -> visual tokens (frames, n, d_model)."""
+        """Normalised frames (frames, 3, size, size) -> visual tokens (frames, n, d_model).
+
+        `preprocess.resize_normalize` makes them of uint8 frames, with the means and deviations of
+        `config.vision`; `ask` does all of it.
+
+        Raises:
+            ValueError: pixels of another shape, or that are no floats.
+        """
         return self.projector(self.vision(pixels))
 
     def embed(self, before: Tensor, visual: Tensor | None, after: Tensor) -> tuple[Tensor, Segment]:
@@ -172,10 +190,11 @@ class TimeViper(nn.Module):
             chunk: prompt tokens per pass through the layers; None reads all at once.
 
         Raises:
-            ValueError: an empty prompt, one that does not fit the model's window, or one of which
-                the model makes no finite numbers.
+            ValueError: an argument breaks its rule, or the prompt is empty, does not fit the
+                model's window, or makes the model's numbers infinite.
         """
         check_sampling(sampling)
+        check_stop_ids(stop_ids, self.config.backbone)
         embeddings, segment = self.embed(before, visual, after)
         read = prefill(
             self.backbone, embeddings, segment, max_new_tokens=max_new_tokens, chunk=chunk
@@ -196,9 +215,9 @@ class TimeViper(nn.Module):
     def _check_prompt(self, before: Tensor, visual: Tensor | None, after: Tensor) -> None:
         config = self.config.backbone
         for name, ids in (("before", before), ("after", after)):
-            if ids.ndim != 2 or ids.dtype not in (torch.int32, torch.int64):
-                kind = f"{tuple(ids.shape)} {ids.dtype}"
-                raise ValueError(f"embed: {name} must be (batch, n) int32 or int64, got {kind}")
+            if not (_is_tensor(ids, 2) and ids.dtype in (torch.int32, torch.int64)):
+                rule = "be a tensor (batch, n) of int32 or int64"
+                raise ValueError(f"embed: {name} must {rule}, got {_kind(ids)}")
             if ids.device.type == "cpu" and ids.numel():
                 least, most = int(ids.min()), int(ids.max())
                 if not 0 <= least <= most < config.vocab_size:
@@ -209,11 +228,22 @@ class TimeViper(nn.Module):
             raise ValueError(f"embed: after must {rule}, got {len(after)}")
         if visual is None:
             return
-        if visual.ndim != 3 or visual.shape[-1] != config.hidden_size:
-            want = f"(frames, n, {config.hidden_size})"
-            raise ValueError(f"embed: visual must be {want}, got shape {tuple(visual.shape)}")
+        if not (_is_tensor(visual, 3) and visual.shape[-1] == config.hidden_size):
+            rule = f"be a tensor (frames, n, {config.hidden_size})"
+            raise ValueError(f"embed: visual must {rule}, got {_kind(visual)}")
         if visual.dtype != self.dtype:
             raise ValueError(f"embed: visual must be of dtype {self.dtype}, got {visual.dtype}")
+
+
+def _is_tensor(value: object, dimensions: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim == dimensions
+
+
+def _kind(value: object) -> str:
+    """What a tensor, or what is none, looks like in an error."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{tuple(value.shape)} {value.dtype}"
 
 
 def _usable(device: torch.device | str | None) -> torch.device:

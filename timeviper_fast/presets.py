@@ -88,7 +88,7 @@ def preset(name: str) -> TimeViperConfig:
     Raises:
         ValueError: no such preset.
     """
-    if name not in PRESETS:
+    if name not in list(PRESETS):
         rule = f"be one of {', '.join(map(repr, PRESETS))}"
         raise ValueError(f"preset: name must {rule}, got {name!r}")
     return PRESETS[name]

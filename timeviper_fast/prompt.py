@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from timeviper_fast.config import VisualSpan
 
@@ -238,9 +238,9 @@ def _check_turns(messages: Sequence[Message]) -> None:
             raise ValueError(f"prompt: answer must not be empty before the last turn, got turn {i}")
 
 
-def _expect_unicode(name: str, text: str) -> None:
+def _expect_unicode(name: str, text: Any) -> None:
     """Refuse lone surrogates, as which bytes arrive from a command line that is no UTF-8."""
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not isinstance(text, str) or any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(f"prompt: {name} must be valid UTF-8 text, got {text!r}")
 
 

@@ -8,11 +8,13 @@ ascending positions into `seconds`. `parse_policy` reads one from its short text
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, floor, isfinite
+from math import ceil, floor
 from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
+
+from timeviper_fast.config import is_integer, is_number
 
 __all__ = ["Fps", "Policy", "Uniform", "Upstream", "VideoChatFlash", "parse_policy"]
 
@@ -106,13 +108,14 @@ class Upstream:
 
     def __post_init__(self) -> None:
         _expect_fps("upstream", self.fps)
-        _expect_count("upstream", "max", self.max_frames)
-        _expect_count("upstream", "min", self.min_frames)
+        _expect_counts("upstream", self.min_frames, self.max_frames)
 
     def choose(self, seconds: Tensor, fps: float, duration: float) -> Tensor:
         total = len(seconds)
         step = fps / self.fps
-        positions = torch.arange(0, total, step, dtype=torch.float32).round().long()
+        # no more than are kept: a file of a million frames per second may be asked for
+        end = min(total, step * (self.max_frames + 1))
+        positions = torch.arange(0, end, step, dtype=torch.float32).round().long()
         positions = _fill_clips(positions[positions < total][: self.max_frames])
         if len(positions) < self.min_frames:
             return _interval_centres(self.min_frames, total)
@@ -132,10 +135,7 @@ class VideoChatFlash:
     max_frames: int = 512
 
     def __post_init__(self) -> None:
-        _expect_count("videochat-flash", "min", self.min_frames)
-        _expect_count("videochat-flash", "max", self.max_frames)
-        if self.min_frames > self.max_frames:
-            _fail("videochat-flash: min", f"be at most max ({self.max_frames})", self.min_frames)
+        _expect_counts("videochat-flash", self.min_frames, self.max_frames)
 
     def choose(self, seconds: Tensor, fps: float, duration: float) -> Tensor:
         total = len(seconds)
@@ -157,7 +157,7 @@ def parse_policy(text: str | Policy) -> Policy:
         ValueError: names the part of the text that breaks a rule, the rule and the value.
     """
     if not isinstance(text, str):
-        if not callable(getattr(text, "choose", None)):
+        if isinstance(text, type) or not callable(getattr(text, "choose", None)):
             _fail("policy", "be a string as 'fps:1', or an object that can choose", repr(text))
         return text
     name, *parts = text.strip().split(":")
@@ -231,13 +231,20 @@ def _whole(text: str, part: str, value: str) -> int:
 
 
 def _expect_fps(policy: str, value: float) -> None:
-    if not (isfinite(value) and value > 0):
-        _fail(f"{policy}: fps", "be a finite number above 0", value)
+    if not (is_number(value) and value > 0):
+        _fail(f"{policy}: fps", "be a finite number above 0", repr(value))
 
 
 def _expect_count(policy: str, field: str, value: int) -> None:
-    if value < 1:
-        _fail(f"{policy}: {field}", "be at least 1", value)
+    if not (is_integer(value) and value >= 1):
+        _fail(f"{policy}: {field}", "be an integer of 1 or more", repr(value))
+
+
+def _expect_counts(policy: str, least: int, most: int) -> None:
+    _expect_count(policy, "min", least)
+    _expect_count(policy, "max", most)
+    if least > most:
+        _fail(f"{policy}: min", f"be at most max ({most})", least)
 
 
 def _fail(what: str, rule: str, value: object) -> NoReturn:

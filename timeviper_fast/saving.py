@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -19,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from timeviper_fast.config import TimeViperConfig
-from timeviper_fast.weights import PathLike, Progress, fail, read_json, tied_names
+from timeviper_fast.weights import PathLike, Progress, as_path, fail, read_json, tied_names
 
 __all__ = [
     "FORMAT",
@@ -35,6 +36,12 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
+
+# what a model's directory consists of; what else lies there is somebody's
+_OURS = re.compile(
+    r"config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|"
+    + "|".join(map(re.escape, TOKENIZER_FILES))
+)
 
 
 def config_to_dict(config: TimeViperConfig) -> dict[str, Any]:
@@ -65,7 +72,8 @@ def save_pretrained(
     Args:
         tokenizer: something with `save_pretrained`, a directory whose tokenizer files are copied,
             or None.
-        directory: new or empty, unless `overwrite` replaces a checkpoint of this format.
+        directory: new or empty, unless `overwrite` replaces a checkpoint of this format: its
+            config, weights and tokenizer; whatever else lies there stays.
         max_shard_size: bytes, or a string as "5GB".
         progress: called with (tensors written, all tensors) at first and after each shard.
 
@@ -97,10 +105,15 @@ def save_pretrained(
 
 
 def _replace_contents(target: Path, work: Path) -> None:
-    """Put what lies in `work`, a folder inside `target`, in place of all else there, or nothing."""
+    """Put what lies in `work`, a folder of `target`, in place of the model there, or nothing."""
     old = work.with_name(work.name + ".old")
-    gone = [(path, old / path.name) for path in target.iterdir() if path != work]
     come = [(path, target / path.name) for path in work.iterdir()]
+    new = {path.name for path, _ in come}
+    gone = [
+        (path, old / path.name)
+        for path in target.iterdir()
+        if path.name in new or _OURS.fullmatch(path.name)
+    ]
     moved: list[tuple[Path, Path]] = []
     old.mkdir()
     try:
@@ -125,10 +138,7 @@ def free_target(directory: PathLike, overwrite: bool = False) -> Path:
     """
     if not str(directory):
         fail("save_pretrained", "directory", "be named", "''")
-    try:
-        target = Path(directory).expanduser().resolve()
-    except (OSError, RuntimeError) as error:
-        fail("save_pretrained", "directory", "be a path", f"{directory} ({error})")
+    target = as_path("save_pretrained", "directory", directory).resolve()
     if target.exists() and not (target.is_dir() and _may_replace(target, overwrite)):
         rule = "be new or empty" if not overwrite else "be new, empty or a checkpoint to overwrite"
         fail("save_pretrained", "directory", rule, target)

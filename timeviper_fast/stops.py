@@ -24,8 +24,9 @@ class Stop:
         shape: what came out, in words, as "3600 x 16 x 4480".
         tokens: tokens that came out, as "57600" or "57600 -> 28800"; empty where there are none.
         milliseconds: wall clock spent in it.
-        peak_bytes: most memory that was ever in use up to its end, by whatever: of the device on
-            CUDA, of the process elsewhere. It never falls from one stop to the next.
+        peak_bytes: most memory that was ever in use up to its last end, by whatever: of the device
+            on CUDA, of the process elsewhere. Stops that take turns, as decode and vision do, may
+            end in another order than that of their rows.
     """
 
     name: str

@@ -6,7 +6,6 @@ Frames are read in batches, so an hour of video never lies in memory at once.
 
 from __future__ import annotations
 
-import math
 import os
 import zipfile
 from collections import Counter
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from timeviper_fast.config import is_integer, is_number
 from timeviper_fast.sampling import Policy, parse_policy
 from timeviper_fast.video_file import FileReader, VideoError
 from timeviper_fast.video_images import (
@@ -120,11 +120,11 @@ class Video:
             ValueError: an argument breaks its rule.
             VideoError: a frame cannot be decoded, or with `on_error="use"` none of them.
         """
-        wanted = torch.as_tensor(indices).tolist()
-        if not all(isinstance(each, int) for each in wanted):
-            raise ValueError(f"frames: indices must be whole numbers, got {wanted[:3]}")
-        if batch_size < 1:
-            raise ValueError(f"frames: batch_size must be at least 1, got {batch_size}")
+        wanted = (indices if isinstance(indices, Tensor) else np.asarray(indices)).tolist()
+        if not (isinstance(wanted, list) and all(map(is_integer, wanted))):
+            raise ValueError(f"frames: indices must be a list of integers, got {wanted!r:.60}")
+        if not (is_integer(batch_size) and batch_size >= 1):
+            raise ValueError(f"frames: batch_size must be an integer above 0, got {batch_size!r}")
         if any(late < early for early, late in pairwise(wanted)):
             raise ValueError("frames: indices must ascend, got a smaller one after a larger one")
         if wanted and not 0 <= wanted[0] <= wanted[-1] < self.num_frames:
@@ -221,8 +221,8 @@ def open_video(
         VideoError: it is no video, or not whole; the message names it and says why.
         ValueError: an argument breaks its rule.
     """
-    if fps is not None and not (math.isfinite(fps) and fps > 0):
-        raise ValueError(f"open_video: fps must be a finite number above 0, got {fps}")
+    if fps is not None and not (is_number(fps) and fps > 0):
+        raise ValueError(f"open_video: fps must be a finite number above 0, got {fps!r}")
     if on_error not in ("raise", "use"):
         raise ValueError(f"open_video: on_error must be one of raise, use, got {on_error!r}")
     if isinstance(source, (Tensor, np.ndarray)):

@@ -42,9 +42,13 @@ class VisionTransformer(nn.Module):
         Frames do not see each other, so a video may be encoded in batches of any size.
 
         Raises:
-            ValueError: the pixels have another shape.
+            ValueError: the pixels have another shape, or are no floats.
         """
         size = self.config.image_size
+        if not (isinstance(pixels, torch.Tensor) and pixels.is_floating_point()):
+            rule = "be a tensor of floats (preprocess.resize_normalize makes them of uint8 frames)"
+            kind = pixels.dtype if isinstance(pixels, torch.Tensor) else type(pixels).__name__
+            raise ValueError(f"VisionTransformer: pixels must {rule}, got {kind}")
         if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
             raise ValueError(
                 f"VisionTransformer: pixels must be (frames, 3, {size}, {size}), "

@@ -29,6 +29,7 @@ __all__ = [
     "PathLike",
     "Progress",
     "Source",
+    "as_path",
     "fail",
     "has_weights",
     "load_weights",
@@ -57,6 +58,20 @@ class CheckpointError(ValueError):
 def fail(owner: str, name: str, rule: str, value: Any) -> NoReturn:
     """Raise the CheckpointError `owner: name must <rule>, got <value>`."""
     raise CheckpointError(f"{owner}: {name} must {rule}, got {value}")
+
+
+def as_path(owner: str, name: str, value: Any) -> Path:
+    """`value` as a path, `~` expanded, once it could be one.
+
+    Raises:
+        CheckpointError: it is of another kind, or nothing can lie there.
+    """
+    try:
+        path = Path(value).expanduser()
+        path.resolve().exists()
+    except (TypeError, ValueError, OSError, RuntimeError) as error:
+        fail(owner, name, "be a usable path", f"{value!r} ({error})")
+    return path
 
 
 class Entry(NamedTuple):
@@ -152,7 +167,7 @@ def has_weights(directory: Path) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: file must be readable JSON, got {error}") from None
     if not isinstance(content, dict):
         fail(path.name, "file", "hold a JSON object", path)
@@ -341,7 +356,7 @@ def load_weights(
 def _float_dtype(dtype: torch.dtype | str) -> torch.dtype:
     by_name = {str(known).removeprefix("torch."): known for known in _FLOATS}
     found = by_name.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if found not in _FLOATS:
+    if found not in list(_FLOATS):
         fail("load_weights", "dtype", f"be one of {', '.join(by_name)}", repr(dtype))
     return found
 

@@ -102,9 +102,27 @@ def test_presets_round_trip(name):
     assert config_from_dict(json.loads(text)) == preset(name)
 
 
-def test_a_missing_field_has_its_default():
-    assert config_from_dict({}) == TimeViperConfig()
-    assert config_from_dict({"vision": {"image_size": 224}}).vision.hidden_size == 1152
+def whole(values: dict, like: dict) -> dict:
+    """`values`, with what they and their objects leave out taken from `like`."""
+    filled = dict(like)
+    for name, value in values.items():
+        both = isinstance(value, dict) and isinstance(like.get(name), dict)
+        filled[name] = whole(value, like[name]) if both else value
+    return filled
+
+
+@pytest.mark.parametrize("part", ["config", "backbone", "vision", "projector", "stages[0]"])
+def test_what_is_left_out_is_not_that_of_another_model(part):
+    """Each field of each part, also those that have a default in Python."""
+    told = config_to_dict(CONFIG)
+    inner = {"config": told, "stages[0]": told["stages"][0]}.get(part) or told[part]
+    for name, value in list(inner.items()):
+        del inner[name]
+        words = re.escape(f"config.json: {part} must have all of its fields, got no {name}") + "$"
+        with pytest.raises(CheckpointError, match=words):
+            config_from_dict(told)
+        inner[name] = value
+    assert config_from_dict(told) == CONFIG
 
 
 @pytest.mark.parametrize(
@@ -121,10 +139,10 @@ def test_a_missing_field_has_its_default():
         ({"stages": [{"layer": 1, "ratio": 1}]}, r"stages\[0\] must have only known fields"),
         (
             {"stages": [{"layer": 1}]},
-            r"config.json: stages\[0\] must have keep, layer, select, got no keep, select",
+            r"config.json: stages\[0\] must have all of its fields, got no keep, select, transfer",
         ),
         (
-            {"stages": [{"layer": 1, "keep": 0, "select": "uniform"}]},
+            {"stages": [{"layer": 1, "keep": 0, "select": "uniform", "transfer": True}]},
             r"config.json: stages\[0\]: keep must lie in \(0, 1\], got 0",
         ),
         (
@@ -147,17 +165,18 @@ def test_a_missing_field_has_its_default():
 )
 def test_mistakes_in_our_config(values, words):
     with pytest.raises(CheckpointError, match=words):
-        config_from_dict(values)
+        config_from_dict(whole(values, config_to_dict(TimeViperConfig())))
 
 
 def test_a_forgotten_check_is_seen(monkeypatch):
     """What no rule foresaw is a fault of ours and is not put down to the file."""
+    values = config_to_dict(CONFIG)
     monkeypatch.setattr(VisionConfig, "__post_init__", lambda self: self.no_such_method())
     with pytest.raises(AttributeError, match="no_such_method"):
-        config_from_dict({"vision": {}})
+        config_from_dict(values)
     monkeypatch.setattr(VisionConfig, "__post_init__", lambda self: len(self.image_size))
     with pytest.raises(TypeError, match="has no len"):
-        config_from_dict({"vision": {}})
+        config_from_dict(values)
 
 
 @pytest.mark.parametrize("shard", ["5GB", "40KB"])
@@ -262,6 +281,34 @@ def test_what_is_there_is_not_overwritten_by_accident(tmp_path):
     save_pretrained(nn.Linear(2, 3), CONFIG, None, target, overwrite=True)
     assert load_file(target / "model.safetensors")["weight"].shape == (3, 2)
 
+
+def test_what_others_put_there_stays(tmp_path):
+    """A model of many shards and a tokenizer, overwritten by one of one file and none."""
+    target = tmp_path / "m"
+    save_pretrained(
+        randomise(Whole(CONFIG)), CONFIG, byte_tokenizer(), target, max_shard_size="40KB"
+    )
+    strangers = (
+        ".git",
+        "README.md",
+        "model-lora.safetensors",
+        "pytorch_model.bin",
+        "config.json.orig",
+    )
+    for name in strangers:
+        (target / name).write_text("mine")
+    (target / "photos").mkdir()
+    (target / "photos" / "config.json").write_text("mine")
+    save_pretrained(nn.Linear(2, 3), CONFIG, None, target, overwrite=True)
+    left = {"config.json", "model.safetensors", "photos", *strangers}
+    assert {path.name for path in target.iterdir()} == left
+    for name in (*strangers, "photos/config.json"):
+        assert (target / name).read_text() == "mine"
+    assert load_file(target / "model.safetensors")["weight"].shape == (3, 2)
+    assert weight_files(target) == [target / "model.safetensors"]
+
+
+def test_only_a_model_is_overwritten(tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     save_pretrained(nn.Linear(2, 2), CONFIG, None, photos)
@@ -300,7 +347,7 @@ def test_an_interrupted_save_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("how", ["before", "after"])
 def test_a_failed_rename_brings_the_old_checkpoint_back(tmp_path, monkeypatch, moves, how):
     target = save_pretrained(nn.Linear(2, 2), CONFIG, None, tmp_path / "m")
-    (target / "link").symlink_to("nowhere")
+    (target / "tokenizer.json").symlink_to("nowhere")
     before = sorted(path.name for path in target.iterdir())
     assert len(before) + 2 == 5  # each is moved once, and the two new files
     real, done = Path.rename, []
@@ -363,6 +410,9 @@ def test_another_format_is_named(tmp_path):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text('{"format": "timeviper_fast", "format_version": 99}')
     with pytest.raises(CheckpointError, match="format_version must be 1, got 99"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"config.json: file must be readable JSON, got"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="file must hold a JSON object, got"):

@@ -404,6 +404,14 @@ class TestMistakes:
         )
         assert os.listdir(tmp_path) == ["precious.txt"]
 
+    @pytest.mark.parametrize(
+        "words", [("info", "tiny"), ("ask", "v.mp4", "What?", "--model", "m"), ("--version",), ()]
+    )
+    def test_nobody_would_hear_the_answer(self, run, monkeypatch, words):
+        """Where standard output is closed, as by >&-, Python has none."""
+        monkeypatch.setattr(sys, "stdout", None)
+        one_line(run(*words), "standard output must be open, got it closed; >/dev/null drops it")
+
     def test_an_unknown_command(self, run):
         one_line(run("answer"), "answer", " --help")
 
@@ -412,6 +420,15 @@ class TestMistakes:
         monkeypatch.setattr(sys, "argv", ["timeviper-fast", *arguments])
         with pytest.raises(FileNotFoundError):
             cli.main()
+
+
+def test_no_words_at_all_are_a_cry_for_help(run):
+    assert run() == run("--help")
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()[-5:]] == [
+        "ask", "info", "doctor", "convert", "demo",
+    ]  # fmt: skip
 
 
 def test_convert_says_what_it_takes(run):

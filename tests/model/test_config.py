@@ -106,6 +106,11 @@ TINY = preset("tiny")
             r"n_groups must divide mamba_num_heads \(128\), got 3",
         ),
         (
+            lambda: BackboneConfig(vocab_size=100, eos_token_ids=(2, 100)),
+            r"eos_token_ids must lie below vocab_size \(100\), got \(2, 100\)",
+        ),
+        (lambda: preset([]), r"preset: name must be one of .*, got \[\]"),
+        (
             lambda: BackboneConfig(time_step_limit=(1, 0)),
             "time_step_limit must be a tuple .low, high.",
         ),
@@ -198,6 +203,7 @@ def test_no_field_takes_a_value_of_another_kind(kind, name, hint):
     [
         (BackboneConfig, {"time_step_floor": 0, "norm_eps": 1, "eos_token_ids": ()}),
         (BackboneConfig, {"time_step_limit": (0, 0)}),
+        (BackboneConfig, {"vocab_size": 3, "eos_token_ids": (0, 2)}),
         (BackboneConfig, {"time_step_limit": (0.5, math.inf)}),
         (VisionConfig, {"image_mean": (0, -1.5, 0.5), "image_std": (1, 2, 0.5)}),
         (VisionConfig, {"feature_layer": 0}),

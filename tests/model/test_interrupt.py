@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment: one line, exit code 130, and nothing half-written.
+"""Ctrl-C at any moment: one line, exit code 130, and nothing half-written; the end of a job too.
 
 Each case waits until the moment is there, so none depends on how fast the machine is.
 """
@@ -34,7 +34,11 @@ def interrupted(tmp_path_factory):
     said = tmp_path_factory.mktemp("said") / "out"
 
     def interrupted(
-        *arguments: object, when: Callable[[str], bool], code: str = MAIN, path: Path = ROOT
+        *arguments: object,
+        when: Callable[[str], bool],
+        code: str = MAIN,
+        path: Path = ROOT,
+        by: signal.Signals = signal.SIGINT,
     ) -> str:
         with said.open("w") as out:
             process = subprocess.Popen(
@@ -52,19 +56,19 @@ def interrupted(tmp_path_factory):
                 assert process.poll() is None, process.communicate()
                 assert time.monotonic() < deadline, "the moment never came"
                 time.sleep(0.02)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(by)
             _, err = process.communicate(timeout=60)
         finally:
             process.kill()
-        assert (process.returncode, err) == (130, "timeviper-fast: interrupted\n")
+        said_so = (130, "timeviper-fast: interrupted\n") if by == signal.SIGINT else (143, "")
+        assert (process.returncode, err) == said_so
         return said.read_text()
 
     return interrupted
 
 
-@pytest.mark.parametrize("command", ["ask", "convert"])
 @pytest.mark.parametrize("library", ["torch", "typer"])
-def test_during_the_imports(interrupted, tmp_path, command, library):
+def test_during_the_imports(interrupted, tmp_path, library):
     """Also where a library would take the interrupt for a failure of its own."""
     begun = tmp_path / "begun"
     (tmp_path / f"{library}.py").write_text(
@@ -73,7 +77,7 @@ def test_during_the_imports(interrupted, tmp_path, command, library):
         "try:\n    time.sleep(60)\n"
         "except BaseException as error:\n    raise SystemError('initialisation failed') from error\n"
     )
-    out = interrupted(command, "x", "y", when=lambda _: begun.exists(), path=tmp_path)
+    out = interrupted("ask", "x", "y", when=lambda _: begun.exists(), path=tmp_path)
     assert out == ""
 
 
@@ -116,11 +120,12 @@ def test_while_a_model_is_written(interrupted, tmp_path):
     assert os.listdir(tmp_path / "out") == []
 
 
-def test_while_a_video_is_written(interrupted, tmp_path):
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_while_a_video_is_written(interrupted, tmp_path, by):
     demo = tmp_path / "demo"
     out = interrupted(
         "demo", "--seconds", 3600, "--directory", demo,
-        when=lambda _: demo.is_dir() and bool(os.listdir(demo)),
+        when=lambda _: demo.is_dir() and bool(os.listdir(demo)), by=by,
     )  # fmt: skip
     assert out == ""
     assert os.listdir(demo) == []

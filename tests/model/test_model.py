@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from timeviper_fast import Sampling, TimeViper, TimeViperConfig
 from timeviper_fast.config import ProjectorConfig, VisionConfig
 from timeviper_fast.demo import tiny_model, write_demo_video
 from timeviper_fast.stops import STOPS
+from timeviper_fast.video import open_video
 
 
 def upstream_model() -> tuple[TimeViper, dict[str, torch.Tensor]]:
@@ -176,8 +178,8 @@ def test_eos_of_the_config_ends_an_answer(model, video):
 @pytest.mark.parametrize(
     ("before", "visual", "after", "words"),
     [
-        (torch.zeros(1, 2), None, torch.zeros(1, 2).int(), r"before must be \(batch, n\) int32"),
-        (torch.zeros(2).int(), None, torch.zeros(1, 2).int(), r"before must be \(batch, n\) int32"),
+        (torch.zeros(1, 2), None, torch.zeros(1, 2).int(), r"before must be a tensor \(batch, n\)"),
+        (torch.zeros(2).int(), None, torch.zeros(1, 2).int(), r"before must be a tensor \(batch"),
         (torch.zeros(2, 2).int(), None, torch.zeros(1, 2).int(), r"batch of before \(2\), got 1"),
         (
             torch.full((1, 2), 320),
@@ -201,7 +203,20 @@ def test_eos_of_the_config_ends_an_answer(model, video):
             torch.zeros(1, 2).int(),
             torch.zeros(4, 16, 64),
             torch.zeros(1, 2).int(),
-            r"visual must be \(frames, n, 128\), got shape \(4, 16, 64\)",
+            r"visual must be a tensor \(frames, n, 128\), got \(4, 16, 64\) torch.float32",
+        ),
+        (
+            [[1]],
+            None,
+            torch.zeros(1, 2).int(),
+            r"before must be a tensor \(batch, n\) .*, got list",
+        ),
+        (torch.zeros(1, 2).int(), None, None, "after must be a tensor .*, got NoneType"),
+        (
+            torch.zeros(1, 2).int(),
+            [1],
+            torch.zeros(1, 2).int(),
+            "visual must be a tensor .*, got list",
         ),
     ],
 )
@@ -224,6 +239,26 @@ def test_generate_wants_a_sampling_or_nothing(model):
         model.generate(ids, None, ids, sampling={})
 
 
+@pytest.mark.parametrize("wrong", [5, None, "ab", [1.5], [-1], [320], [2**70], torch.tensor([1])])
+def test_generate_stops_at_tokens_of_its_vocabulary(model, wrong, monkeypatch):
+    monkeypatch.setattr(model, "embed", lambda *_: pytest.fail("the prompt is read"))
+    ids = torch.zeros(1, 2, dtype=torch.long)
+    words = f"stop_ids must be a collection of token ids in 0 .. 319, got {re.escape(repr(wrong))}"
+    with pytest.raises(ValueError, match=words):
+        model.generate(ids, None, ids, stop_ids=wrong)
+
+
+def test_a_tokenizer_that_ends_with_a_stranger(video):
+    """Every token of the prompt is in the vocabulary, the one that ends an answer is not."""
+    config = tiny_model().config
+    model = TimeViper(replace(config, backbone=replace(config.backbone, vocab_size=263)))
+    model.tokenizer = tiny_model().tokenizer
+    model.tokenizer.eos_token = "<video>"
+    words = r"ids below the model's vocabulary size \(263\), got 263; they belong to different"
+    with pytest.raises(ValueError, match=words):
+        model.ask(video, "What?")
+
+
 @pytest.mark.parametrize("config", ["tiny", None, {}])
 def test_a_model_is_made_of_a_config(config):
     with pytest.raises(ValueError, match=r"config must be a TimeViperConfig, got .*; preset"):
@@ -234,6 +269,39 @@ def test_a_model_is_made_of_a_config(config):
 def test_what_is_no_device_of_the_model(tmp_path, device):
     with pytest.raises(ValueError, match=f"^device must be cpu, cuda or cuda:N, got '{device}'$"):
         TimeViper.from_pretrained(tmp_path, device=device)
+
+
+@pytest.mark.parametrize("path", [None, 5, True, b"model", [], "a\0b", "a" * 5000, "~no one/model"])
+def test_what_is_no_path_of_a_model(model, path):
+    value = re.escape(repr(path))
+    with pytest.raises(ValueError, match=f"^checkpoint: path must be a usable path, got {value} "):
+        TimeViper.from_pretrained(path)
+    words = f"^save_pretrained: directory must be a usable path, got {value} "
+    with pytest.raises(ValueError, match=words):
+        model.save_pretrained(path)
+
+
+def test_progress_is_a_function(model, tmp_path):
+    with pytest.raises(ValueError, match=r"^from_pretrained: progress must be a function"):
+        TimeViper.from_pretrained(tmp_path, progress=5)
+    with pytest.raises(ValueError, match=r"^save_pretrained: progress must be a function"):
+        model.save_pretrained(tmp_path / "new", progress=5)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_interrupted_answer_leaves_no_trace(model, video):
+    """And several questions may be asked of one opened video, also after one went wrong."""
+    truth = model.ask(video, "What?", max_new_tokens=4).token_ids
+
+    def interrupt(text):
+        raise KeyboardInterrupt
+
+    with open_video(video) as opened:
+        with pytest.raises(KeyboardInterrupt):
+            model.ask(opened, "What?", max_new_tokens=4, on_text=interrupt)
+        assert model.ask(opened, "What?", max_new_tokens=4).token_ids == truth
+        model.ask(opened, "Where to?", policy="uniform:3", max_new_tokens=2)
+        assert model.ask(opened, "What?", max_new_tokens=4).token_ids == truth
 
 
 def test_clips_of_four_frames_are_filled(video):
@@ -260,14 +328,17 @@ def test_clips_of_four_frames_are_filled(video):
         ({"chunk": 0}, "chunk must be a positive number of tokens, got 0"),
         ({"frame_batch": 0}, "frame_batch must be a positive number of frames, got 0"),
         ({"on_error": "ignore"}, "on_error"),
+        ({"answer_prefix": 3}, "answer_prefix must be valid UTF-8 text, got 3"),
+        ({"on_text": 5}, "ask: on_text must be a function or None, got 5"),
+        ({"progress": 5}, "ask: progress must be a function or None, got 5"),
         ({"max_new_tokens": 400_000}, "must fit the model's window of 262144 tokens"),
     ],
 )
 def test_mistakes_are_one_sentence_before_any_frame_is_encoded(model, video, kwargs, words):
-    seen: list[int] = []
-    arguments = {"question": "What?", **kwargs}
+    seen: list[tuple] = []
+    arguments = {"question": "What?", "progress": lambda *step: seen.append(step), **kwargs}
     with pytest.raises(ValueError, match=words):
-        model.ask(video, progress=lambda what, done, total: seen.append(done), **arguments)
+        model.ask(video, **arguments)
     assert not seen
 
 

@@ -277,6 +277,12 @@ def test_mistakes(question: Any, sentence: str) -> None:
         build_prompt(BYTES, question)
 
 
+@pytest.mark.parametrize("prefix", [3, None, b"Best"])
+def test_an_answer_begins_with_text(prefix: Any) -> None:
+    with pytest.raises(ValueError, match=r"^prompt: answer_prefix must be valid UTF-8 text, got "):
+        build_prompt(BYTES, "Who?", answer_prefix=prefix)
+
+
 def test_unknown_template() -> None:
     sentence = "template must be one of 'nano_base', 'qwen2', got 'vicuna'"
     for call in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from itertools import pairwise
 from math import ceil, floor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,21 +184,49 @@ def test_parse_policy_reads_every_form() -> None:
         ("fps:0", "fps: fps must be a finite number above 0, got 0.0"),
         ("fps:nan", "fps: fps must be a finite number above 0, got nan"),
         ("fps:inf", "fps: fps must be a finite number above 0, got inf"),
-        ("fps:1:max=0", "fps: max must be at least 1, got 0"),
+        ("fps:1:max=0", "fps: max must be an integer of 1 or more, got 0"),
         ("fps:1:max=ten", "policy 'fps:1:max=ten': max must be a whole number, got 'ten'"),
         ("fps:1:most=3", "option must be one of max=VALUE, got 'most=3'"),
         ("fps:1:3", "option must be one of max=VALUE, got '3'"),
         ("uniform", "must have the form uniform:N .*, got 'uniform'"),
         ("uniform:1.5", "frames must be a whole number, got '1.5'"),
-        ("uniform:0", "uniform: frames must be at least 1, got 0"),
+        ("uniform:0", "uniform: frames must be an integer of 1 or more, got 0"),
         ("upstream:fps=-1", "upstream: fps must be a finite number above 0, got -1.0"),
-        ("upstream:max=0", "upstream: max must be at least 1, got 0"),
-        ("upstream:min=0", "upstream: min must be at least 1, got 0"),
-        ("videochat-flash:min=0", "videochat-flash: min must be at least 1, got 0"),
-        ("videochat-flash:max=0", "videochat-flash: max must be at least 1, got 0"),
+        ("upstream:max=0", "upstream: max must be an integer of 1 or more, got 0"),
+        ("upstream:min=0", "upstream: min must be an integer of 1 or more, got 0"),
+        ("videochat-flash:min=0", "videochat-flash: min must be an integer of 1 or more, got 0"),
+        ("videochat-flash:max=0", "videochat-flash: max must be an integer of 1 or more, got 0"),
+        ("upstream:max=2:min=8", r"upstream: min must be at most max \(2\), got 8"),
+        ("upstream:max=8", r"upstream: min must be at most max \(8\), got 32"),
+        (Fps, "policy must be a string as 'fps:1', or an object that can choose, got <class"),
         ("videochat-flash:max=8", r"videochat-flash: min must be at most max \(8\), got 64"),
     ],
 )
-def test_parse_policy_names_rule_and_value(text: str, words: str) -> None:
+def test_parse_policy_names_rule_and_value(text: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_policy(text)
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: Uniform("3"), "uniform: frames must be an integer of 1 or more, got '3'"),
+        (lambda: Uniform(2.5), "uniform: frames must be an integer of 1 or more, got 2.5"),
+        (lambda: Uniform(None), "uniform: frames must be an integer of 1 or more, got None"),
+        (lambda: Fps(max_frames=True), "fps: max must be an integer of 1 or more, got True"),
+        (lambda: Upstream(max_frames=2.5), "upstream: max must be an integer of 1 .*, got 2.5"),
+        (lambda: VideoChatFlash("8"), "videochat-flash: min must be an integer .*, got '8'"),
+        (lambda: Fps("1"), "fps: fps must be a finite number above 0, got '1'"),
+        (lambda: Upstream(None), "upstream: fps must be a finite number above 0, got None"),
+    ],
+)
+def test_a_policy_is_made_of_numbers(build: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        build()
+
+
+@pytest.mark.parametrize("fps", [1e6, 1e300])
+def test_upstream_makes_no_more_positions_than_it_keeps(fps: float) -> None:
+    """An hour of video at a million frames per second would be 14 GB of positions."""
+    chosen = Upstream(fps, max_frames=8, min_frames=4).choose(*constant(108_000, 30))
+    assert chosen.tolist() == [0] * 8

@@ -394,8 +394,10 @@ def test_a_wrong_path_and_wrong_arguments(folder: Path) -> None:
     clip = folder / "constant.mp4"
     with pytest.raises(ValueError, match=r"fps must be left out for a video file .* got 2"):
         open_video(clip, fps=2)
-    with pytest.raises(ValueError, match="fps must be a finite number above 0, got -1"):
-        open_video(clip, fps=-1)
+    for fps in (-1, 0, float("nan"), "2", True):
+        words = f"fps must be a finite number above 0, got {fps!r}"
+        with pytest.raises(ValueError, match=words):
+            open_video(clip, fps=fps)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="on_error must be one of raise, use, got 'skip'"):
         open_video(clip, on_error="skip")
     with pytest.raises(ValueError, match="source must not be empty"):
@@ -405,9 +407,15 @@ def test_a_wrong_path_and_wrong_arguments(folder: Path) -> None:
         with pytest.raises(ValueError, match=words):
             open_video(source)  # type: ignore[arg-type]
     video = open_video(clip)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        video.frames([0], 0)
-    with pytest.raises(ValueError, match=r"indices must be whole numbers, got \[0.5\]"):
+    for size in (0, 1.5, None, True):
+        words = f"batch_size must be an integer above 0, got {size}"
+        with pytest.raises(ValueError, match=words):
+            video.frames([0], size)  # type: ignore[arg-type]
+    for indices in ([0.5], [True], [[1]], 5, None, "ab"):
+        words = f"indices must be a list of integers, got {re.escape(repr(indices))}"
+        with pytest.raises(ValueError, match=words):
+            video.frames(indices)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"indices must be a list of integers, got \[0.5\]"):
         video.frames(torch.tensor([0.5]))
     with pytest.raises(ValueError, match="indices must ascend"):
         video.frames([3, 1])

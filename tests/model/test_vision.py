@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -176,6 +177,21 @@ def test_pixels_beyond_the_last_patch_are_not_seen() -> None:
 def test_pixels_of_another_shape(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"pixels must be \(frames, 3, 30, 30\), got shape"):
         VisionTransformer(SMALL)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        (torch.zeros(1, 3, 30, 30, dtype=torch.uint8), "torch.uint8"),
+        (torch.zeros(1, 30, 30, 3, dtype=torch.uint8), "torch.uint8"),
+        (torch.zeros(1, 3, 30, 30, dtype=torch.complex64), "torch.complex64"),
+        (torch.zeros(1, 3, 30, 30).numpy(), "ndarray"),
+    ],
+)
+def test_frames_that_were_not_normalised(wrong: Any, kind: str) -> None:
+    words = rf"pixels must be a tensor of floats \(preprocess.resize_normalize .*\), got {kind}$"
+    with pytest.raises(ValueError, match=words):
+        VisionTransformer(SMALL)(wrong)
 
 
 @torch.no_grad()
