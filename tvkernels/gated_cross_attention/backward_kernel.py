@@ -15,12 +15,12 @@ from tvkernels.gated_cross_attention.tiles_kernel import (
     LOG2E,
     configs,
     gate_of,
-    keys_of_split,
     load_norm,
     load_tile,
     owned,
     place,
     product,
+    rows_and_keys,
     store_tile,
     taken,
     token_and_head,
@@ -59,29 +59,22 @@ def query_backward_kernel(
     ITEM: tl.constexpr = k_ptr.dtype.element_ty.primitive_bitwidth // 8
     ROWS: tl.constexpr = owned(OWN, D, ITEM)
     KEYS: tl.constexpr = taken(STEP, D, ITEM)
-    kv_head, kv_heads = tl.program_id(1), tl.num_programs(1)
-    split, splits = tl.program_id(2), tl.num_programs(2)
-    batch, row, start, stop, first, last = place(
-        tl.program_id(0), cu_q_ptr, cu_k_ptr, sequences, n, m, GROUP, ROWS, SEQS
-    )
-    token, head = token_and_head(row + tl.arange(0, ROWS), kv_head, start, GROUP)
-    live = token < stop
-    q_at = batch * q_batch + token * q_token + head * q_head
-    q = load_tile(q_ptr, q_at, live, q_column, HEADDIM, D)
-    at = (batch * n + token) * (kv_heads * GROUP) + head
+    q, live, at, k_ptr, v_ptr, begin, end = rows_and_keys(
+        q_ptr, k_ptr, v_ptr, cu_q_ptr, cu_k_ptr, n, m, sequences,
+        q_batch, q_token, q_head, q_column, k_batch, k_head, v_batch, v_head,
+        GROUP, HEADDIM, D, SEQS, ROWS, KEYS,
+    )  # fmt: skip
     y = load_tile(y_ptr, at * HEADDIM, live, 1, HEADDIM, D)
     attended = load_tile(attended_ptr, at * HEADDIM, live, 1, HEADDIM, D)
     delta = tl.sum(y.to(ACC) * attended.to(ACC), 1)
+    split = tl.program_id(2)
     if split == 0:
         tl.store(delta_ptr + at, delta, mask=live)
     top, share = load_norm(norm_ptr, at, all_rows, live)
     y = y.to(q.dtype)
-    k_ptr += batch * k_batch + kv_head.to(tl.int64) * k_head
-    v_ptr += batch * v_batch + kv_head.to(tl.int64) * v_head
     dq = tl.zeros((ROWS, D), ACC)
-    begin, end = keys_of_split(split, splits, first, last, KEYS)
-    for key in range(begin, end, KEYS):
-        key = key + tl.arange(0, KEYS)
+    for start in range(begin, end, KEYS):
+        key = start + tl.arange(0, KEYS)
         within = key < end
         key = key.to(tl.int64)
         k = load_tile(k_ptr, key * k_token, within, k_column, HEADDIM, D)

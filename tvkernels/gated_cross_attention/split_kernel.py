@@ -15,14 +15,12 @@ from tvkernels.gated_cross_attention.tiles_kernel import (
     configs,
     gate_of,
     gated,
-    keys_of_split,
     load_tile,
     owned,
-    place,
     product,
+    rows_and_keys,
     store_tile,
     taken,
-    token_and_head,
 )
 
 # KiB of the tile of rows, of a tile of keys; warps; stages
@@ -52,23 +50,16 @@ def split_kernel(
     ITEM: tl.constexpr = k_ptr.dtype.element_ty.primitive_bitwidth // 8
     ROWS: tl.constexpr = owned(OWN, D, ITEM)
     KEYS: tl.constexpr = taken(STEP, D, ITEM)
-    kv_head, kv_heads = tl.program_id(1), tl.num_programs(1)
-    split, splits = tl.program_id(2), tl.num_programs(2)
-    batch, row, start, stop, first, last = place(
-        tl.program_id(0), cu_q_ptr, cu_k_ptr, sequences, n, m, GROUP, ROWS, SEQS
-    )
-    token, head = token_and_head(row + tl.arange(0, ROWS), kv_head, start, GROUP)
-    live = token < stop
-    q_at = batch * q_batch + token * q_token + head * q_head
-    q = load_tile(q_ptr, q_at, live, q_column, HEADDIM, D)
-    k_ptr += batch * k_batch + kv_head.to(tl.int64) * k_head
-    v_ptr += batch * v_batch + kv_head.to(tl.int64) * v_head
+    q, live, at, k_ptr, v_ptr, begin, end = rows_and_keys(
+        q_ptr, k_ptr, v_ptr, cu_q_ptr, cu_k_ptr, n, m, sequences,
+        q_batch, q_token, q_head, q_column, k_batch, k_head, v_batch, v_head,
+        GROUP, HEADDIM, D, SEQS, ROWS, KEYS,
+    )  # fmt: skip
     top = tl.full((ROWS,), float("-inf"), ACC)
     total = tl.zeros((ROWS,), ACC)
     read = tl.zeros((ROWS, D), ACC)
-    begin, end = keys_of_split(split, splits, first, last, KEYS)
-    for at in range(begin, end, KEYS):
-        key = at + tl.arange(0, KEYS)
+    for start in range(begin, end, KEYS):
+        key = start + tl.arange(0, KEYS)
         within = key < end
         key = key.to(tl.int64)
         k = load_tile(k_ptr, key * k_token, within, k_column, HEADDIM, D)
@@ -83,7 +74,7 @@ def split_kernel(
         total = total * fade + tl.sum(weight, 1)
         v = load_tile(v_ptr, key * v_token, within, v_column, HEADDIM, D)
         read = product(weight.to(v.dtype), v, read * fade[:, None], DOT)
-    out = split.to(tl.int64) * all_rows + (batch * n + token) * (kv_heads * GROUP) + head
+    out = tl.program_id(2).to(tl.int64) * all_rows + at
     store_tile(part_ptr, out * HEADDIM, live, read, HEADDIM, D)
     tl.store(top_ptr + out, top, mask=live)
     tl.store(total_ptr + out, total, mask=live)

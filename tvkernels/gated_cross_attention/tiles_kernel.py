@@ -116,6 +116,31 @@ def store_tile(ptr, at, live, value, HEADDIM: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
+def rows_and_keys(
+    q_ptr, k_ptr, v_ptr, cu_q_ptr, cu_k_ptr, n, m, sequences,
+    q_batch, q_token, q_head, q_column, k_batch, k_head, v_batch, v_head,
+    GROUP: tl.constexpr, HEADDIM: tl.constexpr, D: tl.constexpr, SEQS: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """What a program (tile of rows, key head, split of the keys) owns: q of its rows, which of them
+    are there, their places among all rows; k and v of its head and batch, its keys' begin and end.
+    """
+    kv_head = tl.program_id(1).to(tl.int64)
+    batch, row, start, stop, first, last = place(
+        tl.program_id(0), cu_q_ptr, cu_k_ptr, sequences, n, m, GROUP, ROWS, SEQS
+    )
+    token, head = token_and_head(row + tl.arange(0, ROWS), kv_head, start, GROUP)
+    live = token < stop
+    q_at = batch * q_batch + token * q_token + head * q_head
+    q = load_tile(q_ptr, q_at, live, q_column, HEADDIM, D)
+    at = (batch * n + token) * (tl.num_programs(1) * GROUP) + head
+    k_ptr += batch * k_batch + kv_head * k_head
+    v_ptr += batch * v_batch + kv_head * v_head
+    begin, end = keys_of_split(tl.program_id(2), tl.num_programs(2), first, last, KEYS)
+    return q, live, at, k_ptr, v_ptr, begin, end
+
+
+@triton.jit
 def load_norm(norm_ptr, at, all_rows, live):
     """By which a row's logits become weights: their maximum, the inverse of the weights' sum."""
     top = tl.load(norm_ptr + at, mask=live, other=0.0)

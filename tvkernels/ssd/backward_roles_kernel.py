@@ -43,6 +43,12 @@ from tvkernels.ssd.backward_tiles_kernel import (
 ROLE_C, ROLE_B = (tl.constexpr(i) for i in range(2))
 
 
+@triton.constexpr_function
+def stages(headdim, n, dtype):
+    """Of the loops over the heads: large states have no room for a second one beside them."""
+    return 1 if headdim * n * dtype.primitive_bitwidth > 8 * 40960 else None
+
+
 @triton.jit
 def _states_role(
     rows_ptr, matrix_ptr, state_ptr, other_ptr, step_ptr, log_ptr, seg_ptr, ends_ptr,
@@ -63,7 +69,7 @@ def _states_role(
         matrix += (load_rows(some_ptr, t, stop, matrix_token, matrix_entry, D_STATE - n, SOME, OP),)
         total += (tl.zeros((T, SOME), ACC),)
     # what could be computed before the loop would cost registers in it, and spills
-    for i in tl.range(0, ratio, disable_licm=True):
+    for i in tl.range(0, ratio, num_stages=stages(HEADDIM, N, OP), disable_licm=True):
         head = tl.cast(i, tl.int64)
         vectors = head * pitch
         rows = ()
@@ -129,7 +135,7 @@ def _pairs_role(
     reaches = reached(seg_ptr, start, stop, at_key, at_query)
     scores = tl.where(reaches & earlier, scores, 0.0)
     total = tl.zeros((T, BLOCK), ACC)
-    for i in range(ratio):
+    for i in tl.range(0, ratio, num_stages=stages(HEADDIM, N, OP)):
         head = tl.cast(i, tl.int64)
         m = tl.zeros((T, BLOCK), ACC)
         for k in tl.static_range(PIECES):
@@ -195,7 +201,7 @@ def _output_role(
     same = at_t == at_u
     here_t = held(ends_ptr, part * ROWS + tl.arange(0, ROWS), start, stop, T)
     here_u = held(ends_ptr, tl.arange(0, T), start, stop, T)
-    for i in range(ratio):
+    for i in tl.range(0, ratio, num_stages=stages(HEADDIM, N, OP)):
         head = tl.cast(i, tl.int64)
         logs = log_ptr + head * pitch
         log_t, low_t = load_log(logs, low_by, t, here_t, PRECISE)
