@@ -114,6 +114,16 @@ def compact(tokens: int) -> None:
     train((got.kept, got.dropped))
 
 
+def transfer(tokens: int, question: int = 64, packed: bool = False) -> None:
+    """Also with keys that are too few or enough to be split: the gradient of q then has two forms."""
+    for n, keys in {(question, tokens), (64, 17), (64, 300_000)}:
+        q, text = empty(1, n, 40, 128), empty(1, n, 4480)
+        k, v = (empty(1, keys, 8, 128) for _ in "kv")
+        cu = {f"cu_seqlens_{name}": ints(9) if packed else None for name in "qk"}
+        alpha, projection = empty(1, dtype=torch.float32), empty(4480, 5120)
+        train(tvkernels.gated_cross_attention(text, q, k, v, alpha, out_proj=projection, **cu))
+
+
 CALLS: dict[str, Call] = {
     "scan": scan,
     "scan, eight rows": partial(scan, batch=8),
@@ -128,6 +138,9 @@ CALLS: dict[str, Call] = {
     "selection by hidden states": partial(select, form="hidden"),
     "selection by turned states": partial(select, form="turned"),
     "rows taken out": compact,
+    "transfer": transfer,
+    "transfer, packed": partial(transfer, packed=True),
+    "transfer into more text": lambda tokens: transfer(300_000, min(tokens, 2048)),
     "activation": lambda tokens: train(tvkernels.relu2(empty(1, tokens, 15680))),
     "activation of a slice": lambda n: train(tvkernels.relu2(empty(1, n, 31360)[..., :15680])),
 }

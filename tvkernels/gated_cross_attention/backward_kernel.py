@@ -12,6 +12,7 @@ import triton.language as tl
 
 from tvkernels.core.tune import tuned
 from tvkernels.gated_cross_attention.tiles_kernel import (
+    ANY_LENGTH,
     LOG2E,
     configs,
     gate_of,
@@ -45,10 +46,10 @@ KEY_CONFIGS = configs(
 
 
 @tuned(QUERY_CONFIGS, key=["D", "least"])
-@triton.jit
+@triton.jit(do_not_specialize=ANY_LENGTH)
 def query_backward_kernel(
     q_ptr, k_ptr, v_ptr, y_ptr, attended_ptr, norm_ptr, alpha_ptr, cu_q_ptr, cu_k_ptr,
-    dq_ptr, delta_ptr, n, m, sequences, all_rows, least,
+    dq_ptr, delta_ptr, n, m, sequences, all_rows: tl.int64, least,
     q_batch, q_token, q_head, q_column, k_batch, k_token, k_head, k_column,
     v_batch, v_token, v_head, v_column,
     SCALE: tl.constexpr, GROUP: tl.constexpr, HEADDIM: tl.constexpr, D: tl.constexpr,
@@ -91,10 +92,10 @@ def query_backward_kernel(
 
 
 @tuned(KEY_CONFIGS, key=["D"])
-@triton.jit
+@triton.jit(do_not_specialize=ANY_LENGTH)
 def key_backward_kernel(
     q_ptr, k_ptr, v_ptr, y_ptr, norm_ptr, delta_ptr, alpha_ptr, cu_q_ptr, cu_k_ptr, dk_ptr, dv_ptr,
-    n, m, sequences, all_rows,
+    n, m, sequences, all_rows: tl.int64,
     q_batch, q_token, q_head, q_column, k_batch, k_token, k_head, k_column,
     v_batch, v_token, v_head, v_column,
     SCALE: tl.constexpr, GROUP: tl.constexpr, HEADDIM: tl.constexpr, D: tl.constexpr,

@@ -42,15 +42,18 @@ CONFIGS = _configs(
 
 
 @tuned(CONFIGS, key=["width", "least"])
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def project_kernel(
-    a_ptr, b_ptr, text_ptr, alpha_ptr, out_ptr, height, width, depth, least,
+    a_ptr, b_ptr, text_ptr, alpha_ptr, out_ptr, tokens, size, width, least,
     a_row, a_depth, b_row, b_depth, text_row, text_column,
-    ACC: tl.constexpr, OP: tl.constexpr,
+    OVER_TOKENS: tl.constexpr, ACC: tl.constexpr, OP: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     # one program: a tile of out. Tiles of one column fastest: they read the same part of b
     STEP: tl.constexpr = DEPTH // (OP.primitive_bitwidth // 8)
+    height, depth = tokens, size
+    if OVER_TOKENS:
+        height, depth = size, tokens
     high = tl.cdiv(height, ROWS)
     row = tl.program_id(0) % high * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) // high * COLUMNS + tl.arange(0, COLUMNS)

@@ -77,7 +77,7 @@ def transfer_backward(dout, q, k, v, alpha, out_proj, attended, norm, cu_q, cu_k
     else:
         y = torch.empty_like(attended.flatten(1))
         _multiply(rows, out_proj.mT, y)
-        _multiply(rows.mT, attended.flatten(1).mT, dproj, alpha)
+        _multiply(rows.mT, attended.flatten(1).mT, dproj, alpha, over_tokens=True)
     dq, dk, dv, delta = _through_attention(q, k, v, y, attended, norm, alpha, cu_q, cu_k, scale)
     gate = alpha.to(norm.dtype).tanh()
     dalpha = ((1 - gate * gate) * delta.sum()).to(alpha.dtype)
@@ -105,8 +105,9 @@ def _through_attention(q, k, v, y, attended, norm, alpha, cu_q, cu_k, scale):
     return dq, dk, dv, delta
 
 
-def _multiply(a, b, out, alpha=None, text=None):
-    """out = a b^T, times the gate where alpha is given, added to text where that is given."""
+def _multiply(a, b, out, alpha=None, text=None, over_tokens=False):
+    """out = a b^T, times the gate where alpha is given, added to text where that is given. Tokens
+    are the rows of a, or what the product sums over."""
     (height, depth), width = a.shape, b.shape[0]
     dtype = torch.promote_types(a.dtype, b.dtype)
     acc = accumulator(dtype)
@@ -117,8 +118,9 @@ def _multiply(a, b, out, alpha=None, text=None):
 
     if out.numel():
         project_kernel[grid](
-            a, b, text, alpha, out, height, width, depth, _least(height), *a.stride(),
-            *b.stride(), *strides(text, 2), ACC=acc, OP=op,
+            a, b, text, alpha, out, *(depth, height) if over_tokens else (height, depth), width,
+            _least(height), *a.stride(), *b.stride(), *strides(text, 2), OVER_TOKENS=over_tokens,
+            ACC=acc, OP=op,
         )  # fmt: skip
 
 

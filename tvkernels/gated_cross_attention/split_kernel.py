@@ -11,6 +11,7 @@ import triton.language as tl
 
 from tvkernels.core.tune import tuned
 from tvkernels.gated_cross_attention.tiles_kernel import (
+    ANY_LENGTH,
     LOG2E,
     configs,
     gate_of,
@@ -35,10 +36,10 @@ CONFIGS = configs(
 
 
 @tuned(CONFIGS, key=["D", "least"])
-@triton.jit
+@triton.jit(do_not_specialize=ANY_LENGTH)
 def split_kernel(
     q_ptr, k_ptr, v_ptr, cu_q_ptr, cu_k_ptr, part_ptr, top_ptr, total_ptr,
-    n, m, sequences, all_rows, least,
+    n, m, sequences, all_rows: tl.int64, least,
     q_batch, q_token, q_head, q_column, k_batch, k_token, k_head, k_column,
     v_batch, v_token, v_head, v_column,
     SCALE: tl.constexpr, GROUP: tl.constexpr, HEADDIM: tl.constexpr, D: tl.constexpr,
@@ -80,10 +81,10 @@ def split_kernel(
     tl.store(total_ptr + out, total, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "splits"])
 def combine_kernel(
     part_ptr, top_ptr, total_ptr, attended_ptr, norm_ptr, text_ptr, alpha_ptr, out_ptr,
-    rows, splits, heads, text_row, text_column,
+    rows: tl.int64, splits, heads, text_row, text_column,
     HEADDIM: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     # one program: some rows (token, head). Where text is given there is no projection: what was

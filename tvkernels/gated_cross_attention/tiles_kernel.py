@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+# what more text or more keys change is no reason to compile anew
+ANY_LENGTH = ["n", "m", "sequences", "all_rows"]
 
 
 def configs(by_target):
