@@ -104,7 +104,12 @@ def _walk(
             )  # fmt: skip
             through = decay_through(log_ptr + vectors, low_by, seg_ptr, start, stop, PRECISE)
             rows = (rows * weight[:, None]).to(OP)
-            new += (product(matrix, rows, state[i] * through, DOT),)
+            if PRECISE:
+                # tensor cores cut off what they add up: into the state itself, that is a drift
+                added = product(matrix, rows, tl.zeros_like(state[i]), DOT)
+                new += (tl.fma(state[i], through, added),)
+            else:
+                new += (product(matrix, rows, state[i] * through, DOT),)
         state = new
     if last_ptr is not None:
         for i in tl.static_range(PAIR * COUNT):

@@ -25,8 +25,9 @@ of the piece. The walk folds the pieces before its segment into the state that i
 same kernel makes the states after packed sequences (cu_seqlens).
 
 Products of 16 bit tensors take operands of 16 bit and add up in float32: what a token adds to the
-state is rounded once, the state itself only as an operand, never from chunk to chunk. The backward
-has a header of its own (backward_kernel).
+state is rounded once, the state itself only as an operand, never from chunk to chunk. Those of
+float32 tensors are three products of TF32 on NVIDIA, and float32's own on AMD. The backward has a
+header of its own (backward_kernel).
 """
 
 import torch

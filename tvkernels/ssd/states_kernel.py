@@ -9,6 +9,7 @@ from tvkernels.ssd.tiles_kernel import (
     advance,
     channels,
     chunk_decays,
+    configs,
     if_given,
     load_state,
     log_decays,
@@ -47,15 +48,13 @@ def _look_back(
     return first, tl.where(total >= FORGOTTEN, total, float("-inf"))
 
 
-def _configs(*choices):
-    return [triton.Config({"Q": q}, num_warps=w, num_stages=s) for q, w, s in choices]
-
-
-STATE_CONFIGS = {
-    "default": _configs((64, 4, 2), (64, 4, 3), (64, 8, 3)),
-    "sm_120": _configs((64, 4, 2), (64, 8, 2), (32, 4, 2)),
-    "gfx942": _configs((64, 4, 1), (32, 4, 1)),
-}
+STATE_CONFIGS = configs(
+    {
+        "default": ((64, 4, 2), (64, 4, 3), (64, 8, 3)),
+        "sm_120": ((64, 4, 2), (64, 8, 2), (32, 4, 2)),
+        "gfx942": ((64, 4, 1), (32, 4, 1)),
+    }
+)
 
 
 @tuned(STATE_CONFIGS, key=["N", "WIDTHS", "heads_per_group", "SOFTPLUS"])
@@ -67,7 +66,7 @@ def state_kernel(
     B_b: tl.int64, B_t, B_g, B_n, bias_h, first_h, first_p, first_n, seq_b: tl.int64, seq_t, cu_s,
     N: tl.constexpr, WIDTHS: tl.constexpr, WIDTH: tl.constexpr, BLOCKS: tl.constexpr,
     SOFTPLUS: tl.constexpr, ACC: tl.constexpr, SUM: tl.constexpr, DOT: tl.constexpr,
-    EXACT: tl.constexpr, Q: tl.constexpr,
+    EXACT: tl.constexpr, Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     # one program owns the state of WIDTH channels of one head at the end of one piece, or of
     # one packed sequence: the recurrence of seq_idx may have begun before that one's first token
@@ -115,7 +114,7 @@ def state_kernel(
         new = ()
         for i in tl.static_range(len(WIDTHS)):
             x = tile(x_ptr, t, x_t, p[i], x_p, live, in_p[i], EXACT)
-            new += (advance(state[i], B, x, adds, kept, ACC),)
+            new += (advance(state[i], B, x, adds, kept, PRECISION, ACC),)
         state = new
 
     at = (row * pieces + part) * nheads + head

@@ -1,4 +1,4 @@
-"""What the scan's forward kernels share: step sizes and decays of a chunk, tiles, addresses.
+"""What the scan's forward kernels share: configurations, step sizes and decays, tiles, addresses.
 
 Exponents are in base 2. Between two tokens of a chunk the log-decay is a difference of the running
 sum g; beside one huge step a float32 sum would lose the small ones. So for float32 tensors g is
@@ -12,6 +12,23 @@ import triton.language as tl
 from tvkernels.core.tl import softplus
 
 LOG2E = tl.constexpr(1.4426950408889634)
+
+
+def configs(choices):
+    """Configurations by target, of (Q, warps, stages). PRECISION: how float32 is multiplied, on AMD
+    by its own instructions, on NVIDIA as three products of TF32: without tensor cores a program's
+    registers do not suffice."""
+    return {
+        target: [
+            triton.Config(
+                {"Q": q, "PRECISION": "ieee" if target == "gfx942" else "tf32x3"},
+                num_warps=warps,
+                num_stages=stages,
+            )
+            for q, warps, stages in listed
+        ]
+        for target, listed in choices.items()
+    }
 
 
 @triton.jit
@@ -131,10 +148,14 @@ def if_given(ptr, at, ACC: tl.constexpr):
 
 
 @triton.jit
-def advance(state, B, x, adds, kept, ACC: tl.constexpr):
+def advance(state, B, x, adds, kept, PRECISION: tl.constexpr, ACC: tl.constexpr):
     """The state that leaves a chunk: what is kept of the one that entered, and what tokens add."""
     tokens = (x.to(ACC) * adds[:, None]).to(B.dtype)
-    return tl.dot(tl.trans(B), tokens, acc=state * kept, input_precision="ieee", out_dtype=ACC)
+    if tl.float32 == B.dtype:
+        # tensor cores cut off what they add up: into the state itself, that is a drift
+        added = tl.dot(tl.trans(B), tokens, input_precision=PRECISION, out_dtype=ACC)
+        return tl.fma(state, kept, added)
+    return tl.dot(tl.trans(B), tokens, acc=state * kept, input_precision=PRECISION, out_dtype=ACC)
 
 
 @triton.jit

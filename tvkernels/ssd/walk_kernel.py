@@ -11,6 +11,7 @@ from tvkernels.ssd.tiles_kernel import (
     between,
     channels,
     chunk_decays,
+    configs,
     if_given,
     load_state,
     store_state,
@@ -42,10 +43,11 @@ def _entering(
 
 @triton.jit
 def _scores(
-    C, B, delta, g, g_low, borders, SEQ: tl.constexpr, ACC: tl.constexpr, SUM: tl.constexpr
-):
+    C, B, delta, g, g_low, borders, SEQ: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    SUM: tl.constexpr,
+):  # fmt: skip
     """What token i (row) takes of x_j (column): exp(log-decay between them) (C_i . B_j) delta_j."""
-    scores = tl.dot(C, tl.trans(B), input_precision="ieee", out_dtype=ACC)
+    scores = tl.dot(C, tl.trans(B), input_precision=PRECISION, out_dtype=ACC)
     i = tl.arange(0, g.shape[0])
     linked = i[:, None] >= i[None, :]
     if SEQ:
@@ -64,24 +66,25 @@ def _scores(
 @triton.jit
 def _through(
     state, scores, B, C, reads, adds, kept, x_ptr, D_ptr, z_ptr, out_ptr, t, live, x_t, z_t, out_t,
-    p, in_p, x_p, D_p, z_p, D_OF_HEAD: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
+    p, in_p, x_p, D_p, z_p, D_OF_HEAD: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """Some channels through a chunk: store out, what the tokens read of the state, of each other, D
     x, the gate; return the state that leaves."""
     x = tile(x_ptr, t, x_t, p, x_p, live, in_p, EXACT).to(B.dtype)
     # in that order, so that a D for each channel is out of its registers before the state is read
     if D_OF_HEAD:
-        y = tl.dot(C, state.to(C.dtype), input_precision="ieee", out_dtype=ACC) * reads[:, None]
-        y = tl.dot(scores, x, acc=y, input_precision="ieee", out_dtype=ACC)
+        y = tl.dot(C, state.to(C.dtype), input_precision=PRECISION, out_dtype=ACC) * reads[:, None]
+        y = tl.dot(scores, x, acc=y, input_precision=PRECISION, out_dtype=ACC)
         if D_ptr is not None:
             y += tl.load(D_ptr).to(ACC) * x.to(ACC)
     else:
         y = tl.load(D_ptr + p * D_p, mask=in_p, other=0.0).to(ACC)[None, :] * x.to(ACC)
-        y = tl.dot(scores, x, acc=y, input_precision="ieee", out_dtype=ACC)
-        y += tl.dot(C, state.to(C.dtype), input_precision="ieee", out_dtype=ACC) * reads[:, None]
+        y = tl.dot(scores, x, acc=y, input_precision=PRECISION, out_dtype=ACC)
+        y += tl.dot(C, state.to(C.dtype), input_precision=PRECISION, out_dtype=ACC) * reads[:, None]
     if z_ptr is not None:
         # the state first, so that what it takes is out of its registers before the gate comes
-        state = advance(state, B, x, adds, kept, ACC)
+        state = advance(state, B, x, adds, kept, PRECISION, ACC)
         y *= silu(tile(z_ptr, t, z_t, p, z_p, live, in_p, EXACT).to(ACC))
     mask = live[:, None]
     if not EXACT:
@@ -89,23 +92,21 @@ def _through(
     at = t[:, None] * out_t + p[None, :]
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=mask)
     if z_ptr is None:
-        state = advance(state, B, x, adds, kept, ACC)
+        state = advance(state, B, x, adds, kept, PRECISION, ACC)
     return state
 
 
-def _configs(*choices):
-    return [triton.Config({"Q": q}, num_warps=w, num_stages=s) for q, w, s in choices]
-
-
 # Q tokens are a chunk: at 64 the products within chunks and with the state cost about the same
-WALK_CONFIGS = {
-    "default": _configs((64, 4, 2), (64, 8, 2), (32, 4, 2), (32, 4, 1)),
-    "sm_80": _configs((64, 8, 1), (64, 8, 2), (32, 4, 2)),
-    "sm_90": _configs((64, 4, 2)),
-    "sm_100": _configs((64, 4, 2), (64, 8, 2)),
-    "sm_120": _configs((64, 8, 1), (32, 4, 2), (32, 4, 1)),
-    "gfx942": _configs((64, 4, 1), (64, 8, 1), (32, 4, 1)),
-}
+WALK_CONFIGS = configs(
+    {
+        "default": ((64, 4, 2), (64, 8, 2), (32, 4, 2), (32, 4, 1)),
+        "sm_80": ((64, 8, 1), (64, 8, 2), (32, 4, 2)),
+        "sm_90": ((64, 4, 2),),
+        "sm_100": ((64, 4, 2), (64, 8, 2)),
+        "sm_120": ((64, 8, 1), (32, 4, 2), (32, 4, 1)),
+        "gfx942": ((64, 4, 1), (64, 8, 1), (32, 4, 1)),
+    }
+)
 
 # what a new length changes is no reason to compile anew. Not here: a stride of the batch, which is
 # a multiple of 16 wherever that of a token is, and loads have to know that
@@ -124,6 +125,7 @@ def walk_kernel(
     N: tl.constexpr, WIDTHS: tl.constexpr, WIDTH: tl.constexpr, BLOCKS: tl.constexpr,
     D_OF_HEAD: tl.constexpr, ALIKE: tl.constexpr, SOFTPLUS: tl.constexpr, ACC: tl.constexpr,
     SUM: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, Q: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     # one program owns WIDTH channels of one head in one segment of one sequence
     block, head, part, row = whose(BLOCKS, nheads, segments)
@@ -166,12 +168,12 @@ def walk_kernel(
         C = tile(C_ptr, t, B_t if ALIKE else C_t, n, B_n if ALIKE else C_n, live, in_n, EXACT).to(
             DOT
         )
-        scores = _scores(C, B, delta, g, g_low, borders, seq_ptr is not None, ACC, SUM)
+        scores = _scores(C, B, delta, g, g_low, borders, seq_ptr is not None, PRECISION, ACC, SUM)
         new = ()
         for i in tl.static_range(len(WIDTHS)):
             leaving = _through(
                 state[i], scores, B, C, reads, adds, kept, x_ptr, D_ptr, z_ptr, out_ptr, t, live,
-                x_t, z_t, out_t, p[i], in_p[i], x_p, D_p, z_p, D_OF_HEAD, EXACT, ACC,
+                x_t, z_t, out_t, p[i], in_p[i], x_p, D_p, z_p, D_OF_HEAD, EXACT, PRECISION, ACC,
             )  # fmt: skip
             new += (leaving,)
         state = new
