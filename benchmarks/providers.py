@@ -136,12 +136,17 @@ def causal_conv1d() -> SimpleNamespace | None:
     )
 
 
-def _mixer_step(update: Any, *, A_log: Any, **arguments: Any) -> Any:
+def _mixer_step(
+    update: Any, zxbcdt: Any, conv_state: Any, ssm_state: Any, cache_seqlens: Any,
+    conv1d_weight: Any, conv1d_bias: Any, dt_bias: Any, A_log: Any, D: Any,
+) -> Any:  # fmt: skip
     """What mamba-ssm's Mamba2.step does: two kernels, and A anew for every token.
 
     Its convolution is causal-conv1d's, which is not in Triton; ours stands in for it.
     """
-    return _two_kernels(update, A=-torch.exp(A_log.float()), **arguments)
+    A = -torch.exp(A_log.float())
+    parameters = (conv1d_weight, conv1d_bias, dt_bias, A, D)
+    return _two_kernels(update, zxbcdt, conv_state, ssm_state, cache_seqlens, *parameters)
 
 
 def mixer_step_of_two(**arguments: Any) -> Any:
@@ -156,7 +161,7 @@ def with_A(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _two_kernels(
-    update: Any, *, zxbcdt: Any, conv_state: Any, ssm_state: Any, cache_seqlens: Any,
+    update: Any, zxbcdt: Any, conv_state: Any, ssm_state: Any, cache_seqlens: Any,
     conv1d_weight: Any, conv1d_bias: Any, dt_bias: Any, A: Any, D: Any,
 ) -> Any:  # fmt: skip
     heads, headdim, d_state = ssm_state.shape[1:]

@@ -31,8 +31,8 @@ RESULTS = ROOT / "benchmarks/results"
 Row = dict[str, Any]
 
 COLUMNS = (
-    "case", "provider", "ms", "spread", "ratio", "to", "of floor", "of nominal", "GB/s", "TFLOP/s",
-    "peak MB", "how", "note",
+    "case", "provider", "ms", "predicted", "spread", "ratio", "to", "of floor", "of nominal", "GB/s",
+    "TFLOP/s", "peak MB", "how", "note",
 )  # fmt: skip
 CONTRACT_COLUMNS = ("tests", "passed", "failed", "skipped", "seconds", "note")
 
@@ -145,7 +145,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     notes = [row.get("reason", ""), row.get("note", "")]
     ratio = number("ratio", "{:.2f}")
     return (
-        row["case"], row["provider"], number("ms"), number("spread", "{:.1%}"), ratio,
+        row["case"], row["provider"], number("ms"), number("predicted_ms"),
+        number("spread", "{:.1%}"), ratio,
         row.get("peer", "-"), number("of_floor", "{:.0%}"), number("of_nominal", "{:.0%}"),
         number("gb_per_s", "{:,.0f}"), number("tflop_per_s", "{:,.1f}"),
         number("peak_mb", "{:,.0f}"), row.get("how", "-"), "; ".join(filter(None, notes)) or "-",

@@ -25,6 +25,7 @@ from torch import Tensor
 import tvkernels
 from benchmarks.agreement import Truth, differentiable
 from benchmarks.definition import Case, Form, Recorded
+from benchmarks.predicted import predicted
 from benchmarks.providers import Provider, providers, reference
 from benchmarks.shapes import BYTES_PER_SECOND, FLOPS_PER_SECOND, Floor
 from benchmarks.timing import Timing, on_stream, peak_bytes, sentence, time_all
@@ -259,6 +260,9 @@ class Lab:
         measured, nominal = self.yardstick, self._nominal()
         row["of_floor"] = _figure(_seconds(least, *measured) / timing.seconds)
         if nominal:
+            guess = predicted(case, row["provider"])
+            if guess is not None:
+                row["predicted_ms"] = _figure(1e3 * _seconds(guess, *nominal))
             row["of_nominal"] = _figure(_seconds(least, *nominal) / timing.seconds)
 
     def _nominal(self) -> tuple[float, float] | None:

@@ -15,8 +15,10 @@ import torch
 
 import tvkernels
 from benchmarks import providers as providers_module
+from benchmarks import record
 from benchmarks import rows as rows_module
 from benchmarks.definition import PREFILL, Bench, Case, Form, Shape, Split
+from benchmarks.predicted import predicted
 from benchmarks.providers import Provider, reference
 from benchmarks.rows import DeviceLost, Lab, TimeIsUp, _dense, _in_reach, within
 from benchmarks.shapes import EPS, IN_PROJ, Call, Floor, gated_norm
@@ -25,6 +27,8 @@ from tvkernels.core import backend
 
 # torch's blockwise attention loses two to three times what plain softmax loses in its gradients
 TOO_COARSE = {("transfer into the text, small, backward", "torch SDPA")}
+COUNTED = (record.RESULTS / "counted.md").read_text(encoding="utf-8")
+HEADS = next(line for line in COUNTED.splitlines() if line.startswith("| op and shape |"))
 PARTS = [part for part in parts() if part != "contracts"]
 
 
@@ -82,6 +86,39 @@ def test_floors_in_milliseconds_at_160k_tokens() -> None:
             assert shape.name.startswith("160k")
             got = None if least is None else 1e3 * least(shape.size * shape.batch).seconds()
             assert got == pytest.approx(milliseconds, rel=0.01) if got else milliseconds is None
+
+
+def test_predictions_are_what_was_counted() -> None:
+    """Worked out by hand from results/counted.md; decode steps are counted at each batch."""
+    found = {c.name: c for part in PARTS for b in benches(part) for c in b.cases(small=False)}
+    for name, row, whose, count in (
+        ("scan, 160k", "scan", "ours", 160_000),
+        ("scan, 8 x 2k, backward", "scan, backward", "ours", 16_384),
+        ("scan, 32k", "scan", "mamba-ssm", 32_768),
+        ("decode step of the mixer, batch 8", "decode step of the mixer, batch 8", "ours", 8),
+        (
+            "decode step of the scan, 16 bit state, batch 64",
+            "decode step of the scan, batch 64, 16 bit state", "mamba-ssm", 64,
+        ),
+    ):  # fmt: skip
+        kernels = {"ours": "tvkernels"}.get(whose, whose)
+        line = next(x for x in COUNTED.splitlines() if x.startswith(f"| {row} | {kernels} |"))
+        cells = [cell.strip().replace(",", "") for cell in line.split("|")]
+        heads = [cell.strip() for cell in HEADS.split("|")]
+        kb, mflop = (float(cells[heads.index(head)]) for head in ("cold kB", "dot MFLOP"))
+        guess = predicted(found[name], whose)
+        assert guess == pytest.approx((1e3 * kb * count, 1e6 * mflop * count))
+    assert predicted(found["scan, 32k"], "reference") is None
+
+
+def test_a_prediction_stands_beside_its_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lab, "_nominal", lambda lab: (4.3e12, 790e12))
+    monkeypatch.setattr(rows_module, "predicted", lambda case, whose: Floor(4.3e9, 790e9))
+    row = Lab(gpu=False).run(small())[0]
+    assert row["predicted_ms"] == 1
+    heads, _, line = record.table([row])
+    cells = dict(zip(heads.split("|"), line.split("|")))
+    assert cells[" predicted "] == " 1 "
 
 
 # a small op to be wrong about: rows are independent, the weight is shared
