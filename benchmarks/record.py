@@ -31,8 +31,8 @@ RESULTS = ROOT / "benchmarks/results"
 Row = dict[str, Any]
 
 COLUMNS = (
-    "case", "provider", "ms", "predicted", "spread", "ratio", "to", "of floor", "of nominal", "GB/s",
-    "TFLOP/s", "peak MB", "how", "note",
+    "case", "provider", "ms", "predicted", "spread", "ratio", "to", "of floor", "of nominal",
+    "GB/s", "TFLOP/s", "peak MB", "how", "note",
 )  # fmt: skip
 CONTRACT_COLUMNS = ("tests", "passed", "failed", "skipped", "seconds", "note")
 

@@ -103,7 +103,7 @@ def test_a_row_as_a_line() -> None:
         "to": "mamba-ssm", "of floor": "91%", "of nominal": "-", "GB/s": "4,021", "TFLOP/s": "-",
         "peak MB": "-", "how": "graph of 7, 20 rounds", "note": "-",
     }  # fmt: skip
-    assert reason == ["norm, 160k", "all", *"-" * 10, REASON["reason"]]
+    assert reason == ["norm, 160k", "all", *"-" * 11, REASON["reason"]]
     contract = {"case": "t.py", "passed": 3, "failed": 1, "skipped": 0, "seconds": 2.5}
     assert (
         table([{**contract, "failures": ["t.py::a"]}])[-1] == "| t.py | 3 | 1 | 0 | 2.5 | t.py::a |"
