@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.definition import PREFILL, Bench, Form, Shape
-from benchmarks.providers import topk_of_map, topk_of_projection
+from benchmarks.providers import topk_of_map, topk_of_projection, topk_with_masks
 from benchmarks.shapes_video import select, select_floor, select_hidden, select_hidden_floor
 
 
@@ -25,7 +25,7 @@ def judge(arguments: Mapping[str, Any], results: Sequence[torch.Tensor]) -> str 
 
 
 SMALL = Shape("small", 64)
-SECONDS = 45
+SECONDS = 50
 BENCHES = (
     Bench(
         "selection",
@@ -42,7 +42,10 @@ BENCHES = (
         select_hidden_floor,
         PREFILL,
         SMALL,
-        forms={"projected keys": Form(topk_of_projection)},
+        forms={
+            "upstream's selection": Form(topk_with_masks),
+            "projected keys": Form(topk_of_projection),
+        },
         judge=judge,
     ),
 )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.definition import DECODE, FLOORS, Bench, Shape
+from benchmarks.definition import DECODE, FLOORS, Bench, Form, Shape
+from benchmarks.providers import mixer_step_of_two, with_A
 from benchmarks.shapes import mixer_step
 
-SECONDS = 15
+SECONDS = 45
 BENCHES = (
     Bench(
         "decode step of the mixer",
@@ -16,6 +17,7 @@ BENCHES = (
         DECODE,
         Shape("small", 2),
         changes=("conv_state", "ssm_state"),
+        forms={"our two ops": Form(mixer_step_of_two, before=with_A)},
     ),
 )
 

@@ -10,7 +10,7 @@ from benchmarks.definition import DECODE, FLOORS, Bench, Shape, Split
 from benchmarks.shapes import state_update
 
 ARGUMENTS = {"state": 1, "x": 1, "dt": 1, "A": 0, "B": 1, "C": 1, "D": 0, "dt_bias": 0}
-SECONDS = 20
+SECONDS = 40
 BENCHES = tuple(
     Bench(
         f"decode step of the scan, {8 * dtype.itemsize} bit state",

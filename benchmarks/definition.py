@@ -31,11 +31,12 @@ class Shape(NamedTuple):
     batch: int = 1
 
 
+# what targets are set for comes first: where time runs out, it is the rest that is cut
 PREFILL = (
-    Shape("2k", 2048),
     Shape("32k", 32_768),
     Shape("80k", 80_000),
     Shape("160k", 160_000),
+    Shape("2k", 2048),
     Shape("8 x 2k", 2048, 8),
     Shape("8 x 32k", 32_768, 8),
 )
@@ -62,10 +63,12 @@ class Form:
     """Another formulation of one op, as a provider of its own: `run` takes the op's arguments.
 
     checked_in: the dtype to check its values in, where its own rounding changes discrete choices.
+    before: the op's arguments to its own, outside the timing: what a model makes once.
     """
 
     run: Callable[..., Any]
     checked_in: torch.dtype | None = None
+    before: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Bench:
         backward: the floor of the backward pass, where the op has one.
         changes: names of the arguments that are written in place.
         forms: other formulations, by provider name.
+        plain_up_to: tokens up to which plain PyTorch, compiled or not, is timed; None for all.
         judge: (arguments, results) -> what is wrong with the integer results, or None; in place of
             equality with the truth's.
     """
@@ -95,14 +99,15 @@ class Bench:
     backward: Callable[[int], Floor] | None = None
     changes: Sequence[str] = ()
     forms: Mapping[str, Form] = field(default_factory=dict)
+    plain_up_to: int | None = None
     judge: Callable[[Mapping[str, Any], Sequence[Tensor]], str | None] | None = None
 
     def cases(self, small: bool) -> Iterator[Case]:
-        """Forward at every shape first: where time runs out, it is the backward that is cut."""
-        shapes = (self.small,) if small else self.shapes
-        yield from (Case(self, shape, backward=False) for shape in shapes)
-        if self.backward is not None:
-            yield from (Case(self, shape, backward=True) for shape in shapes)
+        """Shape by shape, forward and backward."""
+        for shape in (self.small,) if small else self.shapes:
+            yield Case(self, shape, backward=False)
+            if self.backward is not None:
+                yield Case(self, shape, backward=True)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import functools
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ __all__ = [
     "Provider",
     "causal_conv1d",
     "mamba_ssm",
+    "mixer_step_of_two",
     "on_a_device",
     "providers",
     "reference",
@@ -29,6 +30,8 @@ __all__ = [
     "tome_per_round",
     "topk_of_map",
     "topk_of_projection",
+    "topk_with_masks",
+    "with_A",
     "without_cuda",
 ]
 
@@ -135,16 +138,37 @@ def causal_conv1d() -> SimpleNamespace | None:
 
 def _mixer_step(
     update: Any, zxbcdt: Any, conv_state: Any, ssm_state: Any, cache_seqlens: Any,
-    weight: Any, bias: Any, dt_bias: Any, A_log: Any, D: Any,
+    conv1d_weight: Any, conv1d_bias: Any, dt_bias: Any, A_log: Any, D: Any,
 ) -> Any:  # fmt: skip
     """What mamba-ssm's Mamba2.step does: two kernels, and A anew for every token.
 
     Its convolution is causal-conv1d's, which is not in Triton; ours stands in for it.
     """
+    A = -torch.exp(A_log.float())
+    parameters = (conv1d_weight, conv1d_bias, dt_bias, A, D)
+    return _two_kernels(update, zxbcdt, conv_state, ssm_state, cache_seqlens, *parameters)
+
+
+def mixer_step_of_two(**arguments: Any) -> Any:
+    """The mixer's step by our own two updates, its gate in the second's launch."""
+    return _two_kernels(tvkernels.selective_state_update, **arguments)
+
+
+def with_A(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The step's arguments with A, made once, in place of its logarithm."""
+    rest = {name: x for name, x in arguments.items() if name != "A_log"}
+    return rest | {"A": -torch.exp(arguments["A_log"].float())}
+
+
+def _two_kernels(
+    update: Any, zxbcdt: Any, conv_state: Any, ssm_state: Any, cache_seqlens: Any,
+    conv1d_weight: Any, conv1d_bias: Any, dt_bias: Any, A: Any, D: Any,
+) -> Any:  # fmt: skip
     heads, headdim, d_state = ssm_state.shape[1:]
-    dim, channels = heads * headdim, len(weight)
+    dim, channels = heads * headdim, len(conv1d_weight)
     z, xbc, dt = zxbcdt.split([dim, channels, heads], dim=-1)
-    xbc = tvkernels.causal_conv1d_update(xbc, conv_state, weight, bias, "silu", cache_seqlens)
+    taps = (conv1d_weight, conv1d_bias)
+    xbc = tvkernels.causal_conv1d_update(xbc, conv_state, *taps, "silu", cache_seqlens)
     x, B, C = xbc.split([dim, *[(channels - dim) // 2] * 2], dim=-1)
 
     def per_channel(t: Any) -> Any:
@@ -152,7 +176,7 @@ def _mixer_step(
 
     y = update(
         ssm_state, x.unflatten(-1, (heads, -1)), per_channel(dt),
-        -torch.exp(A_log.float())[:, None, None].expand(heads, headdim, d_state),
+        A[:, None, None].expand(heads, headdim, d_state),
         B.unflatten(-1, (-1, d_state)), C.unflatten(-1, (-1, d_state)),
         D=per_channel(D), z=z.unflatten(-1, (heads, -1)), dt_bias=per_channel(dt_bias),
         dt_softplus=True,
@@ -233,6 +257,42 @@ def topk_of_projection(
     """The same with the keys of all tokens projected first."""
     keys = (hidden @ k_weight.T).unflatten(-1, (-1, q.shape[-1]))
     return topk_of_map(q, keys, keep, span)
+
+
+def topk_with_masks(
+    q: torch.Tensor, hidden: torch.Tensor, k_weight: torch.Tensor, keep: int, span: tuple[int, int]
+) -> tuple[torch.Tensor, ...]:
+    """Selection by the steps that upstream TimeViper takes, its round trip to the host left out.
+
+    It projects the queries of all tokens, repeats the keys, and makes a map of what each token may
+    see, of all of which it reads the last row. Of the queries made here none is read: q is given.
+    """
+    (batch, tokens, width), (start, length) = hidden.shape, span
+    features = hidden.clone()
+    queries = (features @ _query_weight(q[0].numel(), width, q.dtype, q.device).T).view(
+        batch, tokens, *q.shape[1:]
+    )
+    queries[:, -1] = q
+    keys = (features @ k_weight.T).unflatten(-1, (-1, q.shape[-1]))
+    keys = keys.repeat_interleave(q.shape[1] // keys.shape[2], dim=2)
+    seen = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril_()
+    mask = torch.zeros(tokens, tokens, dtype=q.dtype, device=q.device)
+    mask = mask.masked_fill_(~seen, float("-inf"))
+    logits = torch.einsum("bhd,bthd->bht", queries[:, -1], keys) * q.shape[-1] ** -0.5 + mask[-1]
+    every = logits.softmax(-1, dtype=torch.float32).to(q.dtype).mean(1)
+    scores = every[:, start : start + length]
+    kept = scores.topk(keep).indices.sort(-1).values
+    place = torch.arange(length, device=q.device)
+    left = torch.stack([~torch.isin(place, row, assume_unique=True) for row in kept])
+    dropped = left.int().argsort(dim=1, descending=True, stable=True)[:, : length - keep]
+    return kept, dropped, scores
+
+
+@functools.cache
+def _query_weight(
+    rows: int, columns: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    return torch.randn(rows, columns, dtype=dtype, device=device) * columns**-0.5
 
 
 def sdpa_transfer(

@@ -31,8 +31,8 @@ RESULTS = ROOT / "benchmarks/results"
 Row = dict[str, Any]
 
 COLUMNS = (
-    "case", "provider", "ms", "spread", "ratio", "to", "of floor", "of nominal", "GB/s", "TFLOP/s",
-    "peak MB", "how", "note",
+    "case", "provider", "ms", "predicted", "spread", "ratio", "to", "of floor", "of nominal",
+    "GB/s", "TFLOP/s", "peak MB", "how", "note",
 )  # fmt: skip
 CONTRACT_COLUMNS = ("tests", "passed", "failed", "skipped", "seconds", "note")
 
@@ -70,11 +70,15 @@ class Results:
             entry["cases"][case] = {"stamp": self.stamp, "rows": list(rows)}
             entry["left_out"] = [name for name in entry["left_out"] if name != case]
 
-    def plan(self, part: str, cases: Sequence[str]) -> None:
-        """What a run of `part` is about to measure: all of it is left out until it is not."""
+    def plan(self, part: str, cases: Sequence[str], now: Sequence[str] | None = None) -> None:
+        """What a run of `part` is about to measure: all of it is left out until it is not.
+
+        now: of the part's cases those that are measured this time; None for all.
+        """
         with self._open() as known:
             entry = _part(known, part)
-            entry |= {"left_out": list(cases), "notes": []}
+            waiting = cases if now is None else {*now, *entry["left_out"]}
+            entry |= {"left_out": [name for name in cases if name in waiting], "notes": []}
             # a case that is no more, or has another name
             entry["cases"] = {n: case for n, case in entry["cases"].items() if n in cases}
 
@@ -82,6 +86,10 @@ class Results:
         """Something to know about the last run of `part`."""
         with self._open() as known:
             _part(known, part)["notes"].append(sentence)
+
+    def beside(self, name: str) -> Path | None:
+        """A file of this GPU's beside the figures."""
+        return None if self.path is None else self.path.with_name(f"{self.path.stem}-{name}")
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[dict[str, Any]]:
@@ -137,7 +145,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     notes = [row.get("reason", ""), row.get("note", "")]
     ratio = number("ratio", "{:.2f}")
     return (
-        row["case"], row["provider"], number("ms"), number("spread", "{:.1%}"), ratio,
+        row["case"], row["provider"], number("ms"), number("predicted_ms"),
+        number("spread", "{:.1%}"), ratio,
         row.get("peer", "-"), number("of_floor", "{:.0%}"), number("of_nominal", "{:.0%}"),
         number("gb_per_s", "{:,.0f}"), number("tflop_per_s", "{:,.1f}"),
         number("peak_mb", "{:,.0f}"), row.get("how", "-"), "; ".join(filter(None, notes)) or "-",
@@ -165,6 +174,9 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _commit() -> str:
+    """What is checked out; where a copy has no git, what COMMIT says it is of."""
+    if os.environ.get("COMMIT"):
+        return os.environ["COMMIT"]
     commit = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
     if not commit:
         return "unknown (no git checkout)"

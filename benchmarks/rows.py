@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import re
 import signal
 import threading
 import time
@@ -24,6 +25,7 @@ from torch import Tensor
 import tvkernels
 from benchmarks.agreement import Truth, differentiable
 from benchmarks.definition import Case, Form, Recorded
+from benchmarks.predicted import predicted
 from benchmarks.providers import Provider, providers, reference
 from benchmarks.shapes import BYTES_PER_SECOND, FLOPS_PER_SECOND, Floor
 from benchmarks.timing import Timing, on_stream, peak_bytes, sentence, time_all
@@ -41,7 +43,10 @@ COPY_BYTES = 4e9
 # the yardstick that shapes.py gives, by what the GPU's name holds
 NOMINAL = {"H200": (BYTES_PER_SECOND, FLOPS_PER_SECOND)}
 # set-up of one provider at one case, compiling included; of the compiled reference less
-SETUP_SECONDS, COMPILE_SECONDS = 60.0, 30.0
+SETUP_SECONDS, COMPILE_SECONDS = 150.0, 30.0
+PLAIN = ("reference", "compiled")
+# what PyTorch says that it could not have
+TRIED = re.compile(r"Tried to allocate ([\d.]+ \w+)")
 
 
 class DeviceLost(RuntimeError):
@@ -50,6 +55,10 @@ class DeviceLost(RuntimeError):
     def __init__(self, reason: str, rows: list[Row]) -> None:
         super().__init__(reason)
         self.rows = rows
+
+
+class LeftOut(RuntimeError):
+    """A provider that is not asked at a shape; the text says why."""
 
 
 class TimeIsUp(BaseException):
@@ -146,8 +155,11 @@ class Lab:
                 if lost:
                     reason = f"{provider.name} at {case.name}: {lost}"
                     raise DeviceLost(reason, list(rows.values())) from None
-        runs["copy"] = [self._copy(case.floor) for _ in calls]
-        rows["copy"] = {"case": case.name, "provider": "copy"}
+        try:
+            runs["copy"] = [self._copy(case.floor) for _ in calls]
+            rows["copy"] = {"case": case.name, "provider": "copy"}
+        except torch.OutOfMemoryError:
+            rows["copy"] = _none(case, "copy", f"does not fit: {_gb(_copied(case.floor))}")
         for name, timing in time_all(runs, self.gpu).items():
             self._enter(rows[name], case, timing)
         _compare(rows, case)
@@ -176,6 +188,9 @@ class Lab:
         given_up = self.given_up.get((case.bench.name, case.backward, provider.name))
         if given_up:
             raise TimeIsUp(given_up)
+        most, tokens = case.bench.plain_up_to, case.shape.size * case.shape.batch
+        if provider.name in PLAIN and most is not None and tokens > most:
+            raise LeftOut(f"left out: plain PyTorch runs up to {most:,} tokens here")
         run = provider.function(calls[0].op)
         assert run is not None
         row: Row = {"case": case.name, "provider": provider.name}
@@ -184,6 +199,8 @@ class Lab:
             if sets[0] is not calls[0].arguments:
                 row["note"] = "contiguous copies of its arguments"
             form = case.bench.forms.get(provider.name)
+            if form is not None and form.before is not None:
+                sets = [form.before(arguments) for arguments in sets]
             if form is not None and form.checked_in is not None:
                 worst, over = truth.compare_in(run, form.checked_in)
                 row["note"] = f"checked in {str(form.checked_in).removeprefix('torch.')}"
@@ -205,12 +222,16 @@ class Lab:
         return min(SETUP_SECONDS, left)
 
     def _reason(self, error: BaseException, case: Case, provider: Provider) -> str:
+        if isinstance(error, LeftOut):
+            return str(error)
         if isinstance(error, ArithmeticError):
             return f"fails the contract: {error}"
         if isinstance(error, tvkernels.BackendUnavailable):
             return str(error)
         if isinstance(error, torch.OutOfMemoryError):
-            return f"does not fit: {_gb(self.free())} were free beside its arguments"
+            asked = TRIED.search(str(error))
+            beside = f", it asked for {asked[1]} more" if asked else ""
+            return f"does not fit: {_gb(self.free())} were free beside its arguments{beside}"
         if isinstance(error, TimeIsUp):
             key = (case.bench.name, case.backward, provider.name)
             return self.given_up.setdefault(key, f"{error} at {case.shape.name}")
@@ -239,6 +260,9 @@ class Lab:
         measured, nominal = self.yardstick, self._nominal()
         row["of_floor"] = _figure(_seconds(least, *measured) / timing.seconds)
         if nominal:
+            guess = predicted(case, row["provider"])
+            if guess is not None:
+                row["predicted_ms"] = _figure(1e3 * _seconds(guess, *nominal))
             row["of_nominal"] = _figure(_seconds(least, *nominal) / timing.seconds)
 
     def _nominal(self) -> tuple[float, float] | None:

@@ -1,11 +1,13 @@
 """Everything that a GPU can tell about the kernels, in at most nine minutes.
 
-    python -m benchmarks.suite                  # contracts, then every benchmark
-    python -m benchmarks.suite --part rmsnorm   # one part alone
+    python -m benchmarks.suite                            # contracts, then every benchmark
+    python -m benchmarks.suite --part ssd rmsnorm         # these parts
+    python -m benchmarks.suite --part contracts:ops/test_ssd
 
-A part is `contracts`, or NAME of a file bench_NAME.py. Each runs in a process of its own, so that a
-kernel that brings its device down ends one part only, and has its share of the time; what a part
-leaves unused goes to the next. Figures go to benchmarks/results/<gpu>.json and .md as they come.
+A part is `contracts`, `contracts:` and how names of files under tests/ begin, or NAME of a file
+bench_NAME.py. Of several, each runs in a process of its own, so that a kernel that brings its
+device down ends one part only, and has its share of the time; what a part leaves unused goes to the
+next. Figures go to benchmarks/results/<gpu>.json and .md as they come.
 Needs torch, Triton and this folder's parent as the working directory; the contracts need pytest,
 hypothesis and safetensors too. Without a GPU everything runs small on the CPU, and figures are
 written only where --results says.
@@ -14,6 +16,7 @@ written only where --results says.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
@@ -28,6 +31,7 @@ import torch
 from benchmarks import contracts
 from benchmarks.record import RESULTS, Results, gpu_name, table
 from benchmarks.rows import DeviceLost, Lab, Row
+from benchmarks.together import compiled_together
 
 __all__ = ["main", "parts", "run_part"]
 
@@ -35,57 +39,58 @@ ROOT = Path(__file__).parents[1]
 TOTAL_SECONDS = 520.0
 # shares of the time: of the contracts, and of a bench_<op>.py that does not say SECONDS
 CONTRACT_SECONDS, PART_SECONDS = 130.0, 45.0
-# a part that does not stop by itself is ended so long after its time
+# a part is told to stop so long before it is ended; of little time it is a fifth
 GRACE_SECONDS = 10.0
+# how often contracts say how far they are
+TELL_SECONDS = 20.0
 
 
 def parts() -> list[str]:
-    """The contracts, then every bench_<op>.py."""
-    return [
-        "contracts",
-        *sorted(p.stem.removeprefix("bench_") for p in Path(__file__).parent.glob("bench_*.py")),
-    ]
+    """The contracts, then every bench_<op>.py: first what takes longest, and leaves most."""
+    names = [p.stem.removeprefix("bench_") for p in Path(__file__).parent.glob("bench_*.py")]
+    return ["contracts", *sorted(names, key=lambda name: (-share(name), name))]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=parts(), help="this part alone")
-    parser.add_argument("--seconds", type=float, help="time for all parts, or for the one")
+    parser.add_argument("--part", nargs="+", help=f"these alone, of: {', '.join(parts())}")
+    parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="time for all of them")
     parser.add_argument("--results", type=Path, help="folder of the figures")
     args = parser.parse_args(arguments)
+    wanted = args.part or parts()
+    for part in wanted:
+        if part not in parts() and not (part.startswith("contracts:") and contracts.chosen(part)):
+            parser.error(f"there is no part {part!r}; there are {', '.join(parts())}")
     gpu = torch.cuda.is_available()
     if gpu and os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET is set: nothing would be compiled")
     folder = args.results.resolve() if args.results else RESULTS if gpu else None
     # what this process started ends with it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    if args.part is None:
+    if len(wanted) > 1:
         if not gpu:
             print("no GPU: small shapes on the CPU, which say nothing about speed")
-        return run_all(TOTAL_SECONDS if args.seconds is None else args.seconds, folder)
-    results = Results(folder, gpu_name())
-    seconds = float("inf") if args.seconds is None else args.seconds
-    return run_part(args.part, seconds, results, gpu)
+        return run_all(wanted, args.seconds, folder)
+    return run_part(wanted[0], args.seconds, Results(folder, gpu_name()), gpu)
 
 
-def run_all(seconds: float, folder: Path | None) -> int:
-    """Every part in its own process; the worst exit code."""
+def run_all(wanted: Sequence[str], seconds: float, folder: Path | None) -> int:
+    """Each part in its own process; the worst exit code."""
     start, worst = time.monotonic(), 0
-    shares = {part: share(part) for part in parts()}
+    shares = {part: share(part) for part in wanted}
     where = [] if folder is None else ["--results", str(folder)]
     while shares:
         part = next(iter(shares))
         left = seconds - (time.monotonic() - start)
-        budget = max(1.0, left * shares[part] / sum(shares.values()))
+        limit = max(1.0, left * shares[part] / sum(shares.values()))
+        budget = limit - min(GRACE_SECONDS, limit / 5)
         del shares[part]
-        print(f"== {part}, at most {budget:.0f} s of {max(0.0, left):.0f}", flush=True)
+        print(f"== {part}, at most {limit:.0f} s of {max(0.0, left):.0f}", flush=True)
         command = [sys.executable, "-m", "benchmarks.suite", "--part", part]
-        code = run_process([*command, "--seconds", f"{budget:.1f}", *where], budget + GRACE_SECONDS)
+        code = run_process([*command, "--seconds", f"{budget:.1f}", *where], limit)
         if code < 0:
-            sentence = (
-                f"its process was ended after {budget + GRACE_SECONDS:.0f} s, or died ({code})"
-            )
-            Results(folder, gpu_name()).note(part, sentence)
+            sentence = f"its process was ended after {limit:.0f} s, or died ({code})"
+            Results(folder, gpu_name()).note(part.partition(":")[0], sentence)
             print(f"{part}: {sentence}", flush=True)
         worst = max(worst, abs(code))
     print(f"== done in {time.monotonic() - start:.0f} s", flush=True)
@@ -106,7 +111,7 @@ def run_process(command: Sequence[str], seconds: float) -> int:
 
 
 def share(part: str) -> float:
-    if part == "contracts":
+    if part.startswith("contracts"):
         return CONTRACT_SECONDS
     text = (Path(__file__).parent / f"bench_{part}.py").read_text(encoding="utf-8")
     said = [line for line in text.splitlines() if line.startswith("SECONDS = ")]
@@ -116,14 +121,13 @@ def share(part: str) -> float:
 def run_part(part: str, seconds: float, results: Results, gpu: bool) -> int:
     """One part, here; 1 where something of ours is wrong."""
     deadline = time.monotonic() + seconds
-    if part == "contracts":
-        return run_contracts(deadline, results, gpu)
+    if part.startswith("contracts"):
+        return run_contracts(contracts.chosen(part), deadline, results, gpu)
     return run_benchmarks(part, Lab(gpu, deadline), results)
 
 
-def run_contracts(deadline: float, results: Results, gpu: bool) -> int:
-    names = contracts.files()
-    results.plan("contracts", names)
+def run_contracts(names: Sequence[str], deadline: float, results: Results, gpu: bool) -> int:
+    results.plan("contracts", contracts.files(), names)
     missing = contracts.missing()
     if missing or not gpu:
         sentence = f"left out: {', '.join(missing)} not installed" if missing else ""
@@ -131,19 +135,30 @@ def run_contracts(deadline: float, results: Results, gpu: bool) -> int:
         results.note("contracts", sentence)
         print(f"contracts: {sentence}", flush=True)
         return 0
-    wrong = 0
+    rows: dict[str, Row] = {}
+    said = time.monotonic()
 
     def done(name: str, row: Row) -> None:
-        nonlocal wrong
-        wrong |= row["failed"] > 0
+        nonlocal said
+        rows[name] = row
         results.add("contracts", name, [row])
-        print(table([row])[-1], flush=True)
+        if time.monotonic() - said > TELL_SECONDS:
+            said = time.monotonic()
+            print(contracts.total(rows.values()), flush=True)
 
-    contracts.run(names, deadline, done)
-    return wrong
+    contracts.run(names, deadline, done, results.beside("failures.txt"))
+    print(
+        "\n".join(table(list(rows.values()))), contracts.total(rows.values()), sep="\n", flush=True
+    )
+    return int(any(row["failed"] for row in rows.values()))
 
 
 def run_benchmarks(part: str, lab: Lab, results: Results) -> int:
+    with compiled_together() if lab.gpu else contextlib.nullcontext():
+        return run_cases(part, lab, results)
+
+
+def run_cases(part: str, lab: Lab, results: Results) -> int:
     module = importlib.import_module(f"benchmarks.bench_{part}")
     cases = [case for bench in module.BENCHES for case in bench.cases(small=not lab.gpu)]
     results.plan(part, [case.name for case in cases])

@@ -1,9 +1,9 @@
 """How long calls take on the device, each next to the others: interleaved, medians.
 
 On a GPU a provider's calls are captured in one CUDA graph, each call on tensors of its own, and a
-sample is: the L2 cache overwritten, an event, one replay, an event. So every call finds its tensors
-in memory, and no launch from Python is in the time. What cannot be captured, or takes longer than
-`SLOW`, runs eagerly between the same events.
+sample is: the L2 cache filled with other bytes, an event, one replay, an event. So every call finds
+its tensors in memory, and no launch from Python is in the time. What cannot be captured, or takes
+longer than `SLOW`, runs eagerly between the same events.
 """
 
 from __future__ import annotations
@@ -47,12 +47,17 @@ def time_all(runs: Mapping[str, Sequence[Run]], gpu: bool) -> dict[str, Timing |
     for name, calls in runs.items():
         try:
             samplers[name] = clock.sampler(calls)
-        except RuntimeError as error:  # out of memory, too
+        except Exception as error:  # another project's, or out of memory
             timings[name] = sentence(error)
     for turn in range(ROUNDS[1]):
-        for sampler in samplers.values():
-            if turn < sampler.rounds:
-                sampler.samples.append(sampler.take())
+        for name, sampler in list(samplers.items()):
+            try:
+                if turn < sampler.rounds:
+                    sampler.samples.append(sampler.take())
+            except torch.OutOfMemoryError as error:
+                # the other's graphs hold memory that it had before
+                timings[name] = sentence(error)
+                del samplers[name]
     return timings | {name: sampler.timing() for name, sampler in samplers.items()}
 
 
@@ -121,9 +126,7 @@ class _CpuClock:
 class _GpuClock:
     def __init__(self) -> None:
         cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-        self.flushed = torch.empty(max(2 * cache, 1 << 26), dtype=torch.int8, device="cuda")
-        # replays overwrite each other's results, which nobody reads
-        self.pool = torch.cuda.graph_pool_handle()
+        self.flushed = torch.zeros(max(2 * cache, 1 << 26) // 4, device="cuda")
 
     def sampler(self, calls: Sequence[Run]) -> _Sampler:
         calls[0]()
@@ -134,25 +137,47 @@ class _GpuClock:
         rounds = min(ROUNDS[1], max(ROUNDS[0], int(SECONDS_EACH / (once * len(calls) + 2e-4))))
         try:
             graph = self.captured(calls)
-        except RuntimeError as error:
-            how = f"eager, not capturable ({sentence(error)})"
+        except Exception as error:
+            # what ended the capture; that it ended is the rest of the story
+            how = f"eager, not capturable ({sentence(error.__context__ or error)})"
             return _Sampler(lambda: self.seconds(calls[0]), rounds, 1, how)
         graph.replay()
         how = f"graph of {len(calls)}"
         return _Sampler(lambda: self.seconds(graph.replay), rounds, len(calls), how)
 
     def captured(self, calls: Sequence[Run]) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=torch.cuda.current_stream()):
-            for call in calls:
-                call()
+        """All calls as one graph, in memory of its own: a capture that fails may spoil its pool."""
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream()):
+                for call in calls:
+                    call()
+        except Exception:
+            _forget(pool)
+            raise
         return graph
 
     def seconds(self, run: Run) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in "ab")
-        self.flushed.zero_()
+        # read, not written: what was written would be written back within the sample
+        self.flushed.sum()
         start.record()
         run()
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3
+
+
+def _forget(pool: tuple[int, int]) -> None:
+    """Let the process go on behind a capture that failed.
+
+    PyTorch goes on allocating for it, and never empties its cache again; and its random numbers are
+    drawn for a graph, which outside of one is an error.
+    """
+    device = torch.cuda.current_device()
+    with contextlib.suppress(RuntimeError, AttributeError):
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+    with contextlib.suppress(RuntimeError, AttributeError):
+        generator = torch.cuda.default_generators[device]
+        generator.graphsafe_set_state(generator.clone_state())

@@ -99,11 +99,11 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path) -> None:
 def test_a_row_as_a_line() -> None:
     head, _, number, reason = (line.strip("| ").split(" | ") for line in table([ROW, REASON]))
     assert dict(zip(head, number)) == {
-        "case": "norm, 2k", "provider": "ours", "ms": "0.03125", "spread": "1.2%", "ratio": "1.52",
+        "case": "norm, 2k", "provider": "ours", "ms": "0.03125", "predicted": "-", "spread": "1.2%", "ratio": "1.52",
         "to": "mamba-ssm", "of floor": "91%", "of nominal": "-", "GB/s": "4,021", "TFLOP/s": "-",
         "peak MB": "-", "how": "graph of 7, 20 rounds", "note": "-",
     }  # fmt: skip
-    assert reason == ["norm, 160k", "all", *"-" * 10, REASON["reason"]]
+    assert reason == ["norm, 160k", "all", *"-" * 11, REASON["reason"]]
     contract = {"case": "t.py", "passed": 3, "failed": 1, "skipped": 0, "seconds": 2.5}
     assert (
         table([{**contract, "failures": ["t.py::a"]}])[-1] == "| t.py | 3 | 1 | 0 | 2.5 | t.py::a |"

@@ -54,7 +54,9 @@ class PretendedGpu:
     def __init__(self, capturable: bool = True) -> None:
         self.now, self.log, self.capturable = 0.0, [], capturable
         self.recording: list[Any] | None = None
-        self.flushed = SimpleNamespace(zero_=lambda: self.log.append("flush"))
+        self.flushed = SimpleNamespace(sum=lambda: self.log.append("flush"))
+        self.pools = itertools.count()
+        self.spoilt: set[int] = set()
 
     def call(self) -> None:
         if self.recording is not None:
@@ -73,9 +75,15 @@ class PretendedGpu:
 
     @contextlib.contextmanager
     def graph(self, graph: Any, pool: Any, stream: Any) -> Iterator[None]:
+        """As PyTorch's: what went wrong within is the context of what its end says."""
+        if pool in self.spoilt:
+            raise RuntimeError("already recording to mempool_id")
         self.recording = graph.calls
         try:
             yield
+        except RuntimeError:
+            self.spoilt.add(pool)
+            raise RuntimeError("the capture was invalidated")  # noqa: B904
         finally:
             self.recording = None
 
@@ -89,7 +97,7 @@ class PretendedGpu:
         for name, value in {
             "get_device_properties": lambda device: SimpleNamespace(L2_cache_size=50_000_000),
             "current_device": lambda: 0,
-            "graph_pool_handle": lambda: (0, 1),
+            "graph_pool_handle": lambda: next(self.pools),
             "Event": self.event,
             "CUDAGraph": self.new_graph,
             "graph": self.graph,
@@ -102,7 +110,8 @@ class PretendedGpu:
             "reset_peak_memory_stats": lambda: None,
         }.items():
             patch.setattr(torch.cuda, name, value)
-        patch.setattr(torch, "empty", lambda size, **options: self.flushed)
+        patch.setattr(torch, "zeros", lambda size, **options: self.flushed)
+        patch.setattr(timing, "_forget", lambda pool: self.log.append(f"forget {pool}"))
 
 
 def test_on_a_gpu_a_graph_of_all_calls_is_replayed_behind_a_flush(
@@ -125,6 +134,35 @@ def test_what_cannot_be_captured_runs_eagerly_and_says_so(monkeypatch: pytest.Mo
     timing = time_all({"a": [gpu.call] * 7}, gpu=True)["a"]
     assert timing.seconds == pytest.approx(1e-5)
     assert timing.how.startswith("eager, not capturable (RuntimeError: operation not permitted")
+
+
+def test_who_cannot_be_captured_leaves_the_others_their_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = PretendedGpu()
+    gpu.install(monkeypatch)
+
+    def waits() -> None:
+        if gpu.recording is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        gpu.call()
+
+    timings = time_all({"a": [gpu.call], "b": [waits], "c": [gpu.call]}, gpu=True)
+    assert timings["b"].how.startswith("eager, not capturable (RuntimeError: operation not")
+    assert timings["c"].how.startswith("graph of 1")
+    assert "forget 1" in gpu.log
+
+
+def test_who_runs_out_of_memory_late_leaves_the_others_their_times() -> None:
+    ran = iter(range(9))
+
+    def greedy() -> None:
+        if next(ran) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried")
+
+    timings = time_all({"a": [greedy], "b": [int]}, gpu=False)
+    assert timings["a"] == "OutOfMemoryError: CUDA out of memory. Tried"
+    assert timings["b"].how == "CPU, 3 rounds"
 
 
 def test_what_is_slow_is_neither_captured_nor_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
