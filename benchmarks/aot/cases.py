@@ -6,7 +6,7 @@ so that every kernel and every switch of it is launched. What the model asks nee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 
 import torch
@@ -20,7 +20,7 @@ from timeviper_fast.cache import MambaState
 from timeviper_fast.config import MAMBA, MLP, BackboneConfig
 from timeviper_fast.presets import preset
 
-__all__ = ["ROOMS", "Case", "launches_on"]
+__all__ = ["ROOMS", "Case", "launches_of", "launches_on", "scan_corners"]
 
 Case = Callable[[], object]
 
@@ -209,7 +209,7 @@ def decode_steps() -> Iterator[tuple[str, Case]]:
 def scans() -> Iterator[tuple[str, Case]]:
     """Two head dimensions; a gate, D for each channel, a first state; packed sequences' states."""
 
-    def run(headdim: int, gate: bool, packed: bool) -> None:
+    def run(headdim: int, gate: bool, packed: bool, first: torch.dtype = torch.float32) -> None:
         tokens, heads = TOKENS[0], CONFIG.mamba_num_heads
         x, per_group = (
             (1, tokens, heads, headdim),
@@ -227,9 +227,7 @@ def scans() -> Iterator[tuple[str, Case]]:
             empty(heads, headdim, grad=True) if gate else per_head(),
             empty(*x, grad=True) if gate else None,
             per_head(),
-            empty(1, heads, headdim, per_group[-1], dtype=torch.float32, grad=True)
-            if gate
-            else None,
+            empty(1, heads, headdim, per_group[-1], dtype=first, grad=True) if gate else None,
             ints(1, tokens) if packed else None,
             ints(9) if packed else None,
             dt_softplus=True,
@@ -240,7 +238,27 @@ def scans() -> Iterator[tuple[str, Case]]:
 
     yield "scan, headdim 64", partial(run, 64, False, False)
     yield "scan with a gate and a first state", partial(run, CONFIG.mamba_head_dim, True, False)
+    yield "scan from a 16 bit state", partial(run, 64, True, False, DTYPE)
     yield "scan of packed sequences", partial(run, CONFIG.mamba_head_dim, False, True)
+
+
+def scan_corners() -> Iterator[tuple[str, Case]]:
+    """The largest states there may be, and float32: to fit a target, slow as they may be."""
+
+    def run(headdim: int, d_state: int, dtype: torch.dtype) -> None:
+        make = partial(empty, dtype=dtype, grad=True)
+        x, B, dt = make(1, TOKENS[0], 8, headdim), make(1, TOKENS[0], 2, d_state), make(1, 2048, 8)
+        A = empty(8, dtype=torch.float32, grad=True)
+        D, first = make(8, headdim), make(1, 8, headdim, d_state)
+        out = tvkernels.mamba_chunk_scan_combined(
+            x, dt, A, B, B, CONFIG.chunk_size, D, x, A, first, dt_softplus=True
+        )
+        out.backward(torch.empty_like(out))
+
+    for headdim, d_state in ((256, 256), (256, 128), (128, 256)):
+        yield f"scan, {headdim} x {d_state}", partial(run, headdim, d_state, DTYPE)
+    for headdim, d_state in ((256, 256), (80, 128)):
+        yield f"scan, {headdim} x {d_state}, 32 bit", partial(run, headdim, d_state, torch.float32)
 
 
 def merges() -> Iterator[tuple[str, Case]]:
@@ -349,9 +367,14 @@ ROOMS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
 @lru_cache
 def launches_on(target: Target) -> tuple[Launch, ...]:
     """Every distinct compilation for `target` that the cases ask for, the model's first."""
+    rooms = (case for room in ROOMS.values() for case in room())
+    return launches_of([*model_cases(), *rooms], target)
+
+
+def launches_of(cases: Iterable[tuple[str, Case]], target: Target) -> tuple[Launch, ...]:
+    """Every distinct compilation for `target` that these cases ask for."""
     found: dict[str, Launch] = {}
-    every = [*model_cases(), *(case for room in ROOMS.values() for case in room())]
-    for name, run in every:
+    for name, run in cases:
         with recorded(target, name) as launches:
             run()
         for launch in launches:

@@ -17,7 +17,7 @@ import triton
 import tvkernels
 from benchmarks import compiled
 from benchmarks.aot.builds import Build, compile_all
-from benchmarks.aot.cases import launches_on
+from benchmarks.aot.cases import launches_of, launches_on, scan_corners
 from benchmarks.aot.gate import faults
 from benchmarks.aot.targets import TARGETS
 
@@ -70,6 +70,18 @@ def test_every_build_is_what_it_should_be(builds, kernel, target):
         for fault in faults(build)
     ]
     assert not wrong, f"{len(wrong)} faults on {target}:\n" + "\n".join(wrong)
+
+
+def test_the_largest_scans_fit_a_hopper():
+    """Where several configurations are shipped, the tuner leaves out what has no room."""
+    target = TARGETS["sm_90"]
+    fits: dict[tuple[str, str], bool] = {}
+    for build in compile_all([(launch, target) for launch in launches_of(scan_corners(), target)]):
+        assert build.figures is not None, f"{build.launch.name}: {build.error}"
+        case = build.launch.name, build.launch.case
+        fits[case] = fits.get(case, False) or build.shared <= target.shared_per_block
+    assert len(fits) > 15
+    assert all(fits.values()), [case for case, fit in fits.items() if not fit]
 
 
 def test_the_table_has_the_lines_of_these_kernels():

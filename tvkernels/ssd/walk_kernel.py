@@ -96,6 +96,12 @@ def _through(
     return state
 
 
+@triton.constexpr_function
+def _stages(n, dtype):
+    """Of the loop over the chunks: two of 256 entries in 32 bit have no room."""
+    return 1 if n * dtype.primitive_bitwidth > 8 * 512 else None
+
+
 # Q tokens are a chunk: at 64 the products within chunks and with the state cost about the same
 WALK_CONFIGS = configs(
     {
@@ -155,7 +161,7 @@ def walk_kernel(
     t = (begin + tl.arange(0, Q)).to(tl.int64)
     ahead = tl.load(dt_ptr + t * dt_t, mask=t < end, other=0.0)
     # what could be computed before the loop would cost registers in it, and spills
-    for start in tl.range(begin, end, Q, disable_licm=True):
+    for start in tl.range(begin, end, Q, num_stages=_stages(N, DOT), disable_licm=True):
         t = start + tl.arange(0, Q)
         live = t < end
         t = t.to(tl.int64)
