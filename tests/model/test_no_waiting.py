@@ -144,6 +144,7 @@ def test_a_choice_on_the_device_is_not_looked_at() -> None:
         assert dropped_indices(chosen.kept, 25).shape == (1, 16)
 
 
+@pytest.mark.triton
 @pytest.mark.skipif(not COMPILED, reason="no GPU: nothing to wait for")
 @pytest.mark.parametrize("name", RUNS)
 def test_the_driver_sees_nobody_wait(name: str) -> None:
