@@ -19,7 +19,7 @@ import torch
 from hypothesis import settings
 
 from tests import interpreter
-from tests.contract import TRITON
+from tests.contract import COMPILED, TRITON
 from tvkernels import use_backend
 
 if interpreter.INTERPRETED:
@@ -34,6 +34,14 @@ settings.load_profile("house")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _give_memory_back() -> Iterator[None]:
+    """Offsets past 2^31 take gigabytes, which on a GPU are real, and which other processes need."""
+    yield
+    if COMPILED and torch.cuda.memory_reserved() > 2**30:
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture(params=[pytest.param(name, marks=getattr(pytest.mark, name)) for name in BACKENDS])

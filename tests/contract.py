@@ -75,15 +75,35 @@ def every_config(*kernels: str) -> list[Any]:
     """Each configuration of the tuned kernels ("tvkernels.room.kernel:name"), to force in turn.
 
     For `@pytest.mark.parametrize("config", every_config(...), ids=str)`; empty where the run has no
-    Triton.
+    Triton. Of every target in the interpreter; on a GPU its own, as another's need not fit.
     """
     if not TRITON:
         return []
+    from tvkernels.core.tune import _target
+
     configs = []
     for kernel in kernels:
         module, name = kernel.split(":")
-        configs += getattr(importlib.import_module(module), name).shipped()
+        tuned = getattr(importlib.import_module(module), name)
+        configs += tuned.configs(_target()) if COMPILED else tuned.shipped()
     return configs
+
+
+def compilers(*more: str) -> list[str]:
+    """torch.compile's backends that an op is held to now: inductor where its kernels are compiled.
+
+    In the interpreter, and for the reference, which is PyTorch alone, it would show nothing.
+    """
+    return [*more, "aot_eager", *(["inductor"] if device().type == "cuda" else [])]
+
+
+def assert_alike(got: torch.Tensor, want: torch.Tensor, *, rounding: bool = False) -> None:
+    """Bit for bit. With `rounding` but for the order of sums: of other strides Triton makes other
+    code, which may add in another order, and inductor fuses what stands between kernels."""
+    if rounding:
+        torch.testing.assert_close(got, want)
+    else:
+        assert torch.equal(got, want)
 
 
 def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:
@@ -172,14 +192,19 @@ def check_contract(
 def check_capture(fn: Callable[[], Any]) -> None:
     """On a GPU: `fn` can be captured in a CUDA graph, whose replay gives the same bits.
 
-    A synchronisation with the host makes the capture fail, so this shows its absence too.
+    A synchronisation with the host makes the capture fail, so this shows its absence too; so does
+    a copy from the host, which is why `fn` makes no inputs.
     """
-    # tunes and compiles, which a capture may not
-    expected = [x.clone() for x in as_tuple(fn())]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        # tunes and compiles, which a capture may not. Detached: a graph of autograd that lives on
+        # holds the leaves' accumulators to the stream that made them
+        expected = [x.detach().clone() for x in as_tuple(fn())]
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = as_tuple(fn())
+    with torch.cuda.graph(graph, stream=side):
+        captured = [x.detach() for x in as_tuple(fn())]
     for x in captured:
         x.fill_(7)
     graph.replay()

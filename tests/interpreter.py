@@ -186,8 +186,12 @@ def _poisoned(make: Any) -> Any:
     def made(*args: Any, **kwargs: Any) -> torch.Tensor:
         x = make(*args, **kwargs)
         if x.dtype == torch.bool:
-            return x.fill_(True)
-        return x.fill_(float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).min)
+            value: float = True
+        else:
+            value = float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).min
+        # detached: inductor makes leaves that want gradients
+        x.detach().fill_(value)
+        return x
 
     return made
 

@@ -6,8 +6,15 @@ import functools
 from collections import Counter
 
 import pytest
+import torch
 
 from tvkernels.integrations import patching
+
+
+@pytest.fixture(autouse=True)
+def _every_digit_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, cuDNN would round the operands of transformers' own convolution to ten bits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 import tvkernels
+from tests.contract import on_device
 from tests.dropin.models import build, tokens
 from tvkernels import patch_transformers, unpatch_transformers
 from tvkernels.integrations import patching
@@ -161,8 +162,10 @@ def test_unknown_models():
 def test_the_convolution_of_each_model(model):
     """As the models call it: a slice whose channels lie side by side, then one token in place."""
     module = modeling(model)
-    x = torch.randn(2, 11, 40)[..., 5:29].transpose(1, 2)
-    weight, bias, state = torch.randn(24, 4), torch.randn(24), torch.randn(2, 24, 4)
+    wide, weight, bias, state = on_device(
+        (torch.randn(2, 11, 40), torch.randn(24, 4), torch.randn(24), torch.randn(2, 24, 4))
+    )
+    x = wide[..., 5:29].transpose(1, 2)
     states = [state.clone(), state.clone()]
     whole = module.causal_conv1d_fn(x, weight, bias, activation="silu")
     step = module.causal_conv1d_update(x[..., :1], states[0], weight, None, "silu")

@@ -9,7 +9,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.contract import COMPILED, TRITON, check_capture, check_contract, device, every_config
+from tests.contract import (
+    COMPILED,
+    TRITON,
+    check_capture,
+    check_contract,
+    compilers,
+    device,
+    every_config,
+)
 from tests.footprint import largest_tensor
 from tests.interpreter import INTERPRETED, lazily, poisoned_empty
 from tvkernels import use_backend
@@ -185,16 +193,17 @@ def test_two_runs_give_the_same_bits_and_torch_can_see_through() -> None:
 
     once, again = both(**given), both(**given)
     assert all(torch.equal(a, b) for a, b in zip(once, again))
-    torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda x, d, p: tuple(compact(x, d, p, return_dropped=True)),
-        fullgraph=True, backend="aot_eager",
-    )  # fmt: skip
     x = given["x"].requires_grad_()
-    got = compiled(x, given["dropped"], given["positions"])
-    assert all(torch.equal(a, b) for a, b in zip(got, once))
-    (dx,) = torch.autograd.grad((got[0] * got[0]).sum() + got[1].sum(), x)
-    assert torch.equal(dx, once[3])
+    for compiler in compilers():
+        torch._dynamo.reset()
+        compiled = torch.compile(
+            lambda x, d, p: tuple(compact(x, d, p, return_dropped=True)),
+            fullgraph=True, backend=compiler,
+        )  # fmt: skip
+        got = compiled(x, given["dropped"], given["positions"])
+        assert all(torch.equal(a, b) for a, b in zip(got, once))
+        (dx,) = torch.autograd.grad((got[0] * got[0]).sum() + got[1].sum(), x)
+        assert torch.equal(dx, once[3])
 
 
 @pytest.mark.triton
@@ -212,6 +221,7 @@ def test_opcheck() -> None:
         torch.library.opcheck(_compact_bwd.op, (kept, None, dropped))
 
 
+@pytest.mark.triton
 @pytest.mark.skipif(not COMPILED, reason="no GPU: nothing to capture")
 def test_a_graph_captures_it() -> None:
     with use_backend("triton"):

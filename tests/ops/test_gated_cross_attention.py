@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tests.contract import assert_close_by_rule, check_contract, device, on_device
+from tests.contract import assert_close_by_rule, check_contract, compilers, device, on_device
 from tests.footprint import largest_tensor
 from tests.ops import common
 from tests.ops.common import DATA
@@ -302,12 +302,14 @@ def test_blocks_of_rows_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("backend")
 def test_compiles_whole() -> None:
     inputs = {k: v.requires_grad_() for k, v in make().items()}
-    compiled = torch.compile(gated_cross_attention, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(**inputs), gated_cross_attention(**inputs))
-    mine = torch.autograd.grad(compiled(**inputs).sum(), list(inputs.values()))
-    want = torch.autograd.grad(gated_cross_attention(**inputs).sum(), list(inputs.values()))
-    for a, b in zip(mine, want):
-        torch.testing.assert_close(a, b)
+    want = gated_cross_attention(**inputs)
+    want = (want, *torch.autograd.grad(want.sum(), list(inputs.values())))
+    for compiler in compilers():
+        torch._dynamo.reset()
+        mine = torch.compile(gated_cross_attention, fullgraph=True, backend=compiler)(**inputs)
+        mine = (mine, *torch.autograd.grad(mine.sum(), list(inputs.values())))
+        for a, b in zip(mine, want):
+            torch.testing.assert_close(a, b)
 
 
 def test_meta_tensors_carry_shapes() -> None:

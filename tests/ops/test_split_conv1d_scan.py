@@ -9,8 +9,17 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from tests.contract import COMPILED, as_tuple, cast, check_capture, check_contract, on_device
+from tests.contract import (
+    COMPILED,
+    as_tuple,
+    cast,
+    check_capture,
+    check_contract,
+    compilers,
+    on_device,
+)
 from tests.ops.common import DATA, DTYPES
+from tvkernels import use_backend
 from tvkernels.split_conv1d_scan import mamba_split_conv1d_scan_combined
 
 NHEADS, HEADDIM, NGROUPS, D_STATE, WIDTH = 4, 3, 2, 5, 4
@@ -53,14 +62,14 @@ def naive_mixer(
     d_bc = (conv1d_weight.shape[0] - dim) // 2
     d_mlp = (columns - 2 * dim - 2 * d_bc - nheads) // 2
     taps, skip = conv1d_weight.to(wide), (D if D.ndim == 2 else D[:, None]).to(wide)
-    state = torch.zeros(batch, nheads, headdim, d_bc // ngroups, dtype=wide)
+    state = zxbcdt.new_zeros(batch, nheads, headdim, d_bc // ngroups, dtype=wide)
     if initial_states is not None:
         state = initial_states.to(wide)
     tokens = []
     for t in range(seqlen):
         row = zxbcdt[:, t].to(wide)
         z = row[:, 2 * d_mlp : 2 * d_mlp + dim]
-        window = torch.zeros(batch, dim + 2 * d_bc, dtype=wide)
+        window = zxbcdt.new_zeros(batch, dim + 2 * d_bc, dtype=wide)
         for back in range(min(taps.shape[1], t + 1)):
             earlier = zxbcdt[:, t - back, 2 * d_mlp + dim : columns - nheads].to(wide)
             if seq_idx is not None:
@@ -179,16 +188,16 @@ def test_two_runs_are_bitwise_equal() -> None:
 @pytest.mark.skipif(not COMPILED, reason="needs a GPU")
 @pytest.mark.triton
 def test_a_cuda_graph_captures_forward_and_backward() -> None:
-    inputs = cast(on_device(mixer_inputs(**VARIANTS["states"])), torch.bfloat16)
-    inputs = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
-    check_capture(lambda: mamba_split_conv1d_scan_combined(**inputs))
-    inputs["zxbcdt"].requires_grad_()
+    with use_backend("triton"):
+        inputs = cast(on_device(mixer_inputs(**VARIANTS["states"])), torch.bfloat16)
+        check_capture(lambda: mamba_split_conv1d_scan_combined(**inputs))
+        inputs["zxbcdt"].requires_grad_()
 
-    def train() -> tuple[torch.Tensor, ...]:
-        out, _ = mamba_split_conv1d_scan_combined(**inputs)
-        return torch.autograd.grad(out, [inputs["zxbcdt"]], torch.ones_like(out))
+        def train() -> tuple[torch.Tensor, ...]:
+            out, _ = mamba_split_conv1d_scan_combined(**inputs)
+            return torch.autograd.grad(out, [inputs["zxbcdt"]], torch.ones_like(out))
 
-    check_capture(train)
+        check_capture(train)
 
 
 def golden_arguments() -> tuple[Tensors, dict[str, torch.Tensor]]:
@@ -234,12 +243,12 @@ def test_golden_packed_run() -> None:
 
 @pytest.mark.usefixtures("backend")
 def test_compiles_to_one_graph() -> None:
-    torch._dynamo.reset()
     inputs = cast(on_device(mixer_inputs(**VARIANTS["beside an MLP"])), torch.float32)
-    compiled = torch.compile(mamba_split_conv1d_scan_combined, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(
-        compiled(**inputs), mamba_split_conv1d_scan_combined(**inputs), rtol=1e-5, atol=1e-5
-    )
+    want = mamba_split_conv1d_scan_combined(**inputs)
+    for compiler in compilers():
+        torch._dynamo.reset()
+        run = torch.compile(mamba_split_conv1d_scan_combined, fullgraph=True, backend=compiler)
+        torch.testing.assert_close(run(**inputs), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("backend")

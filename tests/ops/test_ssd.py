@@ -15,7 +15,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch.profiler import ProfilerActivity, profile
 
-from tests.contract import assert_close_by_rule, cast, check_contract
+from tests.contract import (
+    assert_close_by_rule,
+    cast,
+    check_contract,
+    compilers,
+    device,
+    on_device,
+)
 from tvkernels.ssd import chunk_walk, mamba_chunk_scan_combined, reference
 from tvkernels.ssd.reference import mamba_recurrence_ref
 
@@ -84,7 +91,7 @@ def naive_scan(
     def first(b: int, h: int) -> torch.Tensor:
         if initial_states is not None:
             return initial_states[b, h].to(wide)
-        return torch.zeros(headdim, d_state, dtype=wide)
+        return x.new_zeros(headdim, d_state, dtype=wide)
 
     whole = [[run(b, h, 0, seqlen, first(b, h)) for h in range(nheads)] for b in range(batch)]
     out = torch.stack([torch.stack([torch.stack(rows) for rows, _ in heads], 1) for heads in whole])
@@ -96,7 +103,7 @@ def naive_scan(
         borders = cu_seqlens.tolist()
         states = []
         for start, stop in pairwise(borders):
-            zero = torch.zeros(headdim, d_state, dtype=wide)
+            zero = x.new_zeros(headdim, d_state, dtype=wide)
             entry = [first(0, h) if start == 0 < stop else zero for h in range(nheads)]
             states.append(torch.stack([run(0, h, start, stop, entry[h])[1] for h in range(nheads)]))
         results.append(torch.stack(states).to(C.dtype))
@@ -150,7 +157,7 @@ def scan_inputs(
     }
     if bounded:
         inputs |= {"D": inputs["D"].tanh(), "z": 2 * inputs["z"].tanh()}
-    return {k: v for k, v in {**inputs, **changes}.items() if v is not None}
+    return on_device({k: v for k, v in {**inputs, **changes}.items() if v is not None})
 
 
 def bare_inputs(seqlen: int, **changes: Any) -> Tensors:
@@ -169,7 +176,7 @@ def packed(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """(seq_idx (1, seqlen), cu_seqlens) of sequences of these lengths."""
     each = torch.tensor(lengths)
     cu_seqlens = F.pad(each.cumsum(0), (1, 0)).int()
-    return torch.arange(len(lengths)).repeat_interleave(each)[None].int(), cu_seqlens
+    return on_device((torch.arange(len(lengths)).repeat_interleave(each)[None].int(), cu_seqlens))
 
 
 SEQ_IDX, CU_SEQLENS = packed([3, 0, 30, 1, 36])
@@ -242,13 +249,14 @@ def test_empty_sequence() -> None:
         out, final = scan(**inputs)
         assert out.shape == (2, 0, 4, 5)
         assert torch.equal(final, inputs["initial_states"])
-    cu_seqlens = torch.zeros(3, dtype=torch.int32)
+    cu_seqlens = torch.zeros(3, dtype=torch.int32, device=device())
     _, states = mamba_chunk_scan_combined(
         **bare_inputs(0, batch=1, return_final_states=False),
         cu_seqlens=cu_seqlens,
         return_varlen_states=True,
     )
-    assert torch.equal(states, torch.zeros(2, 4, 5, 6))
+    assert torch.equal(states, torch.zeros_like(states))
+    assert states.shape == (2, 4, 5, 6)
 
 
 @both
@@ -317,7 +325,7 @@ def test_views_and_expanded_inputs() -> None:
         "B": B.unflatten(-1, (2, 6)),
         "C": C.unflatten(-1, (2, 6)),
         "dt": dt,
-        "D": torch.tensor(0.5).expand(4, 5),
+        "D": plain["D"][0, 0].expand(4, 5),
         "z": plain["z"].transpose(0, 1).contiguous().transpose(0, 1),
         "initial_states": plain["initial_states"].mT.contiguous().mT,
     }
@@ -357,7 +365,7 @@ def test_the_length_of_chunks_does_not_matter(
 
 @both
 def test_golden_scan_of_a_mixer() -> None:
-    golden = load_file(DATA / "F_mamba_mixer.safetensors")
+    golden = on_device(load_file(DATA / "F_mamba_mixer.safetensors"))
     out, final = mamba_chunk_scan_combined(
         golden["conv_activated_x"],
         golden["dt_raw"],
@@ -413,15 +421,16 @@ def test_memory_is_linear_and_mostly_the_result() -> None:
 
 @both
 def test_compiles_to_one_graph() -> None:
-    torch._dynamo.reset()
     inputs = cast(VARIANTS["varlen"](), torch.float32)
-    inputs["x"].requires_grad_()
-    compiled = torch.compile(mamba_chunk_scan_combined, fullgraph=True, backend="aot_eager")
-    ours, truth = compiled(**inputs), mamba_chunk_scan_combined(**inputs)
-    for a, b in zip(ours, truth):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    (da,), (db,) = (torch.autograd.grad(r[0].sum(), [inputs["x"]]) for r in (ours, truth))
-    torch.testing.assert_close(da, db, rtol=1e-5, atol=1e-5)
+    x = inputs["x"].requires_grad_()
+    truth = mamba_chunk_scan_combined(**inputs)
+    truth = (*truth, *torch.autograd.grad(truth[0].sum(), [x]))
+    for compiler in compilers():
+        torch._dynamo.reset()
+        run = torch.compile(mamba_chunk_scan_combined, fullgraph=True, backend=compiler)
+        ours = run(**inputs)
+        for a, b in zip((*ours, *torch.autograd.grad(ours[0].sum(), [x])), truth):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 @both

@@ -11,7 +11,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.contract import FLOORS, TRITON, cast, check_contract, device, errors
+from tests.contract import (
+    COMPILED,
+    FLOORS,
+    TRITON,
+    assert_alike,
+    cast,
+    check_contract,
+    device,
+    errors,
+    every_config,
+    on_device,
+)
 from tests.interpreter import lazily, poisoned_empty
 from tvkernels import use_backend
 from tvkernels.ssd.reference import mamba_chunk_scan_combined_ref
@@ -147,7 +158,7 @@ def inputs_of(
         "initial_states": torch.randn(batch, heads, headdim, d_state),
         "dt_softplus": True,
     }
-    return {k: v for k, v in (made | more).items() if v is not None}
+    return on_device({k: v for k, v in (made | more).items() if v is not None})
 
 
 @pytest.fixture
@@ -180,13 +191,34 @@ def test_nothing_optional(dtype, short_chunks):
     check(made, dtype)
 
 
-# 64 + 32 + 16, twice 64, 32 + 16 of which 8 are not there, less than one piece
-@pytest.mark.parametrize("headdim", [112, 128, 40, 3])
+KERNELS = [
+    "backward_walk_kernel:scan_backward_walk_kernel",
+    "backward_roles_kernel:scan_backward_roles_kernel",
+    "backward_kernel:scan_backward_join_kernel",
+]
+
+
+@pytest.mark.parametrize(
+    "config", every_config(*(f"tvkernels.ssd.{kernel}" for kernel in KERNELS)), ids=str
+)
+def test_every_configuration(config, short_chunks):
+    from tvkernels.core.tune import forced
+
+    made = inputs_of(seqlen=20, heads=2, groups=1)
+    made["z"] = torch.randn_like(made["x"])
+    with forced(config):
+        check(made)
+
+
+# 64 + 32 + 16, twice 64, 32 + 16 of which 8 are not there, less than one piece; up to the largest
+@pytest.mark.parametrize("headdim", [112, 128, 40, 3, 160, 192, 224, 256])
 def test_head_dimensions(headdim, short_chunks):
-    check(inputs_of(seqlen=35, heads=2, groups=1, headdim=headdim))
+    check(inputs_of(seqlen=35 if headdim <= 128 else 20, heads=2, groups=1, headdim=headdim))
 
 
-@pytest.mark.parametrize(("headdim", "d_state"), [(80, 128), (144, 256), (64, 48)])
+@pytest.mark.parametrize(
+    ("headdim", "d_state"), [(80, 128), (144, 256), (64, 48), (16, 256), (256, 256)]
+)
 def test_states_that_one_program_cannot_hold_are_cut(headdim, d_state, short_chunks):
     check(inputs_of(seqlen=20, heads=2, groups=1, headdim=headdim, d_state=d_state))
 
@@ -305,9 +337,10 @@ def test_strides(short_chunks):
 
 def test_cotangents_of_any_strides_and_one_of_two(short_chunks):
     made = inputs_of(seqlen=40)
-    dout, dfinal = torch.randn(1, 4, 16, 40).permute(0, 3, 1, 2), torch.randn(1, 4, 16, 16).mT
+    dout = torch.randn(1, 4, 16, 40, device=device()).permute(0, 3, 1, 2)
+    dfinal = torch.randn(1, 4, 16, 16, device=device()).mT
     wrt = {n: t.double().requires_grad_() for n, t in made.items() if isinstance(t, torch.Tensor)}
-    for a, b in ((dout, None), (dout * 0, dfinal), (torch.ones(()).expand(dout.shape), dfinal)):
+    for a, b in ((dout, None), (dout * 0, dfinal), (dout.new_ones(()).expand(dout.shape), dfinal)):
         outs = recurrence(**made | wrt)
         total = (outs[0] * a).sum() + (0 if b is None else (outs[1] * b).sum())
         truth = torch.autograd.grad(total, list(wrt.values()), allow_unused=True)
@@ -323,7 +356,7 @@ def test_mixed_dtypes(gate, short_chunks):
     made["z"] = torch.randn_like(made["x"]).to(gate)
     for name in ("x", "B", "C"):
         made[name] = made[name].bfloat16()
-    dout = torch.randn(1, 40, 4, 16).bfloat16()
+    dout = torch.randn_like(made["x"])
     got = gradients(made, dout)
     wide = {n: t.double() if isinstance(t, torch.Tensor) else t for n, t in made.items()}
     want = gradients(wide, dout.double())
@@ -336,7 +369,7 @@ def test_mixed_dtypes(gate, short_chunks):
 
 def test_two_runs_give_the_same_bits(short_chunks):
     made = inputs_of(seqlen=70)
-    dout, dfinal = torch.randn(1, 70, 4, 16), torch.randn(1, 4, 16, 16)
+    dout, dfinal = torch.randn_like(made["x"]), torch.randn_like(made["initial_states"])
     first, second = gradients(made, dout, dfinal), gradients(made, dout, dfinal)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -354,10 +387,15 @@ def test_offsets_past_2_31(far, short_chunks):
     batch, seqlen, heads, width = sizes
     groups = 1 if far == "head" else heads
     made = inputs_of(batch, seqlen, heads, headdim=width, groups=groups, d_state=width)
-    made["z"] = torch.randn_like(made["x"])
-    made["D"] = torch.randn(heads, width)
-    cotangents = [torch.randn_like(made["x"]), torch.randn(batch, heads, width, width)]
-    want = gradients(made, *cotangents)
+    made["D"] = torch.randn(heads, width, device=device())
+    # on a GPU they take real memory: short numbers there, and one tensor at a time
+    made = cast(made, torch.bfloat16 if COMPILED else torch.float32)
+    made["z"], made["dout"] = torch.randn_like(made["x"]), torch.randn_like(made["x"])
+    made["dfinal"] = torch.randn_like(made["initial_states"], dtype=torch.float32)
+
+    def run(given: Tensors) -> Tensors:
+        inputs = {k: v for k, v in given.items() if k not in ("dout", "dfinal")}
+        return gradients(inputs, given["dout"], given["dfinal"])
 
     def moved(tensor: torch.Tensor, axis: int) -> torch.Tensor:
         shape = list(tensor.shape)
@@ -365,7 +403,7 @@ def test_offsets_past_2_31(far, short_chunks):
         strides[axis] = FAR
         return lazily(tuple(shape), tuple(strides), tensor.dtype, device()).copy_(tensor)
 
-    axes = dict.fromkeys(("x", "z", "B", "C"), axis)
+    axes = dict.fromkeys(("x", "z", "B", "C", "dout"), axis)
     if far != "channel":
         axes["dt"] = axis
     if far in ("head", "group", "channel"):
@@ -373,12 +411,12 @@ def test_offsets_past_2_31(far, short_chunks):
     if far in ("head", "group"):
         axes |= {"A": 0, "dt_bias": 0}
     if far != "token":
-        axes["initial_states"] = [0, 0, 1, 2][axis]
-        cotangents[1] = moved(cotangents[1], axes["initial_states"])
-    cotangents[0] = moved(cotangents[0], axis)
-    got = gradients(made | {n: moved(made[n], a) for n, a in axes.items()}, *cotangents)
-    for name, tensor in want.items():
-        assert torch.equal(got[name], tensor), name
+        axes |= dict.fromkeys(("initial_states", "dfinal"), [0, 0, 1, 2][axis])
+    want = run(made)
+    for names in [[name] for name in axes] if COMPILED else [list(axes)]:
+        got = run(made | {name: moved(made[name], axes[name]) for name in names})
+        for name, tensor in want.items():
+            assert_alike(got[name], tensor, rounding=COMPILED)
 
 
 @pytest.mark.slow
@@ -390,7 +428,8 @@ def test_errors_do_not_grow_with_length(dtype, short_chunks, monkeypatch):
     for chunks in (64, 1000):
         seqlen = chunks * 16 - 3
         made = cast(inputs_of(seqlen=seqlen, heads=1, groups=1, decay=0.02), dtype)
-        dout, dfinal = torch.randn(1, seqlen, 1, 16).to(dtype), torch.randn(1, 1, 16, 16)
+        dout = torch.randn_like(made["x"])
+        dfinal = torch.randn_like(made["initial_states"], dtype=torch.float32)
         got = gradients(made, dout, dfinal)
         exact = cast(made, torch.float64)
         leaves = {n: t.requires_grad_() for n, t in exact.items() if n in got}

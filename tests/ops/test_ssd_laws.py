@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.contract import cast
+from tests.contract import cast, device
 from tests.ops.common import law
 from tests.ops.test_ssd import bare_inputs, packed, scan_inputs
 from tvkernels.selective_state_update import selective_state_update
@@ -34,7 +34,7 @@ def test_chunk_size_is_a_hint(seqlen: int, chunk_size: int) -> None:
 def test_split_anywhere_and_carried_on_is_the_whole(cut: int, rest: int, numbered: bool) -> None:
     inputs = scan_inputs(batch=1, nheads=2, seqlen=cut + rest)
     if numbered:
-        inputs["seq_idx"] = torch.arange(cut + rest)[None] // 37
+        inputs["seq_idx"] = torch.arange(cut + rest, device=device())[None] // 37
     whole, final = mamba_chunk_scan_combined(**inputs)
 
     def part(tokens: slice, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,16 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from tests.contract import COMPILED, TRITON, check_capture, check_contract, device, every_config
+from tests.contract import (
+    COMPILED,
+    TRITON,
+    assert_alike,
+    check_capture,
+    check_contract,
+    compilers,
+    device,
+    every_config,
+)
 from tests.interpreter import lazily, poisoned_empty
 from tests.ops.test_tome import clusters, naive_tome, ours
 from tvkernels import use_backend
@@ -97,17 +106,21 @@ def test_magnitudes_play_no_part() -> None:
         assert_same_choices(ours(x * factor, 8), want)
 
 
-def every_result(dtype: torch.dtype) -> list[torch.Tensor]:
-    """Forward and backward on the same numbers at each call."""
-    x = clusters(3, 60, 48).to(dtype).requires_grad_()
+def every_result(x: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
+    """Forward and backward."""
     result = ours(x, 20, order="descending")
-    weights = clusters(3, 20, 48, seed=1).to(dtype)
     return [*result, *torch.autograd.grad(result.tokens, x, weights)]
+
+
+def given(dtype: torch.dtype) -> list[torch.Tensor]:
+    """x, and the cotangent of the tokens."""
+    return [clusters(3, 60, 48).to(dtype).requires_grad_(), clusters(3, 20, 48, seed=1).to(dtype)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_two_runs_are_bitwise_equal(dtype: torch.dtype) -> None:
-    assert all(torch.equal(a, b) for a, b in zip(every_result(dtype), every_result(dtype)))
+    once, again = every_result(*given(dtype)), every_result(*given(dtype))
+    assert all(torch.equal(a, b) for a, b in zip(once, again))
 
 
 def test_operators_are_sound() -> None:
@@ -119,16 +132,16 @@ def test_operators_are_sound() -> None:
 
 
 def test_compiles_in_one_graph_with_its_backward() -> None:
-    torch._dynamo.reset()
-
     def step(x: torch.Tensor) -> torch.Tensor:
         tokens, sizes, _ = ours(2 * x, 9)
         return (tokens * sizes[..., None]).square().sum()
 
     x = clusters(2, 51, 16).requires_grad_()
     (want,) = torch.autograd.grad(step(x), x)
-    (got,) = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(x), x)
-    assert torch.equal(got, want)
+    for compiler in compilers():
+        torch._dynamo.reset()
+        (got,) = torch.autograd.grad(torch.compile(step, fullgraph=True, backend=compiler)(x), x)
+        assert_alike(got, want, rounding=compiler == "inductor")
 
 
 def test_second_order_gradients_say_that_they_are_absent() -> None:
@@ -146,16 +159,20 @@ def test_offsets_past_32_bits(far: str) -> None:
     x = clusters(*shape[far]).bfloat16()
     distant = lazily(shape[far], strides, torch.bfloat16, device()).copy_(x)
     for got, want in zip(ours(distant, 4), ours(x, 4)):
-        assert torch.equal(got, want)
+        assert_alike(got, want, rounding=COMPILED)
+    # on a GPU it takes real memory
+    del distant
     _, sizes, slots = ours(x, 4)
     dtokens = clusters(*shape[far])[:, :4].bfloat16()
     distant = lazily(tuple(dtokens.shape), strides, torch.bfloat16, device()).copy_(dtokens)
-    assert torch.equal(_merge_bwd(distant, slots, sizes), _merge_bwd(dtokens, slots, sizes))
+    got, want = (_merge_bwd(t, slots, sizes) for t in (distant, dtokens))
+    assert_alike(got, want, rounding=COMPILED)
 
 
 @pytest.mark.skipif(not COMPILED, reason="no GPU")
 def test_a_cuda_graph_captures_it() -> None:
-    check_capture(lambda: every_result(torch.bfloat16))
+    inputs = given(torch.bfloat16)
+    check_capture(lambda: every_result(*inputs))
 
 
 @pytest.mark.skipif(not COMPILED, reason="no GPU")

@@ -115,7 +115,7 @@ def mamba_recurrence_ref(
     c = C.to(delta.dtype).repeat_interleave(heads_per_group, dim=2)
     # not a matrix product, which autocast would lower
     rows = [(state * c[:, t, :, None]).sum(-1) for t, state in enumerate(states[1:])]
-    y = torch.stack(rows, dim=1) if rows else torch.zeros(x.shape, dtype=delta.dtype)
+    y = torch.stack(rows, dim=1) if rows else torch.zeros_like(x, dtype=delta.dtype)
     if D is not None:
         y = y + x * _per_channel(D, x, delta.dtype)
     if z is not None:
