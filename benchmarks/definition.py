@@ -86,6 +86,7 @@ class Bench:
         changes: names of the arguments that are written in place.
         forms: other formulations, by provider name.
         plain_up_to: tokens up to which plain PyTorch, compiled or not, is timed; None for all.
+            Beyond, a single part is checked against it.
         judge: (arguments, results) -> what is wrong with the integer results, or None; in place of
             equality with the truth's.
     """
@@ -127,6 +128,12 @@ class Case:
         least = self.bench.backward if self.backward else self.bench.floor
         assert least is not None
         return least(self.shape.size * self.shape.batch)
+
+    @property
+    def beyond_plain(self) -> bool:
+        """Whether plain PyTorch is too slow here to be asked more than it must."""
+        most = self.bench.plain_up_to
+        return most is not None and self.shape.size * self.shape.batch > most
 
     def call(self, device: torch.device | str, dtype: torch.dtype) -> Recorded:
         """The call's public name and fresh arguments on `device`."""

@@ -128,14 +128,16 @@ class Lab:
             return [_none(case, "all", reason)]
         except DeviceLost:
             raise
-        except RuntimeError as error:
+        except Exception as error:
             rows = [_none(case, "all", sentence(error))]
             if self._lost():
                 raise DeviceLost(f"{case.name}: {sentence(error)}", rows) from None
             return rows
         finally:
             gc.collect()
-            self.free()
+            # a lost GPU has said so already
+            with contextlib.suppress(RuntimeError):
+                self.free()
 
     def _rows(self, case: Case, calls: list[Recorded]) -> list[Row]:
         truth = Truth(case, calls[0], reference(calls[0].op), DTYPE)
@@ -188,8 +190,8 @@ class Lab:
         given_up = self.given_up.get((case.bench.name, case.backward, provider.name))
         if given_up:
             raise TimeIsUp(given_up)
-        most, tokens = case.bench.plain_up_to, case.shape.size * case.shape.batch
-        if provider.name in PLAIN and most is not None and tokens > most:
+        if provider.name in PLAIN and case.beyond_plain:
+            most = case.bench.plain_up_to
             raise LeftOut(f"left out: plain PyTorch runs up to {most:,} tokens here")
         run = provider.function(calls[0].op)
         assert run is not None

@@ -126,7 +126,8 @@ class _CpuClock:
 class _GpuClock:
     def __init__(self) -> None:
         cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-        self.flushed = torch.zeros(max(2 * cache, 1 << 26) // 4, device="cuda")
+        # so large that what is launched behind it waits in line before it has been read
+        self.flushed = torch.zeros(max(8 * cache, 1 << 28) // 4, device="cuda")
 
     def sampler(self, calls: Sequence[Run]) -> _Sampler:
         calls[0]()

@@ -4,4 +4,5 @@ from __future__ import annotations
 
 from importlib import util
 
-collect_ignore = [] if util.find_spec("triton") else ["test_counter.py", "test_cost.py"]
+NEED_TRITON = ["test_counter.py", "test_cost.py", "test_together.py"]
+collect_ignore = [] if util.find_spec("triton") else NEED_TRITON

@@ -297,8 +297,35 @@ def test_plain_pytorch_is_timed_up_to_a_length() -> None:
     reason = "left out: plain PyTorch runs up to 127 tokens here"
     assert rows["reference"] == {"case": "norm, s", "provider": "reference", "reason": reason}
     assert rows["right"]["ms"] > 0
+    assert rows["right"]["checked"] == "1 of 64 parts"
     rows = {row["provider"]: row for row in Lab(gpu=False).run(small(plain_up_to=128))}
     assert rows["reference"]["ms"] > 0
+    assert rows["reference"]["checked"] == "16 of 64 parts"
+
+
+def test_of_one_part_it_is_the_last_that_is_checked() -> None:
+    case = small(plain_up_to=127)
+    rows = {row["provider"]: row for row in lab_with(wrong=last_row_lost).run(case)}
+    assert rows["wrong"]["reason"].startswith("fails the contract: result 0")
+    backward = small(backward=True, plain_up_to=127)
+    assert {row["provider"]: row for row in Lab(gpu=False).run(backward)}["ours"]["ms"] > 0
+
+
+def test_a_lost_device_may_refuse_to_empty_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed = iter([2e9])
+
+    def free(lab: Lab) -> float:
+        try:
+            return next(freed)
+        except StopIteration:
+            raise RuntimeError("CUDA error: an illegal memory access") from None
+
+    lab = lab_with(broken=broken)
+    assert lab.yardstick
+    monkeypatch.setattr(Lab, "free", free)
+    monkeypatch.setattr(Lab, "_lost", lambda self: "AcceleratorError: illegal address")
+    with pytest.raises(DeviceLost, match="broken at norm, s"):
+        lab.run(small())
 
 
 # who takes which arguments
