@@ -47,6 +47,15 @@ def _given(
 
 
 @triton.jit
+def _moved(state, through, matrix, rows, PRECISE: tl.constexpr, DOT: tl.constexpr):
+    """A state taken through a chunk: what is left of it, and what the chunk's tokens add."""
+    if PRECISE:
+        # tensor cores cut off what they add up: into the state itself, that is a drift
+        return tl.fma(state, through, product(matrix, rows, tl.zeros_like(state), DOT))
+    return product(matrix, rows, state * through, DOT)
+
+
+@triton.jit
 def _walk(
     rows_ptr, matrix_ptr, edge_ptr, more_ptr, tags_ptr, states_ptr, last_ptr,
     step_ptr, log_ptr, seg_ptr, ends_ptr, low_by, seqlen, pitch, chunks, heads,
@@ -104,12 +113,7 @@ def _walk(
             )  # fmt: skip
             through = decay_through(log_ptr + vectors, low_by, seg_ptr, start, stop, PRECISE)
             rows = (rows * weight[:, None]).to(OP)
-            if PRECISE:
-                # tensor cores cut off what they add up: into the state itself, that is a drift
-                added = product(matrix, rows, tl.zeros_like(state[i]), DOT)
-                new += (tl.fma(state[i], through, added),)
-            else:
-                new += (product(matrix, rows, state[i] * through, DOT),)
+            new += (_moved(state[i], through, matrix, rows, PRECISE, DOT),)
         state = new
     if last_ptr is not None:
         for i in tl.static_range(PAIR * COUNT):
