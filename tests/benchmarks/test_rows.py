@@ -473,7 +473,9 @@ def test_within_lets_the_quick_pass_and_stops_the_slow() -> None:
     with within(float("inf")):
         pass
     with pytest.raises(TimeIsUp), within(0.05):
+        torch.no_grad().__enter__()
         time.sleep(5)
+    assert torch.is_grad_enabled()
 
 
 def test_a_lost_device_ends_the_part_with_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
