@@ -186,6 +186,18 @@ TABLE = torch.ones(20, 8)
             r"rope sin must be \(seqlen, headdim\) = \(20, 8\), got shape \(20, 4\)",
         ),
         (
+            {"norm_weight": torch.ones(24, device="meta")},
+            r"norm_weight must lie on the device of q \(cpu\), got meta",
+        ),
+        (
+            {"rope": (TABLE, TABLE.long())},
+            "rope sin must be of dtype float32, .*, got int64",
+        ),
+        (
+            {"rope": (TABLE.to("meta"), TABLE)},
+            r"rope cos must lie on the device of q \(cpu\), got meta",
+        ),
+        (
             {"q": torch.ones(1, 16, 1), "rope": (TABLE[:, :1], TABLE[:, :1])},
             r"q must have an even headdim \(rope turns halves\), got 1",
         ),

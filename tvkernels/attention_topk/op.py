@@ -376,8 +376,11 @@ def _check_projection(
         weight = norm_weight if isinstance(norm_weight, torch.Tensor) else norm_weight[0]
         expect_shape(op, "norm_weight", weight, "(d_model,)", (d_model,))
         expect_dtype(op, "norm_weight", weight)
+        expect_same_device(op, q=q, norm_weight=weight)
     if rope is not None:
         for name, table in zip(("rope cos", "rope sin"), rope):
             expect_shape(op, name, table, "(seqlen, headdim)", (seqlen, headdim))
+            expect_dtype(op, name, table)
+            expect_same_device(op, **{"q": q, name: table})
         if headdim % 2:
             fail(op, "q", "have an even headdim (rope turns halves)", headdim)

@@ -19,7 +19,7 @@ ROWS = tl.constexpr(4)
 
 # tokens of a program. The backward takes more where there are many, so that its sums for the
 # weight add little to the traffic, until about LANES channels of all spans are summed alone.
-# Constants, and not the number of processors: the same sums in the same order on every GPU.
+# Constants, and not the number of processors: sums are cut alike on every GPU.
 SPAN = 64
 LANES = 1 << 21
 

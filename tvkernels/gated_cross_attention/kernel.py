@@ -31,7 +31,7 @@ from tvkernels.gated_cross_attention.tiles_kernel import owned
 __all__ = ["transfer_backward", "transfer_forward"]
 
 # programs of a launch that fill the GPU, by tiles of TILE rows; a split has at least KEYS keys.
-# Constants, and not the number of processors: the same sums in the same order on every GPU
+# Constants, and not the number of processors: keys are split alike on every GPU
 PROGRAMS = 264
 TILE = 128
 KEYS = 512

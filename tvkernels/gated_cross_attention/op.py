@@ -71,7 +71,7 @@ def gated_cross_attention(
 
     Numerics: the reference computes in float32 (float64 for float64) and rounds once. On Triton
     products of 16 bit tensors add up in float32, but their operands, among them the softmax's
-    weights and what was read, are rounded to 16 bits; sums have one order, on every GPU. First
+    weights and what was read, are rounded to 16 bits; sums have one order (core/tune.py). First
     order gradients to text, q, k, v, alpha and out_proj; alpha's at 0 is right. Memory is linear in
     n and in m, forward and backward. Nothing is read back from the device, except by the reference
     cu_seqlens tensors that lie there: give it those on the CPU, or as ints.

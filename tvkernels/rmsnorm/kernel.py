@@ -18,7 +18,7 @@ NO_GATE, GATE_FIRST, GATE_AFTER = (tl.constexpr(i) for i in range(3))
 
 # the backward's sums over rows: each program takes at least SPAN rows, so that its row of partial
 # sums adds little to the traffic, and there are about PROGRAMS of them. Constants, and not the
-# number of processors: the same sums in the same order on every GPU.
+# number of processors: sums are cut alike on every GPU.
 SPAN = 16
 PROGRAMS = 2048
 

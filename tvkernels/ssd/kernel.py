@@ -41,8 +41,8 @@ from tvkernels.ssd.walk_kernel import walk_kernel
 
 __all__ = ["scan_backward", "scan_forward"]
 
-# programs of a launch that fill the GPU. A constant, not the number of processors: the same sums in
-# the same order on every GPU
+# programs of a launch that fill the GPU. A constant, not the number of processors: a sequence is cut
+# alike on every GPU
 PROGRAMS = 256
 # a segment has at least SEGMENT tokens, a piece at most PIECE; both multiples of every chunk
 SEGMENT = 512
