@@ -83,9 +83,20 @@ def test_every_configuration(config, dtype: torch.dtype, short_segments) -> None
         check_values(inputs, dtype)
 
 
-@pytest.mark.parametrize("headdim", [1, 16, 40, 48, 64, 80, 96, 112, 128, 144, 176, 208, 224, 256])
+@pytest.mark.parametrize(
+    "headdim", [1, 16, 40, 48, 64, 80, 96, 112, 128, 140, 144, 176, 208, 224, 240, 256]
+)
 def test_head_dimensions(headdim: int) -> None:
     check_values(scan_inputs(batch=1, nheads=2, headdim=headdim, d_state=16))
+
+
+def test_a_head_in_two_launches(short_segments) -> None:
+    inputs = scan_inputs(
+        batch=1, seqlen=300, nheads=2, headdim=144, d_state=16, D=torch.randn(2, 144).double(),
+        cu_seqlens=torch.tensor([0, 70, 300]), return_varlen_states=True,
+    )  # fmt: skip
+    assert len(kernel._parts(144, 128)) == 2
+    check_values(inputs)
 
 
 @pytest.mark.parametrize("d_state", [1, 16, 24, 64, 80, 128, 200, 256])
@@ -98,17 +109,21 @@ def test_odd_numbers_of_groups(nheads: int, ngroups: int) -> None:
     check_values(scan_inputs(batch=1, nheads=nheads, ngroups=ngroups, headdim=16, d_state=16))
 
 
-def test_tiles_cover_a_head_with_the_fewest_programs_and_hardly_pad() -> None:
+def test_parts_cover_a_head_with_the_fewest_programs_and_pad_no_multiple_of_16() -> None:
     for most in (128, 64, 32):
         for headdim in range(1, 257):
-            widths, blocks = kernel._tiles(headdim, most)
-            assert blocks == -(-headdim // most)
-            assert 0 < sum(widths) <= most
-            assert 0 <= blocks * sum(widths) - headdim < 16 * blocks
-    whole = [h for h in range(16, 257, 16) if h == sum(kernel._tiles(h, 128)[0]) * (1 + (h > 128))]
-    assert whole == [*range(16, 129, 16), 160, 192, 224, 256]
-    assert kernel._tiles(80, 128) == ((64, 16), 1)
-    assert kernel._tiles(112, 128) == ((64, 32, 16), 1)
+            parts = kernel._parts(headdim, most)
+            covered = 0
+            for first, widths, blocks in parts:
+                assert first == covered
+                assert 0 < sum(widths) <= most
+                covered += blocks * sum(widths)
+            assert sum(blocks for *_, blocks in parts) == -(-headdim // most)
+            assert covered == headdim if headdim % 16 == 0 else len(parts) == 1
+            assert 0 <= covered - headdim < 16 * parts[0][2]
+    assert kernel._parts(80, 128) == [(0, (64, 16), 1)]
+    assert kernel._parts(112, 128) == [(0, (64, 32, 16), 1)]
+    assert kernel._parts(144, 128) == [(0, (64, 16), 1), (80, (64,), 1)]
 
 
 @pytest.mark.parametrize("cut", [(128, 2**31, 2), (512, 2048, 256), (512, 8192, 64)])

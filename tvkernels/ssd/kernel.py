@@ -9,10 +9,10 @@ with the decays E between its tokens, e from its start, a to its end, times delt
 once: x, dt, B, C, z in, out; nothing per chunk is stored. C B^T is computed anew for every head, at
 this Q cheaper than to share it. Step sizes, decays and their sums are made where they are used.
 
-One program owns one head (of more than 128 channels, or 64 at d_state 256, an equal part of it) in
-one segment. Its channels are tiles of 64, 32 and 16 side by side, 80 = 64 + 16: no multiple of 16
-up to 128 is padded, nor 160, 192, 224 and 256; 144, 176, 208 and 240 are by 16. Programs run head
-by head: the heads of a group, which read the same B and C, are neighbours in time and in cache.
+One program owns one head (of more than 128 channels, or 64 at d_state 256, a part of it) in one
+segment. Its channels are tiles of 64, 32 and 16 side by side, 80 = 64 + 16: no multiple of 16 is
+padded. Where the parts are not equal, 144 = 80 + 64, the last has a launch of its own. Programs run
+head by head: the heads of a group, which read the same B and C, are neighbours in time and cache.
 
 On 132 processors, two programs on each (registers allow no more): batch 1 of 128 heads has S = 2
 segments, 256 programs; batch 8 has 1,024 with S = 1. Short sequences keep S = 1 below 2 x 512
@@ -41,8 +41,8 @@ from tvkernels.ssd.walk_kernel import walk_kernel
 
 __all__ = ["scan_backward", "scan_forward"]
 
-# programs of a launch that fill the GPU. A constant, not the number of processors: a sequence is cut
-# alike on every GPU
+# programs of a launch that fill the GPU. A constant, not the number of processors: sequences are
+# cut alike on every GPU
 PROGRAMS = 256
 # a segment has at least SEGMENT tokens, a piece at most PIECE; both multiples of every chunk
 SEGMENT = 512
@@ -61,32 +61,42 @@ def scan_forward(
     last = torch.empty(batch, nheads, headdim, d_state, dtype=wide, device=x.device)
     if D is not None and D.ndim == 1:
         D = D[:, None].expand(nheads, headdim)
-    inputs = (x, dt, A, B, dt_bias, seq_idx)
-    form = _form(x, B, C, dt_softplus, dt_limit)
+    form, most = _form(x, B, C, dt_softplus, dt_limit)
+    parts = _parts(headdim, most)
     sizes = (nheads, nheads // ngroups, headdim, d_state, *dt_limit)
-    blocks = form["BLOCKS"] * nheads
-    segments, segment, pieces, piece = _cut(batch * blocks, seqlen)
+    programs = batch * nheads * sum(blocks for _, _, blocks in parts)
+    segments, segment, pieces, piece = _cut(programs, seqlen)
     # of one segment nothing is read of them: given all the same, so that no length compiles anew
     partial = fade = last
     if segments > 1:
         before = (segments - 1) * pieces
         partial = torch.empty(batch, before, *last.shape[1:], dtype=wide, device=x.device)
         fade = torch.empty(batch, before, nheads, dtype=wide, device=x.device)
-        _states(inputs, None, None, partial, fade, piece, before, sizes, form)
-    if last.numel():
-        walk_kernel[(batch * segments * blocks,)](
-            x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, partial, fade, out, last,
-            seqlen, segment, segments, pieces, *sizes,
+    num_seqs = 0 if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    states = torch.empty(num_seqs, *last.shape[1:], dtype=C.dtype, device=x.device)
+    for first, widths, blocks in parts if last.numel() else ():
+        own = form | {"WIDTHS": widths, "WIDTH": sum(widths), "BLOCKS": blocks}
+        entering, sums = _rows_from(initial_states, first), _rows_from(partial, first)
+        inputs = (x[..., first:], dt, A, B, dt_bias, seq_idx)
+        if segments > 1:
+            _states(inputs, None, None, sums, fade, piece, before, sizes, own)
+        walk_kernel[(batch * segments * nheads * blocks,)](
+            *inputs[:4], C, None if D is None else D[:, first:],
+            None if z is None else z[..., first:], dt_bias, entering, seq_idx, sums, fade,
+            out[..., first:], _rows_from(last, first), seqlen, segment, segments, pieces, *sizes,
             *x.stride(), *dt.stride(), *A.stride(), *B.stride(), *C.stride(), *strides(D, 2),
             *strides(z, 4), *strides(dt_bias, 1), *strides(initial_states, 4),
             *strides(seq_idx, 2), nheads * headdim, headdim,
-            D_OF_HEAD=strides(D, 2)[1] == 0,
-            ALIKE=B.stride() == C.stride(), **form,
+            D_OF_HEAD=strides(D, 2)[1] == 0, ALIKE=B.stride() == C.stride(), **own,
         )  # fmt: skip
-    num_seqs = 0 if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    states = torch.empty(num_seqs, *last.shape[1:], dtype=C.dtype, device=x.device)
-    _states(inputs, initial_states, cu_seqlens, states, None, seqlen, num_seqs, sizes, form)
+        after = _rows_from(states, first)
+        _states(inputs, entering, cu_seqlens, after, None, seqlen, num_seqs, sizes, own)
     return out, last, states
+
+
+def _rows_from(states, first):
+    """States (..., headdim, d_state), from a channel on."""
+    return None if states is None else states[..., first:, :]
 
 
 def _states(inputs, initial_states, cu_seqlens, states, fade, piece, pieces, sizes, form):
@@ -113,28 +123,31 @@ def _cut(rows, seqlen):
 
 
 def _form(x, B, C, dt_softplus, dt_limit):
-    """What the kernels are compiled for."""
+    """What the kernels are compiled for, but for the channels; the most of those in a program."""
     acc = accumulator(x.dtype)
     narrow = x.dtype in (torch.bfloat16, torch.float16) and x.dtype == B.dtype == C.dtype
-    total = tl.float32 if narrow and dt_limit[0] >= 0 else tl.float64
     N = max(16, triton.next_power_of_2(B.shape[-1]))
-    widths, blocks = _tiles(x.shape[-1], 8192 // N if acc == tl.float64 else 16384 // N)
-    return {
+    form = {
         "N": N,
-        "WIDTHS": widths,
-        "WIDTH": sum(widths),
-        "BLOCKS": blocks,
         "SOFTPLUS": dt_softplus,
         "ACC": acc,
-        "SUM": total,
+        "SUM": tl.float32 if narrow and dt_limit[0] >= 0 else tl.float64,
         "DOT": {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[x.dtype] if narrow else acc,
-        "EXACT": B.shape[-1] == N and x.shape[-1] == blocks * sum(widths),
+        "EXACT": B.shape[-1] == N and x.shape[-1] % 16 == 0,
     }
+    return form, 8192 // N if acc == tl.float64 else 16384 // N
 
 
-def _tiles(headdim, most):
-    """(widths of a program's tiles, programs side by side): the fewest of at most `most` channels,
-    since each makes C B^T anew, and all alike."""
+def _parts(headdim, most):
+    """The launches of a head, each (its first channel, the widths of a program's tiles, programs
+    side by side): the fewest programs of at most `most` channels, since each makes C B^T anew, of
+    which the last one may have less."""
     blocks = triton.cdiv(headdim, most)
     width = 16 * triton.cdiv(headdim, 16 * blocks)
-    return (64,) * (width // 64) + tuple(w for w in (32, 16) if width & w), blocks
+    # kernels mask by the whole head: in a launch for the rest, every channel has to be there
+    alike, rest = (blocks, 0) if headdim % 16 else divmod(headdim, width)
+    return [(0, _tiles(width), alike)] + [(alike * width, _tiles(rest), 1)] * (rest > 0)
+
+
+def _tiles(width):
+    return (64,) * (width // 64) + tuple(w for w in (32, 16) if width & w)
