@@ -49,7 +49,7 @@ KEY_CONFIGS = configs(
 @triton.jit(do_not_specialize=ANY_LENGTH)
 def query_backward_kernel(
     q_ptr, k_ptr, v_ptr, y_ptr, attended_ptr, norm_ptr, alpha_ptr, cu_q_ptr, cu_k_ptr,
-    dq_ptr, delta_ptr, n, m, sequences, all_rows: tl.int64, least,
+    dq_ptr, delta_ptr, n, m, sequences, all_rows, least,
     q_batch, q_token, q_head, q_column, k_batch, k_token, k_head, k_column,
     v_batch, v_token, v_head, v_column,
     SCALE: tl.constexpr, GROUP: tl.constexpr, HEADDIM: tl.constexpr, D: tl.constexpr,
@@ -95,7 +95,7 @@ def query_backward_kernel(
 @triton.jit(do_not_specialize=ANY_LENGTH)
 def key_backward_kernel(
     q_ptr, k_ptr, v_ptr, y_ptr, norm_ptr, delta_ptr, alpha_ptr, cu_q_ptr, cu_k_ptr, dk_ptr, dv_ptr,
-    n, m, sequences, all_rows: tl.int64,
+    n, m, sequences, all_rows,
     q_batch, q_token, q_head, q_column, k_batch, k_token, k_head, k_column,
     v_batch, v_token, v_head, v_column,
     SCALE: tl.constexpr, GROUP: tl.constexpr, HEADDIM: tl.constexpr, D: tl.constexpr,
