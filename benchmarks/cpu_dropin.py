@@ -2,9 +2,10 @@
 
     python -m benchmarks.cpu_dropin [--threads 2] [--repeats 5] [--seqlen 4096] [--no-write]
 
-One mixer of each model, its projections included, in one process on the same float32 input; its
-calls alternate between patched and not; times are medians. The projections, which are no part of
-what is patched, are timed alone too. The result goes to benchmarks/results/cpu_dropin.json.
+One mixer of each model in one process on the same float32 input; its calls alternate between
+patched and not; times are medians. Once whole, and once without its two projections, which no patch
+replaces and whose share grows with the model: what comes out of the first is made before, the
+second hands on what it gets. The result goes to benchmarks/results/cpu_dropin.json.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ import transformers
 
 from benchmarks.cpu_scan import machine, relative
 from tvkernels import patch_transformers
+
+Way = Callable[[], AbstractContextManager[Any]]
 
 RESULT = Path(__file__).parent / "results" / "cpu_dropin.json"
 # the layer of the smallest published Mamba-2 (130M): 24 heads x 64, one group, a state of 128; the
@@ -84,34 +87,66 @@ def measure(model: str, seqlen: int, repeats: int) -> dict[str, Any]:
     """Median milliseconds of one mixer, and how far its results lie apart."""
     layer = mixer(model)
     x = torch.randn(1, seqlen, HIDDEN, generator=torch.Generator().manual_seed(0))
-    ways: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-        "ours": lambda: patch_transformers(model),
-        "transformers": nullcontext,
-    }
-    results = {}
-    for name, way in ways.items():
-        with way(), torch.no_grad():
-            results[name] = layer(x)
+    row: dict[str, Any] = {}
+    with torch.no_grad():
+        results = [with_way(way, lambda: layer(x)) for way in (lambda: ours(model), nullcontext)]
+    for prefix, without in (("", nullcontext), ("inner_", lambda: without_projections(layer, x))):
+        with without():
+            row |= {prefix + part: of for part, of in medians(model, layer, x, repeats).items()}
+    return {**row, "relative_difference": relative(*results)}
+
+
+def medians(model: str, layer: torch.nn.Module, x: torch.Tensor, repeats: int) -> dict[str, Any]:
+    """Milliseconds of a forward and of a training step, patched and not."""
+    ways: dict[str, Way] = {"ours": lambda: ours(model), "transformers": nullcontext}
     times: dict[str, dict[str, list[float]]] = {
         part: {name: [] for name in ways} for part in ("forward_ms", "training_ms")
     }
-    projections = []
     for _ in range(repeats):
         for name, way in ways.items():
-            with way():
-                layer.eval()
-                with torch.no_grad():
-                    times["forward_ms"][name].append(timed(lambda: layer(x)))
-                layer.train()
-                times["training_ms"][name].append(timed(lambda: layer(x).sum().backward()))
-        with torch.no_grad():
-            projections.append(timed(lambda: layer.out_proj(layer.in_proj(x)[..., : 2 * HIDDEN])))
-    medians: dict[str, Any] = {
+            layer.eval()
+            with torch.no_grad():
+                times["forward_ms"][name].append(with_way(way, lambda: timed(lambda: layer(x))))
+            layer.train()
+            step = with_way(way, lambda: timed(lambda: layer(x).sum().backward()))
+            times["training_ms"][name].append(step)
+    return {
         part: {name: round(1e3 * statistics.median(values), 1) for name, values in of.items()}
         for part, of in times.items()
     }
-    medians["projections_ms"] = round(1e3 * statistics.median(projections), 1)
-    return {**medians, "relative_difference": relative(*results.values())}
+
+
+def with_way(way: Way, call: Callable[[], Any]) -> Any:
+    with way():
+        return call()
+
+
+def ours(model: str) -> AbstractContextManager[Any]:
+    return patch_transformers(model)
+
+
+class Given(torch.nn.Module):
+    """In the place of a projection: what was given, or else what comes in."""
+
+    def __init__(self, projection: torch.nn.Module, value: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.weight, self.bias, self.value = projection.weight, projection.bias, value
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.value is None else self.value
+
+
+@contextmanager
+def without_projections(layer: torch.nn.Module, x: torch.Tensor) -> Iterator[None]:
+    before = layer.in_proj, layer.out_proj
+    with torch.no_grad():
+        projected = layer.in_proj(x)
+    layer.in_proj = Given(before[0], projected.requires_grad_())
+    layer.out_proj = Given(before[1])
+    try:
+        yield
+    finally:
+        layer.in_proj, layer.out_proj = before
 
 
 def mixer(model: str) -> torch.nn.Module:
@@ -133,10 +168,10 @@ def timed(call: Callable[[], Any]) -> float:
 def line(row: dict[str, Any]) -> str:
     """Ours, theirs, and theirs over ours."""
     words = [f"{row['model']:<18}"]
-    for part in ("forward_ms", "training_ms"):
-        ours, theirs = row[part]["ours"], row[part]["transformers"]
-        words.append(f"{part} {ours:8} {theirs:8} {theirs / ours:5.1f}x")
-    words.append(f"projections {row['projections_ms']:8}")
+    for part, times in row.items():
+        if part.endswith("_ms"):
+            mine, theirs = times["ours"], times["transformers"]
+            words.append(f"{part} {mine:8} {theirs:8} {theirs / mine:5.1f}x")
     return "  ".join([*words, f"difference {row['relative_difference']:.1e}"])
 
 
