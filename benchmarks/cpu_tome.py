@@ -22,8 +22,17 @@ import torch
 from benchmarks.providers import tome_per_round
 from tvkernels.tome import tome_merge
 
-# (batch, seqlen, dim, num_tokens): SigLIP so400m frames at 384 px, four-frame clips, 224 px frames
-SHAPES = ((16, 729, 1152, 16), (4, 1024, 1024, 64), (64, 256, 1152, 16))
+# (batch, seqlen, dim, num_tokens): SigLIP so400m at 384 px and 224 px, CLIP L/14 at 336 px, ViT B/16
+# at 224 px, then clips of four frames: of 256 tokens (few of them and many) and of SigLIP's 729
+SHAPES = (
+    (16, 729, 1152, 16),
+    (16, 256, 1152, 16),
+    (16, 576, 1024, 16),
+    (16, 196, 768, 16),
+    (4, 1024, 1024, 64),
+    (16, 1024, 1024, 64),
+    (4, 2916, 1152, 64),
+)
 RESULT = Path(__file__).parent / "results" / "cpu_tome.json"
 
 
