@@ -66,6 +66,7 @@ def _nvidia(capability: int, shared: int, warps: int, blocks: int, mma: str) -> 
 # AMD's CDNA 3 instruction set guide
 _ALL = (
     _nvidia(80, 163, 64, 32, r"[HIDB]MMA\b"),
+    _nvidia(89, 99, 48, 24, r"[HIQ]MMA\b"),
     _nvidia(90, 227, 64, 32, r"[HIQB]GMMA\b"),
     _nvidia(100, 227, 64, 32, r"UTC\w*MMA\b"),
     _nvidia(120, 99, 48, 24, r"[HIQO]MMA\b"),
