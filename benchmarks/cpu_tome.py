@@ -22,8 +22,8 @@ import torch
 from benchmarks.providers import tome_per_round
 from tvkernels.tome import tome_merge
 
-# (batch, seqlen, dim, num_tokens): SigLIP so400m at 384 px and 224 px, CLIP L/14 at 336 px, ViT B/16
-# at 224 px, then clips of four frames: of 256 tokens (few of them and many) and of SigLIP's 729
+# (batch, seqlen, dim, num_tokens): SigLIP so400m at 384 px and at 224 px, CLIP L/14 at 336 px, ViT
+# B/16 at 224 px; then clips of four frames: of 256 tokens (few and many) and of SigLIP's 729
 SHAPES = (
     (16, 729, 1152, 16),
     (16, 256, 1152, 16),
