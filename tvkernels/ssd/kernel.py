@@ -61,7 +61,7 @@ def scan_forward(
     last = torch.empty(batch, nheads, headdim, d_state, dtype=wide, device=x.device)
     if D is not None and D.ndim == 1:
         D = D[:, None].expand(nheads, headdim)
-    form, most = _form(x, B, C, dt_softplus, dt_limit)
+    form, most = _form(x, B, C, z, out, dt_softplus, dt_limit)
     parts = _parts(headdim, most)
     sizes = (nheads, nheads // ngroups, headdim, d_state, *dt_limit)
     programs = batch * nheads * sum(blocks for _, _, blocks in parts)
@@ -122,7 +122,7 @@ def _cut(rows, seqlen):
     return max(1, triton.cdiv(seqlen, piece * pieces)), piece * pieces, pieces, piece
 
 
-def _form(x, B, C, dt_softplus, dt_limit):
+def _form(x, B, C, z, out, dt_softplus, dt_limit):
     """What the kernels are compiled for, but for the channels; the most of those in a program."""
     acc = accumulator(x.dtype)
     narrow = x.dtype in (torch.bfloat16, torch.float16) and x.dtype == B.dtype == C.dtype
@@ -134,8 +134,18 @@ def _form(x, B, C, dt_softplus, dt_limit):
         "SUM": tl.float32 if narrow and dt_limit[0] >= 0 else tl.float64,
         "DOT": {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[x.dtype] if narrow else acc,
         "EXACT": B.shape[-1] == N and x.shape[-1] % 16 == 0,
+        # of offsets within a chunk: of 64 bits they are an eighth of the walk's instructions
+        "OFFSET": tl.int32 if all(map(_near, (x, B, C, z, out))) else tl.int64,
     }
     return form, 8192 // N if acc == tl.float64 else 16384 // N
+
+
+def _near(tensor):
+    """Whether 32 bits hold every offset within a chunk, padded as kernels may pad it."""
+    if tensor is None:
+        return True
+    _, token, _, channel = tensor.stride()
+    return ROUND * token + 256 * channel < 2**31
 
 
 def _parts(headdim, most):

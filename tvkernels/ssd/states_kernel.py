@@ -66,7 +66,7 @@ def state_kernel(
     B_b: tl.int64, B_t, B_g, B_n, bias_h, first_h, first_p, first_n, seq_b: tl.int64, seq_t, cu_s,
     N: tl.constexpr, WIDTHS: tl.constexpr, WIDTH: tl.constexpr, BLOCKS: tl.constexpr,
     SOFTPLUS: tl.constexpr, ACC: tl.constexpr, SUM: tl.constexpr, DOT: tl.constexpr,
-    EXACT: tl.constexpr, Q: tl.constexpr, PRECISION: tl.constexpr,
+    EXACT: tl.constexpr, OFFSET: tl.constexpr, Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     # one program owns the state of WIDTH channels of one head at the end of one piece, or of
     # one packed sequence: the recurrence of seq_idx may have begun before that one's first token
@@ -110,10 +110,11 @@ def state_kernel(
         _, _, _, _, _, adds, kept = chunk_decays(
             raw, t, live, seq_ptr, seq_t, rate, bias, dt_min, dt_max, Q, SOFTPLUS, ACC, SUM
         )
-        B = tile(B_ptr, t, B_t, n, B_n, live, in_n, EXACT).to(DOT)
+        at, rows = tl.cast(start, tl.int64), tl.arange(0, Q).to(OFFSET)
+        B = tile(B_ptr + at * B_t, rows, B_t, n, B_n, live, in_n, EXACT).to(DOT)
         new = ()
         for i in tl.static_range(len(WIDTHS)):
-            x = tile(x_ptr, t, x_t, p[i], x_p, live, in_p[i], EXACT)
+            x = tile(x_ptr + at * x_t, rows, x_t, p[i], x_p, live, in_p[i], EXACT)
             new += (advance(state[i], B, x, adds, kept, PRECISION, ACC),)
         state = new
 

@@ -92,7 +92,9 @@ def chunk_decays(
     """
     delta = step_sizes(raw, bias, dt_min, dt_max, live, SOFTPLUS, ACC)
     g, g_low = two_floats(tl.cumsum(log_decays(delta, rate, SUM), 0), ACC)
-    total, total_low = at_end(g, Q), at_end(g_low, Q)
+    total, total_low = at_end(g, Q), 0.0
+    if SUM != ACC:
+        total_low = at_end(g_low, Q)
     reads = tl.exp2(g + g_low)
     adds = delta * tl.exp2(between(total, total_low, g, g_low, SUM != ACC))
     kept = tl.exp2(total + total_low)
@@ -160,8 +162,9 @@ def advance(state, B, x, adds, kept, PRECISION: tl.constexpr, ACC: tl.constexpr)
 
 @triton.jit
 def tile(ptr, rows, row_stride, columns, column_stride, live, within, EXACT: tl.constexpr):
-    """A (rows, columns) tile, 0 outside; EXACT: every column is within."""
-    at = rows[:, None] * row_stride + columns[None, :] * column_stride
+    """A (rows, columns) tile, 0 outside; EXACT: every column is within. The rows' dtype is that of
+    offsets from `ptr`."""
+    at = rows[:, None] * row_stride + columns.to(rows.dtype)[None, :] * column_stride
     mask = live[:, None]
     if not EXACT:
         mask = mask & within[None, :]

@@ -65,32 +65,27 @@ def _scores(
 
 @triton.jit
 def _through(
-    state, scores, B, C, reads, adds, kept, x_ptr, D_ptr, z_ptr, out_ptr, t, live, x_t, z_t, out_t,
-    p, in_p, x_p, D_p, z_p, D_OF_HEAD: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
-    ACC: tl.constexpr,
+    state, scores, B, C, reads, adds, kept, skip, x_ptr, D_ptr, z_ptr, out_ptr, at, rows, live, x_t,
+    z_t, out_t, p, in_p, x_p, D_p, z_p, D_OF_HEAD: tl.constexpr, EXACT: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Some channels through a chunk: store out, what the tokens read of the state, of each other, D
     x, the gate; return the state that leaves."""
-    x = tile(x_ptr, t, x_t, p, x_p, live, in_p, EXACT).to(B.dtype)
-    # in that order, so that a D for each channel is out of its registers before the state is read
-    if D_OF_HEAD:
-        y = tl.dot(C, state.to(C.dtype), input_precision=PRECISION, out_dtype=ACC) * reads[:, None]
-        y = tl.dot(scores, x, acc=y, input_precision=PRECISION, out_dtype=ACC)
-        if D_ptr is not None:
-            y += tl.load(D_ptr).to(ACC) * x.to(ACC)
-    else:
-        y = tl.load(D_ptr + p * D_p, mask=in_p, other=0.0).to(ACC)[None, :] * x.to(ACC)
-        y = tl.dot(scores, x, acc=y, input_precision=PRECISION, out_dtype=ACC)
-        y += tl.dot(C, state.to(C.dtype), input_precision=PRECISION, out_dtype=ACC) * reads[:, None]
+    x = tile(x_ptr + at * x_t, rows, x_t, p, x_p, live, in_p, EXACT).to(B.dtype)
+    y = tl.dot(C, state.to(C.dtype), input_precision=PRECISION, out_dtype=ACC) * reads[:, None]
+    y = tl.dot(scores, x, acc=y, input_precision=PRECISION, out_dtype=ACC)
+    if D_ptr is not None:
+        D = skip if D_OF_HEAD else tl.load(D_ptr + p * D_p, mask=in_p, other=0.0).to(ACC)[None, :]
+        y += D * x.to(ACC)
     if z_ptr is not None:
         # the state first, so that what it takes is out of its registers before the gate comes
         state = advance(state, B, x, adds, kept, PRECISION, ACC)
-        y *= silu(tile(z_ptr, t, z_t, p, z_p, live, in_p, EXACT).to(ACC))
+        y *= silu(tile(z_ptr + at * z_t, rows, z_t, p, z_p, live, in_p, EXACT).to(ACC))
     mask = live[:, None]
     if not EXACT:
         mask = mask & in_p[None, :]
-    at = t[:, None] * out_t + p[None, :]
-    tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=mask)
+    to = rows[:, None] * out_t + p.to(rows.dtype)[None, :]
+    tl.store(out_ptr + at * out_t + to, y.to(out_ptr.dtype.element_ty), mask=mask)
     if z_ptr is None:
         state = advance(state, B, x, adds, kept, PRECISION, ACC)
     return state
@@ -130,8 +125,8 @@ def walk_kernel(
     z_p, bias_h, first_b: tl.int64, first_h, first_p, first_n, seq_b: tl.int64, seq_t, out_t, out_h,
     N: tl.constexpr, WIDTHS: tl.constexpr, WIDTH: tl.constexpr, BLOCKS: tl.constexpr,
     D_OF_HEAD: tl.constexpr, ALIKE: tl.constexpr, SOFTPLUS: tl.constexpr, ACC: tl.constexpr,
-    SUM: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, Q: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SUM: tl.constexpr, DOT: tl.constexpr, EXACT: tl.constexpr, OFFSET: tl.constexpr,
+    Q: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     # one program owns WIDTH channels of one head in one segment of one sequence
     block, head, part, row = whose(BLOCKS, nheads, segments)
@@ -144,10 +139,13 @@ def walk_kernel(
     dt_ptr += row * dt_b + head * dt_h
     B_ptr += row * B_b + head // heads_per_group * B_g
     C_ptr += row * C_b + head // heads_per_group * C_g
+    if ALIKE:
+        C_t, C_n = B_t, B_n
     out_ptr += row * end_of_all * out_t + head * out_h
     rate = tl.load(A_ptr + head * A_h).to(SUM) * LOG2E
     bias = if_given(bias_ptr, head * bias_h, ACC)
     D_ptr = None if D_ptr is None else D_ptr + head * D_h
+    skip = if_given(D_ptr if D_OF_HEAD else None, 0, ACC)
     z_ptr = None if z_ptr is None else z_ptr + row * z_b + head * z_h
     seq_ptr = None if seq_ptr is None else seq_ptr + row * seq_b
 
@@ -170,16 +168,16 @@ def walk_kernel(
         delta, g, g_low, borders, reads, adds, kept = chunk_decays(
             raw, t, live, seq_ptr, seq_t, rate, bias, dt_min, dt_max, Q, SOFTPLUS, ACC, SUM
         )
-        B = tile(B_ptr, t, B_t, n, B_n, live, in_n, EXACT).to(DOT)
-        C = tile(C_ptr, t, B_t if ALIKE else C_t, n, B_n if ALIKE else C_n, live, in_n, EXACT).to(
-            DOT
-        )
+        at, rows = tl.cast(start, tl.int64), tl.arange(0, Q).to(OFFSET)
+        B = tile(B_ptr + at * B_t, rows, B_t, n, B_n, live, in_n, EXACT).to(DOT)
+        C = tile(C_ptr + at * C_t, rows, C_t, n, C_n, live, in_n, EXACT).to(DOT)
         scores = _scores(C, B, delta, g, g_low, borders, seq_ptr is not None, PRECISION, ACC, SUM)
         new = ()
         for i in tl.static_range(len(WIDTHS)):
             leaving = _through(
-                state[i], scores, B, C, reads, adds, kept, x_ptr, D_ptr, z_ptr, out_ptr, t, live,
-                x_t, z_t, out_t, p[i], in_p[i], x_p, D_p, z_p, D_OF_HEAD, EXACT, PRECISION, ACC,
+                state[i], scores, B, C, reads, adds, kept, skip, x_ptr, D_ptr, z_ptr, out_ptr, at,
+                rows, live, x_t, z_t, out_t, p[i], in_p[i], x_p, D_p, z_p, D_OF_HEAD, EXACT,
+                PRECISION, ACC,
             )  # fmt: skip
             new += (leaving,)
         state = new
