@@ -130,7 +130,9 @@ def _pairs_role(
     b = load_rows(b_ptr, key, stop, b_token, b_entry, D_STATE, N, OP)
     c = load_rows(c_ptr, query, stop, c_token, c_entry, D_STATE, N, OP)
     scores = product(b, tl.trans(c), tl.zeros((T, BLOCK), ACC), DOT)
-    own_scores = tl.sum(tl.where(same, scores, 0.0), 0)
+    # of each token with itself, by rows: a sum by columns goes through eight lanes and all warps
+    own_scores = tl.sum(tl.where(same, scores, 0.0), 1)
+    mine = here_key & (tl.arange(0, T) // BLOCK == block)
     # here and not in the loop: without a mask there all is finite too, since no decay exceeds 1
     reaches = reached(seg_ptr, start, stop, at_key, at_query)
     scores = tl.where(reaches & earlier, scores, 0.0)
@@ -151,7 +153,7 @@ def _pairs_role(
                 to = dd_ptr + head * HEADDIM + column
                 tl.store(to, tl.sum(x * g.to(ACC), 0), mask=column < HEADDIM)
         vectors = head * pitch
-        own = tl.sum(tl.where(same, m, 0.0), 0)
+        own = tl.sum(tl.where(same, m, 0.0), 1)
         if not COLUMNS:
             # not the sum of `own`, of which Triton 3.6 makes no code for sm_100
             tl.store(dd_ptr + head, tl.sum(tl.where(same, m, 0.0)))
@@ -168,7 +170,7 @@ def _pairs_role(
             # paths that end at or behind each query, then those of earlier keys: no difference
             m = tl.where(earlier, tl.cumsum(m, 1, reverse=True), 0.0)
         tl.store(path_ptr + vectors + query, tl.sum(m, 0), mask=here)
-        tl.store(own_ptr + vectors + query, own * own_scores, mask=here)
+        tl.store(own_ptr + vectors + key, own * own_scores, mask=mine)
     # `join` sets to 0 what does not reach
     tl.store(pairs_ptr + at_key * T + at_query, total.to(OP))
 
