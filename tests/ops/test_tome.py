@@ -118,7 +118,9 @@ def test_contract(
 
 
 @pytest.mark.parametrize(
-    ("dim", "num_heads"), [(16, 16), (6, 2), (130, 2), (96, 1), (144, 1)], ids=str
+    ("dim", "num_heads"),
+    [(16, 16), (6, 2), (64, 1), (130, 2), (96, 1), (128, 1), (144, 1), (2100, 1)],
+    ids=str,
 )
 def test_every_width_of_the_metric(backend: str, dim: int, num_heads: int) -> None:
     """One entry, a few, and more than a matrix product takes at once."""

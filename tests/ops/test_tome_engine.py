@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 from unittest.mock import patch
 
@@ -40,9 +41,11 @@ def _backend() -> Any:
         yield
 
 
-def by_reference(x: torch.Tensor, num_tokens: int, num_heads: int = 4) -> ToMeResult:
+def by_reference(
+    x: torch.Tensor, num_tokens: int, num_heads: int = 4, order: str = "raw"
+) -> ToMeResult:
     with use_backend("reference"):
-        return ours(x, num_tokens, num_heads)
+        return ours(x, num_tokens, num_heads, order)
 
 
 def assert_same_choices(got: ToMeResult, want: ToMeResult) -> None:
@@ -87,6 +90,42 @@ def test_long_groups_are_shared_among_programs(num_tokens: int) -> None:
         assert_same_choices(ours(x, num_tokens, 1), want)
 
 
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize(("num_tokens", "order"), [(9, "ascending"), (33, "descending")])
+def test_nothing_is_written_beside_what_is_asked_for(
+    num_tokens: int, order: str, long: bool
+) -> None:
+    """Nor into another program's scratch: equal groups leave equal bits, unwritten ones too."""
+    from tvkernels.tome.kernel import merge_backward, merge_forward
+
+    fence, made = 4096, []
+
+    def fenced(*shape: int, dtype: torch.dtype, device: Any) -> torch.Tensor:
+        value = torch.nan if dtype.is_floating_point else -7
+        size = math.prod(shape)
+        made.append((torch.full((size + 2 * fence,), value, dtype=dtype, device=device), shape))
+        return made[-1][0][fence : fence + size].view(shape)
+
+    # rows narrower than their lanes, fewer than a tile
+    x = clusters(1, 45, 72).expand(2, -1, -1)
+    least, programs = (30, 5) if long else (1024, 2)
+    with (
+        patch("tvkernels.tome.kernel.LONG", least),
+        patch("tvkernels.tome.kernel.PROGRAMS", programs),
+        patch("torch.empty", fenced),
+    ):
+        tokens, sizes, slots = merge_forward(x, num_tokens, 1, order)
+        merge_backward(tokens, slots, sizes)
+    assert len(made) == 10
+    for whole, shape in made:
+        bits = whole.view(torch.uint8).view(len(whole), -1)
+        assert bool((bits[:fence] == bits[0]).all())
+        assert bool((bits[len(bits) - fence :] == bits[0]).all())
+        first, second = bits[fence : len(bits) - fence].chunk(2)
+        assert torch.equal(first, second), shape
+    assert_same_choices(ToMeResult(tokens, sizes, slots), by_reference(x, num_tokens, 1, order))
+
+
 def test_a_token_that_is_no_number_stays_in_its_row() -> None:
     x = clusters(3, 45, 16)
     spoilt = x.clone()
@@ -98,12 +137,30 @@ def test_a_token_that_is_no_number_stays_in_its_row() -> None:
     assert torch.equal(counts.int(), got.sizes[1])
 
 
-def test_magnitudes_play_no_part() -> None:
-    """In the choices: near the ends of float32, where a square has no place."""
-    x = clusters(1, 45, 16)
+@pytest.mark.parametrize(
+    ("dtype", "factors"),
+    [(torch.float32, (2.0**-120, 2.0**110)), (torch.float64, (2.0**-950, 2.0**1005))],
+    ids=str,
+)
+def test_magnitudes_play_no_part(dtype: torch.dtype, factors: tuple[float, float]) -> None:
+    """In the choices: near the ends of the dtype, where a square has no place."""
+    x = clusters(1, 45, 16).to(dtype)
     want = ours(x, 8)
-    for factor in (2.0**-120, 2.0**110):
+    for factor in factors:
         assert_same_choices(ours(x * factor, 8), want)
+
+
+@pytest.mark.parametrize("peak", [torch.finfo(torch.float32).max, 1.0, 2.0**-60])
+def test_a_float32_that_is_merged_with_nothing_keeps_its_bits(peak: float) -> None:
+    """The largest too, which rounded to 16 bits would be inf."""
+    x = clusters(2, 40, 48)
+    x = torch.where(x.abs() > x.abs().mean(), torch.finfo(x.dtype).eps * x, x)
+    x = x / x.abs().amax(-1, keepdim=True) * peak
+    tokens, sizes, slots = ours(x, 33, 48)
+    alone = sizes.gather(1, slots.long()) == 1
+    assert int(alone.sum()) >= 2 * 26
+    got = tokens.gather(1, slots.long()[..., None].expand(-1, -1, 48))
+    assert_alike(got[alone], x[alone], rounding=COMPILED)
 
 
 def every_result(x: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
