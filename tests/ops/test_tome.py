@@ -245,6 +245,19 @@ def test_nothing_to_merge_returns_the_input(backend: str, seqlen: int, order: st
     assert torch.equal(assignment.cpu(), torch.arange(seqlen, dtype=torch.int32).expand(2, -1))
 
 
+@pytest.mark.parametrize("shape", [(0, 9, 16), (2, 9, 0)], ids=str)
+def test_no_rows_and_no_channels(backend: str, shape: tuple[int, ...]) -> None:
+    """Without channels every similarity is 0, as it is of zero vectors."""
+    x = torch.zeros(shape, device=device(), requires_grad=True)
+    tokens, sizes, assignment = ours(x, 4)
+    assert tokens.shape == (shape[0], 4, shape[2])
+    _, want_sizes, want_assignment = naive_tome(torch.zeros(2, 9, 16, device=device()), 4)
+    assert torch.equal(sizes, want_sizes[: shape[0]])
+    assert torch.equal(assignment, want_assignment[: shape[0]])
+    (dx,) = torch.autograd.grad(tokens.sum(), x)
+    assert dx.shape == x.shape
+
+
 def test_zero_vectors_are_similar_to_nothing(backend: str) -> None:
     x = clusters(2, 21, 16)
     x[:, ::3] = 0

@@ -74,6 +74,19 @@ def test_every_configuration_of_the_means(config: Any, num_tokens: int) -> None:
         check_contract(ours, naive_tome, inputs, dtype=torch.bfloat16, wrt=("x",))
 
 
+@pytest.mark.parametrize(
+    ("seqlen", "num_tokens", "order"),
+    [(257, 129, "ascending"), (258, 129, "descending"), (257, 225, "raw")],
+)
+def test_the_last_of_a_tile_of_its_own_counts(seqlen: int, num_tokens: int, order: str) -> None:
+    """257 tokens, 129 rows and 33 are one more than tiles of powers of two hold."""
+    x = clusters(1, seqlen, 16)
+    # the last row is the best match of one of the other kind
+    x[:, -1] = x[:, seqlen % 2]
+    want = by_reference(x, num_tokens, 4, order)
+    assert_same_choices(ours(x, num_tokens, 4, order), want)
+
+
 def test_programs_take_groups_in_turn() -> None:
     """What a program leaves in its scratch does not reach its next group."""
     x = clusters(5, 45, 16)
@@ -224,6 +237,40 @@ def test_offsets_past_32_bits(far: str) -> None:
     distant = lazily(tuple(dtokens.shape), strides, torch.bfloat16, device()).copy_(dtokens)
     got, want = (_merge_bwd(t, slots, sizes) for t in (distant, dtokens))
     assert_alike(got, want, rounding=COMPILED)
+
+
+class Apart:
+    """A kernel of the matching, with the rows of its two programs 2^31 entries apart."""
+
+    def __init__(self, kernel: Any, rows_at: int, height_at: int, rows: torch.Tensor) -> None:
+        self.kernel, self.rows_at, self.height_at, self.rows = kernel, rows_at, height_at, rows
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            changed = list(args)
+            changed[self.height_at] = 2**31 // args[self.rows_at][0, 0].numel()
+            changed[self.rows_at] = self.rows
+            self.kernel[grid](*changed, **kwargs)
+
+        return launch
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_scratch_past_32_bits(long: bool) -> None:
+    from tvkernels.tome.kernel import match_kernel
+    from tvkernels.tome.round_kernel import round_kernel
+
+    x = clusters(2, 45, 16)
+    want = by_reference(x, 8)
+    rows = lazily((2, 2**31), (2**31, 1), torch.float16, device())
+    room = "tvkernels.tome"
+    with (
+        patch(f"{room}.kernel.LONG", 30 if long else 1024),
+        patch(f"{room}.kernel.match_kernel", Apart(match_kernel, 5, 14, rows)),
+        patch(f"{room}.round_kernel.round_kernel", Apart(round_kernel, 2, 11, rows)),
+    ):
+        assert_same_choices(ours(x, 8), want)
+    assert all(bool(rows[b, :4096].any()) for b in range(2))
 
 
 @pytest.mark.skipif(not COMPILED, reason="no GPU")
