@@ -141,6 +141,18 @@ def test_choices_are_those_of_exact_arithmetic(
         assert torch.equal(got, want)
 
 
+def test_the_last_bits_of_a_metric_decide(backend: str) -> None:
+    """Of two partners alike but for the order of their entries: 4e-7 of the similarity."""
+    high, low, peak = 2**22 - 2**12, 2**11 - 1, 2**22
+    a, b = high + low, high - low
+    even, odd = [a, b] * 7 + [peak, 0], [a, b] * 7 + [0, peak]
+    swapped = [b, a] * 7 + [0, peak]
+    rows = [even, swapped, [-v for v in even], odd]
+    x = torch.tensor([rows], dtype=torch.float32, device=device())
+    assert torch.equal(ours(x, 3, 1).assignment, naive_tome(x, 3, 1)[2])
+    assert ours(x, 3, 1).assignment[0].tolist() == [2, 1, 0, 2]
+
+
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
 def test_layouts(backend: str, layout: str) -> None:
     x = {
