@@ -153,6 +153,12 @@ def test_the_last_bits_of_a_metric_decide(backend: str) -> None:
     assert ours(x, 3, 1).assignment[0].tolist() == [2, 1, 0, 2]
 
 
+def test_what_is_nearly_equal_is_not_equal(backend: str) -> None:
+    """Similarities of 1 - 4.5e-6 and 1 - 2e-6: the higher one is taken, not the first."""
+    x = torch.tensor([[[1, 0], [1, 3e-3], [-1, 0], [1, 2e-3]]], device=device())
+    assert ours(x, 3, 1).assignment[0].tolist() == [2, 1, 0, 2]
+
+
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
 def test_layouts(backend: str, layout: str) -> None:
     x = {
@@ -278,6 +284,14 @@ def test_zero_vectors_are_similar_to_nothing(backend: str) -> None:
     assert torch.equal(got.assignment, want[2])
     assert bool(torch.isfinite(got.tokens).all())
     assert bool((ours(torch.zeros(1, 20, 16, device=device()), 3).tokens == 0).all())
+
+
+def test_a_zero_vector_is_better_than_an_opposite(backend: str) -> None:
+    """As an even token, and as an odd one."""
+    even = [[1, 0], [-1, 0.1], [0, 0], [-1, 0.2]]
+    odd = [[1, 0], [-1, 0.1], [0, -1], [0, 0]]
+    got = ours(torch.tensor([even, odd], device=device()), 3, 1)
+    assert got.assignment.tolist() == [[0, 1, 1, 2], [2, 1, 0, 2]]
 
 
 def test_rows_are_independent(backend: str) -> None:
