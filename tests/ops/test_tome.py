@@ -141,16 +141,21 @@ def test_choices_are_those_of_exact_arithmetic(
         assert torch.equal(got, want)
 
 
-def test_the_last_bits_of_a_metric_decide(backend: str) -> None:
-    """Of two partners alike but for the order of their entries: 4e-7 of the similarity."""
+@pytest.mark.parametrize("copies", [1, 2])
+def test_the_last_bits_of_a_metric_decide(backend: str, copies: int) -> None:
+    """Of two partners alike but for the order of their entries: 4e-7 of the similarity.
+
+    Also after a round that merges each with its copy.
+    """
     high, low, peak = 2**22 - 2**12, 2**11 - 1, 2**22
     a, b = high + low, high - low
-    even, odd = [a, b] * 7 + [peak, 0], [a, b] * 7 + [0, peak]
-    swapped = [b, a] * 7 + [0, peak]
-    rows = [even, swapped, [-v for v in even], odd]
-    x = torch.tensor([rows], dtype=torch.float32, device=device())
-    assert torch.equal(ours(x, 3, 1).assignment, naive_tome(x, 3, 1)[2])
-    assert ours(x, 3, 1).assignment[0].tolist() == [2, 1, 0, 2]
+    even = [a, b] * 6 + [peak, 0, 0]
+    swapped, odd = [b, a] * 6 + [0, peak, 0], [a, b] * 6 + [0, 0, peak]
+    rows = torch.tensor([[even, swapped, [-v for v in even], odd]], dtype=torch.float32)
+    x = rows.repeat_interleave(copies, dim=1).to(device())
+    got = ours(x, 3, 1).assignment
+    assert torch.equal(got, naive_tome(x, 3, 1)[2])
+    assert got[0, ::copies].tolist() == [2, 1, 0, 2]
 
 
 def test_what_is_nearly_equal_is_not_equal(backend: str) -> None:
@@ -238,6 +243,19 @@ def test_exact_ties_go_to_the_lower_index(
     num_tokens = 1 + int(share * (seqlen - 1))
     for got, want in zip(ours(x, num_tokens)[1:], naive_tome(x, num_tokens)[1:]):
         assert torch.equal(got, want)
+
+
+def test_merged_groups_tie_with_one_of_their_tokens(backend: str) -> None:
+    """Five equal tokens are one row after a round: to others it is no nearer than the sixth is."""
+    g = torch.Generator().manual_seed(3)
+    distinct = torch.randn(9, 5, 16, generator=g)
+    # round 1: even tokens join their equal; round 2: whoever is left joins the first token of kind 4
+    even, odd = [4, 0, 4, 1, 4, 2, 3, 4], [0, 4, 1, 4, 2, 4, 3, 4]
+    kinds = torch.tensor([even, odd]).T.flatten()
+    got = ours(distinct[:, kinds].to(device()), 4, 1).assignment
+    want = [0] * 16
+    want[7], want[11], want[15] = 1, 2, 3
+    assert torch.equal(got.cpu(), torch.tensor(want, dtype=torch.int32).expand(9, -1))
 
 
 def test_equal_tokens_tie_at_every_position(backend: str) -> None:
