@@ -117,6 +117,17 @@ def test_contract(
     check_contract(ours, naive_tome, inputs, dtype=dtype, wrt=("x",))
 
 
+def test_float64_is_computed_in_float64(backend: str) -> None:
+    """The tolerance of the contract for it is that of float32."""
+    x = clusters(2, 40, 16).double()
+    x = (x + 1e-9 * x.square()).requires_grad_()
+    got, want = ours(x, 9), naive_tome(x, 9)
+    torch.testing.assert_close(got.tokens, want[0], rtol=1e-13, atol=1e-13)
+    weights = want[0].detach().cos()
+    for dx, true in zip(*(torch.autograd.grad(r[0], x, weights) for r in (got, want))):
+        torch.testing.assert_close(dx, true, rtol=1e-13, atol=0)
+
+
 @pytest.mark.parametrize(
     ("dim", "num_heads"),
     [(16, 16), (6, 2), (64, 1), (130, 2), (96, 1), (128, 1), (144, 1), (2100, 1)],
