@@ -256,6 +256,14 @@ def test_exact_ties_go_to_the_lower_index(
         assert torch.equal(got, want)
 
 
+def test_equal_pairs_tie_whatever_they_are(backend: str) -> None:
+    """Each token's best partner is its equal: of eight such pairs the first four are merged."""
+    x = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0))
+    got = ours(x.repeat_interleave(2, dim=1).to(device()), 12, 1).assignment
+    want = [4, 4, 5, 5, 6, 6, 7, 7, 0, 8, 1, 9, 2, 10, 3, 11]
+    assert got.tolist() == [want, want]
+
+
 def test_merged_groups_tie_with_one_of_their_tokens(backend: str) -> None:
     """Five equal tokens are one row after a round: to others it is no nearer than the sixth is."""
     g = torch.Generator().manual_seed(3)
