@@ -117,8 +117,21 @@ def test_contract(
     check_contract(ours, naive_tome, inputs, dtype=dtype, wrt=("x",))
 
 
+def test_float64_is_computed_in_float64(backend: str) -> None:
+    """The tolerance of the contract for it is that of float32."""
+    x = clusters(2, 40, 16).double()
+    x = (x + 1e-9 * x.square()).requires_grad_()
+    got, want = ours(x, 9), naive_tome(x, 9)
+    torch.testing.assert_close(got.tokens, want[0], rtol=1e-13, atol=1e-13)
+    weights = want[0].detach().cos()
+    for dx, true in zip(*(torch.autograd.grad(r[0], x, weights) for r in (got, want))):
+        torch.testing.assert_close(dx, true, rtol=1e-13, atol=0)
+
+
 @pytest.mark.parametrize(
-    ("dim", "num_heads"), [(16, 16), (6, 2), (130, 2), (96, 1), (144, 1)], ids=str
+    ("dim", "num_heads"),
+    [(16, 16), (6, 2), (64, 1), (130, 2), (96, 1), (128, 1), (144, 1), (2100, 1)],
+    ids=str,
 )
 def test_every_width_of_the_metric(backend: str, dim: int, num_heads: int) -> None:
     """One entry, a few, and more than a matrix product takes at once."""
@@ -137,6 +150,29 @@ def test_choices_are_those_of_exact_arithmetic(
     assume(margin(x, num_tokens) > 5e-7)
     for got, want in zip(ours(x, num_tokens)[1:], naive_tome(x, num_tokens)[1:]):
         assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_the_last_bits_of_a_metric_decide(backend: str, copies: int) -> None:
+    """Of two partners alike but for the order of their entries: 4e-7 of the similarity.
+
+    Also after a round that merges each with its copy.
+    """
+    high, low, peak = 2**22 - 2**12, 2**11 - 1, 2**22
+    a, b = high + low, high - low
+    even = [a, b] * 6 + [peak, 0, 0]
+    swapped, odd = [b, a] * 6 + [0, peak, 0], [a, b] * 6 + [0, 0, peak]
+    rows = torch.tensor([[even, swapped, [-v for v in even], odd]], dtype=torch.float32)
+    x = rows.repeat_interleave(copies, dim=1).to(device())
+    got = ours(x, 3, 1).assignment
+    assert torch.equal(got, naive_tome(x, 3, 1)[2])
+    assert got[0, ::copies].tolist() == [2, 1, 0, 2]
+
+
+def test_what_is_nearly_equal_is_not_equal(backend: str) -> None:
+    """Similarities of 1 - 4.5e-6 and 1 - 2e-6: the higher one is taken, not the first."""
+    x = torch.tensor([[[1, 0], [1, 3e-3], [-1, 0], [1, 2e-3]]], device=device())
+    assert ours(x, 3, 1).assignment[0].tolist() == [2, 1, 0, 2]
 
 
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
@@ -220,6 +256,27 @@ def test_exact_ties_go_to_the_lower_index(
         assert torch.equal(got, want)
 
 
+def test_equal_pairs_tie_whatever_they_are(backend: str) -> None:
+    """Each token's best partner is its equal: of eight such pairs the first four are merged."""
+    x = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0))
+    got = ours(x.repeat_interleave(2, dim=1).to(device()), 12, 1).assignment
+    want = [4, 4, 5, 5, 6, 6, 7, 7, 0, 8, 1, 9, 2, 10, 3, 11]
+    assert got.tolist() == [want, want]
+
+
+def test_merged_groups_tie_with_one_of_their_tokens(backend: str) -> None:
+    """Five equal tokens are one row after a round: to others it is no nearer than the sixth is."""
+    g = torch.Generator().manual_seed(3)
+    distinct = torch.randn(9, 5, 16, generator=g)
+    # round 1: even tokens join their equal; round 2: whoever is left joins the first token of kind 4
+    even, odd = [4, 0, 4, 1, 4, 2, 3, 4], [0, 4, 1, 4, 2, 4, 3, 4]
+    kinds = torch.tensor([even, odd]).T.flatten()
+    got = ours(distinct[:, kinds].to(device()), 4, 1).assignment
+    want = [0] * 16
+    want[7], want[11], want[15] = 1, 2, 3
+    assert torch.equal(got.cpu(), torch.tensor(want, dtype=torch.int32).expand(9, -1))
+
+
 def test_equal_tokens_tie_at_every_position(backend: str) -> None:
     """A matrix product may round equal dot products differently in its last columns."""
     seqlen = 729 if backend == "reference" else 301
@@ -243,6 +300,19 @@ def test_nothing_to_merge_returns_the_input(backend: str, seqlen: int, order: st
     assert torch.equal(assignment.cpu(), torch.arange(seqlen, dtype=torch.int32).expand(2, -1))
 
 
+@pytest.mark.parametrize("shape", [(0, 9, 16), (2, 9, 0)], ids=str)
+def test_no_rows_and_no_channels(backend: str, shape: tuple[int, ...]) -> None:
+    """Without channels every similarity is 0, as it is of zero vectors."""
+    x = torch.zeros(shape, device=device(), requires_grad=True)
+    tokens, sizes, assignment = ours(x, 4)
+    assert tokens.shape == (shape[0], 4, shape[2])
+    _, want_sizes, want_assignment = naive_tome(torch.zeros(2, 9, 16, device=device()), 4)
+    assert torch.equal(sizes, want_sizes[: shape[0]])
+    assert torch.equal(assignment, want_assignment[: shape[0]])
+    (dx,) = torch.autograd.grad(tokens.sum(), x)
+    assert dx.shape == x.shape
+
+
 def test_zero_vectors_are_similar_to_nothing(backend: str) -> None:
     x = clusters(2, 21, 16)
     x[:, ::3] = 0
@@ -251,6 +321,14 @@ def test_zero_vectors_are_similar_to_nothing(backend: str) -> None:
     assert torch.equal(got.assignment, want[2])
     assert bool(torch.isfinite(got.tokens).all())
     assert bool((ours(torch.zeros(1, 20, 16, device=device()), 3).tokens == 0).all())
+
+
+def test_a_zero_vector_is_better_than_an_opposite(backend: str) -> None:
+    """As an even token, and as an odd one."""
+    even = [[1, 0], [-1, 0.1], [0, 0], [-1, 0.2]]
+    odd = [[1, 0], [-1, 0.1], [0, -1], [0, 0]]
+    got = ours(torch.tensor([even, odd], device=device()), 3, 1)
+    assert got.assignment.tolist() == [[0, 1, 1, 2], [2, 1, 0, 2]]
 
 
 def test_rows_are_independent(backend: str) -> None:

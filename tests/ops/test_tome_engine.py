@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 from unittest.mock import patch
 
@@ -40,9 +41,11 @@ def _backend() -> Any:
         yield
 
 
-def by_reference(x: torch.Tensor, num_tokens: int, num_heads: int = 4) -> ToMeResult:
+def by_reference(
+    x: torch.Tensor, num_tokens: int, num_heads: int = 4, order: str = "raw"
+) -> ToMeResult:
     with use_backend("reference"):
-        return ours(x, num_tokens, num_heads)
+        return ours(x, num_tokens, num_heads, order)
 
 
 def assert_same_choices(got: ToMeResult, want: ToMeResult) -> None:
@@ -71,6 +74,26 @@ def test_every_configuration_of_the_means(config: Any, num_tokens: int) -> None:
         check_contract(ours, naive_tome, inputs, dtype=torch.bfloat16, wrt=("x",))
 
 
+@pytest.mark.parametrize("least", [1024, 150])
+@pytest.mark.parametrize(
+    ("seqlen", "num_tokens", "order"),
+    [(257, 129, "ascending"), (258, 129, "descending"), (257, 225, "raw")],
+)
+def test_the_last_of_a_tile_of_its_own_counts(
+    seqlen: int, num_tokens: int, order: str, least: int
+) -> None:
+    """257 tokens, 129 rows and 33 are one more than tiles of powers of two hold.
+
+    Shared among programs, every phase has several, and moves no token twice.
+    """
+    x = clusters(1, seqlen, 16)
+    # the last row is the best match of one of the other kind
+    x[:, -1] = x[:, seqlen % 2]
+    want = by_reference(x, num_tokens, 4, order)
+    with patch("tvkernels.tome.kernel.LONG", least):
+        assert_same_choices(ours(x, num_tokens, 4, order), want)
+
+
 def test_programs_take_groups_in_turn() -> None:
     """What a program leaves in its scratch does not reach its next group."""
     x = clusters(5, 45, 16)
@@ -87,6 +110,42 @@ def test_long_groups_are_shared_among_programs(num_tokens: int) -> None:
         assert_same_choices(ours(x, num_tokens, 1), want)
 
 
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize(("num_tokens", "order"), [(9, "ascending"), (33, "descending")])
+def test_nothing_is_written_beside_what_is_asked_for(
+    num_tokens: int, order: str, long: bool
+) -> None:
+    """Nor into another program's scratch: equal groups leave equal bits, unwritten ones too."""
+    from tvkernels.tome.kernel import merge_backward, merge_forward
+
+    fence, made = 4096, []
+
+    def fenced(*shape: int, dtype: torch.dtype, device: Any) -> torch.Tensor:
+        value = torch.nan if dtype.is_floating_point else -7
+        size = math.prod(shape)
+        made.append((torch.full((size + 2 * fence,), value, dtype=dtype, device=device), shape))
+        return made[-1][0][fence : fence + size].view(shape)
+
+    # rows narrower than their lanes, fewer than a tile
+    x = clusters(1, 45, 72).expand(2, -1, -1)
+    least, programs = (30, 5) if long else (1024, 2)
+    with (
+        patch("tvkernels.tome.kernel.LONG", least),
+        patch("tvkernels.tome.kernel.PROGRAMS", programs),
+        patch("torch.empty", fenced),
+    ):
+        tokens, sizes, slots = merge_forward(x, num_tokens, 1, order)
+        merge_backward(tokens, slots, sizes)
+    assert len(made) == 10
+    for whole, shape in made:
+        bits = whole.view(torch.uint8).view(len(whole), -1)
+        assert bool((bits[:fence] == bits[0]).all())
+        assert bool((bits[len(bits) - fence :] == bits[0]).all())
+        first, second = bits[fence : len(bits) - fence].chunk(2)
+        assert torch.equal(first, second), shape
+    assert_same_choices(ToMeResult(tokens, sizes, slots), by_reference(x, num_tokens, 1, order))
+
+
 def test_a_token_that_is_no_number_stays_in_its_row() -> None:
     x = clusters(3, 45, 16)
     spoilt = x.clone()
@@ -98,12 +157,30 @@ def test_a_token_that_is_no_number_stays_in_its_row() -> None:
     assert torch.equal(counts.int(), got.sizes[1])
 
 
-def test_magnitudes_play_no_part() -> None:
-    """In the choices: near the ends of float32, where a square has no place."""
-    x = clusters(1, 45, 16)
+@pytest.mark.parametrize(
+    ("dtype", "factors"),
+    [(torch.float32, (2.0**-120, 2.0**110)), (torch.float64, (2.0**-950, 2.0**1005))],
+    ids=str,
+)
+def test_magnitudes_play_no_part(dtype: torch.dtype, factors: tuple[float, float]) -> None:
+    """In the choices: near the ends of the dtype, where a square has no place."""
+    x = clusters(1, 45, 16).to(dtype)
     want = ours(x, 8)
-    for factor in (2.0**-120, 2.0**110):
+    for factor in factors:
         assert_same_choices(ours(x * factor, 8), want)
+
+
+@pytest.mark.parametrize("peak", [torch.finfo(torch.float32).max, 1.0, 2.0**-60])
+def test_a_float32_that_is_merged_with_nothing_keeps_its_bits(peak: float) -> None:
+    """The largest too, which rounded to 16 bits would be inf."""
+    x = clusters(2, 40, 48)
+    x = torch.where(x.abs() > x.abs().mean(), torch.finfo(x.dtype).eps * x, x)
+    x = x / x.abs().amax(-1, keepdim=True) * peak
+    tokens, sizes, slots = ours(x, 33, 48)
+    alone = sizes.gather(1, slots.long()) == 1
+    assert int(alone.sum()) >= 2 * 26
+    got = tokens.gather(1, slots.long()[..., None].expand(-1, -1, 48))
+    assert_alike(got[alone], x[alone], rounding=COMPILED)
 
 
 def every_result(x: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
@@ -164,9 +241,45 @@ def test_offsets_past_32_bits(far: str) -> None:
     del distant
     _, sizes, slots = ours(x, 4)
     dtokens = clusters(*shape[far])[:, :4].bfloat16()
+    # four slots, not nine tokens
+    strides = (16, 2**30, 1) if far == "token" else strides
     distant = lazily(tuple(dtokens.shape), strides, torch.bfloat16, device()).copy_(dtokens)
     got, want = (_merge_bwd(t, slots, sizes) for t in (distant, dtokens))
     assert_alike(got, want, rounding=COMPILED)
+
+
+class Apart:
+    """A kernel of the matching, with the rows of its two programs 2^31 entries apart."""
+
+    def __init__(self, kernel: Any, rows_at: int, height_at: int, rows: torch.Tensor) -> None:
+        self.kernel, self.rows_at, self.height_at, self.rows = kernel, rows_at, height_at, rows
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            changed = list(args)
+            changed[self.height_at] = 2**31 // args[self.rows_at][0, 0].numel()
+            changed[self.rows_at] = self.rows
+            self.kernel[grid](*changed, **kwargs)
+
+        return launch
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_scratch_past_32_bits(long: bool) -> None:
+    from tvkernels.tome.kernel import match_kernel
+    from tvkernels.tome.round_kernel import round_kernel
+
+    x = clusters(2, 45, 16)
+    want = by_reference(x, 8)
+    rows = lazily((2, 2**31), (2**31, 1), torch.float16, device())
+    room = "tvkernels.tome"
+    with (
+        patch(f"{room}.kernel.LONG", 30 if long else 1024),
+        patch(f"{room}.kernel.match_kernel", Apart(match_kernel, 5, 14, rows)),
+        patch(f"{room}.round_kernel.round_kernel", Apart(round_kernel, 2, 11, rows)),
+    ):
+        assert_same_choices(ours(x, 8), want)
+    assert all(bool(rows[b, :4096].any()) for b in range(2))
 
 
 @pytest.mark.skipif(not COMPILED, reason="no GPU")
