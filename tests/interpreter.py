@@ -168,16 +168,19 @@ def _sum_products_alike(interpreter: Any) -> None:
     Builder.create_dot = exact
 
 
+_MAKERS: list[tuple[Any, str]] = [
+    (torch, "empty"),
+    (torch, "empty_like"),
+    (torch, "empty_strided"),
+    (torch.Tensor, "new_empty"),
+]
+
+
 @contextmanager
 def poisoned_empty() -> Iterator[None]:
     """Inside the block, what torch.empty and its kin return is NaN, or the least integer."""
     with ExitStack() as stack:
-        for owner, name in (
-            (torch, "empty"),
-            (torch, "empty_like"),
-            (torch, "empty_strided"),
-            (torch.Tensor, "new_empty"),
-        ):
+        for owner, name in _MAKERS:
             stack.enter_context(mock.patch.object(owner, name, _poisoned(getattr(owner, name))))
         yield
 
@@ -185,15 +188,48 @@ def poisoned_empty() -> Iterator[None]:
 def _poisoned(make: Any) -> Any:
     def made(*args: Any, **kwargs: Any) -> torch.Tensor:
         x = make(*args, **kwargs)
-        if x.dtype == torch.bool:
-            value: float = True
-        else:
-            value = float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).min
         # detached: inductor makes leaves that want gradients
-        x.detach().fill_(value)
+        x.detach().fill_(_poison(x.dtype))
         return x
 
     return made
+
+
+def _poison(dtype: torch.dtype) -> float:
+    if dtype == torch.bool:
+        return True
+    return float("nan") if dtype.is_floating_point else torch.iinfo(dtype).min
+
+
+# elements in front of a fenced tensor, and behind it: more than a tile that is not masked touches
+FENCE = 2**15
+
+
+@contextmanager
+def fenced_empty() -> Iterator[None]:
+    """As `poisoned_empty`, with as much poison in front of each tensor and behind it: what is read
+    there shows in the results, and what is written there fails at the end of the block."""
+    fences: list[tuple[torch.Tensor, float]] = []
+
+    def fenced(make: Any) -> Any:
+        def made(*args: Any, **kwargs: Any) -> torch.Tensor:
+            x = make(*args, **kwargs)
+            if not x.numel():
+                return x
+            value = _poison(x.dtype)
+            span = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride()))
+            base = torch.full((FENCE + span + FENCE,), value, dtype=x.dtype, device=x.device)
+            fences.extend((side, value) for side in (base[:FENCE], base[FENCE + span :]))
+            return x.detach().set_(base.untyped_storage(), FENCE, x.shape, x.stride())
+
+        return made
+
+    with ExitStack() as stack:
+        for owner, name in _MAKERS:
+            stack.enter_context(mock.patch.object(owner, name, fenced(getattr(owner, name))))
+        yield
+    for side, value in fences:
+        assert bool((side.isnan() if value != value else side == value).all()), "written beside"
 
 
 def lazily(
