@@ -133,9 +133,10 @@ def apart(x: torch.Tensor, step: int) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("form", ["keys", "hidden", "turned"])
 def test_nothing_beside_a_tensor_is_read_or_written(form: str, dtype: torch.dtype) -> None:
-    """Nor between the elements of one; no two tensors have a stride in common."""
-    q, k, hidden = randn(2, 10, 20), randn(2, 150, 2, 20), randn(2, 150, 70)
-    weight, norm, angles = randn(40, 70) / 8, randn(70), rope_angles(150, 20)
+    """Nor between the elements of one; no two tensors have a stride in common, and half a head is
+    so short that a tile of it is longer than a head."""
+    q, k, hidden = randn(2, 10, 12), randn(2, 150, 2, 12), randn(2, 150, 70)
+    weight, norm, angles = randn(24, 70) / 8, randn(70), rope_angles(150, 12)
     q, k, hidden, weight, norm = (x.to(dtype) for x in (q, k, hidden, weight, norm))
     cos, sin = rope_tables(angles)
     exact = [x.double() for x in (q, hidden, weight)]
@@ -265,10 +266,12 @@ def test_ends_on_a_device_that_lead_too_far_are_cut(
 
 
 def test_more_tiles_than_a_step_adds_up() -> None:
-    """The maximum in the first step, in the last; a step of nothing but minus infinity."""
+    """The maximum in the first step, in the last; a step of nothing but minus infinity; all so far
+    below 0 that beside a 0 they would count as nothing."""
     scores = kernel("scores_kernel")
     most, sums = randn(3, 40), randn(3, 40).abs() + 1
     most[0, 3], most[1, 39], most[2, 16:32] = 9.0, 9.0, float("-inf")
+    most[0] -= 500
     with fenced_empty():
         totals = torch.empty(3, 2, device=device())
         scores.totals_kernel[(3,)](
