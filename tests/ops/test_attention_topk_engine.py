@@ -109,6 +109,14 @@ def test_more_query_rows_than_a_program_holds() -> None:
     assert_same(*by_hidden(**hidden_call(heads=66)))
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_projection_wider_than_the_hidden_states(turned: bool) -> None:
+    """Its rounding to their 16 bits would show."""
+    given = hidden_call(torch.bfloat16)
+    given["k_weight"] = hidden_call()["k_weight"]
+    assert_same(*by_hidden(turned, **given))
+
+
 @pytest.mark.parametrize("form", ["keys", "hidden", "turned"])
 def test_strides(form: str) -> None:
     """Slices and transposes of wider tensors, and one sequence for a whole batch."""
