@@ -144,16 +144,19 @@ def test_nothing_beside_a_tensor_is_read_or_written(form: str) -> None:
     """Of inputs, results and what stands between them; odd strides, tiles that are not full."""
     sizes = {"d_model": 72} if form == "bare" else {}
     inputs: dict[str, Any] = make(n=50, m=150, headdim=12, **sizes)
-    options, truth = {}, naive
+    options: dict[str, Any] = {}
+    truth = naive
     if form == "packed":
         inputs, truth = make(batch=1, n=CU_Q[-1], m=CU_K[-1], headdim=12), packed_naive
         options = {"cu_seqlens_q": CU_Q, "cu_seqlens_k": CU_K}
+    options = on_device({name: torch.tensor(ends) for name, ends in options.items()})
     for name in ("text", "q", "k", "v"):
         inputs[name] = torch.cat([inputs[name]] * 2, 1)[:, : inputs[name].shape[1]]
     wrt = DIFFERENTIABLE if form == "bare" else ALL
     if form == "bare":
         del inputs["out_proj"]
     with fenced_empty():
+        options = {name: torch.empty_like(ends).copy_(ends) for name, ends in options.items()}
         check_contract(
             lambda **given: gated_cross_attention(**given, **options), truth, inputs, wrt=wrt
         )
