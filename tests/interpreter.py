@@ -131,6 +131,7 @@ def _keep_memory_as_it_is(interpreter: Any) -> None:
         else:
             values = np.broadcast_to(other.data, ptrs.data.shape)
         lanes = np.broadcast_to(mask.data, ptrs.data.shape)
+        _within_fences(ptrs.data[lanes])
         if _is_bf16(dtype):
             bits = native.load(ptrs.data, lanes, to_bits(values), np.dtype(np.uint16))
             return Handle(from_bits(bits), dtype)
@@ -138,6 +139,7 @@ def _keep_memory_as_it_is(interpreter: Any) -> None:
 
     def store(self: Any, ptrs: Any, value: Any, mask: Any, *_: Any) -> Any:
         data = to_bits(value.data) if _is_bf16(value.dtype) else value.data
+        _within_fences(ptrs.data[np.broadcast_to(mask.data, ptrs.data.shape)])
         return native.store(ptrs.data, data, mask.data)
 
     Builder.create_masked_load, Builder.create_masked_store = load, store
@@ -168,16 +170,19 @@ def _sum_products_alike(interpreter: Any) -> None:
     Builder.create_dot = exact
 
 
+_MAKERS: list[tuple[Any, str]] = [
+    (torch, "empty"),
+    (torch, "empty_like"),
+    (torch, "empty_strided"),
+    (torch.Tensor, "new_empty"),
+]
+
+
 @contextmanager
 def poisoned_empty() -> Iterator[None]:
     """Inside the block, what torch.empty and its kin return is NaN, or the least integer."""
     with ExitStack() as stack:
-        for owner, name in (
-            (torch, "empty"),
-            (torch, "empty_like"),
-            (torch, "empty_strided"),
-            (torch.Tensor, "new_empty"),
-        ):
+        for owner, name in _MAKERS:
             stack.enter_context(mock.patch.object(owner, name, _poisoned(getattr(owner, name))))
         yield
 
@@ -185,15 +190,63 @@ def poisoned_empty() -> Iterator[None]:
 def _poisoned(make: Any) -> Any:
     def made(*args: Any, **kwargs: Any) -> torch.Tensor:
         x = make(*args, **kwargs)
-        if x.dtype == torch.bool:
-            value: float = True
-        else:
-            value = float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).min
         # detached: inductor makes leaves that want gradients
-        x.detach().fill_(value)
+        x.detach().fill_(_poison(x.dtype))
         return x
 
     return made
+
+
+def _poison(dtype: torch.dtype) -> float:
+    if dtype == torch.bool:
+        return True
+    return float("nan") if dtype.is_floating_point else torch.iinfo(dtype).min
+
+
+# elements in front of a fenced tensor, and behind it: more than a tile that is not masked touches
+FENCE = 2**15
+# addresses where fences begin and end, in turn, while there are any
+_EDGES: list[int] = []
+
+
+def _within_fences(addresses: np.ndarray) -> None:
+    if _EDGES:
+        beside = np.searchsorted(np.array(_EDGES, dtype=np.uint64), addresses, side="right") % 2
+        assert not beside.any(), "a kernel reads or writes beside a tensor"
+
+
+@contextmanager
+def fenced_empty() -> Iterator[None]:
+    """As `poisoned_empty`, with as much poison in front of each tensor and behind it. In the
+    interpreter what touches that fails at once; compiled, what writes there fails at the end."""
+    fences: list[tuple[torch.Tensor, float]] = []
+
+    def fenced(make: Any) -> Any:
+        def made(*args: Any, **kwargs: Any) -> torch.Tensor:
+            x = make(*args, **kwargs)
+            if not x.numel():
+                return x
+            value = _poison(x.dtype)
+            span = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride()))
+            base = torch.full((FENCE + span + FENCE,), value, dtype=x.dtype, device=x.device)
+            for side in (base[:FENCE], base[FENCE + span :]):
+                fences.append((side, value))
+                begin = side.data_ptr()
+                _EDGES.extend((begin, begin + FENCE * x.element_size()))
+            _EDGES.sort()
+            return x.detach().set_(base.untyped_storage(), FENCE, x.shape, x.stride())
+
+        return made
+
+    try:
+        with ExitStack() as stack:
+            for owner, name in _MAKERS:
+                stack.enter_context(mock.patch.object(owner, name, fenced(getattr(owner, name))))
+            yield
+    finally:
+        _EDGES.clear()
+    for side, value in fences:
+        assert bool((side.isnan() if value != value else side == value).all()), "written beside"
 
 
 def lazily(

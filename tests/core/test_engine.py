@@ -5,6 +5,7 @@ They need Triton, interpreted or compiled; of a machine with neither they say so
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,14 @@ import pytest
 import torch
 
 from tests.contract import TRITON
-from tests.interpreter import INTERPRETED, from_bits, lazily, poisoned_empty, to_bits
+from tests.interpreter import (
+    INTERPRETED,
+    fenced_empty,
+    from_bits,
+    lazily,
+    poisoned_empty,
+    to_bits,
+)
 
 pytestmark = [
     pytest.mark.triton,
@@ -254,6 +262,17 @@ def test_poisoned_empty_is_nan_or_the_least_integer() -> None:
             assert x.isnan().all()
         assert torch.empty(1, dtype=torch.int32).item() == -(2**31)
     assert torch.empty is not None
+
+
+@pytest.mark.parametrize(("read", "written"), [(2, 4), (1, 4), (2, 3)])
+def test_fences_tell_what_is_read_and_written_beside_a_tensor(read: int, written: int) -> None:
+    """The kernel reads 2 and writes 4; compiled, a read alone does not show."""
+    beside = pytest.raises(Exception, match="beside")
+    wrong = written < 4 or (INTERPRETED and read < 2)
+    with beside if wrong else nullcontext(), fenced_empty():
+        x, y = torch.empty(read, device=DEVICE), torch.empty(written, device=DEVICE)
+        unmasked_kernel[(1,)](x.fill_(1), y, BLOCK=4)
+        assert y[:read].tolist() == [1.0] * read
 
 
 def test_lazy_storage_costs_what_is_touched() -> None:

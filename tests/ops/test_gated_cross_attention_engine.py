@@ -25,7 +25,7 @@ from tests.contract import (
     on_device,
 )
 from tests.footprint import largest_tensor
-from tests.interpreter import lazily, poisoned_empty
+from tests.interpreter import fenced_empty, lazily, poisoned_empty
 from tests.ops.test_gated_cross_attention import DIFFERENTIABLE, bits, learnt, make, naive
 from tvkernels import use_backend
 from tvkernels.gated_cross_attention import gated_cross_attention
@@ -139,6 +139,71 @@ def test_packed_sequences_of_any_length(
     check_contract(packed, packed_naive, inputs, dtype=dtype, wrt=wrt)
 
 
+@pytest.mark.parametrize("form", ["projected", "bare", "packed"])
+def test_nothing_beside_a_tensor_is_read_or_written(form: str) -> None:
+    """Of inputs, results and what stands between them; odd strides, tiles that are not full."""
+    sizes = {"d_model": 72, "batch": 1} if form == "bare" else {}
+    inputs: dict[str, Any] = make(n=50, m=150, headdim=12, **sizes)
+    options: dict[str, Any] = {}
+    truth = naive
+    if form == "packed":
+        inputs, truth = make(batch=1, n=CU_Q[-1], m=CU_K[-1], headdim=12), packed_naive
+        options = {"cu_seqlens_q": CU_Q, "cu_seqlens_k": CU_K}
+    options = on_device({name: torch.tensor(ends) for name, ends in options.items()})
+    for name in ("text", "q", "k", "v"):
+        inputs[name] = torch.cat([inputs[name]] * 2, 1)[:, : inputs[name].shape[1]]
+    wrt = DIFFERENTIABLE if form == "bare" else ALL
+    if form == "bare":
+        del inputs["out_proj"]
+    with fenced_empty():
+        options = {name: torch.empty_like(ends).copy_(ends) for name, ends in options.items()}
+        check_contract(
+            lambda **given: gated_cross_attention(**given, **options), truth, inputs, wrt=wrt
+        )
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_gradients_of_any_strides(bare: bool) -> None:
+    """The one number of a sum, expanded; a transpose."""
+    inputs = make(batch=1, d_model=48)
+    if bare:
+        del inputs["out_proj"]
+    turned = torch.randn(48, 7, 1).to(inputs["text"]).permute(2, 1, 0)
+    for dout in (turned[:, :1, :1].expand(turned.shape), turned):
+        got = with_gradients(inputs, tuple(inputs), dout=dout)
+        for mine, want in zip(got, with_gradients(inputs, tuple(inputs), dout=dout.contiguous())):
+            assert_alike(mine, want, rounding=COMPILED)
+
+
+def test_keys_of_minus_infinity_get_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole step of them, and a whole split, of which no maximum is a number."""
+    inputs = make(batch=1, m=600)
+    inputs["q"] = inputs["q"].abs() + 0.1
+    want = with_gradients({**inputs, **{k: inputs[k][:, 450:] for k in "kv"}}, ("v",))
+    inputs["k"][:, :450] = float("-inf")
+    for splits in (1, 3):
+        monkeypatch.setattr(engine(), "KEYS", 600 // splits)
+        out, dv = with_gradients(inputs, ("v",))
+        torch.testing.assert_close(out, want[0])
+        torch.testing.assert_close(dv[:, 450:], want[1])
+
+
+def test_offsets_on_a_device_that_lead_too_far_are_cut() -> None:
+    """Nobody has checked them: what lies behind the tokens is neither read nor written."""
+    inputs = make(batch=1, n=50, m=150)
+
+    def run(*ends: list[int]) -> list[torch.Tensor]:
+        offsets = on_device([torch.tensor(x) for x in ends])
+        with fenced_empty():
+            tensors = [torch.empty_like(inputs[k]).copy_(inputs[k]) for k in ALL]
+            out, *saved = OP._transfer_fwd(*tensors, *offsets, 0.3)
+            rest = (*tensors[5:], *saved, *offsets, 0.3)
+            return [out, *OP._transfer_bwd(cotangent_of(out), *tensors[1:5], *rest)]
+
+    for got, want in zip(run([0, 7, 70], [0, 20, 400]), run([0, 7, 50], [0, 20, 150])):
+        assert torch.equal(got, want)
+
+
 def test_what_is_not_finite_stays_in_its_sequence() -> None:
     clean = make(batch=1, n=9, m=60)
     spoilt = {k: x.clone() for k, x in clean.items()}
@@ -221,30 +286,34 @@ def test_the_gate_is_tanh_of_small_and_of_large() -> None:
         assert bool(gated_cross_attention(**inputs).isnan().all())
 
 
-@pytest.mark.parametrize("which", ["text", "q", "k", "v", "out_proj", "cotangent", "batches of k"])
-def test_offsets_past_32_bits(which: str) -> None:
-    """The stride itself fits 32 bits, so that only the product with the row does not."""
-    far = 3 * 2**29
-    batches = which == "batches of k"
-    inputs = make(batch=3 if batches else 1, n=3, m=3, d_model=3, nheads=2, nkvheads=1)
+@pytest.mark.parametrize(
+    ("name", "axis"),
+    [
+        *((name, axis) for name in ("text", "cotangent") for axis in (1, 2)),
+        *((name, axis) for name in ("q", "k", "v") for axis in (1, 2)),
+        *(("q", 3), ("k", 0), ("out_proj", 0), ("out_proj", 1)),
+    ],
+)
+def test_offsets_past_32_bits(name: str, axis: int) -> None:
+    """The stride itself fits 32 bits, so that only the product with the index does not."""
+    inputs = make(batch=3, n=3, m=3, d_model=3, nheads=6, nkvheads=3)
     inputs = {k: x.bfloat16() for k, x in inputs.items()}
-    inputs["cotangent"] = make(n=3, batch=inputs["text"].shape[0], d_model=3, seed=9)["text"]
+    inputs["cotangent"] = make(n=3, batch=3, d_model=3, seed=9)["text"].bfloat16()
+    if axis:
+        # the stride of a batch would be another far one
+        one = {k for k in inputs if k not in ("alpha", "out_proj")}
+        inputs = {k: x[:1] if k in one else x for k, x in inputs.items()}
 
     def run(given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         leaves = {k: x.detach().requires_grad_() for k, x in given.items() if k != "cotangent"}
         out = gated_cross_attention(**leaves)
-        cotangent = given["cotangent"].bfloat16() if given is inputs else given["cotangent"]
-        return [out, *torch.autograd.grad(out, list(leaves.values()), cotangent)]
+        return [out, *torch.autograd.grad(out, list(leaves.values()), given["cotangent"])]
 
-    name = "k" if batches else which
-    near = inputs[name].bfloat16()
+    near = inputs[name]
     strides = list(near.stride())
-    strides[0 if batches or name == "out_proj" else 1] = far
-    if not batches and name != "out_proj":
-        strides[0] = 3 * far
+    strides[axis] = 3 * 2**30 // (near.shape[axis] - 1)
     distant = lazily(tuple(near.shape), tuple(strides), torch.bfloat16, device()).copy_(near)
-    given = {**inputs, "cotangent": inputs["cotangent"].bfloat16(), name: distant}
-    for got, want in zip(run(given), run(inputs)):
+    for got, want in zip(run({**inputs, name: distant}), run(inputs)):
         assert_alike(got, want, rounding=COMPILED)
 
 
