@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 from unittest.mock import patch
 
@@ -19,7 +18,7 @@ from tests.contract import (
     device,
     every_config,
 )
-from tests.interpreter import lazily, poisoned_empty
+from tests.interpreter import fenced_empty, lazily, poisoned_empty
 from tests.ops.test_tome import clusters, naive_tome, ours
 from tvkernels import use_backend
 from tvkernels.tome import ToMeResult
@@ -118,31 +117,28 @@ def test_nothing_is_written_beside_what_is_asked_for(
     """Nor into another program's scratch: equal groups leave equal bits, unwritten ones too."""
     from tvkernels.tome.kernel import merge_backward, merge_forward
 
-    fence, made = 4096, []
+    made = []
 
-    def fenced(*shape: int, dtype: torch.dtype, device: Any) -> torch.Tensor:
-        value = torch.nan if dtype.is_floating_point else -7
-        size = math.prod(shape)
-        made.append((torch.full((size + 2 * fence,), value, dtype=dtype, device=device), shape))
-        return made[-1][0][fence : fence + size].view(shape)
+    def kept(*shape: int, **form: Any) -> torch.Tensor:
+        made.append(empty(*shape, **form))
+        return made[-1]
 
     # rows narrower than their lanes, fewer than a tile
     x = clusters(1, 45, 72).expand(2, -1, -1)
     least, programs = (30, 5) if long else (1024, 2)
-    with (
-        patch("tvkernels.tome.kernel.LONG", least),
-        patch("tvkernels.tome.kernel.PROGRAMS", programs),
-        patch("torch.empty", fenced),
-    ):
-        tokens, sizes, slots = merge_forward(x, num_tokens, 1, order)
-        merge_backward(tokens, slots, sizes)
+    with fenced_empty():
+        empty = torch.empty
+        with (
+            patch("tvkernels.tome.kernel.LONG", least),
+            patch("tvkernels.tome.kernel.PROGRAMS", programs),
+            patch("torch.empty", kept),
+        ):
+            tokens, sizes, slots = merge_forward(x, num_tokens, 1, order)
+            merge_backward(tokens, slots, sizes)
     assert len(made) == 10
-    for whole, shape in made:
-        bits = whole.view(torch.uint8).view(len(whole), -1)
-        assert bool((bits[:fence] == bits[0]).all())
-        assert bool((bits[len(bits) - fence :] == bits[0]).all())
-        first, second = bits[fence : len(bits) - fence].chunk(2)
-        assert torch.equal(first, second), shape
+    for tensor in made:
+        first, second = tensor.view(torch.uint8).view(tensor.numel(), -1).chunk(2)
+        assert torch.equal(first, second), tensor.shape
     assert_same_choices(ToMeResult(tokens, sizes, slots), by_reference(x, num_tokens, 1, order))
 
 
