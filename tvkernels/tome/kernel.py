@@ -81,7 +81,7 @@ def _programs(device):
 def _add_rows(total, x, pick, ACC: tl.constexpr):
     """total (CHANNELS, SLOTS) plus the rows of x (TOKENS, CHANNELS), each to the slot it picks."""
     if x.dtype == tl.float32:
-        # three bfloat16 hold a float32 exactly, and whatever is picked is multiplied by 1
+        # three bfloat16 hold a float32 above 2^-110 exactly, and what is picked is multiplied by 1
         rest = x
         for _ in tl.static_range(3):
             # cut off, not rounded: the largest floats would round to inf
