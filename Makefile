@@ -25,7 +25,7 @@ help:
 	@echo 'make demo    write a one-minute video, ask the tiny model about it, show the eight stops'
 	@echo 'make test    the tests                 one file: make test ARGS=tests/ops/test_tome.py'
 	@echo '             and, without ARGS, the contracts of the kernels in the interpreter'
-	@echo 'make aot     compile every kernel for five GPU targets and judge the machine code: minutes'
+	@echo 'make aot     compile every kernel for six GPU targets and judge the machine code: minutes'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   times everything, nine minutes on a GPU   another: make bench BENCH=cpu_scan'
 	@echo 'make clean   remove the environment, builds and caches'

@@ -207,7 +207,8 @@ def decode_steps() -> Iterator[tuple[str, Case]]:
 
 
 def scans() -> Iterator[tuple[str, Case]]:
-    """Two head dimensions; a gate, D for each channel, a first state; packed sequences' states."""
+    """Two head dimensions; a gate, D for each channel, a first state; packed sequences' states;
+    strides that 32 bits do not hold."""
 
     def run(headdim: int, gate: bool, packed: bool, first: torch.dtype = torch.float32) -> None:
         tokens, heads = TOKENS[0], CONFIG.mamba_num_heads
@@ -240,6 +241,20 @@ def scans() -> Iterator[tuple[str, Case]]:
     yield "scan with a gate and a first state", partial(run, CONFIG.mamba_head_dim, True, False)
     yield "scan from a 16 bit state", partial(run, 64, True, False, DTYPE)
     yield "scan of packed sequences", partial(run, CONFIG.mamba_head_dim, False, True)
+
+    def far_apart() -> None:
+        tokens, heads, headdim = TOKENS[0], CONFIG.mamba_num_heads, CONFIG.mamba_head_dim
+        per_group = empty(1, tokens, CONFIG.n_groups, CONFIG.ssm_state_size)
+        per_head = empty(heads, dtype=torch.float32)
+        x = torch.empty_strided((1, tokens, heads, headdim), (16, 2**24, headdim, 1),
+                                dtype=DTYPE, device="meta")  # fmt: skip
+        tvkernels.mamba_chunk_scan_combined(
+            x, empty(1, tokens, heads), per_head, per_group, per_group, CONFIG.chunk_size, per_head,
+            dt_bias=per_head, dt_softplus=True,
+        )  # fmt: skip
+
+    # chunks whose own offsets take 64 bits
+    yield "scan of tokens far apart", far_apart
 
 
 def scan_corners() -> Iterator[tuple[str, Case]]:

@@ -184,7 +184,10 @@ def test_every_target_has_a_list() -> None:
     assert isinstance(block_kernel, Tuned)
     assert block_kernel.configs("sm_90") == CONFIGS[1:]
     assert block_kernel.configs("gfx942") == CONFIGS[:1]
-    assert block_kernel.configs("gfx950") == CONFIGS[:1], "MI350 has that of MI300"
+    assert block_kernel.configs("gfx950") == CONFIGS[:1], "AMD's are like gfx942"
+    assert block_kernel.configs("sm_103") == block_kernel.configs("sm_100")
+    own = Tuned(block_kernel.fn, {"default": CONFIGS, "sm_120": CONFIGS[:1]}, key=[])
+    assert own.configs("sm_89") == CONFIGS[:1] != own.configs("sm_90")
     assert {id(c) for c in block_kernel.shipped()} == {id(c) for c in CONFIGS}
 
 

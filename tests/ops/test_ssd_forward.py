@@ -20,7 +20,7 @@ from tests.contract import (
     every_config,
     on_device,
 )
-from tests.interpreter import lazily, poisoned_empty
+from tests.interpreter import fenced_empty, lazily, poisoned_empty
 from tests.ops.test_ssd import GRADS, RETURNING, VARIANTS, bare_inputs, packed, scan_inputs
 from tvkernels import use_backend
 from tvkernels.ssd import mamba_chunk_scan_combined, op
@@ -261,6 +261,52 @@ def test_offsets_past_two_to_the_31(name: str) -> None:
     far = lazily(tuple(near.shape), tuple(strides), near.dtype, device())
     far.copy_(near)
     got = as_tuple(mamba_chunk_scan_combined(**on_device({**inputs, name: far})))
+    for a, b in zip(got, expected):
+        assert_alike(a, b, rounding=COMPILED)
+
+
+@pytest.mark.parametrize("name", ["x", "B", "C", "z", "dt"])
+def test_tokens_past_two_to_the_31(name: str, short_segments) -> None:
+    """A chunk whose own offsets fit 32 bits begins beyond them; so does a piece that the second of
+    two segments starts from."""
+    inputs = cast(scan_inputs(batch=1, seqlen=300, nheads=1, ngroups=1), torch.bfloat16)
+    expected = as_tuple(mamba_chunk_scan_combined(**on_device(inputs)))
+    near = inputs[name]
+    strides = list(near.contiguous().stride())
+    strides[1] = 2**24 - 64
+    far = lazily(tuple(near.shape), tuple(strides), near.dtype, device())
+    far.copy_(near)
+    got = as_tuple(mamba_chunk_scan_combined(**on_device({**inputs, name: far})))
+    for a, b in zip(got, expected):
+        assert_alike(a, b, rounding=COMPILED)
+
+
+@pytest.mark.parametrize("widths", [(72, 72), (300, 16), (16, 300)], ids=str)
+def test_nothing_beside_a_tensor_is_touched(widths: tuple[int, int]) -> None:
+    """Gate, ragged tiles and chunk, more channels or entries than a program takes."""
+    headdim, d_state = widths
+    inputs = cast(
+        scan_inputs(batch=1, seqlen=71, nheads=2, headdim=headdim, d_state=d_state, ngroups=1),
+        torch.float32,
+    )
+    want = as_tuple(mamba_chunk_scan_combined(**on_device(inputs)))
+    with fenced_empty():
+        apart = {
+            name: torch.empty_like(value).copy_(value) if isinstance(value, torch.Tensor) else value
+            for name, value in on_device(inputs).items()
+        }
+        got = as_tuple(mamba_chunk_scan_combined(**apart))
+    for a, b in zip(got, want):
+        assert torch.equal(a, b)
+
+
+def test_a_channel_stride_of_more_than_256_channels() -> None:
+    """32 bits hold the offsets of 256 channels here, not those of all."""
+    inputs = cast(bare_inputs(seqlen=3, batch=1, nheads=1, headdim=300, ngroups=1), torch.float32)
+    expected = as_tuple(mamba_chunk_scan_combined(**on_device(inputs)))
+    far = lazily((1, 3, 1, 300), (1, 1, 8, 8_000_000), torch.float32, device())
+    far.copy_(inputs["x"])
+    got = as_tuple(mamba_chunk_scan_combined(**on_device({**inputs, "x": far})))
     for a, b in zip(got, expected):
         assert_alike(a, b, rounding=COMPILED)
 

@@ -25,11 +25,11 @@ __all__ = ["Configs", "Tuned", "forced", "tuned"]
 Configs: TypeAlias = Sequence[triton.Config] | Mapping[str, Sequence[triton.Config]]
 
 # GPUs for which no list is made, and one with their matrix instructions and no more shared memory
-# (163 KiB and more: sm_80; 227: sm_100; 99: sm_120): Orin, A10 and RTX 3090, L4 and RTX 4090, B300,
-# Thor, DGX Spark; MI200, MI350
+# (163 KiB: sm_80; 227: sm_100; 99: sm_120): Orin, A10 and RTX 3090, L4 and RTX 4090, B300, Thor,
+# DGX Spark. What else is AMD's is like gfx942 (64 KiB, no TF32)
 LIKE = {
     "sm_87": "sm_80", "sm_86": "sm_120", "sm_89": "sm_120", "sm_103": "sm_100", "sm_110": "sm_100",
-    "sm_121": "sm_120", "gfx90a": "gfx942", "gfx950": "gfx942",
+    "sm_121": "sm_120",
 }  # fmt: skip
 
 _forced: triton.Config | None = None
@@ -74,7 +74,8 @@ class Tuned(KernelInterface):
 
     def configs(self, target: str = "default") -> list[triton.Config]:
         """What may run on `target`, as "sm_90" or "gfx942"."""
-        return list(self.lists.get(LIKE.get(target, target)) or self.lists["default"])
+        like = LIKE.get(target, "gfx942" if target.startswith("gfx") else "default")
+        return list(self.lists.get(target) or self.lists.get(like) or self.lists["default"])
 
     def shipped(self) -> list[triton.Config]:
         """Every configuration of every target, each once."""

@@ -145,7 +145,7 @@ def _near(tensor):
     if tensor is None:
         return True
     _, token, _, channel = tensor.stride()
-    return ROUND * token + 256 * channel < 2**31
+    return ROUND * token + 2 * max(16, tensor.shape[3]) * channel < 2**31
 
 
 def _parts(headdim, most):
