@@ -17,8 +17,6 @@ import math
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +26,7 @@ import torch
 import transformers
 from transformers.models.nemotron_h.modeling_nemotron_h import mamba2_chunk_scan
 
-from benchmarks.cpu_tome import extra_peak_mb
+from benchmarks.cpu_tome import extra_peak_mb, peak_elsewhere
 from tvkernels.ssd import mamba_chunk_scan_combined
 
 # (nheads, headdim, ngroups, d_state, seqlen): a small hybrid at three lengths, Nemotron-Nano-9B-v2
@@ -79,7 +77,9 @@ def measure(index: int, threads: int, repeats: int) -> dict[str, Any]:
     leaves = {k: v.clone().requires_grad_() for k, v in tensors.items()}
     backward_ms = alternate(lambda scan: forward(scan, leaves), backward, repeats)
     peaks = {
-        kind: {scan: peak_elsewhere(scan, index, kind, threads) for scan in SCANS}
+        kind: {
+            scan: peak_elsewhere("cpu_scan", [scan, str(index), kind], threads) for scan in SCANS
+        }
         for kind in ("forward", "training")
     }
     return {
@@ -159,21 +159,6 @@ def peak(scan: Callable[..., Any], shape: tuple[int, ...], kind: str) -> float |
             leaf.requires_grad_()
     backward(forward(scan, small))
     return extra_peak_mb(lambda: backward(forward(scan, tensors)))
-
-
-def peak_elsewhere(scan: str, index: int, kind: str, threads: int) -> float | None:
-    """`peak` in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.cpu_scan", "--threads", str(threads)]
-    answer = subprocess.run(
-        [*command, "--peak", scan, str(index), kind],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    last = answer.stdout.split()[-1]
-    return None if last == "None" else float(last)
 
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
