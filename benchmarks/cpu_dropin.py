@@ -25,8 +25,6 @@ import transformers
 from benchmarks.cpu_scan import machine, relative
 from tvkernels import patch_transformers
 
-Way = Callable[[], AbstractContextManager[Any]]
-
 RESULT = Path(__file__).parent / "results" / "cpu_dropin.json"
 # the layer of the smallest published Mamba-2 (130M): 24 heads x 64, one group, a state of 128; the
 # length of chunks is each model's own default
@@ -88,8 +86,10 @@ def measure(model: str, seqlen: int, repeats: int) -> dict[str, Any]:
     layer = mixer(model)
     x = torch.randn(1, seqlen, HIDDEN, generator=torch.Generator().manual_seed(0))
     row: dict[str, Any] = {}
-    with torch.no_grad():
-        results = [with_way(way, lambda: layer(x)) for way in (lambda: ours(model), nullcontext)]
+    results = []
+    for way in ways(model).values():
+        with way(), torch.no_grad():
+            results.append(layer(x))
     for prefix, without in (("", nullcontext), ("inner_", lambda: without_projections(layer, x))):
         with without():
             row |= {prefix + part: of for part, of in medians(model, layer, x, repeats).items()}
@@ -98,31 +98,25 @@ def measure(model: str, seqlen: int, repeats: int) -> dict[str, Any]:
 
 def medians(model: str, layer: torch.nn.Module, x: torch.Tensor, repeats: int) -> dict[str, Any]:
     """Milliseconds of a forward and of a training step, patched and not."""
-    ways: dict[str, Way] = {"ours": lambda: ours(model), "transformers": nullcontext}
     times: dict[str, dict[str, list[float]]] = {
-        part: {name: [] for name in ways} for part in ("forward_ms", "training_ms")
+        part: {name: [] for name in ways(model)} for part in ("forward_ms", "training_ms")
     }
     for _ in range(repeats):
-        for name, way in ways.items():
-            layer.eval()
-            with torch.no_grad():
-                times["forward_ms"][name].append(with_way(way, lambda: timed(lambda: layer(x))))
-            layer.train()
-            step = with_way(way, lambda: timed(lambda: layer(x).sum().backward()))
-            times["training_ms"][name].append(step)
+        for name, way in ways(model).items():
+            with way():
+                layer.eval()
+                with torch.no_grad():
+                    times["forward_ms"][name].append(timed(lambda: layer(x)))
+                layer.train()
+                times["training_ms"][name].append(timed(lambda: layer(x).sum().backward()))
     return {
         part: {name: round(1e3 * statistics.median(values), 1) for name, values in of.items()}
         for part, of in times.items()
     }
 
 
-def with_way(way: Way, call: Callable[[], Any]) -> Any:
-    with way():
-        return call()
-
-
-def ours(model: str) -> AbstractContextManager[Any]:
-    return patch_transformers(model)
+def ways(model: str) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
+    return {"ours": lambda: patch_transformers(model), "transformers": nullcontext}
 
 
 class Given(torch.nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 from unittest.mock import patch
 
@@ -247,15 +248,18 @@ def test_offsets_past_32_bits(far: str) -> None:
 class Apart:
     """A kernel of the matching, with the rows of its two programs 2^31 entries apart."""
 
-    def __init__(self, kernel: Any, rows_at: int, height_at: int, rows: torch.Tensor) -> None:
-        self.kernel, self.rows_at, self.height_at, self.rows = kernel, rows_at, height_at, rows
+    def __init__(self, kernel: Any, rows: torch.Tensor) -> None:
+        self.kernel, self.rows = kernel, rows
+        while hasattr(kernel, "fn"):
+            kernel = kernel.fn
+        self.names = list(inspect.signature(kernel).parameters)
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         def launch(*args: Any, **kwargs: Any) -> None:
-            changed = list(args)
-            changed[self.height_at] = 2**31 // args[self.rows_at][0, 0].numel()
-            changed[self.rows_at] = self.rows
-            self.kernel[grid](*changed, **kwargs)
+            given = dict(zip(self.names, args))
+            given["scratch_rows"] = 2**31 // given["rows_ptr"][0, 0].numel()
+            given["rows_ptr"] = self.rows
+            self.kernel[grid](*given.values(), **kwargs)
 
         return launch
 
@@ -271,8 +275,8 @@ def test_scratch_past_32_bits(long: bool) -> None:
     room = "tvkernels.tome"
     with (
         patch(f"{room}.kernel.LONG", 30 if long else 1024),
-        patch(f"{room}.kernel.match_kernel", Apart(match_kernel, 5, 14, rows)),
-        patch(f"{room}.round_kernel.round_kernel", Apart(round_kernel, 2, 11, rows)),
+        patch(f"{room}.kernel.match_kernel", Apart(match_kernel, rows)),
+        patch(f"{room}.round_kernel.round_kernel", Apart(round_kernel, rows)),
     ):
         assert_same_choices(ours(x, 8), want)
     assert all(bool(rows[b, :4096].any()) for b in range(2))

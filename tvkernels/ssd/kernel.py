@@ -134,7 +134,7 @@ def _form(x, B, C, z, out, dt_softplus, dt_limit):
         "SUM": tl.float32 if narrow and dt_limit[0] >= 0 else tl.float64,
         "DOT": {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[x.dtype] if narrow else acc,
         "EXACT": B.shape[-1] == N and x.shape[-1] % 16 == 0,
-        # of offsets within a chunk: of 64 bits they are an eighth of the walk's instructions
+        # of offsets within a chunk: 64 bits take several instructions for each row
         "OFFSET": tl.int32 if all(map(_near, (x, B, C, z, out))) else tl.int64,
     }
     return form, 8192 // N if acc == tl.float64 else 16384 // N
