@@ -10,7 +10,20 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["accumulator", "sigmoid", "silu", "silu_slope", "softplus", "state_step", "strides"]
+__all__ = [
+    "LOG2_E",
+    "accumulator",
+    "dot",
+    "sigmoid",
+    "silu",
+    "silu_slope",
+    "softplus",
+    "state_step",
+    "strides",
+]
+
+# exp(x) = exp2(x * LOG2_E): GPUs have an instruction for exp2
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 def accumulator(*dtypes: torch.dtype) -> tl.dtype:
@@ -61,3 +74,9 @@ def state_step(state, x, dt, A, B, C):
     """
     new = state * tl.exp(dt * A) + (dt * x[:, None]) * B[None, :]
     return new, tl.sum(new * C[None, :], 1)
+
+
+@triton.jit
+def dot(a, b, acc, DOT_PRECISION: tl.constexpr):
+    """acc + a @ b, in the dtype of acc; DOT_PRECISION as `core.tune.dot_precision` gives it."""
+    return tl.dot(a, b, acc, input_precision=DOT_PRECISION, out_dtype=acc.dtype)

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import triton
 from triton.runtime.jit import JITFunction, KernelInterface
 
-__all__ = ["Configs", "Tuned", "forced", "tuned"]
+__all__ = ["Configs", "Tuned", "dot_precision", "forced", "tuned"]
 
 # one list for every GPU, or lists by target ("sm_90", "gfx942"), with "default" for the others
 Configs: TypeAlias = Sequence[triton.Config] | Mapping[str, Sequence[triton.Config]]
@@ -105,3 +105,12 @@ class Tuned(KernelInterface):
 def _target() -> str:
     target = triton.runtime.driver.active.get_current_target()
     return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch).split(":")[0]
+
+
+def dot_precision(target: str) -> str:
+    """tl.dot's input_precision for float32 operands on `target`, as "sm_90" or "default".
+
+    AMD's matrix instructions take float32 itself. NVIDIA's take TF32, of which three products give
+    float32's accuracy; without tensor cores the accumulators would not fit in registers.
+    """
+    return "ieee" if target.startswith("gfx") else "tf32x3"
