@@ -1,11 +1,11 @@
 # Everything runs in an own virtual environment, .venv, with the versions of constraints.txt.
-# Needs make and one Python of 3.10 to 3.12; another than python3: make demo PYTHON=python3.11
+# Needs make and one Python of 3.10 to 3.13; another than python3: make demo PYTHON=python3.11
 
 PYTHON ?= python3
 BENCH ?= suite
 ARGS ?=
 
-SUPPORTED := 3.10 3.11 3.12
+SUPPORTED := 3.10 3.11 3.12 3.13
 FOUND := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 
 # A stamp says "this much is installed, from this pyproject.toml and these constraints". It is
@@ -59,7 +59,7 @@ clean:
 
 $(FRESH): $(INPUTS)
 ifeq ($(filter $(SUPPORTED),$(FOUND)),)
-	$(error Python 3.10, 3.11 or 3.12 is needed, $(PYTHON) is $(or $(FOUND),not one); \
+	$(error Python 3.10, 3.11, 3.12 or 3.13 is needed, $(PYTHON) is $(or $(FOUND),not one); \
 	name one: make $(MAKECMDGOALS) PYTHON=python3.11)
 endif
 	@echo 'making .venv with Python $(FOUND)'
