@@ -2,7 +2,7 @@
 # Needs make and one Python of 3.10 to 3.13; another than python3: make demo PYTHON=python3.11
 
 PYTHON ?= python3
-BENCH ?= suite
+BENCH ?= timing
 ARGS ?=
 
 SUPPORTED := 3.10 3.11 3.12 3.13
@@ -34,7 +34,7 @@ demo: $(FRESH)-run
 	@$(BIN)/timeviper-fast demo $(ARGS)
 
 test: $(FRESH)-test
-	@$(BIN)/python -m pytest $(or $(strip $(ARGS)),--ignore=tests/aot)
+	@$(BIN)/python -m pytest $(or $(strip $(ARGS)),--ignore=tests/machine_code)
 ifeq ($(strip $(ARGS)),)
 	@echo 'the same contracts on the kernels, through the interpreter'
 	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto -m triton tests/core tests/ops tests/model tests/dropin
@@ -42,7 +42,7 @@ endif
 
 # a process of its own: under TRITON_INTERPRET=1 nothing can be compiled
 aot: $(FRESH)-test
-	@env -u TRITON_INTERPRET $(BIN)/python -m pytest tests/aot $(ARGS)
+	@env -u TRITON_INTERPRET $(BIN)/python -m pytest tests/machine_code $(ARGS)
 
 lint: $(FRESH)-dev
 	@$(BIN)/ruff check

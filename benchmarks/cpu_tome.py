@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.providers import tome_per_round
+from benchmarks.timing.peers import tome_per_round
 from tvkernels.tome import tome_merge
 
 # (batch, seqlen, dim, num_tokens): SigLIP so400m at 384 px and at 224 px, CLIP L/14 at 336 px, ViT

@@ -346,7 +346,7 @@ def _scan_cases(part: int = 8) -> list[Case]:
             counted=(256, 512),
             part=part,
             # mamba-ssm gives a program as many heads as fill the processors
-            scaled=("benchmarks.providers:MULTIPROCESSORS",),
+            scaled=("benchmarks.timing.peers:MULTIPROCESSORS",),
         ),
     ]
 

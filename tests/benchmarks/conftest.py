@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from importlib import util
 
-NEED_TRITON = ["test_counter.py", "test_cost.py", "test_together.py"]
+NEED_TRITON = ["counting", "timing/test_precompile.py"]
 collect_ignore = [] if util.find_spec("triton") else NEED_TRITON

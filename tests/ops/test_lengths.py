@@ -147,8 +147,8 @@ CALLS: dict[str, Call] = {
 
 
 def code_of(call: Call, tokens: int, target: str) -> set[str]:
-    from benchmarks.aot import launches as aot
-    from benchmarks.aot import targets
+    from benchmarks.machine_code import launches as aot
+    from benchmarks.machine_code import targets
 
     with aot.recorded(targets.TARGETS[target], "a test") as launches:
         call(tokens)
@@ -213,8 +213,8 @@ def kept_by(inputs: dict[str, Any]) -> tuple[int, tuple[torch.Tensor, ...]]:
 def memory_of_training(tokens: int, gate: bool, packed: bool) -> tuple[int, int, int]:
     """Bytes that autograd keeps beside the inputs, and that forward and backward take beside their
     results, all of it at once: more than the peak."""
-    from benchmarks.aot import launches as aot
-    from benchmarks.aot import targets
+    from benchmarks.machine_code import launches as aot
+    from benchmarks.machine_code import targets
 
     inputs = scan_arguments(tokens, 1, gate, packed)
     with Allocated() as forward, aot.recorded(targets.TARGETS["sm_90"], "a test"):

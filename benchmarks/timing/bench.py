@@ -1,0 +1,161 @@
+"""What a benchmark is: one op at named shapes. A file bench_<op>.py is a list of these, BENCHES.
+
+The same list serves `pytest benchmarks/ --benchmark-only` (conftest.py) and
+`python -m benchmarks.timing`; rows.py runs one case of it, on whatever machine there is.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import tvkernels
+from benchmarks.shapes import CASES, Floor, Prepare
+
+__all__ = ["DECODE", "FLOORS", "FRAMES", "PREFILL", "Bench", "Case", "Form", "Shape", "Split"]
+
+# the floors of what is also counted, by the case's name
+FLOORS = {case.name: case.floor for case in CASES}
+
+
+class Shape(NamedTuple):
+    """Tokens of each of `batch` sequences; or sequences of a decode step, or frames."""
+
+    name: str
+    size: int
+    batch: int = 1
+
+
+# what targets are set for comes first: where time runs out, it is the rest that is cut
+PREFILL = (
+    Shape("32k", 32_768),
+    Shape("80k", 80_000),
+    Shape("160k", 160_000),
+    Shape("2k", 2048),
+    Shape("8 x 2k", 2048, 8),
+    Shape("8 x 32k", 32_768, 8),
+)
+DECODE = tuple(Shape(f"batch {n}", n) for n in (1, 8, 64))
+# 16 tokens a frame
+FRAMES = tuple(Shape(f"{s.name} tokens", s.batch * s.size // 16) for s in PREFILL)
+
+
+class Split(NamedTuple):
+    """How a call falls into independent parts, so that a part can be checked by itself.
+
+    parts: how many, None for as many as the first argument's dimension is long; each argument in
+        `arguments` (name to dimension), and each result (a dimension each), is cut into as many
+        equal pieces. Other arguments are shared by all parts.
+    """
+
+    parts: int | None
+    arguments: Mapping[str, int]
+    results: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Form:
+    """Another formulation of one op, as a provider of its own: `run` takes the op's arguments.
+
+    checked_in: the dtype to check its values in, where its own rounding changes discrete choices.
+    before: the op's arguments to its own, outside the timing: what a model makes once.
+    """
+
+    run: Callable[..., Any]
+    checked_in: torch.dtype | None = None
+    before: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One op with its shapes.
+
+    Args:
+        name: as it stands in the tables, the first part of each case's name.
+        prepare: as in shapes.py; tells the function, its arguments and what to differentiate by.
+        floor: from all tokens (or sequences, frames) of a shape to the least of the forward pass.
+        shapes: what is timed on a GPU.
+        small: what runs where there is none.
+        split: independent parts; None checks the call as a whole.
+        backward: the floor of the backward pass, where the op has one.
+        changes: names of the arguments that are written in place.
+        forms: other formulations, by provider name.
+        plain_up_to: tokens up to which plain PyTorch, compiled or not, is timed; None for all.
+            Beyond, a single part is checked against it.
+        judge: (arguments, results) -> what is wrong with the integer results, or None; in place of
+            equality with the truth's.
+    """
+
+    name: str
+    prepare: Prepare
+    floor: Callable[[int], Floor]
+    shapes: Sequence[Shape]
+    small: Shape
+    split: Split | None = None
+    backward: Callable[[int], Floor] | None = None
+    changes: Sequence[str] = ()
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    plain_up_to: int | None = None
+    judge: Callable[[Mapping[str, Any], Sequence[Tensor]], str | None] | None = None
+
+    def cases(self, small: bool) -> Iterator[Case]:
+        """Shape by shape, forward and backward."""
+        for shape in (self.small,) if small else self.shapes:
+            yield Case(self, shape, backward=False)
+            if self.backward is not None:
+                yield Case(self, shape, backward=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One direction of one benchmark at one shape: a group of rows, one per provider."""
+
+    bench: Bench
+    shape: Shape
+    backward: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.bench.name}, {self.shape.name}{', backward' if self.backward else ''}"
+
+    @property
+    def floor(self) -> Floor:
+        least = self.bench.backward if self.backward else self.bench.floor
+        assert least is not None
+        return least(self.shape.size * self.shape.batch)
+
+    @property
+    def beyond_plain(self) -> bool:
+        """Whether plain PyTorch is too slow here to be asked more than it must."""
+        most = self.bench.plain_up_to
+        return most is not None and self.shape.size * self.shape.batch > most
+
+    def call(self, device: torch.device | str, dtype: torch.dtype) -> Recorded:
+        """The call's public name and fresh arguments on `device`."""
+        options = {"batch": self.shape.batch} if self.shape.batch > 1 else {}
+        with torch.device(device):
+            run, by = self.bench.prepare(_Recorder(), self.shape.size, dtype, **options)
+            op, arguments = run()
+        names = [n for n, v in arguments.items() if any(v is leaf for leaf in by)]
+        return Recorded(op, arguments, tuple(names))
+
+
+class Recorded(NamedTuple):
+    """A call that was not made: the public function, its arguments, names to differentiate by."""
+
+    op: str
+    arguments: dict[str, Any]
+    by: tuple[str, ...]
+
+
+class _Recorder:
+    """Stands where a provider's functions do; a call of one is returned instead of made."""
+
+    def __getattr__(self, op: str) -> Callable[..., tuple[str, dict[str, Any]]]:
+        signature = inspect.signature(getattr(tvkernels, op))
+        return lambda *args, **options: (op, signature.bind(*args, **options).arguments)

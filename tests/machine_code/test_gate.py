@@ -1,0 +1,211 @@
+"""The gate itself: it refuses what it should, on kernels made to be wrong, and reads code right."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from benchmarks.machine_code import builds
+from benchmarks.machine_code.builds import Build, compile_all
+from benchmarks.machine_code.disassembly import read_sass
+from benchmarks.machine_code.gate import faults
+from benchmarks.machine_code.launches import Launch, recorded
+from benchmarks.machine_code.targets import TARGETS
+
+SM_90 = TARGETS["sm_90"]
+
+
+@triton.jit
+def sum_kernel(x_ptr, y_ptr, n, stride, BLOCK: tl.constexpr):
+    total = tl.zeros((BLOCK,), tl.float32)
+    lanes = tl.arange(0, BLOCK)
+    for start in range(0, n, BLOCK):
+        total += tl.load(x_ptr + (start + lanes) * stride, mask=start + lanes < n, other=0.0)
+    tl.store(y_ptr + lanes, total)
+
+
+@triton.jit
+def product_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+    lanes = tl.arange(0, BLOCK)
+    square = lanes[:, None] * BLOCK + lanes[None, :]
+    total = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for i in range(n):
+        x = tl.load(x_ptr + i * BLOCK * BLOCK + square)
+        total = tl.dot(x, x, total)
+    tl.store(y_ptr + square, total)
+
+
+@triton.jit
+def idle_kernel(x_ptr, n):
+    if n < 0:
+        tl.store(x_ptr + n, 1.0)
+
+
+@triton.jit
+def crowded_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+    lanes = tl.arange(0, BLOCK)
+    a, b = tl.load(x_ptr + lanes), tl.load(x_ptr + BLOCK + lanes)
+    for i in range(n):
+        c = tl.load(x_ptr + i * BLOCK + lanes)
+        a = a * c + b
+        b += a * tl.sum(c)
+        tl.store(y_ptr + i * BLOCK + lanes, a)
+    tl.store(y_ptr + lanes, a + b)
+
+
+def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def launch(kernel, *args, target=SM_90, grid=(1,), **options) -> Launch:
+    with recorded(target, "a test") as launches:
+        kernel[grid](*args, **options)
+    return launches[0]
+
+
+def build(kernel, *args, target=SM_90, **options) -> Build:
+    return compile_all([(launch(kernel, *args, target=target, **options), target)])[0]
+
+
+# launches
+
+
+def test_a_launch_is_specialised_as_the_jit_does():
+    x = tensor(1024)
+    made = launch(sum_kernel, x, x[1:], 2048, 1, BLOCK=128)
+    assert dict(made.signature) == {
+        "x_ptr": "*fp32", "y_ptr": "*fp32", "n": "i32", "stride": "constexpr", "BLOCK": "constexpr",
+    }  # fmt: skip
+    assert made.constexprs == {(3,): 1, (4,): 128}
+    aligned = {place for place, attrs in made.attrs.items() if ["tt.divisibility", 16] in attrs}
+    # x[1:] starts 4 bytes in, so it is none
+    assert aligned == {(0,), (2,)}
+
+
+def test_a_size_past_2_to_31_is_int64():
+    made = launch(sum_kernel, tensor(8), tensor(8), 2**31, 2, BLOCK=128)
+    assert made.signature["n"] == "i64"
+
+
+def test_launches_of_one_machine_code_are_one():
+    x = tensor(1024)
+    same, other = (launch(sum_kernel, x, x, n, 2, BLOCK=128) for n in (16, 32)), None
+    assert len({made.key for made in same}) == 1
+    other = launch(sum_kernel, x, x, 17, 2, BLOCK=128)
+    assert other.key != launch(sum_kernel, x, x, 16, 2, BLOCK=128).key
+
+
+# builds
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
+def test_a_sound_kernel_passes_and_a_dot_is_seen(target):
+    assert faults(build(sum_kernel, tensor(8), tensor(8), 999, 2, BLOCK=128, target=target)) == []
+    x = tensor(128, 128, dtype=torch.float16)
+    made = build(product_kernel, x, tensor(128, 128), 8, BLOCK=128, num_warps=4, target=target)
+    assert faults(made) == []
+    assert made.dots
+    kinds = {"sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
+    assert made.figures.mma_kind == kinds.get(target.name, "HMMA")
+
+
+def test_two_warps_get_no_warp_group_product():
+    x = tensor(128, 128, dtype=torch.float16)
+    made = build(product_kernel, x, tensor(64, 64), 8, BLOCK=64, num_warps=2)
+    assert "no matrix instruction of sm_90's kind" in faults(made)[0]
+
+
+def test_a_kernel_that_stores_nothing_is_refused():
+    made = build(idle_kernel, tensor(8), 1)
+    assert "is no working kernel" in faults(made)[0]
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_spills_in_a_loop_are_seen(target):
+    target = TARGETS[target]
+    x = tensor(1 << 20)
+    size = 4096 * (1 if target.is_nvidia else 4)
+    made = build(crowded_kernel, x, x, 5, BLOCK=size, num_warps=1, target=target)
+    assert 0 < made.figures.loop_spill_stores <= made.figures.spill_stores
+    assert made.figures.spill_loads > 0
+    if target.is_nvidia:
+        assert [fault.split()[0] for fault in faults(made)] == ["stores", "stores"]
+
+
+def test_too_much_shared_memory_is_refused():
+    made = build(sum_kernel, tensor(8), tensor(8), 999, 2, BLOCK=128)
+    assert "shared memory" in faults(replace(made, shared=SM_90.shared_per_block + 1))[0]
+    assert faults(replace(made, shared=SM_90.shared_per_block)) == []
+
+
+def test_a_grid_that_cannot_be_launched_is_refused():
+    made = build(sum_kernel, tensor(8), tensor(8), 999, 2, BLOCK=128, grid=(1, 70_000))
+    assert "70000 blocks along y" in faults(made)[0]
+
+
+def test_an_error_of_the_compiler_is_told():
+    made = build(sum_kernel, tensor(8), tensor(8), 999, 2, BLOCK=100)
+    assert "does not compile" in faults(made)[0]
+    assert "power of 2" in made.error
+
+
+def test_an_abort_of_the_compiler_costs_one_build(monkeypatch):
+    good = launch(sum_kernel, tensor(8), tensor(8), 999, 2, BLOCK=128)
+    bad = replace(good, case="bad")
+    figures = builds._figures
+
+    def abort(launch, target):
+        if launch.case != "bad":
+            return figures(launch, target)
+        os.write(2, b"LLVM ERROR: cannot select\n")
+        os.abort()
+
+    monkeypatch.setattr(builds, "_figures", abort)
+    first, second = compile_all([(bad, SM_90), (good, SM_90)])
+    assert first.error == "the compiler aborted (exit -6): LLVM ERROR: cannot select"
+    assert not second.error
+
+
+# machine code
+
+LISTING = """
+  REG:40 STACK:8 SHARED:0
+    /*0000*/    MOV R1, c[0x0][0x28] ;
+    /*0010*/    STL [R1], R2 ;
+    /*0020*/    ISETP.GE.AND P0, PT, R0, R3, PT ;
+    /*0030*/    STL.128 [R1+0x10], R4 ;
+    /*0040*/    @P1 BRA 0x90 ;
+    /*0050*/    HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24 ;
+    /*0060*/    @!P0 BRA 0x20 ;
+    /*0070*/    STG.E [R2], R4 ;
+    /*0080*/    EXIT ;
+    /*0090*/    STL.64 [R1], R2 ;
+    /*00a0*/    LDL R3, [R1] ;
+    /*00b0*/    BRA 0x70 ;
+    /*00c0*/    BRA 0xc0;
+    /*00d0*/    NOP;
+"""
+
+
+def test_a_listing_is_read():
+    figures = read_sass(LISTING, SM_90.mma)
+    assert figures.registers == 40
+    assert (figures.spill_stores, figures.spill_loads) == (4 + 16 + 8, 4)
+    # the block behind the exit leads back, and not into the loop
+    assert figures.loop_spill_stores == 16
+    assert (figures.mma, figures.mma_kind) == (1, "HGMMA")
+    assert figures.global_stores == 1
+    assert figures.traps == 0
+
+
+def test_blocks_at_once_are_bounded_by_each_resource():
+    assert SM_90.blocks_at_once(registers=32, shared=0, warps=4) == 16
+    assert SM_90.blocks_at_once(registers=128, shared=0, warps=4) == 4
+    assert SM_90.blocks_at_once(registers=32, shared=100 * 1024, warps=4) == 2
+    assert SM_90.blocks_at_once(registers=32, shared=SM_90.shared_per_block, warps=4) == 1
+    assert TARGETS["gfx942"].blocks_at_once(registers=128, shared=0, warps=4) == 4

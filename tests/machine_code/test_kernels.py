@@ -1,0 +1,102 @@
+"""Every kernel compiles for every target, in every configuration it ships, into what it should be.
+
+The kernels are read off the source; the cases of benchmarks/machine_code must launch each of them. All
+builds of the selected tests are made at once, on all processors, before the first test judges its
+own; Triton's cache makes a second run of the same source short.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import triton
+
+import tvkernels
+from benchmarks.machine_code import __main__ as compiled
+from benchmarks.machine_code.builds import Build, compile_all
+from benchmarks.machine_code.cases import launches_of, launches_on, scan_corners
+from benchmarks.machine_code.gate import faults
+from benchmarks.machine_code.targets import TARGETS
+
+PACKAGE = Path(tvkernels.__file__).parent
+
+
+def kernels() -> list[str]:
+    """Functions under triton.jit that some line launches, as kernel[grid](...)."""
+    jitted, launched = set(), set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                if any("triton.jit" in ast.unparse(d) for d in node.decorator_list):
+                    jitted.add(node.name)
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+                launched.add(ast.unparse(node.func.value).split(".")[-1])
+    return sorted(jitted & launched)
+
+
+CASES = [(kernel, target) for kernel in kernels() for target in TARGETS]
+
+
+@pytest.fixture(scope="session")
+def builds(request: pytest.FixtureRequest) -> dict[tuple[str, str], list[Build]]:
+    """What the selected tests judge, by kernel and target."""
+    wanted = {
+        (item.callspec.params["kernel"], item.callspec.params["target"])
+        for item in request.session.items
+        if hasattr(item, "callspec") and {"kernel", "target"} <= item.callspec.params.keys()
+    }
+    work = [
+        (launch, TARGETS[target])
+        for target in sorted({target for _, target in wanted})
+        for launch in launches_on(TARGETS[target])
+        if (launch.name, target) in wanted
+    ]
+    made: dict[tuple[str, str], list[Build]] = {case: [] for case in wanted}
+    for build in compile_all(work):
+        made[build.launch.name, build.target.name].append(build)
+    return made
+
+
+@pytest.mark.parametrize(("kernel", "target"), CASES)
+def test_every_build_is_what_it_should_be(builds, kernel, target):
+    made = builds[kernel, target]
+    assert made, f"no case launches {kernel}: add one to ROOMS in benchmarks/machine_code/cases.py"
+    wrong = [
+        f"{kernel} [{build.launch.config}] of '{build.launch.case}' {fault}"
+        for build in made
+        for fault in faults(build)
+    ]
+    assert not wrong, f"{len(wrong)} faults on {target}:\n" + "\n".join(wrong)
+
+
+def test_the_largest_scans_fit_a_hopper():
+    """Where several configurations are shipped, the tuner leaves out what has no room."""
+    target = TARGETS["sm_90"]
+    fits: dict[tuple[str, str], bool] = {}
+    for build in compile_all([(launch, target) for launch in launches_of(scan_corners(), target)]):
+        assert build.figures is not None, f"{build.launch.name}: {build.error}"
+        case = build.launch.name, build.launch.case
+        fits[case] = fits.get(case, False) or build.shared <= target.shared_per_block
+    assert len(fits) > 15
+    assert all(fits.values()), [case for case, fit in fits.items() if not fit]
+
+
+def test_the_table_has_the_lines_of_these_kernels():
+    """The figures in it are as old as its last writing; its lines may not be."""
+    table = compiled.sections(compiled.RESULT.read_text(encoding="utf-8")).get(triton.__version__)
+    if table is None:
+        pytest.skip(f"results/compiled.md has no section of Triton {triton.__version__}")
+    written = {tuple(re.split(r" *\| *", line)[1:4]) for line in table.splitlines()[4:]}
+    shipped = {
+        (launch.name, launch.config, target.name)
+        for target in TARGETS.values()
+        for launch in launches_on(target)
+    }
+    assert written == shipped, "write it anew: python -m benchmarks.machine_code"
+
+
+def test_there_are_kernels_to_judge():
+    assert CASES
