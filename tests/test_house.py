@@ -31,43 +31,48 @@ else:
 
 ROOT = Path(__file__).parents[1]
 # `ask` is a method of TimeViper that stands in a room of its own: it names the class in a hint
-TYPES_ONLY = {("ask", "timeviper_fast.model")}
+TYPES_ONLY = {("ask", "model")}
 PACKAGES = (tvkernels, timeviper_fast)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
-# Which modules of timeviper_fast each module may import: the map to read before adding an arrow.
-SIBLINGS = {
-    "config": "",
+# The import map of timeviper_fast: read it before adding an arrow. Which folders, and which modules
+# beside them, the files of each folder (or such a module) may import.
+FOLDERS = {
+    "errors": "",
     "stops": "",
-    "sampling": "config",
+    "config": "errors",
+    "layout": "config errors",
+    "presets": "config",
+    "sampling": "errors",
     "preprocess": "",
     "byte_tokenizer": "",
-    "video_file": "",
-    "video_writer": "video_file",
-    "video_images": "video_file",
-    "video": "config sampling video_file video_images video_writer",
-    "prompt": "config",
+    "video_file": "errors",
+    "video_writer": "errors video_file",
+    "video_images": "errors",
+    "video": "errors sampling video_file video_images video_writer",
+    "prompt": "layout",
     "vision": "config",
     "projector": "config",
     "cache": "config",
-    "transv": "config",
-    "presets": "config",
-    "names": "config presets",
-    "weights": "names",
+    "transv": "config layout",
+    "names": "config errors presets",
+    "weights": "errors names",
     "saving": "config weights",
-    "checkpoint": "config names weights saving",
-    "backbone": "config stops cache transv",
+    "checkpoint": "config errors names weights saving",
+    "backbone": "config errors layout stops cache transv",
     "initialize": "config backbone",
-    "training": "config prompt backbone",
-    "generate": "config stops cache transv backbone",
-    "ask": "config stops sampling preprocess prompt video generate",
-    "model": "config vision projector saving checkpoint backbone generate ask",
+    "training": "layout prompt backbone",
+    "generate": "config errors layout stops cache transv backbone",
+    "ask": "errors layout stops sampling preprocess prompt video generate",
+    "model": "config errors layout vision projector saving checkpoint backbone generate ask",
     "demo": "presets byte_tokenizer video initialize model",
     "terminal": "stops",
     "cli": "ask config presets video saving checkpoint generate model demo terminal",
     "__main__": "cli",
     "__init__": "ask config generate model presets",
 }
+# Which modules of its own folder each module of a folder may import.
+MODULES: dict[str, dict[str, str]] = {}
 
 # imported inside a function, so that importing the package stays quick
 ON_FIRST_USE = {"av", "huggingface_hub", "PIL", "rich", "safetensors", "tokenizers"}
@@ -147,14 +152,19 @@ class File(NamedTuple):
         yield from walk(self.tree, on_use=False)
 
     def modules_of(self, package: str) -> Iterator[tuple[int, str]]:
-        """(line, module) for each module of `package`; from package import module is one too."""
+        """(line, module) for each module of `package`; from folder import module is one too."""
         for line, module, names, _ in self.imports():
-            if module == package:
+            if f"{module}.".startswith(f"{package}."):
                 for name in names or ("",):
-                    is_module = (ROOT / package / f"{name}.py").exists()
-                    yield line, f"{package}.{name}" if is_module else package
-            elif module.startswith(f"{package}."):
-                yield line, module
+                    yield line, f"{module}.{name}" if is_module(module, name) else module
+
+
+def is_module(folder: str, name: str) -> bool:
+    """Whether `from folder import name` gives a module, and not what `__init__` exports so."""
+    home = ROOT / folder.replace(".", "/")
+    if not name or not ((home / name).is_dir() or (home / f"{name}.py").exists()):
+        return False
+    return f'"{name}"' not in (home / "__init__.py").read_text(encoding="utf-8")
 
 
 def read(path: Path) -> File:
@@ -241,19 +251,37 @@ def test_timeviper_fast_uses_public_names_of_tvkernels_only():
     ]
 
 
+def place(module: str) -> tuple[str, str]:
+    """(folder or module beside the folders, module in that folder) of a module of timeviper_fast."""
+    folder, _, inner = module.removeprefix("timeviper_fast").lstrip(".").partition(".")
+    if (ROOT / "timeviper_fast" / folder).is_dir() and folder:
+        return folder, inner or "__init__"
+    return folder or "__init__", ""
+
+
 def test_timeviper_fast_imports_downwards_only():
-    assert not [
-        f"{file.path}:{line} {module}"
-        for file in TIMEVIPER
-        for line, module in file.modules_of("timeviper_fast")
-        if module.removeprefix("timeviper_fast.") not in SIBLINGS.get(file.stem, "").split()
-        and (file.stem, module) not in TYPES_ONLY
-    ]
+    wrong = []
+    for file in TIMEVIPER:
+        folder, module = place(file.path.removesuffix(".py").replace("/", "."))
+        for line, imported in file.modules_of("timeviper_fast"):
+            to_folder, to_module = place(imported)
+            if to_folder == folder:
+                allowed = to_module in MODULES.get(folder, {}).get(module, "").split()
+            else:
+                allowed = to_folder in FOLDERS.get(folder, "").split()
+            if not allowed and (folder, to_folder) not in TYPES_ONLY:
+                wrong.append(f"{file.path}:{line} {imported}")
+    assert not wrong
 
 
-def test_the_sibling_map_has_no_circle_and_no_ghost():
-    order = graphlib.TopologicalSorter({name: row.split() for name, row in SIBLINGS.items()})
-    assert sorted(order.static_order()) == sorted(file.stem for file in TIMEVIPER)
+def test_the_import_map_has_no_circle_and_no_ghost():
+    places = [place(file.path.removesuffix(".py").replace("/", ".")) for file in TIMEVIPER]
+    order = graphlib.TopologicalSorter({name: row.split() for name, row in FOLDERS.items()})
+    assert sorted(order.static_order()) == sorted({folder for folder, _ in places})
+    assert set(MODULES) == {folder for folder, module in places if module}
+    for folder, rows in MODULES.items():
+        order = graphlib.TopologicalSorter({name: row.split() for name, row in rows.items()})
+        assert sorted(order.static_order()) == sorted(m for f, m in places if f == folder)
 
 
 def test_what_is_imported_is_declared():
@@ -507,18 +535,27 @@ def test_readme_names_every_public_name():
     assert not {name for package in PACKAGES for name in package.__all__} - named
 
 
-def test_readme_tree_has_one_line_per_file():
-    """Of tvkernels' op rooms it lists the folders: the files in them are the same in each."""
+def test_readme_tree_has_one_line_per_folder():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = next(b for b in re.findall(r"```\w*\n(.*?)```", text, re.S) if "\ntvkernels/" in b)
     listed, above = [], ["", "", ""]
     for line in filter(str.strip, block.splitlines()):
         depth, entry = (len(line) - len(line.lstrip())) // 2, line.split()[0]
         above[depth] = entry
-        if not entry.endswith("/") or entry.strip("/") in ROOMS:
-            listed.append("".join(above[:depth]) + entry)
-    rooms = {f"tvkernels/{room}/" for room in ROOMS}
-    files = {f.path for f in PRODUCT if not f.path.startswith(tuple(rooms))}
+        listed.append("".join(above[:depth]) + entry)
     product = [path for path in listed if path.startswith(("tvkernels/", "timeviper_fast/"))]
-    assert sorted(product) == sorted((files | rooms) - {"tvkernels/core/__init__.py"})
-    assert not [path for path in listed if "/" in path.rstrip("/") and not (ROOT / path).exists()]
+    assert sorted(product) == sorted({f"{Path(file.path).parent.as_posix()}/" for file in PRODUCT})
+    assert not [path for path in listed if not (ROOT / path).exists()]
+
+
+def test_a_folder_says_what_its_modules_do():
+    """In the docstring of its `__init__`, a line for each; ops have the same files in each folder."""
+    wrong = []
+    for file in PRODUCT:
+        folder = (ROOT / file.path).parent
+        if file.stem == "__init__" and folder.name not in ROOMS:
+            named = re.findall(r"^ *(\w+\.py) {2,}\S", ast.get_docstring(file.tree) or "", re.M)
+            modules = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+            if sorted(named) != sorted(modules):
+                wrong.append(f"{file.path} {modules ^ set(named)}")
+    assert not wrong

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from timeviper_fast.config import Segment, expect_function, is_integer, tokens_before_layer
+from timeviper_fast.errors import expect_function, is_integer
 from timeviper_fast.generate import (
     Prefill,
     Sampling,
@@ -22,6 +22,7 @@ from timeviper_fast.generate import (
     decode,
     prefill,
 )
+from timeviper_fast.layout import Segment, tokens_before_layer
 from timeviper_fast.preprocess import resize_normalize
 from timeviper_fast.prompt import (
     Prompt,

@@ -17,14 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timeviper_fast.cache import AttentionState, HybridCache, MambaState
-from timeviper_fast.config import (
-    ATTENTION,
-    MAMBA,
-    BackboneConfig,
-    CompressionStage,
-    Segment,
-    is_integer,
-)
+from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig, CompressionStage
+from timeviper_fast.errors import is_integer
+from timeviper_fast.layout import Segment
 from timeviper_fast.stops import Stop, StopWatch
 from timeviper_fast.transv import StageRecord, TransV
 from tvkernels import (

@@ -22,6 +22,7 @@ from timeviper_fast.config import (
     TimeViperConfig,
     VisionConfig,
 )
+from timeviper_fast.errors import CheckpointError
 from timeviper_fast.names import (
     backbone_config_from_hf,
     llm_names,
@@ -36,7 +37,6 @@ from timeviper_fast.names import (
 )
 from timeviper_fast.saving import FORMAT, FORMAT_VERSION, TOKENIZER_FILES
 from timeviper_fast.weights import (
-    CheckpointError,
     PathLike,
     Progress,
     Source,
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
-    "CheckpointError",
     "Source",
     "backbone_config_from_hf",
     "config_from_dict",

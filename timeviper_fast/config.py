@@ -9,8 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, NoReturn
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from timeviper_fast.errors import (
+    COUNT,
+    INTEGER,
+    Kind,
+    expect,
+    fail,
+    instance_of,
+    is_integer,
+    is_number,
+)
 
 __all__ = [
     "ATTENTION",
@@ -19,51 +30,14 @@ __all__ = [
     "BackboneConfig",
     "CompressionStage",
     "ProjectorConfig",
-    "Segment",
     "TimeViperConfig",
     "VisionConfig",
-    "VisualSpan",
-    "expect_function",
-    "fail",
-    "is_integer",
-    "is_number",
-    "shorten",
-    "tokens_before_layer",
 ]
 
 Selection = Literal["uniform", "attention"]
 TokenOrder = Literal["raw", "ascending", "descending"]
 
 MAMBA, ATTENTION, MLP = "M", "*", "-"
-
-
-def fail(owner: str, name: str, rule: str, value: Any) -> NoReturn:
-    """Raise the ValueError `<owner>: <name> must <rule>, got <value>`."""
-    raise ValueError(f"{owner}: {name} must {rule}, got {value!r}")
-
-
-def expect_function(owner: str, **given: Any) -> None:
-    """Raise a ValueError for what cannot be called; None is no function and may be left out."""
-    for name, value in given.items():
-        if value is not None and not callable(value):
-            fail(owner, name, "be a function or None", value)
-
-
-class _Kind(NamedTuple):
-    """What every field of one kind must be, in words and as a test."""
-
-    rule: str
-    holds: Callable[[Any], bool]
-
-
-def is_integer(value: Any) -> bool:
-    """In Python a bool is an int, here it is not."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """An integer or a finite float."""
-    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _all(holds: Callable[[Any], bool], value: Any, length: int | None = None) -> bool:
@@ -79,94 +53,25 @@ def _is_range(value: Any) -> bool:
     return is_number(low) and (is_number(high) or high == math.inf) and 0 <= low <= high
 
 
-def _instance(kind: type) -> _Kind:
-    return _Kind(f"be a {kind.__name__}", lambda v: isinstance(v, kind))
-
-
-_BOOL = _Kind("be True or False", lambda v: isinstance(v, bool))
-_INTEGER = _Kind("be an integer", is_integer)
-_COUNT = _Kind("be an integer of 0 or more", lambda v: is_integer(v) and v >= 0)
+_BOOL = Kind("be True or False", lambda v: isinstance(v, bool))
 # beyond the bound no tensor could be made, which PyTorch would say less clearly
-_SIZE = _Kind("be a positive integer up to 2^24", lambda v: is_integer(v) and 0 < v <= 1 << 24)
-_ABOVE_0 = _Kind("be a finite number above 0", lambda v: is_number(v) and v > 0)
-_FROM_0 = _Kind("be a finite number of 0 or more", lambda v: is_number(v) and v >= 0)
-_RATIO = _Kind("lie in (0, 1]", lambda v: is_number(v) and 0 < v <= 1)
-_RANGE = _Kind("be a tuple (low, high) of numbers with 0 <= low <= high", _is_range)
-_TRIPLE = _Kind("be a tuple of 3 finite numbers", lambda v: _all(is_number, v, 3))
-_SCALES = _Kind("be a tuple of 3 finite numbers above 0", lambda v: _all(_ABOVE_0.holds, v, 3))
-_PATTERN = _Kind(
+_SIZE = Kind("be a positive integer up to 2^24", lambda v: is_integer(v) and 0 < v <= 1 << 24)
+_ABOVE_0 = Kind("be a finite number above 0", lambda v: is_number(v) and v > 0)
+_FROM_0 = Kind("be a finite number of 0 or more", lambda v: is_number(v) and v >= 0)
+_RATIO = Kind("lie in (0, 1]", lambda v: is_number(v) and 0 < v <= 1)
+_RANGE = Kind("be a tuple (low, high) of numbers with 0 <= low <= high", _is_range)
+_TRIPLE = Kind("be a tuple of 3 finite numbers", lambda v: _all(is_number, v, 3))
+_SCALES = Kind("be a tuple of 3 finite numbers above 0", lambda v: _all(_ABOVE_0.holds, v, 3))
+_PATTERN = Kind(
     "be a non-empty string of the letters M, * and -",
     lambda v: isinstance(v, str) and v != "" and set(v) <= {MAMBA, ATTENTION, MLP},
 )
-_IDS = _Kind("be a tuple of token ids (0 or more)", lambda v: _all(_COUNT.holds, v))
-
-
-def _expect(owner: str, config: Any, kind: _Kind, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not kind.holds(value):
-            fail(owner, name, kind.rule, value)
+_IDS = Kind("be a tuple of token ids (0 or more)", lambda v: _all(COUNT.holds, v))
 
 
 def _expect_one_of(owner: str, name: str, value: Any, choices: tuple[Any, ...]) -> None:
     if value not in choices:
         fail(owner, name, f"be one of {', '.join(map(repr, choices))}", value)
-
-
-@dataclass(frozen=True)
-class VisualSpan:
-    """The contiguous run of vision tokens inside a sequence: `start`, `length` in tokens."""
-
-    start: int
-    length: int
-
-    def __post_init__(self) -> None:
-        _expect("VisualSpan", self, _COUNT, "start", "length")
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.length
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One sample inside a (possibly packed) sequence.
-
-    Attributes:
-        length: tokens of the sample.
-        span: its vision tokens, relative to the sample's first token; length 0 when it has none.
-        query_from_end: the token that asks in an attention stage, counted back from the sample's
-            last token (0). Dropping vision tokens in front of it does not move it.
-        vision_tokens: vision tokens before any stage dropped some (N0); defaults to the span's.
-    """
-
-    length: int
-    span: VisualSpan = VisualSpan(0, 0)
-    query_from_end: int = 0
-    vision_tokens: int = -1
-
-    def __post_init__(self) -> None:
-        _expect("Segment", self, _COUNT, "length", "query_from_end")
-        _expect("Segment", self, _INTEGER, "vision_tokens")
-        _expect("Segment", self, _instance(VisualSpan), "span")
-        if self.vision_tokens < 0:
-            object.__setattr__(self, "vision_tokens", self.span.length)
-        if self.span.stop > self.length:
-            fail("Segment", "span", f"lie inside the sample's {self.length} tokens", self.span)
-        text_after = self.length - self.span.stop
-        limit = text_after if self.span.length else self.length
-        if self.query_from_end >= max(limit, 1):
-            fail(
-                "Segment",
-                "query_from_end",
-                f"point at one of the {limit} tokens after the span",
-                self.query_from_end,
-            )
-
-    def after(self, kept: int) -> Segment:
-        """The same sample once only `kept` of its present vision tokens remain."""
-        dropped = self.span.length - kept
-        return replace(self, length=self.length - dropped, span=replace(self.span, length=kept))
 
 
 @dataclass(frozen=True)
@@ -190,10 +95,10 @@ class CompressionStage:
 
     def __post_init__(self) -> None:
         owner = "CompressionStage"
-        _expect(owner, self, _COUNT, "layer")
+        expect(owner, self, COUNT, "layer")
         _expect_one_of(owner, "select", self.select, ("uniform", "attention"))
-        _expect(owner, self, _RATIO, "keep")
-        _expect(owner, self, _BOOL, "transfer")
+        expect(owner, self, _RATIO, "keep")
+        expect(owner, self, _BOOL, "transfer")
 
     def kept_count(self, vision_tokens: int) -> int:
         """Vision tokens that remain of `vision_tokens` original ones (float64, truncated)."""
@@ -238,21 +143,21 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         owner = "BackboneConfig"
-        _expect(
+        expect(
             owner, self, _SIZE, "vocab_size", "hidden_size", "intermediate_size",
             "num_attention_heads", "num_key_value_heads", "head_dim", "mamba_num_heads",
             "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel", "chunk_size",
             "max_position_embeddings",
         )  # fmt: skip
-        _expect(
+        expect(
             owner, self, _BOOL, "attention_bias", "mlp_bias", "mamba_proj_bias", "use_conv_bias",
             "tie_word_embeddings",
         )  # fmt: skip
-        _expect(owner, self, _ABOVE_0, "norm_eps", "time_step_min", "time_step_max")
-        _expect(owner, self, _FROM_0, "time_step_floor")
-        _expect(owner, self, _RANGE, "time_step_limit")
-        _expect(owner, self, _IDS, "eos_token_ids")
-        _expect(owner, self, _PATTERN, "pattern")
+        expect(owner, self, _ABOVE_0, "norm_eps", "time_step_min", "time_step_max")
+        expect(owner, self, _FROM_0, "time_step_floor")
+        expect(owner, self, _RANGE, "time_step_limit")
+        expect(owner, self, _IDS, "eos_token_ids")
+        expect(owner, self, _PATTERN, "pattern")
         if max(self.eos_token_ids, default=0) >= self.vocab_size:
             rule = f"lie below vocab_size ({self.vocab_size})"
             fail(owner, "eos_token_ids", rule, self.eos_token_ids)
@@ -307,14 +212,14 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         owner = "VisionConfig"
-        _expect(
+        expect(
             owner, self, _SIZE, "image_size", "patch_size", "hidden_size", "intermediate_size",
             "num_hidden_layers", "num_attention_heads",
         )  # fmt: skip
-        _expect(owner, self, _ABOVE_0, "layer_norm_eps")
-        _expect(owner, self, _INTEGER, "feature_layer")
-        _expect(owner, self, _TRIPLE, "image_mean")
-        _expect(owner, self, _SCALES, "image_std")
+        expect(owner, self, _ABOVE_0, "layer_norm_eps")
+        expect(owner, self, INTEGER, "feature_layer")
+        expect(owner, self, _TRIPLE, "image_mean")
+        expect(owner, self, _SCALES, "image_std")
         if self.hidden_size % self.num_attention_heads:
             rule = f"divide hidden_size ({self.hidden_size})"
             fail(owner, "num_attention_heads", rule, self.num_attention_heads)
@@ -357,7 +262,7 @@ class ProjectorConfig:
         owner = "ProjectorConfig"
         _expect_one_of(owner, "kind", self.kind, ("gelu_mlp", "tome_mlp", "fused_tome_mlp"))
         _expect_one_of(owner, "token_order", self.token_order, ("raw", "ascending", "descending"))
-        _expect(owner, self, _SIZE, "num_tokens", "clip_frames", "merge_heads")
+        expect(owner, self, _SIZE, "num_tokens", "clip_frames", "merge_heads")
 
     @property
     def merges(self) -> bool:
@@ -376,10 +281,10 @@ class TimeViperConfig:
 
     def __post_init__(self) -> None:
         owner = "TimeViperConfig"
-        _expect(owner, self, _instance(BackboneConfig), "backbone")
-        _expect(owner, self, _instance(VisionConfig), "vision")
-        _expect(owner, self, _instance(ProjectorConfig), "projector")
-        _expect(owner, self, _instance(tuple), "stages")
+        expect(owner, self, instance_of(BackboneConfig), "backbone")
+        expect(owner, self, instance_of(VisionConfig), "vision")
+        expect(owner, self, instance_of(ProjectorConfig), "projector")
+        expect(owner, self, instance_of(tuple), "stages")
         _expect_one_of(owner, "template", self.template, ("nano_base", "qwen2"))
         patches = self.vision.patches_per_frame
         if self.projector.merges and not self.projector.num_tokens <= patches:
@@ -424,21 +329,3 @@ def check_stages(stages: tuple[CompressionStage, ...], backbone: BackboneConfig)
             rule = f"be an attention layer ({layers or 'there is none'}) for select='attention'"
             fail(owner, "layer", rule, f"{stage.layer} ({backbone.pattern[stage.layer]})")
         layer_before, keep_before = stage.layer, stage.keep
-
-
-def shorten(segments: tuple[Segment, ...], stage: CompressionStage) -> tuple[Segment, ...]:
-    """What `stage` leaves of every sample."""
-    return tuple(s.after(stage.kept_count(s.vision_tokens)) for s in segments)
-
-
-def tokens_before_layer(
-    segments: tuple[Segment, ...], stages: tuple[CompressionStage, ...], num_layers: int
-) -> list[int]:
-    """Tokens of the whole sequence that enter each layer; nothing has to run to know them."""
-    stage_at = {stage.layer: stage for stage in stages}
-    counts = []
-    for layer in range(num_layers):
-        if layer in stage_at:
-            segments = shorten(segments, stage_at[layer])
-        counts.append(sum(s.length for s in segments))
-    return counts

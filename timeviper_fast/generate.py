@@ -13,14 +13,9 @@ from torch import Tensor
 
 from timeviper_fast.backbone import HybridBackbone
 from timeviper_fast.cache import HybridCache
-from timeviper_fast.config import (
-    ATTENTION,
-    BackboneConfig,
-    Segment,
-    is_integer,
-    is_number,
-    tokens_before_layer,
-)
+from timeviper_fast.config import ATTENTION, BackboneConfig
+from timeviper_fast.errors import is_integer, is_number
+from timeviper_fast.layout import Segment, tokens_before_layer
 from timeviper_fast.stops import StopWatch
 from timeviper_fast.transv import StageRecord
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from timeviper_fast import checkpoint, saving
 from timeviper_fast.ask import ask
 from timeviper_fast.backbone import HybridBackbone
-from timeviper_fast.config import Segment, TimeViperConfig, VisualSpan, expect_function
+from timeviper_fast.config import TimeViperConfig
+from timeviper_fast.errors import expect_function
 from timeviper_fast.generate import (
     Sampling,
     StageCount,
@@ -22,6 +23,7 @@ from timeviper_fast.generate import (
     decode,
     prefill,
 )
+from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.projector import Projector
 from timeviper_fast.vision import VisionTransformer
 

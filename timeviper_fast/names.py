@@ -21,8 +21,8 @@ from timeviper_fast.config import (
     ProjectorConfig,
     TimeViperConfig,
     VisionConfig,
-    fail,
 )
+from timeviper_fast.errors import fail
 from timeviper_fast.presets import VISION_PRESETS
 
 __all__ = [

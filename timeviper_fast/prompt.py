@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from timeviper_fast.config import VisualSpan
+from timeviper_fast.layout import VisualSpan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor
 
-from timeviper_fast.config import is_integer, is_number
+from timeviper_fast.errors import is_integer, is_number
 
 __all__ = ["Fps", "Policy", "Uniform", "Upstream", "VideoChatFlash", "parse_policy"]
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from timeviper_fast.backbone import HybridBackbone
-from timeviper_fast.config import Segment, VisualSpan, shorten
+from timeviper_fast.layout import Segment, VisualSpan, shorten
 from timeviper_fast.prompt import IGNORE_INDEX
 
 __all__ = ["packed_loss", "training_segment"]

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from timeviper_fast.config import BackboneConfig, CompressionStage, Segment, shorten
+from timeviper_fast.config import BackboneConfig, CompressionStage
+from timeviper_fast.layout import Segment, shorten
 from tvkernels import (
     attention_topk_hidden,
     compact,

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from timeviper_fast.config import is_integer, is_number
+from timeviper_fast.errors import VideoError, is_integer, is_number
 from timeviper_fast.sampling import Policy, parse_policy
-from timeviper_fast.video_file import FileReader, VideoError
+from timeviper_fast.video_file import FileReader
 from timeviper_fast.video_images import (
     AnimationReader,
     ImagesReader,

@@ -21,22 +21,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from timeviper_fast.errors import VideoError
+
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["FileReader", "VideoError", "import_av"]
+__all__ = ["FileReader", "import_av"]
 
 # two stretches this close are decoded as one: draining and refilling the decoder costs more
 _JOIN_PACKETS = 8
 # a jump over fewer packets reads on without decoding, which costs less than a seek
 _SEEK_PACKETS = 256
-
-
-class VideoError(ValueError):
-    """A video that cannot be read, or not whole; one line that names it and says why."""
 
 
 class FileReader:

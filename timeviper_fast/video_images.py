@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from timeviper_fast.video_file import VideoError
+from timeviper_fast.errors import VideoError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage

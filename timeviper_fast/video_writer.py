@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from timeviper_fast.video_file import VideoError, import_av
+from timeviper_fast.errors import VideoError
+from timeviper_fast.video_file import import_av
 
 __all__ = ["write_video"]
 

@@ -22,10 +22,10 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import torch
 from torch import Tensor, nn
 
+from timeviper_fast.errors import CheckpointError
 from timeviper_fast.names import NameMap, Piece, own_names
 
 __all__ = [
-    "CheckpointError",
     "PathLike",
     "Progress",
     "Source",
@@ -49,10 +49,6 @@ _FLOATS = {
 PathLike = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
 M = TypeVar("M", bound=nn.Module)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be read, does not fit the model, or cannot be written."""
 
 
 def fail(owner: str, name: str, rule: str, value: Any) -> NoReturn:

@@ -1,5 +1,9 @@
 """Portable kernels for Mamba-2 hybrids and token-compressing video models: the public names.
 
+    __main__.py           python -m tvkernels: which backend runs each op here
+    reference.py          every op's PyTorch reference on one page
+    split_conv1d_scan.py  mamba_split_conv1d_scan_combined, composed of the other ops
+
 Importing this imports no Triton; a kernel is imported when a tensor first needs it.
 """
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.model.goldens import DROP_ONLY, TRANSV, golden, manifest, tiny_backbone
-from timeviper_fast.config import Segment, VisualSpan
 from timeviper_fast.generate import decode, prefill
+from timeviper_fast.layout import Segment, VisualSpan
 
 RUNS = {
     "DE_nodrop_short": (),

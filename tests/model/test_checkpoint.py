@@ -27,7 +27,6 @@ from tests.model.checkpoints import (
 )
 from timeviper_fast.byte_tokenizer import byte_tokenizer
 from timeviper_fast.checkpoint import (
-    CheckpointError,
     config_from_dict,
     load_pretrained,
     load_tokenizer,
@@ -41,6 +40,7 @@ from timeviper_fast.config import (
     TimeViperConfig,
     VisionConfig,
 )
+from timeviper_fast.errors import CheckpointError
 from timeviper_fast.presets import preset
 from timeviper_fast.saving import config_to_dict, save_pretrained
 from timeviper_fast.weights import weight_files

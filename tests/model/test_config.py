@@ -17,12 +17,10 @@ from timeviper_fast.config import (
     BackboneConfig,
     CompressionStage,
     ProjectorConfig,
-    Segment,
     TimeViperConfig,
     VisionConfig,
-    VisualSpan,
-    tokens_before_layer,
 )
+from timeviper_fast.layout import Segment, VisualSpan, tokens_before_layer
 from timeviper_fast.presets import preset
 
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from timeviper_fast.backbone import HybridBackbone
 from timeviper_fast.cache import AttentionState, HybridCache
-from timeviper_fast.config import CompressionStage, Segment, VisualSpan
+from timeviper_fast.config import CompressionStage
 from timeviper_fast.generate import Sampling, decode, prefill, sample
 from timeviper_fast.initialize import init_weights
+from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.presets import preset
 
 CONFIG = replace(preset("tiny").backbone, time_step_limit=(0.0, float("inf")))

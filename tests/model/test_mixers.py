@@ -8,7 +8,8 @@ import torch
 from tests.model.goldens import TINY, golden, manifest
 from timeviper_fast.backbone import Attention, Mamba2, Packing
 from timeviper_fast.cache import MambaState
-from timeviper_fast.config import BackboneConfig, CompressionStage, Segment, VisualSpan
+from timeviper_fast.config import BackboneConfig, CompressionStage
+from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.transv import TransV
 
 

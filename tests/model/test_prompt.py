@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from timeviper_fast.byte_tokenizer import SPECIAL_TOKENS, byte_tokenizer
-from timeviper_fast.config import VisualSpan
+from timeviper_fast.layout import VisualSpan
 from timeviper_fast.presets import preset
 from timeviper_fast.prompt import (
     build_prompt,

@@ -26,17 +26,13 @@ from tests.model.checkpoints import (
 )
 from tests.model.goldens import DROP_ONLY, TINY, TRANSV, golden, tiny_backbone
 from timeviper_fast.backbone import HybridBackbone
-from timeviper_fast.checkpoint import (
-    CheckpointError,
-    load_backbone,
-    load_upstream,
-    upstream_config,
-)
+from timeviper_fast.checkpoint import load_backbone, load_upstream, upstream_config
 from timeviper_fast.config import (
     CompressionStage,
     TimeViperConfig,
     VisionConfig,
 )
+from timeviper_fast.errors import CheckpointError
 from timeviper_fast.names import vision_names
 from timeviper_fast.saving import save_pretrained
 from timeviper_fast.vision import VisionTransformer

@@ -29,15 +29,12 @@ from tests.model.checkpoints import (
 from tests.model.goldens import TINY, TRANSV
 from timeviper_fast import checkpoint, config, names, weights
 from timeviper_fast.backbone import HybridBackbone
-from timeviper_fast.checkpoint import (
-    CheckpointError,
-    load_backbone,
-    load_pretrained,
-)
+from timeviper_fast.checkpoint import load_backbone, load_pretrained
 from timeviper_fast.config import (
     BackboneConfig,
     TimeViperConfig,
 )
+from timeviper_fast.errors import CheckpointError
 from timeviper_fast.names import Piece, vision_names
 from timeviper_fast.saving import save_pretrained
 from timeviper_fast.vision import VisionTransformer

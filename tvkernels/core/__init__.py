@@ -1,1 +1,9 @@
-"""What every op shares: backend choice and argument checks. Knows no op."""
+"""What every op shares: backend choice, argument checks, launches of kernels.
+
+    backend.py  which backend runs an op, and the error when none can
+    checks.py   argument checks in one wording
+    plain.py    what references share
+    library.py  launches of kernels as operators that PyTorch can trace
+    tl.py       device functions that kernels share
+    tune.py     which launch configuration a kernel runs with
+"""

@@ -1,4 +1,10 @@
-"""Other people's models on our ops: transformers patched in place, module stand-ins, who is who."""
+"""Other people's models on our ops.
+
+    patching.py   models of transformers, their functions replaced in place
+    stand_ins.py  modules that stand in for mamba_ssm and causal_conv1d
+    providers.py  which package provides each function that models call
+    hub.py        the ops as layers for Hugging Face's kernels library
+"""
 
 from tvkernels.integrations.hub import KernelLayer, kernel_mapping
 from tvkernels.integrations.patching import (
