@@ -1,4 +1,4 @@
-"""What every op shares: backend choice, argument checks, launches of kernels.
+"""What the ops share: backend choice, argument checks, launches of kernels.
 
     backend.py  which backend runs an op, and the error when none can
     checks.py   argument checks in one wording
@@ -6,4 +6,6 @@
     library.py  launches of kernels as operators that PyTorch can trace
     tl.py       device functions that kernels share
     tune.py     which launch configuration a kernel runs with
+
+Only `tl.py` and `tune.py` import Triton.
 """

@@ -4,6 +4,8 @@
     stand_ins.py  modules that stand in for mamba_ssm and causal_conv1d
     providers.py  which package provides each function that models call
     hub.py        the ops as layers for Hugging Face's kernels library
+
+Each is undone by its counterpart, and hands back what the ops cannot serve exactly.
 """
 
 from tvkernels.integrations.hub import KernelLayer, kernel_mapping
