@@ -7,6 +7,7 @@ calls that reach tvkernels, so that it cannot compare transformers with itself.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterator
 
 import pytest
@@ -39,20 +40,21 @@ def close(actual, expected, limit=CLOSE):
     assert error < limit, f"relative error {error:.2e}"
 
 
-def next_logits(model, ids, cache, **more):
-    """(logits, cache) of one call; mamba2 has words of its own."""
-    word = "cache_params" if "Mamba2" in type(model).__name__ else "past_key_values"
-    result = model(ids, use_cache=True, **{word: cache}, **more)
-    return result.logits, result[word]
+def cache_names(model):
+    """What the model calls its cache, the current name first: transformers 5.24 takes two."""
+    old = "cache_params" if "Mamba2" in type(model).__name__ else "past_key_values"
+    return [old] if old in inspect.signature(model.forward).parameters else ["cache", old]
 
 
 @torch.no_grad()
-def read_on(model, ids, cuts):
-    """Logits of `ids`, read piece by piece with one cache."""
+def read_on(model, ids, cuts, name=None):
+    """Logits of `ids`, read piece by piece with one cache, which is passed as `name`."""
+    name = name or cache_names(model)[0]
     logits, cache = [], None
     for piece in ids.tensor_split(cuts, dim=1):
-        out, cache = next_logits(model, piece, cache)
-        logits.append(out)
+        result = model(piece, use_cache=True, **{name: cache})
+        cache = result[name]
+        logits.append(result.logits)
     return torch.cat(logits, dim=1)
 
 
@@ -71,6 +73,17 @@ def test_logits_also_of_a_continuation_by_several_tokens_and_by_one(name, calls)
     assert calls == {SCAN: 2 * layers, CONV: 2 * layers, STEP: layers, UPDATE: layers} | (
         {NORM: 3 * layers} if name != "falcon_h1" else {}
     )
+
+
+@every_model
+@pytest.mark.filterwarnings("ignore:`(cache_params|past_key_values)` is deprecated:FutureWarning")
+def test_each_name_of_the_cache(name, calls):
+    model, ids = model_and_tokens(name)
+    names = cache_names(model)
+    with tvkernels.patch_transformers(name):
+        first, *others = [read_on(model, ids, [13, 20], cache) for cache in names]
+    assert all(torch.equal(first, other) for other in others)
+    assert calls[STEP] in (len(names), 2 * len(names))
 
 
 @every_model
@@ -204,10 +217,15 @@ OTHERS = {
         | {"num_experts": 2, "num_experts_per_tok": 1},
     ),
     "lfm2": ("Lfm2", LAYERS | ATTENTION | {"layer_types": ["conv", "full_attention"]}),
+    # its filter has seven taps
+    "lfm3": (
+        "Lfm3",
+        LAYERS | ATTENTION | {"head_dim": 16, "layer_types": ["conv", "full_attention"]},
+    ),
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", [name for name in OTHERS if name in patching.served_models()])
 def test_models_with_another_scan(name, calls, monkeypatch):
     kind, config = OTHERS[name]
     monkeypatch.setitem(MODELS, name, (kind, WORDS | config))
@@ -219,4 +237,4 @@ def test_models_with_another_scan(name, calls, monkeypatch):
             close(model(ids).logits, logits)
             assert torch.equal(generate(), made)
     assert min(calls[CONV], calls[STEP]) > 0
-    assert (calls[UPDATE] > 0) == (name != "lfm2")
+    assert (calls[UPDATE] > 0) == (not name.startswith("lfm"))

@@ -128,7 +128,7 @@ def patch_transformers(models: str | Sequence[str] | None = None) -> Patch:
         ModuleNotFoundError: transformers is not installed.
 
     Numerics: those of the ops, which round to the dtype of their input once, at the end.
-    Source: transformers 5.17 to 5.23.
+    Source: transformers 5.17 to 5.24.
     """
     known = served_models()
     wanted = known if models is None else [models] if isinstance(models, str) else list(models)
