@@ -31,7 +31,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 # `ask` is a method of TimeViper that stands in a room of its own: it names the class in a hint
-TYPES_ONLY = {("ask", "model")}
+TYPES_ONLY = {("ask", "timeviper")}
 PACKAGES = (tvkernels, timeviper_fast)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -51,28 +51,36 @@ FOLDERS = {
     "video_images": "errors",
     "video": "errors sampling video_file video_images video_writer",
     "prompt": "layout",
-    "vision": "config",
-    "projector": "config",
-    "cache": "config",
-    "transv": "config layout",
     "names": "config errors presets",
     "weights": "errors names",
     "saving": "config weights",
     "checkpoint": "config errors names weights saving",
-    "backbone": "config errors layout stops cache transv",
-    "initialize": "config backbone",
-    "training": "layout prompt backbone",
-    "generate": "config errors layout stops cache transv backbone",
+    "training": "layout prompt model",
+    "generate": "config errors layout stops model",
+    "model": "config errors layout stops",
     "ask": "errors layout stops sampling preprocess prompt video generate",
-    "model": "config errors layout vision projector saving checkpoint backbone generate ask",
-    "demo": "presets byte_tokenizer video initialize model",
+    "timeviper": "config errors model ask checkpoint generate saving",
+    "demo": "presets byte_tokenizer video model timeviper",
     "terminal": "stops",
-    "cli": "ask config presets video saving checkpoint generate model demo terminal",
+    "cli": "ask config presets video saving checkpoint generate timeviper demo terminal",
     "__main__": "cli",
-    "__init__": "ask config generate model presets",
+    "__init__": "ask config generate presets timeviper",
 }
 # Which modules of its own folder each module of a folder may import.
-MODULES: dict[str, dict[str, str]] = {}
+MODULES = {
+    "model": {
+        "__init__": "",
+        "vision.__init__": "",
+        "vision.vit": "",
+        "projector": "",
+        "cache": "",
+        "transv": "",
+        "stack": "cache transv",
+        "nemotron_h": "cache stack transv",
+        "initialize": "nemotron_h",
+        "model": "nemotron_h projector vision.vit",
+    },
+}
 
 # imported inside a function, so that importing the package stays quick
 ON_FIRST_USE = {"av", "huggingface_hub", "PIL", "rich", "safetensors", "tokenizers"}

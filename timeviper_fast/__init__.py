@@ -1,5 +1,6 @@
 """Questions and answers about hour-long videos: a lean TimeViper on tvkernels' ops.
 
+    timeviper.py       TimeViper: load and save a model, ask it, generate
     config.py          the model's shape in frozen dataclasses
     presets.py         the published shapes by name
     layout.py          where vision tokens lie in a sequence, and what reaches each layer
@@ -13,18 +14,11 @@
     video_images.py    images, one by one or animated, through Pillow
     video_writer.py    frames to a video file, whole or not at all
     preprocess.py      frames to pixel values, as Pillow resizes them
-    vision.py          pixel values to patch features
-    projector.py       patch features to merged visual tokens
     prompt.py          a question to token ids around the vision tokens
     byte_tokenizer.py  a tokenizer without files, for the tiny model
-    cache.py           keys, values and states between calls
-    transv.py          drop vision tokens, after moving what they say into the text
-    backbone.py        the hybrid language model on one page
-    model.py           TimeViper: the three parts as one module
     ask.py             from a video file to an answer, in eight stops
     generate.py        prefill, decode, sampling
     training.py        the loss of packed samples
-    initialize.py      random weights as the family draws them
     names.py           other projects' names in ours
     weights.py         weight files into a module, shard by shard
     saving.py          a model into a directory, all or nothing
@@ -50,8 +44,8 @@ if TYPE_CHECKING:
         VisionConfig,
     )
     from timeviper_fast.generate import Sampling
-    from timeviper_fast.model import Generation, TimeViper
     from timeviper_fast.presets import preset
+    from timeviper_fast.timeviper import Generation, TimeViper
 
 __all__ = [
     "Answer",
@@ -68,9 +62,9 @@ __all__ = [
 
 _HOMES = {
     "Answer": "ask",
-    "Generation": "model",
+    "Generation": "timeviper",
     "Sampling": "generate",
-    "TimeViper": "model",
+    "TimeViper": "timeviper",
     "preset": "presets",
 }
 

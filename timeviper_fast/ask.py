@@ -38,7 +38,7 @@ from timeviper_fast.video import Video, open_video
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from timeviper_fast.model import TimeViper
+    from timeviper_fast.timeviper import TimeViper
 
 __all__ = ["Answer", "ask", "check_request"]
 

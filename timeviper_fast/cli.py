@@ -19,15 +19,16 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 from rich.console import Console
+from torch import nn
 
 from timeviper_fast import checkpoint, saving
 from timeviper_fast.ask import Answer, check_request
 from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.demo import QUESTION, tiny_model, write_demo_video
 from timeviper_fast.generate import Sampling
-from timeviper_fast.model import TimeViper
 from timeviper_fast.presets import PRESETS, preset
 from timeviper_fast.terminal import print_stops, print_table, progress_bars, say, speaking
+from timeviper_fast.timeviper import TimeViper
 from timeviper_fast.video import open_video
 from tvkernels import BackendUnavailable, __version__, explain, providers, use_backend
 
@@ -359,6 +360,7 @@ def _facts(config: TimeViperConfig) -> dict[str, Any]:
     with torch.device("meta"):
         model = TimeViper(config)
     backbone = config.backbone
+    parts: dict[str, nn.Module]
     parts = {"vision": model.vision, "projector": model.projector, "llm": model.backbone}
     sizes = {f"{n}_parameters": sum(p.numel() for p in m.parameters()) for n, m in parts.items()}
     return {

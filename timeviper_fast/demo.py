@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from timeviper_fast.byte_tokenizer import byte_tokenizer
-from timeviper_fast.initialize import init_weights
-from timeviper_fast.model import TimeViper
+from timeviper_fast.model.initialize import init_weights
 from timeviper_fast.presets import preset
+from timeviper_fast.timeviper import TimeViper
 from timeviper_fast.video import write_video
 
 __all__ = ["QUESTION", "tiny_model", "write_demo_video"]

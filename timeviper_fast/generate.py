@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from timeviper_fast.backbone import HybridBackbone
-from timeviper_fast.cache import HybridCache
 from timeviper_fast.config import ATTENTION, BackboneConfig
 from timeviper_fast.errors import is_integer, is_number
 from timeviper_fast.layout import Segment, tokens_before_layer
+from timeviper_fast.model.cache import HybridCache
+from timeviper_fast.model.nemotron_h import HybridBackbone
+from timeviper_fast.model.transv import StageRecord
 from timeviper_fast.stops import StopWatch
-from timeviper_fast.transv import StageRecord
 
 __all__ = [
     "Prefill",

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from timeviper_fast.backbone import HybridBackbone
 from timeviper_fast.layout import Segment, VisualSpan, shorten
+from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.prompt import IGNORE_INDEX
 
 __all__ = ["packed_loss", "training_segment"]

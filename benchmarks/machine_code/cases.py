@@ -15,9 +15,10 @@ from torch import Tensor, nn
 import tvkernels
 from benchmarks.machine_code.launches import Launch, recorded
 from benchmarks.machine_code.targets import Target
-from timeviper_fast.backbone import Block, Packing
-from timeviper_fast.cache import MambaState
 from timeviper_fast.config import MAMBA, MLP, BackboneConfig
+from timeviper_fast.model.cache import MambaState
+from timeviper_fast.model.nemotron_h import Block
+from timeviper_fast.model.stack import Packing
 from timeviper_fast.presets import preset
 
 __all__ = ["ROOMS", "Case", "launches_of", "launches_on", "scan_corners"]

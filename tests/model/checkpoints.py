@@ -10,14 +10,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.model.goldens import TINY, TRANSV, golden
-from timeviper_fast.backbone import HybridBackbone
 from timeviper_fast.config import (
     ProjectorConfig,
     TimeViperConfig,
     VisionConfig,
 )
-from timeviper_fast.projector import Projector
-from timeviper_fast.vision import VisionTransformer
+from timeviper_fast.model.nemotron_h import HybridBackbone
+from timeviper_fast.model.projector import Projector
+from timeviper_fast.model.vision.vit import VisionTransformer
 
 
 class Whole(nn.Module):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from timeviper_fast.backbone import HybridBackbone
 from timeviper_fast.config import BackboneConfig, CompressionStage
+from timeviper_fast.model.nemotron_h import HybridBackbone
 
 DATA = Path(__file__).parents[1] / "data"
 

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timeviper_fast.backbone import HybridBackbone
 from timeviper_fast.config import (
     BackboneConfig,
     CompressionStage,
@@ -21,6 +20,7 @@ from timeviper_fast.config import (
     VisionConfig,
 )
 from timeviper_fast.layout import Segment, VisualSpan, tokens_before_layer
+from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.presets import preset
 
 

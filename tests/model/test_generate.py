@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timeviper_fast.backbone import HybridBackbone
-from timeviper_fast.cache import AttentionState, HybridCache
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.generate import Sampling, decode, prefill, sample
-from timeviper_fast.initialize import init_weights
 from timeviper_fast.layout import Segment, VisualSpan
+from timeviper_fast.model.cache import AttentionState, HybridCache
+from timeviper_fast.model.initialize import init_weights
+from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.presets import preset
 
 CONFIG = replace(preset("tiny").backbone, time_step_limit=(0.0, float("inf")))

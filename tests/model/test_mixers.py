@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from tests.model.goldens import TINY, golden, manifest
-from timeviper_fast.backbone import Attention, Mamba2, Packing
-from timeviper_fast.cache import MambaState
 from timeviper_fast.config import BackboneConfig, CompressionStage
 from timeviper_fast.layout import Segment, VisualSpan
-from timeviper_fast.transv import TransV
+from timeviper_fast.model.cache import MambaState
+from timeviper_fast.model.nemotron_h import Attention, Mamba2
+from timeviper_fast.model.stack import Packing
+from timeviper_fast.model.transv import TransV
 
 
 @pytest.fixture

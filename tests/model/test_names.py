@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tests.model.goldens import DROP_ONLY, TINY, TRANSV, golden, manifest
-from timeviper_fast.backbone import HybridBackbone
 from timeviper_fast.config import (
     BackboneConfig,
     CompressionStage,
@@ -17,6 +16,7 @@ from timeviper_fast.config import (
     TimeViperConfig,
     VisionConfig,
 )
+from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.names import (
     Piece,
     backbone_config_from_hf,

@@ -18,11 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.contract import COMPILED
-from timeviper_fast.backbone import HybridBackbone
-from timeviper_fast.cache import HybridCache
 from timeviper_fast.config import CompressionStage
-from timeviper_fast.initialize import init_weights
 from timeviper_fast.layout import Segment, VisualSpan, tokens_before_layer
+from timeviper_fast.model.cache import HybridCache
+from timeviper_fast.model.initialize import init_weights
+from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.presets import preset
 from tvkernels import attention_topk, dropped_indices, use_backend
 from tvkernels.core.backend import _ENGINES

@@ -10,11 +10,11 @@ import torch
 
 from tests.contract import TRITON, device
 from tests.interpreter import poisoned_empty
-from timeviper_fast.backbone import HybridBackbone
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.generate import decode, prefill
-from timeviper_fast.initialize import init_weights
 from timeviper_fast.layout import Segment, VisualSpan
+from timeviper_fast.model.initialize import init_weights
+from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.presets import preset
 from tvkernels import use_backend
 from tvkernels.core.backend import _ENGINES, OPS

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from timeviper_fast.config import ProjectorConfig
-from timeviper_fast.projector import Projector
+from timeviper_fast.model.projector import Projector
 
 DATA = Path(__file__).parents[1] / "data"
 

@@ -8,7 +8,7 @@ import torch
 from tests.model.goldens import TRANSV, golden, manifest, tiny_backbone
 from timeviper_fast.config import ProjectorConfig
 from timeviper_fast.layout import Segment, VisualSpan
-from timeviper_fast.projector import Projector
+from timeviper_fast.model.projector import Projector
 from timeviper_fast.prompt import IGNORE_INDEX
 from timeviper_fast.training import packed_loss, training_segment
 

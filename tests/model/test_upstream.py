@@ -25,7 +25,6 @@ from tests.model.checkpoints import (
     vlm_state,
 )
 from tests.model.goldens import DROP_ONLY, TINY, TRANSV, golden, tiny_backbone
-from timeviper_fast.backbone import HybridBackbone
 from timeviper_fast.checkpoint import load_backbone, load_upstream, upstream_config
 from timeviper_fast.config import (
     CompressionStage,
@@ -33,9 +32,10 @@ from timeviper_fast.config import (
     VisionConfig,
 )
 from timeviper_fast.errors import CheckpointError
+from timeviper_fast.model.nemotron_h import HybridBackbone
+from timeviper_fast.model.vision.vit import VisionTransformer
 from timeviper_fast.names import vision_names
 from timeviper_fast.saving import save_pretrained
-from timeviper_fast.vision import VisionTransformer
 from timeviper_fast.weights import Source, load_weights, weight_files
 
 

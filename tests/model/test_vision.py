@@ -10,8 +10,8 @@ import torch
 
 from tests.contract import errors
 from timeviper_fast.config import VisionConfig
+from timeviper_fast.model.vision.vit import VisionTransformer
 from timeviper_fast.presets import VISION_PRESETS
-from timeviper_fast.vision import VisionTransformer
 
 # 30 // 7 = 4 patches per side: the last two rows and columns of pixels are not seen
 SMALL = VisionConfig(

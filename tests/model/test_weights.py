@@ -28,16 +28,16 @@ from tests.model.checkpoints import (
 )
 from tests.model.goldens import TINY, TRANSV
 from timeviper_fast import checkpoint, config, names, weights
-from timeviper_fast.backbone import HybridBackbone
 from timeviper_fast.checkpoint import load_backbone, load_pretrained
 from timeviper_fast.config import (
     BackboneConfig,
     TimeViperConfig,
 )
 from timeviper_fast.errors import CheckpointError
+from timeviper_fast.model.nemotron_h import HybridBackbone
+from timeviper_fast.model.vision.vit import VisionTransformer
 from timeviper_fast.names import Piece, vision_names
 from timeviper_fast.saving import save_pretrained
-from timeviper_fast.vision import VisionTransformer
 from timeviper_fast.weights import Source, load_weights, weight_files
 
 

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import nn
 
-from timeviper_fast.backbone import Conv1d, Mamba2
 from timeviper_fast.config import BackboneConfig
+from timeviper_fast.model.nemotron_h import Conv1d, Mamba2
 
 __all__ = ["init_weights"]
 

@@ -1,4 +1,4 @@
-"""The hybrid LLM on one page: Mamba-2, attention and MLP layers, and the loop that runs them.
+"""The hybrid LLM of the Nemotron-H family: Mamba-2, attention and MLP layers; `stack.py` runs them.
 
 Every layer is y = x + mixer(RMSNorm(x)). Attention knows no positions; Mamba-2 carries the order.
 Parameters keep Hugging Face's Nemotron-H names. A_log, D and dt_bias live in the model's dtype, as
@@ -7,21 +7,16 @@ in upstream's checkpoints (bf16 there), and are widened to float32 where they ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timeviper_fast.cache import AttentionState, HybridCache, MambaState
 from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig, CompressionStage
-from timeviper_fast.errors import is_integer
-from timeviper_fast.layout import Segment
-from timeviper_fast.stops import Stop, StopWatch
-from timeviper_fast.transv import StageRecord, TransV
+from timeviper_fast.model.cache import AttentionState, MambaState
+from timeviper_fast.model.stack import LayerStack, Packing
+from timeviper_fast.model.transv import TransV
 from tvkernels import (
     causal_conv1d_fn,
     mamba2_decode_step,
@@ -32,28 +27,6 @@ from tvkernels import (
 )
 
 __all__ = ["HybridBackbone"]
-
-
-class Packing(NamedTuple):
-    """How samples lie one behind the other; with a cache there is one, and nothing reads this.
-
-    Attributes:
-        lengths: tokens of each sample.
-        seq_idx: (batch, seqlen) int32, the sample each token belongs to; None when there is one.
-    """
-
-    lengths: tuple[int, ...]
-    seq_idx: Tensor | None
-
-
-def _pack(segments: tuple[Segment, ...], hidden: Tensor) -> Packing:
-    lengths = tuple(segment.length for segment in segments)
-    if len(lengths) == 1:
-        return Packing(lengths, None)
-    # made where it is used: a copy from the host would wait for the device
-    made = partial(torch.full, dtype=torch.int32, device=hidden.device)
-    index = torch.cat([made((length,), i) for i, length in enumerate(lengths)])
-    return Packing(lengths, index.expand(len(hidden), -1))
 
 
 class RMSNorm(nn.Module):
@@ -221,11 +194,6 @@ class Mamba2(nn.Module):
         return x.unflatten(-1, (config.mamba_num_heads, config.mamba_head_dim)), B, C
 
 
-def _timed(watch: StopWatch | None, stage: CompressionStage) -> AbstractContextManager[Stop]:
-    name = f"prefill: {stage.select} stage before layer {stage.layer}"
-    return nullcontext(Stop(name)) if watch is None else watch.at(name)
-
-
 class Block(nn.Module):
     """One layer of the pattern: x + mixer(norm(x))."""
 
@@ -240,12 +208,12 @@ class Block(nn.Module):
         return x + self.mixer(self.norm(x), packing, state)
 
 
-class HybridBackbone(nn.Module):
+class HybridBackbone(LayerStack):
     """Embeddings, layers with compression stages between them, final norm and vocabulary head."""
 
     def __init__(self, config: BackboneConfig, stages: tuple[CompressionStage, ...] = ()) -> None:
-        super().__init__()
-        self.config, self.stages = config, stages
+        super().__init__(stages)
+        self.config = config
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(kind, config) for kind in config.pattern)
         self.transv = nn.ModuleList(TransV(stage, config) for stage in stages)
@@ -254,83 +222,6 @@ class HybridBackbone(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embeddings.weight
 
-    def forward(
-        self,
-        hidden: Tensor,
-        segments: tuple[Segment, ...] | None = None,
-        cache: HybridCache | None = None,
-        chunk: int | None = None,
-        watch: StopWatch | None = None,
-    ) -> tuple[Tensor, list[list[StageRecord]]]:
-        """Run every layer and every compression stage.
-
-        Args:
-            hidden: (batch, seqlen, d_model) embeddings. Left unchanged.
-            segments: the samples packed one behind the other, with their vision spans; None means
-                one sample without vision. Every row of the batch has the same layout.
-            cache: continued and written in place (inference, one segment); None for training.
-            chunk: with a cache, tokens that pass through the layers at a time. Any value gives the
-                same result; small ones bound the memory. None: all at once.
-            watch: times the compression stages.
-
-        Returns:
-            The last layer's residual stream (batch, seqlen after dropping, d_model), before
-            `norm_f`, and for every stage one record per sample.
-
-        Raises:
-            ValueError: segments do not cover the sequence, or a cache is given with several.
-        """
-        segments = segments or (Segment(hidden.shape[1]),)
-        self._check(hidden, segments, cache, chunk)
-        records: list[list[StageRecord]] = []
-        given = hidden
-        for stage, layers in self._runs():
-            if stage is not None and any(segment.vision_tokens for segment in segments):
-                mixer: nn.Module = self.layers[layers.start].mixer  # type: ignore[assignment]
-                with _timed(watch, stage.stage) as stop:
-                    hidden, segments, record = stage(hidden, segments, mixer)
-                    stop.tokens = f"{record[0].tokens_before} -> {record[0].tokens_after}"
-                records.append(record)
-            packing = _pack(segments, hidden)
-            if cache is None or chunk is None or chunk >= hidden.shape[1]:
-                hidden = self._run(layers, hidden, packing, cache)
-                continue
-            out = torch.empty_like(hidden) if hidden is given else hidden
-            for start in range(0, hidden.shape[1], chunk):
-                part = hidden[:, start : start + chunk]
-                out[:, start : start + chunk] = self._run(layers, part, packing, cache)
-            hidden = out
-        return hidden, records
-
     def logits(self, hidden: Tensor) -> Tensor:
         """(batch, n, d_model) of the residual stream -> (batch, n, vocab) float32 logits."""
         return self.lm_head(self.norm_f(hidden)).float()
-
-    def _run(self, layers: range, x: Tensor, packing: Packing, cache: HybridCache | None) -> Tensor:
-        for i in layers:
-            x = self.layers[i](x, packing, None if cache is None else cache.layers[i])
-        return x
-
-    def _runs(self) -> Iterator[tuple[TransV | None, range]]:
-        """Layers between stages: (the stage that opens the run, its layers)."""
-        start, opening = 0, None
-        for stage, module in zip(self.stages, self.transv):
-            if stage.layer > start or opening is not None:
-                yield opening, range(start, stage.layer)
-            start, opening = stage.layer, cast(TransV, module)
-        yield opening, range(start, len(self.layers))
-
-    def _check(
-        self,
-        hidden: Tensor,
-        segments: tuple[Segment, ...],
-        cache: HybridCache | None,
-        chunk: int | None,
-    ) -> None:
-        total = sum(segment.length for segment in segments)
-        if total != hidden.shape[1]:
-            raise ValueError(f"segments must cover the sequence ({hidden.shape[1]}), got {total}")
-        if cache is not None and len(segments) > 1:
-            raise ValueError(f"segments must be one when a cache is given, got {len(segments)}")
-        if chunk is not None and not (is_integer(chunk) and chunk > 0):
-            raise ValueError(f"chunk must be a positive number of tokens, got {chunk!r}")

@@ -1,0 +1,191 @@
+"""The loop through an LLM's layers, with compression stages between them; it can stop at a stage.
+
+The layers' own mathematics is in `nemotron_h.py`, that of a stage in `transv.py`.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from timeviper_fast.config import CompressionStage
+from timeviper_fast.errors import is_integer
+from timeviper_fast.layout import Segment
+from timeviper_fast.model.cache import HybridCache
+from timeviper_fast.model.transv import StageRecord
+from timeviper_fast.stops import Stop, StopWatch
+
+__all__ = ["LayerStack", "Packing", "Passage"]
+
+
+class Packing(NamedTuple):
+    """How samples lie one behind the other; with a cache there is one, and nothing reads this.
+
+    Attributes:
+        lengths: tokens of each sample.
+        seq_idx: (batch, seqlen) int32, the sample each token belongs to; None when there is one.
+    """
+
+    lengths: tuple[int, ...]
+    seq_idx: Tensor | None
+
+
+def _pack(segments: tuple[Segment, ...], hidden: Tensor) -> Packing:
+    lengths = tuple(segment.length for segment in segments)
+    if len(lengths) == 1:
+        return Packing(lengths, None)
+    # made where it is used: a copy from the host would wait for the device
+    made = partial(torch.full, dtype=torch.int32, device=hidden.device)
+    index = torch.cat([made((length,), i) for i, length in enumerate(lengths)])
+    return Packing(lengths, index.expand(len(hidden), -1))
+
+
+class Passage(NamedTuple):
+    """What comes out of a part of the stack, and what the next part begins with.
+
+    Attributes:
+        hidden: (batch, seqlen after dropping, d_model), the residual stream.
+        segments: where the vision tokens lie in it.
+        records: for every stage that ran, one record per sample.
+    """
+
+    hidden: Tensor
+    segments: tuple[Segment, ...]
+    records: list[list[StageRecord]]
+
+
+class LayerStack(nn.Module):
+    """Layers on one residual stream, and the compression stages in front of some of them.
+
+    Attributes:
+        stages: in the order of their layers.
+        layers: called as layer(x, packing, state); a stage reads its layer's `mixer`.
+        transv: one module per stage.
+    """
+
+    layers: nn.ModuleList
+    transv: nn.ModuleList
+
+    def __init__(self, stages: tuple[CompressionStage, ...]) -> None:
+        super().__init__()
+        self.stages = stages
+
+    def forward(
+        self,
+        hidden: Tensor,
+        segments: tuple[Segment, ...] | None = None,
+        cache: HybridCache | None = None,
+        chunk: int | None = None,
+        watch: StopWatch | None = None,
+    ) -> tuple[Tensor, list[list[StageRecord]]]:
+        """Run every layer and every compression stage; takes its arguments, and raises, as `run`.
+
+        Returns:
+            The last layer's residual stream (batch, seqlen after dropping, d_model), before
+            the final norm, and for every stage one record per sample.
+        """
+        passage = self.run(hidden, segments, cache=cache, chunk=chunk, watch=watch)
+        return passage.hidden, passage.records
+
+    def run(
+        self,
+        hidden: Tensor,
+        segments: tuple[Segment, ...] | None = None,
+        *,
+        cache: HybridCache | None = None,
+        chunk: int | None = None,
+        watch: StopWatch | None = None,
+        start_stage: int | None = None,
+        stop_stage: int | None = None,
+    ) -> Passage:
+        """Run the layers from one stage up to another.
+
+        Args:
+            hidden: (batch, seqlen, d_model) embeddings, or what an earlier call returned for
+                `start_stage`. Left unchanged.
+            segments: the samples packed one behind the other, with their vision spans; None means
+                one sample without vision. Every row of the batch has the same layout.
+            cache: continued and written in place (inference, one segment); None for training.
+            chunk: with a cache, tokens that pass through the layers at a time. Any value gives the
+                same result; small ones bound the memory. None: all at once.
+            watch: times the compression stages.
+            start_stage: the stage to begin with (0 is the first); None begins at the first layer.
+            stop_stage: the stage to stop before; None runs to the last layer.
+
+        Raises:
+            ValueError: segments do not cover the sequence, or a cache is given with several.
+        """
+        segments = segments or (Segment(hidden.shape[1]),)
+        _check(hidden, segments, cache, chunk)
+        records: list[list[StageRecord]] = []
+        given = hidden
+        first = -1 if start_stage is None else start_stage
+        for number in range(first, len(self.stages) if stop_stage is None else stop_stage):
+            layers = self._layers_behind(number)
+            if number >= 0 and any(segment.vision_tokens for segment in segments):
+                mixer = self.layers[layers.start].mixer
+                with _timed(watch, self.stages[number]) as stop:
+                    hidden, segments, record = self.transv[number](hidden, segments, mixer)
+                    stop.tokens = f"{record[0].tokens_before} -> {record[0].tokens_after}"
+                records.append(record)
+            if layers:
+                packing = _pack(segments, hidden)
+                own = hidden is not given
+                hidden = self._through(layers, hidden, packing, cache, chunk, own)
+        return Passage(hidden, segments, records)
+
+    def _layers_behind(self, number: int) -> range:
+        """The layers between stage `number` (-1: the beginning) and the next one (or the end)."""
+        edges = [0, *(stage.layer for stage in self.stages), len(self.layers)]
+        return range(edges[number + 1], edges[number + 2])
+
+    def _through(
+        self,
+        layers: range,
+        hidden: Tensor,
+        packing: Packing,
+        cache: HybridCache | None,
+        chunk: int | None,
+        own: bool,
+    ) -> Tensor:
+        """`hidden` after `layers`; written over it if it is our `own`."""
+        if cache is None or chunk is None or chunk >= hidden.shape[1]:
+            return self._step(layers, hidden, packing, cache)
+        # out may be hidden itself: each chunk is read before its result is written over it, and no
+        # later chunk reads it again, because what layers remember is in the cache
+        out = hidden if own else torch.empty_like(hidden)
+        for start in range(0, hidden.shape[1], chunk):
+            part = hidden[:, start : start + chunk]
+            out[:, start : start + chunk] = self._step(layers, part, packing, cache)
+        return out
+
+    def _step(
+        self, layers: range, x: Tensor, packing: Packing, cache: HybridCache | None
+    ) -> Tensor:
+        for i in layers:
+            x = self.layers[i](x, packing, None if cache is None else cache.layers[i])
+        return x
+
+
+def _timed(watch: StopWatch | None, stage: CompressionStage) -> AbstractContextManager[Stop]:
+    name = f"prefill: {stage.select} stage before layer {stage.layer}"
+    return nullcontext(Stop(name)) if watch is None else watch.at(name)
+
+
+def _check(
+    hidden: Tensor,
+    segments: tuple[Segment, ...],
+    cache: HybridCache | None,
+    chunk: int | None,
+) -> None:
+    total = sum(segment.length for segment in segments)
+    if total != hidden.shape[1]:
+        raise ValueError(f"segments must cover the sequence ({hidden.shape[1]}), got {total}")
+    if cache is not None and len(segments) > 1:
+        raise ValueError(f"segments must be one when a cache is given, got {len(segments)}")
+    if chunk is not None and not (is_integer(chunk) and chunk > 0):
+        raise ValueError(f"chunk must be a positive number of tokens, got {chunk!r}")
