@@ -43,24 +43,18 @@ FOLDERS = {
     "config": "errors",
     "layout": "config errors",
     "presets": "config",
-    "sampling": "errors",
-    "preprocess": "",
-    "byte_tokenizer": "",
-    "video_file": "errors",
-    "video_writer": "errors video_file",
-    "video_images": "errors",
-    "video": "errors sampling video_file video_images video_writer",
-    "prompt": "layout",
+    "video": "errors",
+    "text": "layout",
     "names": "config errors presets",
     "weights": "errors names",
     "saving": "config weights",
     "checkpoint": "config errors names weights saving",
-    "training": "layout prompt model",
+    "training": "layout model text",
     "generate": "config errors layout stops model",
     "model": "config errors layout stops",
-    "ask": "errors layout stops sampling preprocess prompt video generate",
+    "ask": "errors layout stops video text generate",
     "timeviper": "config errors model ask checkpoint generate saving",
-    "demo": "presets byte_tokenizer video model timeviper",
+    "demo": "presets video text model timeviper",
     "terminal": "stops",
     "cli": "ask config presets video saving checkpoint generate timeviper demo terminal",
     "__main__": "cli",
@@ -68,6 +62,17 @@ FOLDERS = {
 }
 # Which modules of its own folder each module of a folder may import.
 MODULES = {
+    "video": {
+        "__init__": "video writer",
+        "sampling": "",
+        "preprocess": "",
+        "arrays": "",
+        "file": "",
+        "images": "",
+        "writer": "file",
+        "video": "arrays file images sampling",
+    },
+    "text": {"__init__": "", "prompt": "", "byte_tokenizer": ""},
     "model": {
         "__init__": "",
         "vision.__init__": "",
@@ -80,6 +85,7 @@ MODULES = {
         "initialize": "nemotron_h",
         "model": "nemotron_h projector vision.vit",
     },
+    "training": {"__init__": "", "loss": ""},
 }
 
 # imported inside a function, so that importing the package stays quick

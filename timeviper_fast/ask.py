@@ -23,17 +23,17 @@ from timeviper_fast.generate import (
     prefill,
 )
 from timeviper_fast.layout import Segment, tokens_before_layer
-from timeviper_fast.preprocess import resize_normalize
-from timeviper_fast.prompt import (
+from timeviper_fast.stops import Stop, StopWatch
+from timeviper_fast.text.prompt import (
     Prompt,
     build_prompt,
     conversation,
     stop_token_ids,
     video_sentence,
 )
-from timeviper_fast.sampling import Policy, parse_policy
-from timeviper_fast.stops import Stop, StopWatch
 from timeviper_fast.video import Video, open_video
+from timeviper_fast.video.preprocess import resize_normalize
+from timeviper_fast.video.sampling import Policy, parse_policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

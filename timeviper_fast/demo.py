@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from timeviper_fast.byte_tokenizer import byte_tokenizer
 from timeviper_fast.model.initialize import init_weights
 from timeviper_fast.presets import preset
+from timeviper_fast.text.byte_tokenizer import byte_tokenizer
 from timeviper_fast.timeviper import TimeViper
 from timeviper_fast.video import write_video
 

@@ -25,7 +25,6 @@ from tests.model.checkpoints import (
     meta,
     randomise,
 )
-from timeviper_fast.byte_tokenizer import byte_tokenizer
 from timeviper_fast.checkpoint import (
     config_from_dict,
     load_pretrained,
@@ -43,6 +42,7 @@ from timeviper_fast.config import (
 from timeviper_fast.errors import CheckpointError
 from timeviper_fast.presets import preset
 from timeviper_fast.saving import config_to_dict, save_pretrained
+from timeviper_fast.text.byte_tokenizer import byte_tokenizer
 from timeviper_fast.weights import weight_files
 
 positive = st.integers(1, 64)

@@ -20,8 +20,8 @@ from tests.contract import NOT_OPS
 from tests.model.checkpoints import assert_same, llm_directory, siglip_tower, vlm_state
 from tests.model.goldens import TRANSV, tiny_backbone
 from timeviper_fast import TimeViper, cli
-from timeviper_fast.byte_tokenizer import byte_tokenizer
 from timeviper_fast.demo import tiny_model, write_demo_video
+from timeviper_fast.text.byte_tokenizer import byte_tokenizer
 from timeviper_fast.video import write_video
 
 

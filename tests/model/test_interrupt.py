@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from tests.model.checkpoints import llm_directory, siglip_tower, vlm_state
-from timeviper_fast.byte_tokenizer import byte_tokenizer
 from timeviper_fast.demo import tiny_model, write_demo_video
+from timeviper_fast.text.byte_tokenizer import byte_tokenizer
 
 ROOT = Path(__file__).parents[2]
 MAIN = "from timeviper_fast.__main__ import main; main()"

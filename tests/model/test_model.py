@@ -103,9 +103,9 @@ def test_batches_and_chunks_do_not_change_the_answer(model, video):
 
 
 def test_ask_equals_generate_on_the_same_frames(model, video):
-    from timeviper_fast.preprocess import resize_normalize
-    from timeviper_fast.prompt import build_prompt, stop_token_ids
+    from timeviper_fast.text.prompt import build_prompt, stop_token_ids
     from timeviper_fast.video import read_video
+    from timeviper_fast.video.preprocess import resize_normalize
 
     answer = model.ask(video, "What moves?", max_new_tokens=8, answer_prefix="It is")
     frames = read_video(video, "fps:1")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from timeviper_fast.preprocess import resize_bicubic, resize_normalize
+from timeviper_fast.video.preprocess import resize_bicubic, resize_normalize
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

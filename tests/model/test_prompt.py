@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timeviper_fast.byte_tokenizer import SPECIAL_TOKENS, byte_tokenizer
 from timeviper_fast.layout import VisualSpan
 from timeviper_fast.presets import preset
-from timeviper_fast.prompt import (
+from timeviper_fast.text.byte_tokenizer import SPECIAL_TOKENS, byte_tokenizer
+from timeviper_fast.text.prompt import (
     build_prompt,
     render_chat,
     stop_token_ids,

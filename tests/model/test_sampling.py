@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timeviper_fast.sampling import Fps, Uniform, Upstream, VideoChatFlash, parse_policy
+from timeviper_fast.video.sampling import Fps, Uniform, Upstream, VideoChatFlash, parse_policy
 
 LAWS = settings(max_examples=30, deadline=None, derandomize=True)
 

@@ -9,8 +9,8 @@ from tests.model.goldens import TRANSV, golden, manifest, tiny_backbone
 from timeviper_fast.config import ProjectorConfig
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.projector import Projector
-from timeviper_fast.prompt import IGNORE_INDEX
-from timeviper_fast.training import packed_loss, training_segment
+from timeviper_fast.text.prompt import IGNORE_INDEX
+from timeviper_fast.training.loss import packed_loss, training_segment
 
 FRAME_TOKENS = 4
 

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from PIL.ExifTags import Base
 
-from timeviper_fast import video_file
 from timeviper_fast.errors import VideoError
 from timeviper_fast.video import Frames, open_video, read_video, write_video
+from timeviper_fast.video import file as video_file
 
 av = pytest.importorskip("av")
 

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from timeviper_fast.errors import VideoError
-from timeviper_fast.video_file import import_av
+from timeviper_fast.video.file import import_av
 
 __all__ = ["write_video"]
 

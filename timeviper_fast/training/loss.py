@@ -13,7 +13,7 @@ from torch import Tensor
 
 from timeviper_fast.layout import Segment, VisualSpan, shorten
 from timeviper_fast.model.nemotron_h import HybridBackbone
-from timeviper_fast.prompt import IGNORE_INDEX
+from timeviper_fast.text.prompt import IGNORE_INDEX
 
 __all__ = ["packed_loss", "training_segment"]
 

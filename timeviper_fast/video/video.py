@@ -7,7 +7,6 @@ Frames are read in batches, so an hour of video never lies in memory at once.
 from __future__ import annotations
 
 import os
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,21 +20,18 @@ import torch
 from torch import Tensor
 
 from timeviper_fast.errors import VideoError, is_integer, is_number
-from timeviper_fast.sampling import Policy, parse_policy
-from timeviper_fast.video_file import FileReader
-from timeviper_fast.video_images import (
+from timeviper_fast.video.arrays import ArrayReader, load_array, timeline
+from timeviper_fast.video.file import FileReader
+from timeviper_fast.video.images import (
     AnimationReader,
     ImagesReader,
     images_in,
     is_animation,
     is_image,
 )
-from timeviper_fast.video_writer import write_video
+from timeviper_fast.video.sampling import Policy, parse_policy
 
-__all__ = ["Frames", "Video", "VideoError", "open_video", "read_video", "write_video"]
-
-# the rate of frames that come without times, as VideoChat-Flash takes image folders
-_DEFAULT_FPS = 1.0
+__all__ = ["Frames", "Video", "open_video", "read_video"]
 
 
 @dataclass(frozen=True)
@@ -226,7 +222,7 @@ def open_video(
     if on_error not in ("raise", "use"):
         raise ValueError(f"open_video: on_error must be one of raise, use, got {on_error!r}")
     if isinstance(source, (Tensor, np.ndarray)):
-        return Video("frames", _ArrayReader("frames", source, None, fps), on_error)
+        return Video("frames", ArrayReader("frames", source, None, fps), on_error)
     if not isinstance(source, (str, os.PathLike)):
         rule = "be a path, a tensor or an array"
         raise ValueError(f"open_video: source must {rule}, got {type(source).__name__}")
@@ -256,78 +252,14 @@ def read_video(
 def _reader(path: Path, fps: float | None) -> Reader:
     if path.is_dir():
         files = images_in(path)
-        return ImagesReader(path, files, _timeline(str(path), len(files), None, fps))
+        return ImagesReader(path, files, timeline(str(path), len(files), None, fps))
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty")
     if path.suffix.lower() in (".npy", ".npz"):
-        return _ArrayReader(str(path), *_load_array(path), fps)
+        return ArrayReader(str(path), *load_array(path), fps)
     if is_image(path) and not is_animation(path):
-        return ImagesReader(path, [path], _timeline(str(path), 1, None, fps))
+        return ImagesReader(path, [path], timeline(str(path), 1, None, fps))
     if fps is not None:
         rule = "be left out for a video file (it carries its own times)"
         raise ValueError(f"open_video: fps must {rule}, got {fps}")
     return AnimationReader(path) if is_image(path) else FileReader(path)
-
-
-class _ArrayReader:
-    """Frames that lie in memory, or in a memory-mapped .npy file."""
-
-    def __init__(
-        self,
-        name: str,
-        frames: Tensor | np.ndarray,
-        seconds: np.ndarray | None,
-        fps: float | None,
-    ) -> None:
-        array = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else frames
-        if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
-            have = f"shape {tuple(array.shape)}"
-            raise VideoError(f"{name}: frames must be (frames, height, width, 3), got {have}")
-        if array.dtype != np.uint8:
-            raise VideoError(f"{name}: frames must be of dtype uint8, got {array.dtype}")
-        self._array = array
-        self.size = (array.shape[1], array.shape[2])
-        self.missing = self.skipped = 0
-        self.seconds, self.fps, self.duration = _timeline(name, len(array), seconds, fps)
-
-    def read(self, positions: list[int], faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-        for position in positions:
-            yield position, self._array[position]
-
-
-def _timeline(
-    name: str, frames: int, seconds: np.ndarray | None, fps: float | None
-) -> tuple[Tensor, float, float]:
-    """(seconds, fps, duration) of frames that come with their times, or with a rate only."""
-    if seconds is None:
-        rate = fps or _DEFAULT_FPS
-        return torch.arange(frames, dtype=torch.float64) / rate, rate, frames / rate
-    if fps is not None:
-        raise ValueError(f"open_video: fps must be left out where the file has seconds, got {fps}")
-    if seconds.dtype.kind not in "fiu":
-        raise VideoError(f"{name}: seconds must be numbers, got dtype {seconds.dtype}")
-    times = torch.from_numpy(seconds.astype(np.float64))
-    if times.shape != (frames,):
-        have = tuple(times.shape)
-        raise VideoError(f"{name}: seconds must have one time per frame ({frames}), got {have}")
-    if not (torch.isfinite(times).all() and (times.diff() > 0).all()):
-        raise VideoError(f"{name}: seconds must be finite and ascend, got times that do not")
-    span = float(times[-1] - times[0])
-    # the last frame is taken to last as long as the others do on average
-    rate = (frames - 1) / span if span else _DEFAULT_FPS
-    return times, rate, frames / rate
-
-
-def _load_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """(frames, seconds or None) of an .npy file, memory-mapped, or of an .npz file."""
-    try:
-        if path.suffix.lower() == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False), None
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise VideoError(f"{path}: it cannot be read as a NumPy file ({error})") from error
-    if "frames" not in arrays:
-        names = ", ".join(arrays) or "none"
-        raise VideoError(f"{path}: it must hold an array named frames, got {names}")
-    return arrays["frames"], arrays.get("seconds")

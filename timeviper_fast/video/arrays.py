@@ -1,0 +1,82 @@
+"""Frames that lie in arrays: in memory, in an .npy file or in an .npz file with their times."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from timeviper_fast.errors import VideoError
+
+__all__ = ["ArrayReader", "load_array", "timeline"]
+
+# the rate of frames that come without times, as VideoChat-Flash takes image folders
+_DEFAULT_FPS = 1.0
+
+
+class ArrayReader:
+    """Frames that lie in memory, or in a memory-mapped .npy file."""
+
+    def __init__(
+        self,
+        name: str,
+        frames: Tensor | np.ndarray,
+        seconds: np.ndarray | None,
+        fps: float | None,
+    ) -> None:
+        array = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else frames
+        if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
+            have = f"shape {tuple(array.shape)}"
+            raise VideoError(f"{name}: frames must be (frames, height, width, 3), got {have}")
+        if array.dtype != np.uint8:
+            raise VideoError(f"{name}: frames must be of dtype uint8, got {array.dtype}")
+        self._array = array
+        self.size = (array.shape[1], array.shape[2])
+        self.missing = self.skipped = 0
+        self.seconds, self.fps, self.duration = timeline(name, len(array), seconds, fps)
+
+    def read(self, positions: list[int], faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+        for position in positions:
+            yield position, self._array[position]
+
+
+def timeline(
+    name: str, frames: int, seconds: np.ndarray | None, fps: float | None
+) -> tuple[Tensor, float, float]:
+    """(seconds, fps, duration) of frames that come with their times, or with a rate only."""
+    if seconds is None:
+        rate = fps or _DEFAULT_FPS
+        return torch.arange(frames, dtype=torch.float64) / rate, rate, frames / rate
+    if fps is not None:
+        raise ValueError(f"open_video: fps must be left out where the file has seconds, got {fps}")
+    if seconds.dtype.kind not in "fiu":
+        raise VideoError(f"{name}: seconds must be numbers, got dtype {seconds.dtype}")
+    times = torch.from_numpy(seconds.astype(np.float64))
+    if times.shape != (frames,):
+        have = tuple(times.shape)
+        raise VideoError(f"{name}: seconds must have one time per frame ({frames}), got {have}")
+    if not (torch.isfinite(times).all() and (times.diff() > 0).all()):
+        raise VideoError(f"{name}: seconds must be finite and ascend, got times that do not")
+    span = float(times[-1] - times[0])
+    # the last frame is taken to last as long as the others do on average
+    rate = (frames - 1) / span if span else _DEFAULT_FPS
+    return times, rate, frames / rate
+
+
+def load_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """(frames, seconds or None) of an .npy file, memory-mapped, or of an .npz file."""
+    try:
+        if path.suffix.lower() == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False), None
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise VideoError(f"{path}: it cannot be read as a NumPy file ({error})") from error
+    if "frames" not in arrays:
+        names = ", ".join(arrays) or "none"
+        raise VideoError(f"{path}: it must hold an array named frames, got {names}")
+    return arrays["frames"], arrays.get("seconds")
