@@ -15,7 +15,8 @@ import torch
 from torch.utils._pytree import tree_map
 
 from tests.interpreter import INTERPRETED
-from tvkernels.core import backend
+from tvkernels.core.backend import forced_backend
+from tvkernels.core.table import KERNELS
 
 FLOORS = {torch.float64: 1e-6, torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 
@@ -32,7 +33,7 @@ TRITON = INTERPRETED or COMPILED
 
 def device() -> torch.device:
     """Where tensors must lie for the backend in force: on the GPU for compiled Triton."""
-    compiled = "triton" in backend._forced.values() and not INTERPRETED
+    compiled = any(forced_backend(kernel) == "triton" for kernel in KERNELS) and not INTERPRETED
     return torch.device("cuda" if compiled else "cpu")
 
 
@@ -72,7 +73,7 @@ def assert_close_by_rule(
 
 
 def every_config(*kernels: str) -> list[Any]:
-    """Each configuration of the tuned kernels ("tvkernels.room.kernel:name"), to force in turn.
+    """Each configuration of the tuned kernels ("tvkernels.op.kernel:name"), to force in turn.
 
     For `@pytest.mark.parametrize("config", every_config(...), ids=str)`; empty where the run has no
     Triton. Of every target in the interpreter; on a GPU its own, as another's need not fit.

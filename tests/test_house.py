@@ -22,7 +22,7 @@ import timeviper_fast
 import tvkernels
 import tvkernels.reference
 from tests.contract import NOT_OPS
-from tvkernels.core.backend import ROOMS
+from tvkernels.core.table import KERNELS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -200,8 +200,9 @@ def python(code: str) -> str:
     return done.stdout.strip()
 
 
-# an engine that is too long for one file has more, each named by what it computes
-ENGINE = re.compile(r"(\w+_)?kernel\.py")
+# kernels too many for one file have more files, each named by what it computes; device functions
+# that several of them call stand in device.py
+KERNEL_FILE = re.compile(r"(\w+_)?kernel\.py|(\w+_)?device\.py")
 
 
 # who imports whom
@@ -212,7 +213,7 @@ def may_import(path: str) -> str:
     first, *rest = path.removeprefix("tvkernels/").split("/")
     if first == "core":
         return r"core\.\w+"
-    doors, truths = "|".join(ROOMS), rf"({'|'.join(ROOMS)})\.reference"
+    doors, truths = "|".join(KERNELS), rf"({'|'.join(KERNELS)})\.reference"
     if first == "integrations":
         return rf"{doors}|{truths}|core\.(backend|checks)|split_conv1d_scan|integrations\.\w+"
     if not rest:
@@ -222,7 +223,7 @@ def may_import(path: str) -> str:
             "reference.py": rf"{truths}|split_conv1d_scan",
         }.get(first, rf"{doors}|{truths}|core\.(backend|checks)")
     own = rf"{first}\.(?!op\b|kernel\b)\w+"
-    if ENGINE.fullmatch(rest[-1]):
+    if KERNEL_FILE.fullmatch(rest[-1]):
         return rf"{own}|core\.(tune|tl)"
     return {
         "__init__.py": rf"{first}\.(op|reference)",
@@ -242,11 +243,11 @@ def test_tvkernels_imports_downwards_only():
 def test_tvkernels_needs_torch_alone_until_a_kernel_runs():
     wrong = []
     for file in TVKERNELS:
-        engine = ENGINE.fullmatch(Path(file.path).name) or file.path.endswith(
+        compiled = KERNEL_FILE.fullmatch(Path(file.path).name) or file.path.endswith(
             ("core/tune.py", "core/tl.py")
         )
         allowed = (
-            sys.stdlib_module_names | {"torch", "tvkernels"} | ({"triton"} if engine else set())
+            sys.stdlib_module_names | {"torch", "tvkernels"} | ({"triton"} if compiled else set())
         )
         for line, module, _, on_use in file.imports():
             if module.split(".")[0] not in allowed | ({"triton"} if on_use else set()):
@@ -347,26 +348,27 @@ def test_ops_run_where_there_is_no_triton_and_no_transformers():
     assert python(code) == "[[1.0, 1.0]]"
 
 
-# the rooms of an op
+# the files of an op
 
 
-def test_the_backend_knows_every_room():
-    assert {file.path.split("/")[1] for file in TVKERNELS if file.stem == "op"} == set(ROOMS)
+def test_the_table_names_every_op_folder():
+    assert {file.path.split("/")[1] for file in TVKERNELS if file.stem == "op"} == set(KERNELS)
 
 
-def test_every_op_has_its_rooms():
-    for room in ROOMS:
-        files = {p.name for p in (ROOT / "tvkernels" / room).glob("*.py")}
-        engines = set(filter(ENGINE.fullmatch, files))
-        own = files - {"__init__.py", "op.py", "reference.py"} - engines
-        assert {"__init__.py", "op.py", "reference.py"} <= files, room
-        assert not engines or "kernel.py" in engines, f"{room}: {engines}"
-        # ssd alone has more rooms, each named by what it computes
-        assert not own or room == "ssd", f"{room}: {own}"
+def test_every_op_folder_has_the_same_files():
+    for op in KERNELS:
+        files = {p.name for p in (ROOT / "tvkernels" / op).glob("*.py")}
+        assert files >= {"__init__.py", "op.py", "reference.py", "kernel.py"}, op
+        own = files - {"__init__.py", "op.py", "reference.py"}
+        own -= set(filter(KERNEL_FILE.fullmatch, files))
+        # ssd alone has more files, each named by what it computes
+        assert not own or op == "ssd", f"{op}: {own}"
 
 
-KERNELS = [f for f in TVKERNELS if f.path not in ("tvkernels/core/tune.py", "tvkernels/core/tl.py")]
-KERNELS = [f for f in KERNELS if any(i.module == "triton" and not i.on_use for i in f.imports())]
+TRITON_FILES = [f for f in TVKERNELS if not f.path.startswith("tvkernels/core/")]
+TRITON_FILES = [
+    f for f in TRITON_FILES if any(i.module == "triton" and not i.on_use for i in f.imports())
+]
 # what differs between releases or vendors, is slow to interpret, or sums in an order of its own
 NOT_IN_KERNELS = re.compile(
     r"\btl\.atomic_|make_block_ptr|tl\.advance|libdevice|inline_asm|associative_scan|except "
@@ -374,7 +376,7 @@ NOT_IN_KERNELS = re.compile(
 LENGTHS = re.compile(r"len|rows|batch|token|total|tiles|parts|span", re.I)
 
 
-def test_an_engine_is_imported_where_it_runs_and_chosen_by_the_backend():
+def test_a_kernel_is_imported_where_it_runs_and_chosen_by_the_backend():
     wrong = []
     for file in TVKERNELS:
         if file.stem != "op":
@@ -384,8 +386,6 @@ def test_an_engine_is_imported_where_it_runs_and_chosen_by_the_backend():
             for line, module, _, on_use in file.imports()
             if module.endswith("kernel") and not on_use
         ]
-        if not (ROOT / file.path).with_name("kernel.py").exists():
-            continue
         compared = {
             id(side)
             for node in ast.walk(file.tree)
@@ -405,7 +405,7 @@ def test_an_engine_is_imported_where_it_runs_and_chosen_by_the_backend():
 def test_kernels_say_what_one_program_owns():
     """Its first line is a comment. A kernel is what is launched, a name that ends in _kernel."""
     wrong = []
-    for file in KERNELS:
+    for file in TRITON_FILES:
         lines = file.text.splitlines()
         for node in file.tree.body:
             if isinstance(node, ast.FunctionDef) and any(
@@ -428,7 +428,7 @@ def test_kernels_say_what_one_program_owns():
 def test_kernels_are_portable_and_sum_in_one_order():
     assert not [
         f"{file.path}:{number} {line.strip()}"
-        for file in KERNELS
+        for file in TRITON_FILES
         for number, line in enumerate(file.text.splitlines(), 1)
         if NOT_IN_KERNELS.search(line)
     ]
@@ -437,7 +437,7 @@ def test_kernels_are_portable_and_sum_in_one_order():
 def test_tuning_never_depends_on_a_length():
     """A longer video must not time every configuration again."""
     wrong = []
-    for file in KERNELS:
+    for file in TRITON_FILES:
         for node in ast.walk(file.tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in (
                 "tuned",
@@ -567,7 +567,7 @@ def test_a_folder_says_what_its_modules_do():
     wrong = []
     for file in PRODUCT:
         folder = (ROOT / file.path).parent
-        if file.stem == "__init__" and folder.name not in ROOMS:
+        if file.stem == "__init__" and folder.name not in KERNELS:
             named = re.findall(r"^ *(\w+\.py) {2,}\S", ast.get_docstring(file.tree) or "", re.M)
             modules = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
             if sorted(named) != sorted(modules):

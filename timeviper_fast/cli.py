@@ -186,8 +186,8 @@ def doctor(as_json: Json = False) -> None:
         typer.echo(f"{name} {_version(name)}")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     typer.echo(f"CUDA device: {gpu}\n")
-    header = ("op", "room", "tensor on", "backend", "why")
-    print_table(out, header, [(r.op, r.room, r.device, r.backend, r.reason) for r in rows])
+    header = ("op", "kernel", "tensor on", "backend", "why")
+    print_table(out, header, [(r.op, r.kernel, r.device, r.backend, r.reason) for r in rows])
     if any(row.backend == "unavailable" for row in rows):
         typer.echo(f"\nWhat is unavailable: {_REMEDY}.")
     typer.echo()

@@ -15,9 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import tvkernels
 from tests.contract import NOT_OPS
 from tvkernels.core import backend
-from tvkernels.core.backend import ROOMS, backend_for, triton_version
+from tvkernels.core.backend import backend_for, forced_backend, triton_version
+from tvkernels.core.table import KERNELS
 
-NO_KERNEL = "no Triton kernel in this version"
+MISSING = "Triton is not installed"
 REMEDY = (
     r'run it inside tvkernels\.use_backend\("reference"\), or move its tensors to the CPU '
     r'\(device="cpu"\)$'
@@ -46,36 +47,25 @@ def triton_is_missing(monkeypatch):
     monkeypatch.setattr(backend, "_HAS_TRITON", False)
 
 
-@pytest.fixture
-def no_kernel(monkeypatch):
-    monkeypatch.setattr(backend, "_ENGINES", frozenset())
-
-
-@pytest.fixture
-def rmsnorm_has_a_kernel(monkeypatch):
-    """Of all rooms, that one alone."""
-    monkeypatch.setattr(backend, "_ENGINES", frozenset({"rmsnorm"}))
-
-
-def test_the_rooms_with_an_engine_are_those_with_a_kernel_file():
+def test_the_kernels_are_the_folders_with_a_kernel_file():
     package = Path(tvkernels.__file__).parent
-    with_kernel = {path.parent.name for path in package.glob("*/kernel.py")}
-    assert with_kernel == backend._ENGINES
+    assert {path.parent.name for path in package.glob("*/kernel.py")} == set(KERNELS)
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_without_cuda_the_reference_runs(room, device):
-    assert backend_for(torch.empty(2, device=device), room) == "reference"
+def test_without_cuda_the_reference_runs(kernel, device):
+    assert backend_for(torch.empty(2, device=device), kernel) == "reference"
 
 
-@pytest.mark.usefixtures("no_kernel")
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_cuda_tensor_without_kernel_raises_with_the_remedy(room, cuda):
+@pytest.mark.usefixtures("triton_is_missing")
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_cuda_tensor_without_triton_raises_with_the_remedy(kernel, cuda):
     with pytest.raises(
-        tvkernels.BackendUnavailable, match=f"^{room}: it has {NO_KERNEL}; {REMEDY}"
+        tvkernels.BackendUnavailable,
+        match=rf"^{kernel}: {MISSING} \(pip install triton\); {REMEDY}",
     ):
-        backend_for(cuda, room)
+        backend_for(cuda, kernel)
 
 
 def test_the_remedy_works(cuda):
@@ -83,7 +73,7 @@ def test_the_remedy_works(cuda):
         assert backend_for(cuda, "rmsnorm") == "reference"
 
 
-@pytest.mark.usefixtures("no_kernel")
+@pytest.mark.usefixtures("triton_is_missing")
 def test_a_public_op_raises_on_cuda_and_follows_the_remedy(cuda):
     with FakeTensorMode():
         x, weight = torch.empty(2, 4, device="cuda"), torch.empty(4, device="cuda")
@@ -93,17 +83,17 @@ def test_a_public_op_raises_on_cuda_and_follows_the_remedy(cuda):
             assert tvkernels.rms_norm(x, weight, 1e-5).device.type == "cuda"
 
 
-@pytest.mark.usefixtures("no_kernel")
-def test_forcing_triton_where_it_has_no_kernel_raises(cpu):
+@pytest.mark.usefixtures("triton_is_missing")
+def test_forcing_triton_where_it_is_missing_raises(cpu):
     with (
         tvkernels.use_backend("triton"),
-        pytest.raises(tvkernels.BackendUnavailable, match=NO_KERNEL),
+        pytest.raises(tvkernels.BackendUnavailable, match=MISSING),
     ):
         tvkernels.rms_norm(cpu, torch.ones(4), 1e-5)
 
 
-@pytest.mark.usefixtures("rmsnorm_has_a_kernel", "triton_is_installed")
-class TestWithAKernel:
+@pytest.mark.usefixtures("triton_is_installed")
+class TestWithTriton:
     def test_triton_runs_cuda_tensors(self, cuda):
         assert backend_for(cuda, "rmsnorm") == "triton"
 
@@ -119,19 +109,8 @@ class TestWithAKernel:
             monkeypatch.setenv("TRITON_INTERPRET", "1")
             assert backend_for(cpu, "rmsnorm") == "triton"
 
-    def test_a_room_without_kernel_keeps_raising(self, cuda):
-        with pytest.raises(tvkernels.BackendUnavailable, match=NO_KERNEL):
-            backend_for(cuda, "tome")
 
-
-@pytest.mark.usefixtures("rmsnorm_has_a_kernel", "triton_is_missing")
-def test_a_kernel_without_triton_raises_with_what_to_install(cuda):
-    sentence = r"^rmsnorm: Triton is not installed \(pip install triton\); "
-    with pytest.raises(tvkernels.BackendUnavailable, match=sentence + REMEDY):
-        backend_for(cuda, "rmsnorm")
-
-
-@pytest.mark.usefixtures("no_kernel")
+@pytest.mark.usefixtures("triton_is_missing")
 def test_use_backend_nests_and_restores(cuda):
     with tvkernels.use_backend("reference"):
         with tvkernels.use_backend("triton"), pytest.raises(tvkernels.BackendUnavailable):
@@ -141,7 +120,7 @@ def test_use_backend_nests_and_restores(cuda):
         backend_for(cuda, "ssd")
 
 
-@pytest.mark.usefixtures("no_kernel")
+@pytest.mark.usefixtures("triton_is_missing")
 def test_use_backend_restores_after_an_exception(cuda):
     with pytest.raises(KeyError), tvkernels.use_backend("reference"):
         raise KeyError
@@ -149,8 +128,8 @@ def test_use_backend_restores_after_an_exception(cuda):
         backend_for(cuda, "ssd")
 
 
-@pytest.mark.usefixtures("no_kernel")
-def test_use_backend_for_some_rooms_leaves_the_others(cuda, cpu):
+@pytest.mark.usefixtures("triton_is_missing")
+def test_use_backend_for_some_kernels_leaves_the_others(cuda, cpu):
     with tvkernels.use_backend("reference", "ssd", "tome"):
         assert backend_for(cuda, "ssd") == backend_for(cuda, "tome") == "reference"
         with pytest.raises(tvkernels.BackendUnavailable):
@@ -159,13 +138,15 @@ def test_use_backend_for_some_rooms_leaves_the_others(cuda, cpu):
             with pytest.raises(tvkernels.BackendUnavailable):
                 backend_for(cpu, "tome")
             assert backend_for(cuda, "ssd") == backend_for(cpu, "rmsnorm") == "reference"
-            forced = {row.room for row in tvkernels.explain() if "forced" in row.reason}
-            # the mixer composed of three rooms is forced in part
+            forced = {row.kernel for row in tvkernels.explain() if "forced" in row.reason}
+            assert forced_backend("tome") == "triton"
+            assert forced_backend("rmsnorm") is None
+            # the mixer composed of three kernels is forced in part
             assert forced == {"ssd", "causal_conv1d, ssd, rmsnorm"}
 
 
-@pytest.mark.usefixtures("rmsnorm_has_a_kernel", "triton_is_installed")
-def test_explain_names_both_engines_of_a_composition(monkeypatch):
+@pytest.mark.usefixtures("triton_is_installed")
+def test_explain_names_both_backends_of_a_composition(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with tvkernels.use_backend("reference", "ssd", "causal_conv1d"):
         row = rows("cuda")["mamba_split_conv1d_scan_combined"]
@@ -173,9 +154,9 @@ def test_explain_names_both_engines_of_a_composition(monkeypatch):
     assert row.reason.startswith("forced by use_backend: plain PyTorch and Triton ")
 
 
-@pytest.mark.usefixtures("no_kernel")
-def test_an_unknown_room_is_named_and_changes_nothing(cuda):
-    sentence = "^use_backend: rooms must be among ssd, .*, got 'mixer'$"
+@pytest.mark.usefixtures("triton_is_missing")
+def test_an_unknown_kernel_is_named_and_changes_nothing(cuda):
+    sentence = "^use_backend: kernels must be among ssd, .*, got 'mixer'$"
     with (
         pytest.raises(ValueError, match=sentence),
         tvkernels.use_backend("reference", "ssd", "mixer"),
@@ -192,7 +173,7 @@ def test_an_unknown_backend_is_named_and_changes_nothing(cpu):
     assert backend_for(cpu, "ssd") == "reference"
 
 
-@pytest.mark.usefixtures("no_kernel")
+@pytest.mark.usefixtures("triton_is_missing")
 @pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace:UserWarning")
 def test_a_compiled_function_follows_use_backend():
     torch._dynamo.reset()
@@ -209,7 +190,7 @@ def test_a_compiled_function_follows_use_backend():
     # the graph compiled before is not what a forced Triton meets
     with (
         tvkernels.use_backend("triton"),
-        pytest.raises(tvkernels.BackendUnavailable, match=NO_KERNEL),
+        pytest.raises(tvkernels.BackendUnavailable, match=MISSING),
     ):
         norm(x)
 
@@ -228,43 +209,40 @@ def test_explain_has_one_row_per_public_op():
     assert here["uniform_topk"].reason == "index arithmetic: plain PyTorch"
 
 
-def test_explain_names_the_room_of_each_op():
+def test_explain_names_the_kernels_of_each_op():
     here = rows("cpu")
-    assert {room for row in here.values() for room in row.room.split(", ") if room} == set(ROOMS)
+    named = {kernel for row in here.values() for kernel in row.kernel.split(", ") if kernel}
+    assert named == set(KERNELS)
     for name, row in here.items():
         if name in INDICES:
-            assert row.room == ""
+            assert row.kernel == ""
             continue
         # where the function is written, or what it is composed of
         module = getattr(tvkernels, name).__module__.split(".")[1]
         composed = "causal_conv1d, ssd, rmsnorm"
-        assert row.room == (composed if module == "split_conv1d_scan" else module), name
+        assert row.kernel == (composed if module == "split_conv1d_scan" else module), name
 
 
-@pytest.mark.usefixtures("no_kernel")
+@pytest.mark.usefixtures("triton_is_missing")
 def test_explain_has_cuda_rows_where_there_is_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     there = rows("cuda")
     assert there.keys() == rows("cpu").keys()
     for name, row in there.items():
         assert row.backend == ("reference" if name in INDICES else "unavailable")
-        assert name in INDICES or NO_KERNEL in row.reason
+        assert name in INDICES or MISSING in row.reason
 
 
-@pytest.mark.usefixtures("rmsnorm_has_a_kernel", "triton_is_installed")
+@pytest.mark.usefixtures("triton_is_installed")
 def test_explain_names_the_triton_that_runs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(backend.metadata, "version", lambda name: f"0.0 of {name}")
-    assert rows("cuda")["rms_norm"].backend == "triton"
-    assert rows("cuda")["rms_norm"].reason == "a CUDA tensor: Triton 0.0 of triton"
-    assert rows("cuda")["tome_merge"].backend == "unavailable"
-    # a composed op runs when all that it is composed of do
-    composed = rows("cuda")["mamba_split_conv1d_scan_combined"]
-    assert composed.backend == "unavailable"
-    assert composed.reason == f"causal_conv1d: it has {NO_KERNEL}"
+    for op in ("rms_norm", "mamba_split_conv1d_scan_combined"):
+        assert rows("cuda")[op].backend == "triton"
+        assert rows("cuda")[op].reason == "a CUDA tensor: Triton 0.0 of triton"
 
 
-@pytest.mark.usefixtures("no_kernel")
+@pytest.mark.usefixtures("triton_is_missing")
 def test_explain_says_what_is_forced():
     def found():
         forced = (row for row in tvkernels.explain() if row.op not in INDICES)

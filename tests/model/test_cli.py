@@ -112,7 +112,7 @@ def test_doctor_lists_every_op(run):
     code, out, _ = run("doctor", "--json")
     rows = json.loads(out)
     assert code == 0
-    assert {row["room"] for row in rows} >= {"ssd", "tome", "attention_topk"}
+    assert {row["kernel"] for row in rows} >= {"ssd", "tome", "attention_topk"}
     assert all(row["reason"] for row in rows)
     code, out, _ = run("doctor")
     assert code == 0

@@ -17,7 +17,7 @@ from timeviper_fast.model.initialize import init_weights
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.presets import preset
 from tvkernels import use_backend
-from tvkernels.core.backend import _ENGINES, OPS
+from tvkernels.core.table import KERNELS, OPS
 
 STAGES = (CompressionStage(0, "uniform", 0.7), CompressionStage(8, "attention", 0.3))
 
@@ -54,13 +54,13 @@ def test_kernels_give_the_logits_and_tokens_of_the_references(
 ) -> None:
     with use_backend("reference"):
         expected = answer(chunk, count)
-        for room in _ENGINES:
-            op = importlib.import_module(f"tvkernels.{room}.op")
+        for kernel in KERNELS:
+            op = importlib.import_module(f"tvkernels.{kernel}.op")
             for name in [name for name in vars(op) if name.endswith("_ref")]:
                 # what only computes indices has no kernel, anywhere
                 if OPS[name.removesuffix("_ref")]:
                     monkeypatch.setattr(op, name, refused)
-        with use_backend("triton", *_ENGINES), poisoned_empty():
+        with use_backend("triton"), poisoned_empty():
             prompt, tokens, question = answer(chunk, count)
     torch.testing.assert_close(prompt, expected[0], rtol=1e-4, atol=1e-4)
     assert torch.equal(tokens, expected[1])

@@ -4,8 +4,9 @@
     checks.py   argument checks in one wording
     plain.py    what references share
     library.py  launches of kernels as operators that PyTorch can trace
+    table.py    which kernels there are, and which of them each public op launches
     tl.py       device functions that kernels share
     tune.py     which launch configuration a kernel runs with
 
-Only `tl.py` and `tune.py` import Triton.
+Only `tl.py` and `tune.py` import Triton. The table names the ops; no file here computes one.
 """

@@ -443,11 +443,11 @@ def test_one_providers_memory_does_not_take_the_others_numbers() -> None:
     assert rows["ours"]["ms"] > 0
 
 
-def test_a_missing_engine_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_ENGINES", frozenset())
+def test_a_missing_triton_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_HAS_TRITON", False)
     with tvkernels.use_backend("triton"):
         rows = {row["provider"]: row for row in Lab(gpu=False).run(small())}
-    assert rows["ours"]["reason"].startswith("rmsnorm: it has no Triton kernel in this version")
+    assert rows["ours"]["reason"].startswith("rmsnorm: Triton is not installed")
     assert rows["reference"]["ms"] > 0
 
 
