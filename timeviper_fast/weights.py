@@ -14,7 +14,7 @@ import re
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -64,7 +64,10 @@ def as_path(owner: str, name: str, value: Any) -> Path:
     """
     try:
         path = Path(value).expanduser()
-        path.resolve().exists()
+        path.resolve()
+        # since Python 3.13 `resolve` ignores a loop of symbolic links; `stat` reports it
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
     except (TypeError, ValueError, OSError, RuntimeError) as error:
         fail(owner, name, "be a usable path", f"{value!r} ({error})")
     return path

@@ -9,6 +9,7 @@ import pytest
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
 from triton.runtime import _async_compile, driver
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
@@ -66,7 +67,9 @@ def test_what_compiles_is_there_when_it_is_timed(
     there: list[int] = []
 
     def timed(self: Autotuner, *args: object, config: triton.Config, **options: object) -> list:
-        there.append(len(self.fn.device_caches[0][0]))
+        # Triton 3.7 keeps an unfinished entry for what did not compile
+        kernels = self.fn.device_caches[0][0].values()
+        there.append(sum(isinstance(kernel, CompiledKernel) for kernel in kernels))
         return [float(len(there))] * 3
 
     monkeypatch.setattr(Autotuner, "_bench", timed)
