@@ -1,21 +1,17 @@
 """Questions and answers about hour-long videos: a lean TimeViper on tvkernels' ops.
 
-    timeviper.py   TimeViper: load and save a model, ask it, generate
-    config.py      the model's shape in frozen dataclasses
-    presets.py     the published shapes by name
-    layout.py      where vision tokens lie in a sequence, and what reaches each layer
-    errors.py      the errors that users see, in one wording
-    stops.py       time, tokens and memory of each stop
-    demo.py        the demo's video and tiny model
-    __main__.py    python -m timeviper_fast
-    ask.py         from a video file to an answer, in eight stops
-    generate.py    prefill, decode, sampling
-    names.py       other projects' names in ours
-    weights.py     weight files into a module, shard by shard
-    saving.py      a model into a directory, all or nothing
-    checkpoint.py  models from directories, ours and other projects'
-    terminal.py    what the command line shows: tables, progress, answers
-    cli.py         the command line
+    timeviper.py  TimeViper: load and save a model, ask it, generate
+    config.py     the model's shape in frozen dataclasses
+    presets.py    the published shapes by name
+    layout.py     where vision tokens lie in a sequence, and what reaches each layer
+    errors.py     the errors that users see, in one wording
+    stops.py      time, tokens and memory of each stop
+    demo.py       the demo's video and tiny model
+    __main__.py   python -m timeviper_fast
+    ask.py        from a video file to an answer, in eight stops
+    generate.py   prefill, decode, sampling
+    terminal.py   what the command line shows: tables, progress, answers
+    cli.py        the command line
 
 A name is imported when it is first asked for, so the command line is there before torch is.
 """

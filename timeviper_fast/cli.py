@@ -21,8 +21,12 @@ import typer
 from rich.console import Console
 from torch import nn
 
-from timeviper_fast import checkpoint, saving
 from timeviper_fast.ask import Answer, check_request
+from timeviper_fast.checkpoint.config_file import config_to_dict
+from timeviper_fast.checkpoint.files import local_directory
+from timeviper_fast.checkpoint.load import load_tokenizer, read_config
+from timeviper_fast.checkpoint.save import free_target
+from timeviper_fast.checkpoint.upstream import load_upstream, upstream_config
 from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.demo import QUESTION, tiny_model, write_demo_video
 from timeviper_fast.generate import Sampling
@@ -159,10 +163,10 @@ def info(
     if model not in PRESETS and "/" not in model and not Path(model or "-").exists():
         kinds = f"a preset ({', '.join(PRESETS)}), a model directory or a Hub id (owner/name)"
         raise ValueError(f"info: MODEL must be {kinds}, got {model!r}")
-    config = preset(model) if model in PRESETS else checkpoint.read_config(model)
+    config = preset(model) if model in PRESETS else read_config(model)
     facts = _facts(config)
     if as_json:
-        typer.echo(json.dumps({"config": saving.config_to_dict(config), **facts}))
+        typer.echo(json.dumps({"config": config_to_dict(config), **facts}))
         return
     for name, value in facts.items():
         text = f"{value:,}" if isinstance(value, int) else value
@@ -229,12 +233,12 @@ def convert(
     ] = False,
 ) -> None:
     """Turn upstream's checkpoints into one directory that `ask` loads."""
-    saving.free_target(output, overwrite)  # known before gigabytes are read
-    config = checkpoint.upstream_config(
+    free_target(output, overwrite)  # known before gigabytes are read
+    config = upstream_config(
         llm, vision=vision, arch=arch, pdrop=pdrop, merge=merge, template=template
     )
     with progress_bars(err) as progress:
-        model = checkpoint.load_upstream(
+        model = load_upstream(
             TimeViper,
             config,
             llm_dir=llm,
@@ -243,7 +247,7 @@ def convert(
             dtype=dtype,
             progress=partial(progress, "read"),
         )
-        model.tokenizer = checkpoint.load_tokenizer(checkpoint.local_directory(llm))
+        model.tokenizer = load_tokenizer(local_directory(llm))
         model.save_pretrained(output, overwrite=overwrite, progress=partial(progress, "written"))
     say(err, f"wrote {output}")
 

@@ -2,7 +2,7 @@
 
 Sizes are counts of channels, heads or layers unless said otherwise. Paper letters follow Mamba-2
 (arXiv 2405.21060): H heads, P head dimension, N state size, G groups, Q chunk length. How other
-projects spell these fields is known to `names.py` alone.
+projects spell these fields is known to `checkpoint/` alone.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ __all__ = [
     "instance_of",
     "is_integer",
     "is_number",
+    "not_built",
 ]
 
 
@@ -32,6 +33,11 @@ class CheckpointError(ValueError):
 def fail(owner: str, name: str, rule: str, value: Any) -> NoReturn:
     """Raise the ValueError `<owner>: <name> must <rule>, got <value>`."""
     raise ValueError(f"{owner}: {name} must {rule}, got {value!r}")
+
+
+def not_built(owner: str, name: str, rule: str, value: Any) -> NoReturn:
+    """Raise the NotImplementedError `<owner>: <name> must <rule>, got <value>`."""
+    raise NotImplementedError(f"{owner}: {name} must {rule}, got {value!r}")
 
 
 def expect_function(owner: str, **given: Any) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from timeviper_fast import checkpoint, saving
 from timeviper_fast.ask import ask
+from timeviper_fast.checkpoint.load import load_pretrained, load_tokenizer
+from timeviper_fast.checkpoint.save import save_pretrained
 from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.errors import expect_function
 from timeviper_fast.generate import (
@@ -85,10 +86,10 @@ class TimeViper(TimeViperNetwork):
         device = _usable(device)
         if dtype is None:
             dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        model, _, directory = checkpoint.load_pretrained(
+        model, _, directory = load_pretrained(
             cls, path_or_hub_id, device=device, dtype=dtype, progress=progress
         )
-        model.tokenizer = checkpoint.load_tokenizer(directory)
+        model.tokenizer = load_tokenizer(directory)
         return model.eval()
 
     def save_pretrained(
@@ -109,7 +110,7 @@ class TimeViper(TimeViperNetwork):
             ValueError: a directory that must not be replaced, or cannot be written.
         """
         expect_function("save_pretrained", progress=progress)
-        saving.save_pretrained(
+        save_pretrained(
             self, self.config, self.tokenizer, directory, overwrite=overwrite, progress=progress
         )
 

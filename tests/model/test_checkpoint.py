@@ -25,13 +25,10 @@ from tests.model.checkpoints import (
     meta,
     randomise,
 )
-from timeviper_fast.checkpoint import (
-    config_from_dict,
-    load_pretrained,
-    load_tokenizer,
-    local_directory,
-    read_config,
-)
+from timeviper_fast.checkpoint.config_file import config_from_dict, config_to_dict
+from timeviper_fast.checkpoint.files import local_directory, weight_files
+from timeviper_fast.checkpoint.load import load_pretrained, load_tokenizer, read_config
+from timeviper_fast.checkpoint.save import save_pretrained
 from timeviper_fast.config import (
     BackboneConfig,
     CompressionStage,
@@ -41,9 +38,7 @@ from timeviper_fast.config import (
 )
 from timeviper_fast.errors import CheckpointError
 from timeviper_fast.presets import preset
-from timeviper_fast.saving import config_to_dict, save_pretrained
 from timeviper_fast.text.byte_tokenizer import byte_tokenizer
-from timeviper_fast.weights import weight_files
 
 positive = st.integers(1, 64)
 

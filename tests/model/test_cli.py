@@ -345,7 +345,7 @@ class TestMistakes:
         if parent == "/proc" and not os.path.isdir(parent):
             pytest.skip("a directory where nobody can write")
         (tmp_path / "file").touch()
-        monkeypatch.setattr(cli.checkpoint, "upstream_config", lambda *_, **__: pytest.fail("read"))
+        monkeypatch.setattr(cli, "upstream_config", lambda *_, **__: pytest.fail("read"))
         target = os.path.join(tmp_path, parent, "new")
         one_line(
             run("convert", target, "--llm", tmp_path),

@@ -9,6 +9,17 @@ import pytest
 import torch
 
 from tests.model.goldens import DROP_ONLY, TINY, TRANSV, golden, manifest
+from timeviper_fast.checkpoint.mapping import Piece, own_names, under
+from timeviper_fast.checkpoint.nemotron_h import backbone_config_from_hf, llm_names
+from timeviper_fast.checkpoint.siglip import vision_config_from_hf, vision_names
+from timeviper_fast.checkpoint.upstream import (
+    projector_from_upstream,
+    projector_names,
+    stages_from_hf,
+    stages_from_upstream,
+    vision_from_upstream,
+    vlm_names,
+)
 from timeviper_fast.config import (
     BackboneConfig,
     CompressionStage,
@@ -17,21 +28,6 @@ from timeviper_fast.config import (
     VisionConfig,
 )
 from timeviper_fast.model.nemotron_h import HybridBackbone
-from timeviper_fast.names import (
-    Piece,
-    backbone_config_from_hf,
-    llm_names,
-    own_names,
-    projector_from_upstream,
-    projector_names,
-    stages_from_hf,
-    stages_from_upstream,
-    under,
-    vision_config_from_hf,
-    vision_from_upstream,
-    vision_names,
-    vlm_names,
-)
 from timeviper_fast.presets import preset
 
 PATTERN_9B = "M-M-M-MM-M-M-M*-M-M-M*-M-M-M-M*-M-M-M-M*-M-MM-M-M-M-M-M-"

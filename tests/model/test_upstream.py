@@ -25,7 +25,11 @@ from tests.model.checkpoints import (
     vlm_state,
 )
 from tests.model.goldens import DROP_ONLY, TINY, TRANSV, golden, tiny_backbone
-from timeviper_fast.checkpoint import load_backbone, load_upstream, upstream_config
+from timeviper_fast.checkpoint.files import weight_files
+from timeviper_fast.checkpoint.save import save_pretrained
+from timeviper_fast.checkpoint.siglip import vision_names
+from timeviper_fast.checkpoint.upstream import load_backbone, load_upstream, upstream_config
+from timeviper_fast.checkpoint.weights import Source, load_weights
 from timeviper_fast.config import (
     CompressionStage,
     TimeViperConfig,
@@ -34,9 +38,6 @@ from timeviper_fast.config import (
 from timeviper_fast.errors import CheckpointError
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.model.vision.vit import VisionTransformer
-from timeviper_fast.names import vision_names
-from timeviper_fast.saving import save_pretrained
-from timeviper_fast.weights import Source, load_weights, weight_files
 
 
 @pytest.mark.parametrize("shard", ["5GB", "20KB"])

@@ -27,8 +27,25 @@ from tests.model.checkpoints import (
     siglip_tower,
 )
 from tests.model.goldens import TINY, TRANSV
-from timeviper_fast import checkpoint, config, names, weights
-from timeviper_fast.checkpoint import load_backbone, load_pretrained
+from timeviper_fast import config, errors
+from timeviper_fast.checkpoint import (
+    config_file,
+    files,
+    load,
+    mapping,
+    nemotron_h,
+    save,
+    siglip,
+    upstream,
+    weights,
+)
+from timeviper_fast.checkpoint.files import weight_files
+from timeviper_fast.checkpoint.load import load_pretrained
+from timeviper_fast.checkpoint.mapping import Piece
+from timeviper_fast.checkpoint.save import save_pretrained
+from timeviper_fast.checkpoint.siglip import vision_names
+from timeviper_fast.checkpoint.upstream import load_backbone
+from timeviper_fast.checkpoint.weights import Source, load_weights
 from timeviper_fast.config import (
     BackboneConfig,
     TimeViperConfig,
@@ -36,9 +53,6 @@ from timeviper_fast.config import (
 from timeviper_fast.errors import CheckpointError
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.model.vision.vit import VisionTransformer
-from timeviper_fast.names import Piece, vision_names
-from timeviper_fast.saving import save_pretrained
-from timeviper_fast.weights import Source, load_weights, weight_files
 
 
 def test_one_error_lists_everything_and_nothing_is_loaded(tmp_path):
@@ -231,7 +245,7 @@ def test_a_leading_dimension_of_one_may_be_left_out(tmp_path):
 MEASURED = """
 import json, sys, torch
 from torch import nn
-from timeviper_fast.weights import Source, load_weights
+from timeviper_fast.checkpoint.weights import Source, load_weights
 
 def resident(field):
     with open("/proc/self/status") as status:
@@ -285,19 +299,28 @@ def test_peak_memory_is_one_shard_beyond_the_model(tmp_path):
     assert peak < 7.6 * shard
 
 
-@pytest.mark.parametrize("room", [config, names, weights, checkpoint])
+@pytest.mark.parametrize(
+    "room",
+    [
+        config,
+        errors,
+        config_file,
+        files,
+        load,
+        mapping,
+        nemotron_h,
+        save,
+        siglip,
+        upstream,
+        weights,
+    ],
+)
 def test_a_room_exports_what_its_siblings_take(room):
     """In `__all__` is what other files take from the room, and nothing that is not there."""
     taken = set()
-    for file in Path(room.__file__).parent.glob("*.py"):
-        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
-        imports = [
-            (n.module, a.name) for n in nodes if isinstance(n, ast.ImportFrom) for a in n.names
-        ]
-        taken |= {name for module, name in imports if module == room.__name__}
-        package, _, stem = room.__name__.partition(".")
-        if (package, stem) in imports:
-            dotted = [n for n in nodes if isinstance(n, ast.Attribute)]
-            taken |= {n.attr for n in dotted if ast.unparse(n.value) == stem}
+    for file in Path(config.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == room.__name__:
+                taken |= {alias.name for alias in node.names}
     assert taken
     assert taken <= set(room.__all__) <= set(vars(room))

@@ -8,169 +8,31 @@ meta device, host memory peaks at the model plus the one file that is open.
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from timeviper_fast.errors import CheckpointError
-from timeviper_fast.names import NameMap, Piece, own_names
+from timeviper_fast.checkpoint.files import (
+    FLOATS,
+    Entry,
+    PathLike,
+    fail,
+    open_weights,
+    weight_files,
+)
+from timeviper_fast.checkpoint.mapping import NameMap, Piece, own_names
 
-__all__ = [
-    "PathLike",
-    "Progress",
-    "Source",
-    "as_path",
-    "fail",
-    "has_weights",
-    "load_weights",
-    "read_json",
-    "some",
-    "tied_names",
-    "weight_files",
-]
+__all__ = ["Progress", "Source", "load_weights", "tied_names"]
 
-_FLOATS = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-}
 
-PathLike = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
 M = TypeVar("M", bound=nn.Module)
-
-
-def fail(owner: str, name: str, rule: str, value: Any) -> NoReturn:
-    """Raise the CheckpointError `owner: name must <rule>, got <value>`."""
-    raise CheckpointError(f"{owner}: {name} must {rule}, got {value}")
-
-
-def as_path(owner: str, name: str, value: Any) -> Path:
-    """`value` as a path, `~` expanded, once it could be one.
-
-    Raises:
-        CheckpointError: it is of another kind, or nothing can lie there.
-    """
-    try:
-        path = Path(value).expanduser()
-        path.resolve()
-        # since Python 3.13 `resolve` ignores a loop of symbolic links; `stat` reports it
-        with suppress(FileNotFoundError, NotADirectoryError):
-            path.stat()
-    except (TypeError, ValueError, OSError, RuntimeError) as error:
-        fail(owner, name, "be a usable path", f"{value!r} ({error})")
-    return path
-
-
-class Entry(NamedTuple):
-    """What a file says about one tensor before it is read; shape is None for other objects."""
-
-    shape: tuple[int, ...] | None
-    dtype: str
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[tuple[dict[str, Entry], Callable[[str], Tensor]]]:
-    """The entries of a weight file, and how to read one of them. Tensors are memory-mapped."""
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            file = safe_open(path, framework="pt")
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"load_weights: file must be readable safetensors, got {path} ({error})"
-            ) from None
-        with file as tensors:
-            slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118
-            entries = {k: Entry(tuple(s.get_shape()), s.get_dtype()) for k, s in slices.items()}
-            # a slice keeps the whole file mapped
-            del slices
-            yield entries, tensors.get_tensor
-    else:
-        state = _unpickle(path)
-        yield {str(key): _entry(value) for key, value in state.items()}, state.__getitem__
-
-
-def _unpickle(path: Path) -> dict[str, Any]:
-    try:
-        state = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    # whatever a foreign file makes the reader raise means the same: it is not read
-    except Exception as error:
-        found = re.search(r"Unsupported \w+ .*|unsupported \w+ \S+", str(error))
-        reason = (found[0] if found else str(error)).splitlines()[:1]
-        raise CheckpointError(
-            f"load_weights: file must hold plain tensors that load without running code, "
-            f"got {path} ({type(error).__name__}: {''.join(reason)})"
-        ) from None
-    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
-        held = f"keys {', '.join(map(str, state))[:80]}" if isinstance(state, dict) else type(state)
-        fail("load_weights", "file", "hold a flat dictionary of tensors", f"{path} ({held})")
-    return state
-
-
-def _entry(value: Any) -> Entry:
-    if not isinstance(value, Tensor):
-        return Entry(None, type(value).__name__)
-    return Entry(tuple(value.shape), _FLOATS.get(value.dtype, str(value.dtype)))
-
-
-def weight_files(path: PathLike) -> list[Path]:
-    """The weight files at `path`: a file itself, or those of a directory, sharded or not.
-
-    Raises:
-        CheckpointError: there are none, or the index names files that do not exist.
-    """
-    path = Path(path)
-    if path.is_file() and not path.name.endswith(".index.json"):
-        return [path]
-    names = ("model.safetensors", "pytorch_model.bin")
-    candidates = [path / (name + suffix) for name in names for suffix in (".index.json", "")]
-    found = path if path.is_file() else next((c for c in candidates if c.is_file()), None)
-    if found is None:
-        rule = f"be a weight file, or a directory with {' or '.join(names)} (or their index)"
-        fail("load_weights", "path", rule, path)
-    if found.suffix != ".json":
-        return [found]
-    shards = read_json(found).get("weight_map")
-    if not (
-        isinstance(shards, dict) and shards and all(isinstance(v, str) for v in shards.values())
-    ):
-        fail("load_weights", "index", "have a weight_map of names to files", found)
-    files = [found.parent / name for name in sorted(set(shards.values()))]
-    absent = [file.name for file in files if not file.is_file()]
-    if absent:
-        rule = f"have all {len(files)} shards of its index beside it"
-        fail("load_weights", "path", rule, f"{found.parent} without {some(absent)}")
-    return files
-
-
-def has_weights(directory: Path) -> bool:
-    """Whether any weight file lies in the directory, complete or not."""
-    return any(directory.glob("*.safetensors")) or any(directory.glob("pytorch_model*.bin"))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name}: file must be readable JSON, got {error}") from None
-    if not isinstance(content, dict):
-        fail(path.name, "file", "hold a JSON object", path)
-    return content
 
 
 @dataclass(frozen=True)
@@ -232,7 +94,7 @@ class _Plan:
     def _misfit(self, key: str, entry: Entry, piece: Piece) -> dict[str, str]:
         """{parameter: what is wrong with the stored tensor}, empty if it fits."""
         have, want = entry.shape, self.shapes[piece.name]
-        if have is None or entry.dtype not in _FLOATS.values():
+        if have is None or entry.dtype not in FLOATS.values():
             return {piece.name: f"{key} of type {entry.dtype} instead of floats"}
         if piece.put:
             want = (want[0] // piece.put[1], *want[1:])
@@ -266,7 +128,7 @@ class _Plan:
 
 def _entries(source: Source) -> Iterator[tuple[Path, str, Entry]]:
     for path in weight_files(source.path):
-        with _open(path) as (entries, _):
+        with open_weights(path) as (entries, _):
             for key, entry in entries.items():
                 yield path, key, entry
 
@@ -300,12 +162,6 @@ def _alike(lines: list[str]) -> list[str]:
 
 def _prefixes(name: str) -> list[str]:
     return [name[: match.end()] for match in re.finditer(r"\.", name)]
-
-
-def some(items: Sequence[str], limit: int = 6) -> str:
-    """The first few items, and how many more there are."""
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
 
 
 def load_weights(
@@ -353,9 +209,9 @@ def load_weights(
 
 
 def _float_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    by_name = {str(known).removeprefix("torch."): known for known in _FLOATS}
+    by_name = {str(known).removeprefix("torch."): known for known in FLOATS}
     found = by_name.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if found not in list(_FLOATS):
+    if found not in list(FLOATS):
         fail("load_weights", "dtype", f"be one of {', '.join(by_name)}", repr(dtype))
     return found
 
@@ -380,7 +236,7 @@ def _read(
     state: dict[str, Tensor] = {}
     done, total = 0, sum(map(len, by_file.values()))
     for path, wanted in by_file.items():
-        with _open(path) as (_, read):
+        with open_weights(path) as (_, read):
             for name, key, piece in wanted:
                 _place(state, name, plan.shapes[name], read(key), piece, device, dtype)
                 done += 1
@@ -392,7 +248,7 @@ def _read(
 def _check_twins(plan: _Plan, state: dict[str, Tensor]) -> None:
     for alias, (path, key, _) in plan.twins.items():
         name = plan.aliases[alias]
-        with _open(path) as (_, read):
+        with open_weights(path) as (_, read):
             if not torch.equal(state[name], read(key).to(state[name])):
                 rule = f"equal {name}, with which this model ties it"
                 fail("load_weights", key, rule, f"other values in {path}")

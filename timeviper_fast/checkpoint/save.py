@@ -1,60 +1,34 @@
 """Writing a model in our own format: all or nothing, in place of what may be replaced.
 
 `config.json` (with format and version), sharded safetensors under the module's own names, tokenizer
-files; `checkpoint.py` reads them.
+files; `load.py` reads them.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
 import tempfile
 import uuid
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from timeviper_fast.checkpoint.config_file import FORMAT, FORMAT_VERSION, config_to_dict
+from timeviper_fast.checkpoint.files import TOKENIZER_FILES, PathLike, as_path, fail, read_json
+from timeviper_fast.checkpoint.weights import Progress, tied_names
 from timeviper_fast.config import TimeViperConfig
-from timeviper_fast.weights import PathLike, Progress, as_path, fail, read_json, tied_names
 
-__all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
-    "TOKENIZER_FILES",
-    "config_to_dict",
-    "free_target",
-    "save_pretrained",
-]
-
-FORMAT, FORMAT_VERSION = "timeviper_fast", 1
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
-)  # fmt: skip
+__all__ = ["free_target", "save_pretrained"]
 
 # what a model's directory consists of; what else lies there is somebody's
 _OURS = re.compile(
     r"config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|"
     + "|".join(map(re.escape, TOKENIZER_FILES))
 )
-
-
-def config_to_dict(config: TimeViperConfig) -> dict[str, Any]:
-    """Plain JSON values; an infinite bound is spelled "inf"."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        return "inf" if value == math.inf else value
-
-    return plain(asdict(config))
 
 
 def save_pretrained(

@@ -1,0 +1,14 @@
+"""Models in files: our own format, and the parts that other projects publish.
+
+    load.py         a model in our own format, its configuration and its tokenizer
+    save.py         a model into a directory, all or nothing
+    config_file.py  the model's shape as config.json, written and read back
+    weights.py      weight files into a module: compare everything, then read shard by shard
+    files.py        where files lie, what they say of themselves, how they are opened
+    mapping.py      where a stored tensor goes
+    nemotron_h.py   Nemotron-H's configuration and weight names
+    siglip.py       SigLIP's configuration and weight names
+    upstream.py     upstream TimeViper's specifiers and checkpoints
+
+What other projects call things is known to this folder alone.
+"""

@@ -1,0 +1,206 @@
+"""Files of a checkpoint: where they lie, what they say of themselves, and how they are opened."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from timeviper_fast.errors import CheckpointError
+
+__all__ = [
+    "FLOATS",
+    "TOKENIZER_FILES",
+    "Entry",
+    "PathLike",
+    "as_path",
+    "fail",
+    "has_weights",
+    "local_directory",
+    "model_json",
+    "open_weights",
+    "read_json",
+    "some",
+    "weight_files",
+]
+
+PathLike = str | os.PathLike[str]
+
+FLOATS = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
+)  # fmt: skip
+_DOWNLOADED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer*")
+
+
+def fail(owner: str, name: str, rule: str, value: Any) -> NoReturn:
+    """Raise the CheckpointError `owner: name must <rule>, got <value>`."""
+    raise CheckpointError(f"{owner}: {name} must {rule}, got {value}")
+
+
+def as_path(owner: str, name: str, value: Any) -> Path:
+    """`value` as a path, `~` expanded, once it could be one.
+
+    Raises:
+        CheckpointError: it is of another kind, or nothing can lie there.
+    """
+    try:
+        path = Path(value).expanduser()
+        path.resolve()
+        # since Python 3.13 `resolve` ignores a loop of symbolic links; `stat` reports it
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+    except (TypeError, ValueError, OSError, RuntimeError) as error:
+        fail(owner, name, "be a usable path", f"{value!r} ({error})")
+    return path
+
+
+def some(items: Sequence[str], limit: int = 6) -> str:
+    """The first few items, and how many more there are."""
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
+
+
+def local_directory(path_or_hub_id: PathLike, patterns: Sequence[str] = _DOWNLOADED) -> Path:
+    """A local directory as it is, or what a Hugging Face hub id holds under these file patterns.
+
+    Raises:
+        CheckpointError: neither a directory nor a repository that can be reached.
+    """
+    path = as_path("checkpoint", "path", path_or_hub_id)
+    if path.is_dir() and str(path_or_hub_id):
+        return path
+    name, rule = str(path_or_hub_id), "be a directory or a Hugging Face hub id (owner/name)"
+    if path.exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
+        fail("checkpoint", "path", rule, repr(name))
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    # whatever the network makes the hub's client raise means the same: it is not there
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"checkpoint: path must {rule}, got {name!r}: no such directory, and the hub was not "
+            f"reached or does not have it ({reason})"
+        ) from None
+
+
+def model_json(directory: Path) -> dict[str, Any]:
+    if not (directory / "config.json").is_file():
+        fail("checkpoint", "path", "be a model's directory (with a config.json)", directory)
+    return read_json(directory / "config.json")
+
+
+class Entry(NamedTuple):
+    """What a file says about one tensor before it is read; shape is None for other objects."""
+
+    shape: tuple[int, ...] | None
+    dtype: str
+
+
+@contextmanager
+def open_weights(path: Path) -> Iterator[tuple[dict[str, Entry], Callable[[str], Tensor]]]:
+    """The entries of a weight file, and how to read one of them. Tensors are memory-mapped."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            file = safe_open(path, framework="pt")
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"load_weights: file must be readable safetensors, got {path} ({error})"
+            ) from None
+        with file as tensors:
+            slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118
+            entries = {k: Entry(tuple(s.get_shape()), s.get_dtype()) for k, s in slices.items()}
+            # a slice keeps the whole file mapped
+            del slices
+            yield entries, tensors.get_tensor
+    else:
+        state = _unpickle(path)
+        yield {str(key): _entry(value) for key, value in state.items()}, state.__getitem__
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    # whatever a foreign file makes the reader raise means the same: it is not read
+    except Exception as error:
+        found = re.search(r"Unsupported \w+ .*|unsupported \w+ \S+", str(error))
+        reason = (found[0] if found else str(error)).splitlines()[:1]
+        raise CheckpointError(
+            f"load_weights: file must hold plain tensors that load without running code, "
+            f"got {path} ({type(error).__name__}: {''.join(reason)})"
+        ) from None
+    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
+        held = f"keys {', '.join(map(str, state))[:80]}" if isinstance(state, dict) else type(state)
+        fail("load_weights", "file", "hold a flat dictionary of tensors", f"{path} ({held})")
+    return state
+
+
+def _entry(value: Any) -> Entry:
+    if not isinstance(value, Tensor):
+        return Entry(None, type(value).__name__)
+    return Entry(tuple(value.shape), FLOATS.get(value.dtype, str(value.dtype)))
+
+
+def weight_files(path: PathLike) -> list[Path]:
+    """The weight files at `path`: a file itself, or those of a directory, sharded or not.
+
+    Raises:
+        CheckpointError: there are none, or the index names files that do not exist.
+    """
+    path = Path(path)
+    if path.is_file() and not path.name.endswith(".index.json"):
+        return [path]
+    names = ("model.safetensors", "pytorch_model.bin")
+    candidates = [path / (name + suffix) for name in names for suffix in (".index.json", "")]
+    found = path if path.is_file() else next((c for c in candidates if c.is_file()), None)
+    if found is None:
+        rule = f"be a weight file, or a directory with {' or '.join(names)} (or their index)"
+        fail("load_weights", "path", rule, path)
+    if found.suffix != ".json":
+        return [found]
+    shards = read_json(found).get("weight_map")
+    if not (
+        isinstance(shards, dict) and shards and all(isinstance(v, str) for v in shards.values())
+    ):
+        fail("load_weights", "index", "have a weight_map of names to files", found)
+    files = [found.parent / name for name in sorted(set(shards.values()))]
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
+        rule = f"have all {len(files)} shards of its index beside it"
+        fail("load_weights", "path", rule, f"{found.parent} without {some(absent)}")
+    return files
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether any weight file lies in the directory, complete or not."""
+    return any(directory.glob("*.safetensors")) or any(directory.glob("pytorch_model*.bin"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name}: file must be readable JSON, got {error}") from None
+    if not isinstance(content, dict):
+        fail(path.name, "file", "hold a JSON object", path)
+    return content

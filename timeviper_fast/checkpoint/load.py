@@ -1,0 +1,99 @@
+"""Models in our own format (written by `save.py`) from a directory or a Hugging Face hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import nn
+
+from timeviper_fast.checkpoint.config_file import FORMAT, FORMAT_VERSION, config_from_dict
+from timeviper_fast.checkpoint.files import (
+    TOKENIZER_FILES,
+    PathLike,
+    fail,
+    local_directory,
+    model_json,
+)
+from timeviper_fast.checkpoint.weights import Progress, Source, load_weights
+from timeviper_fast.config import TimeViperConfig
+from timeviper_fast.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["load_pretrained", "load_tokenizer", "read_config"]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def read_config(path_or_hub_id: PathLike) -> TimeViperConfig:
+    """The config of a checkpoint in our own format; no weights are read or downloaded.
+
+    Raises:
+        CheckpointError: no such checkpoint, or another format.
+    """
+    directory = local_directory(path_or_hub_id, ["*.json"])
+    values = model_json(directory)
+    if values.pop("format", None) != FORMAT:
+        rule = "be a timeviper_fast checkpoint (other formats are converted first)"
+        fail("from_pretrained", "path", rule, f"{directory} of another format")
+    version = values.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        fail("config.json", "format_version", f"be {FORMAT_VERSION}", version)
+    return config_from_dict(values)
+
+
+def load_tokenizer(directory: PathLike) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that lies beside the weights; None if no tokenizer files do.
+
+    Raises:
+        CheckpointError: the files are there and no tokenizer can be made of them.
+    """
+    if not any((Path(directory) / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    from transformers import AutoTokenizer, PreTrainedConfig
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(directory),
+            # the tokenizer's files alone decide: config.json may be of a model that transformers
+            # does not know, of which it would warn
+            config=PreTrainedConfig(),
+            local_files_only=True,
+        )
+    # whatever foreign files make transformers raise means the same
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"load_tokenizer: directory must hold a Hugging Face tokenizer, "
+            f"got {directory} ({reason})"
+        ) from None
+
+
+def load_pretrained(
+    build: Callable[[TimeViperConfig], M],
+    path_or_hub_id: PathLike,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str | None = None,
+    progress: Progress | None = None,
+) -> tuple[M, TimeViperConfig, Path]:
+    """A model in our own format: (module, config, directory with the tokenizer files).
+
+    Args:
+        build: makes the module from its config; it is called on the meta device.
+        path_or_hub_id: local directories come first.
+        device, dtype, progress: see `load_weights`.
+
+    Raises:
+        CheckpointError: no such checkpoint, another format, or weights that do not fit.
+    """
+    directory = local_directory(path_or_hub_id)
+    config = read_config(directory)
+    with torch.device("meta"):
+        module = build(config)
+    load_weights(module, Source(directory), device=device, dtype=dtype, progress=progress)
+    return module, config, directory

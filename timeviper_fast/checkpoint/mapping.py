@@ -1,0 +1,41 @@
+"""Where a stored tensor goes: maps from the names of a file to the names of our parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+__all__ = ["NameMap", "Piece", "own_names", "under"]
+
+
+class Piece(NamedTuple):
+    """Where one stored tensor goes.
+
+    Attributes:
+        name: our name of the parameter.
+        put: (i, n): it fills the i-th of n equal parts of the parameter's first dimension.
+        take: (i, n): only entry i of its first dimension, which has n entries, is taken.
+    """
+
+    name: str
+    put: tuple[int, int] | None = None
+    take: tuple[int, int] | None = None
+
+
+# stored name -> where it goes; () is ignored on purpose, None is not expected at all
+NameMap = Callable[[str], Sequence[Piece] | None]
+
+
+def own_names(key: str) -> Sequence[Piece]:
+    """Our own format: every tensor goes to the parameter of its name."""
+    return (Piece(key),)
+
+
+def under(prefix: str, names: NameMap) -> NameMap:
+    """The same map for a part that lives under `prefix` ("backbone.") in a larger module."""
+
+    def translate(key: str) -> Sequence[Piece] | None:
+        pieces = names(key)
+        return pieces and tuple(p._replace(name=prefix + p.name) for p in pieces)
+
+    return translate
