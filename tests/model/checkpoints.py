@@ -84,7 +84,7 @@ def assert_same(module: nn.Module, expected: dict[str, torch.Tensor]) -> None:
 def llm_directory(path: Path, hf: dict | None = None, *, merge: bool = True) -> Path:
     path.mkdir()
     (path / "config.json").write_text(json.dumps(hf or HF_TINY))
-    tensors = golden("D_weights")
+    tensors = golden("tiny_weights")
     if not merge:
         tensors = {k: v for k, v in tensors.items() if "merge" not in k and "alpha" not in k}
     save_file(tensors, path / "model.safetensors")
@@ -160,7 +160,7 @@ def timm_state(tower) -> dict[str, torch.Tensor]:
 
 
 def vlm_state() -> dict[str, torch.Tensor]:
-    projector = golden("I_vlm_generate")
+    projector = golden("vlm_generate")
     state = {f"vision_backbone.featurizer.{k}": v for k, v in timm_state(siglip_tower()).items()}
     state |= {k: v for k, v in projector.items() if k.startswith("projector.")}
-    return state | {f"llm_backbone.llm.{k}": v for k, v in golden("D_weights").items()}
+    return state | {f"llm_backbone.llm.{k}": v for k, v in golden("tiny_weights").items()}

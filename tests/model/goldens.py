@@ -44,7 +44,7 @@ def manifest(name: str) -> dict[str, Any]:
 def tiny_backbone(stages: tuple[CompressionStage, ...] = ()) -> HybridBackbone:
     """Upstream's tiny model on our modules, weights renamed by hand (not by the product)."""
     ours = {}
-    for name, value in golden("D_weights").items():
+    for name, value in golden("tiny_weights").items():
         name = name.removeprefix("backbone.")
         if name == "alpha":
             ours.update({f"transv.{i}.alpha": gate for i, gate in enumerate(value)})

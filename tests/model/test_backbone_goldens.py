@@ -10,11 +10,11 @@ from timeviper_fast.generate import decode, prefill
 from timeviper_fast.layout import Segment, VisualSpan
 
 RUNS = {
-    "DE_nodrop_short": (),
-    "DE_nodrop_long": (),
-    "DE_transv_short": TRANSV,
-    "DE_transv_long": TRANSV,
-    "DE_droponly_short": DROP_ONLY,
+    "run_nodrop_short": (),
+    "run_nodrop_long": (),
+    "run_transv_short": TRANSV,
+    "run_transv_long": TRANSV,
+    "run_droponly_short": DROP_ONLY,
 }
 HIDDEN = {"rtol": 0, "atol": 2e-4}
 STATE = {"rtol": 0, "atol": 1e-4}

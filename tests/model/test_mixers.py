@@ -16,7 +16,7 @@ from timeviper_fast.model.transv import TransV
 
 @pytest.fixture
 def mixer():
-    shape = manifest("F_mamba_mixer")["config"]
+    shape = manifest("mamba_mixer")["config"]
     config = BackboneConfig(
         hidden_size=shape["hid"],
         pattern="M",
@@ -26,7 +26,7 @@ def mixer():
         ssm_state_size=shape["N"],
         chunk_size=shape["chunk"],
     )
-    data = golden("F_mamba_mixer")
+    data = golden("mamba_mixer")
     module = Mamba2(config)
     weights = {n.removeprefix("weight."): t for n, t in data.items() if n.startswith("weight.")}
     module.load_state_dict(weights)
@@ -61,9 +61,9 @@ STAGES = (CompressionStage(0, "uniform", 0.5), CompressionStage(1, "attention", 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", manifest("C_transv")["cases"], ids=lambda case: case["key"])
+@pytest.mark.parametrize("case", manifest("transv")["cases"], ids=lambda case: case["key"])
 def test_transfer(case):
-    data, key = golden("C_transv"), case["key"]
+    data, key = golden("transv"), case["key"]
     number = int(key[-1])
     stage = TransV(STAGES[number], TINY)
     weights = {n: data[f"merge_modules.{number}.{n}"] for n in stage.state_dict() if n != "alpha"}
@@ -86,17 +86,17 @@ def golden_original(case):
     first = case["key"].replace("stage1", "stage0")
     return next(
         c["vision_end"] - c["vision_start"]
-        for c in manifest("C_transv")["cases"]
+        for c in manifest("transv")["cases"]
         if c["key"] == first
     )
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "case", manifest("B_attention_scores")["cases"], ids=lambda case: case["key"]
+    "case", manifest("attention_scores")["cases"], ids=lambda case: case["key"]
 )
 def test_attention_stage_without_transfer(case):
-    data, key = golden("B_attention_scores"), case["key"]
+    data, key = golden("attention_scores"), case["key"]
     attention = Attention(TINY)
     attention.load_state_dict({n: data[f"attn.{n}"] for n in attention.state_dict()})
     stage = TransV(CompressionStage(1, "attention", case["ratio_keep"], transfer=False), TINY)

@@ -18,7 +18,7 @@ from timeviper_fast.video import open_video
 
 
 def upstream_model() -> tuple[TimeViper, dict[str, torch.Tensor]]:
-    data = golden("I_vlm_generate")
+    data = golden("vlm_generate")
     vision = VisionConfig(
         image_size=70,
         hidden_size=32,

@@ -260,7 +260,7 @@ def test_stage_grammar():
         (14, "attention", 0.6, False),
         (39, "attention", 1.0, True),
     ]
-    run = manifest("D_weights")["config"]
+    run = manifest("tiny_weights")["config"]
     assert stages_from_upstream(run["pdrop_type_of_dropping_runs"], run["merge_module"]) == TRANSV
 
 
@@ -365,14 +365,14 @@ def expected_names(stages) -> set[str]:
 
 def test_every_golden_name_finds_its_parameter():
     names = llm_names(TRANSV)
-    got = [piece.name for key in golden("D_weights") for piece in names(key)]
+    got = [piece.name for key in golden("tiny_weights") for piece in names(key)]
     assert len(got) == len(set(got))
     assert set(got) == expected_names(TRANSV)
 
 
 def test_full_prefixes_of_the_whole_model():
     prefix = "grad."
-    keys = [k.removeprefix(prefix) for k in golden("H_packed_training") if k.startswith(prefix)]
+    keys = [k.removeprefix(prefix) for k in golden("packed_training") if k.startswith(prefix)]
     keys = [key for key in keys if key != "fused_embeddings"]
     names = vlm_names(TimeViperConfig(backbone=TINY, stages=TRANSV))
     got = {piece.name for key in keys for piece in names(key)}
@@ -461,7 +461,7 @@ def test_vision_names_that_go_nowhere():
 def test_projector_and_own_names():
     assert projector_names("projector.4.weight") == (Piece("layers.4.weight"),)
     assert projector_names("projectors.siglip.projector.0.weight") is None
-    for name in golden("A_tome_odd51_fused"):
+    for name in golden("tome_odd51_fused"):
         if name.startswith("weight."):
             (piece,) = projector_names(name.removeprefix("weight."))
             assert piece.name == name.replace("weight.projector", "layers")

@@ -44,11 +44,11 @@ def assert_same_up_to_ties(
 
 
 CASES = [
-    ("A_tome_siglip729", "random"),
-    ("A_tome_siglip729", "clustered"),
-    ("A_tome_vit256", "random"),
-    ("A_tome_clip1024", "random"),
-    ("A_tome_odd51_fused", "random"),
+    ("tome_siglip729", "random"),
+    ("tome_siglip729", "clustered"),
+    ("tome_vit256", "random"),
+    ("tome_clip1024", "random"),
+    ("tome_odd51_fused", "random"),
 ]
 
 
@@ -80,7 +80,7 @@ def test_equals_upstream(name: str, kind: str) -> None:
 
 @torch.no_grad()
 def test_equals_upstream_end_to_end() -> None:
-    tensors = load_file(DATA / "I_vlm_generate.safetensors")
+    tensors = load_file(DATA / "vlm_generate.safetensors")
     projector = with_weights(ProjectorConfig(num_tokens=4), tensors, "projector.projector.")
     torch.testing.assert_close(
         projector(tensors["features"]), tensors["visual_embeddings"], rtol=0, atol=1e-5

@@ -25,7 +25,7 @@ from timeviper_fast.text.prompt import (
 BYTES = byte_tokenizer()
 IMAGE = 256 + SPECIAL_TOKENS.index("<image>")
 
-GOLDEN = Path(__file__).parents[1] / "data" / "G_prompts.json"
+GOLDEN = Path(__file__).parents[1] / "data" / "prompts.json"
 PROMPTS = json.loads(GOLDEN.read_text())["prompts"]
 ANSWERED = [case for case in PROMPTS if "supervised_spans_toy_tokenizer" in case]
 TEMPLATES = ["nano_base", "qwen2"]

@@ -17,7 +17,7 @@ FRAME_TOKENS = 4
 
 @pytest.fixture
 def parts():
-    data = golden("H_packed_training")
+    data = golden("packed_training")
     projector = Projector(ProjectorConfig("tome_mlp", FRAME_TOKENS), 32, 80)
     weights = {n.split(".", 2)[2]: t for n, t in data.items() if n.startswith("projector.")}
     projector.layers.load_state_dict(weights)
@@ -26,7 +26,7 @@ def parts():
 
 def samples():
     """(frames, tokens before the span) of the two packed samples."""
-    return [(s["frames"], s["pre"]) for s in manifest("H_packed_training")["samples"]]
+    return [(s["frames"], s["pre"]) for s in manifest("packed_training")["samples"]]
 
 
 def embed(backbone, projector, data, which):

@@ -160,7 +160,7 @@ def test_upstreams_flat_state_dict(tmp_path, prefix, suffix):
     save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
     model = load_upstream(Whole, CONFIG, vlm_file=file)
     assert_same(model.backbone, dict(tiny_backbone(TRANSV).state_dict()))
-    projector = golden("I_vlm_generate")
+    projector = golden("vlm_generate")
     for i in (0, 2):
         ours, theirs = model.projector.layers[i], f"projector.projector.{i}"
         assert torch.equal(ours.weight, projector[f"{theirs}.weight"])

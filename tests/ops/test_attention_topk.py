@@ -188,13 +188,13 @@ def test_hidden_form_is_the_keys_form(
 
 
 def golden_cases() -> list[dict[str, Any]]:
-    return json.loads((DATA / "B_attention_scores.json").read_text())["cases"]
+    return json.loads((DATA / "attention_scores.json").read_text())["cases"]
 
 
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("case", golden_cases(), ids=lambda c: c["key"])
 def test_goldens(case: dict[str, Any]) -> None:
-    golden = on_device(load_file(DATA / "B_attention_scores.safetensors"))
+    golden = on_device(load_file(DATA / "attention_scores.safetensors"))
     key, prefix, vision, keep = case["key"], case["prefix"], case["vision"], case["kept"]
     hidden, k_weight = golden[f"{key}.features"], golden["attn.k_proj.weight"]
     q = (hidden[:, -1] @ golden["attn.q_proj.weight"].T).unflatten(-1, (5, 16))
@@ -212,8 +212,8 @@ def test_goldens(case: dict[str, Any]) -> None:
 
 
 def test_uniform_goldens() -> None:
-    rows = json.loads((DATA / "B_uniform_indices.json").read_text())["rows"]
-    golden = load_file(DATA / "B_uniform_indices.safetensors")
+    rows = json.loads((DATA / "uniform_indices.json").read_text())["rows"]
+    golden = load_file(DATA / "uniform_indices.safetensors")
     assert len(rows) >= 20
     for row in rows:
         got = uniform_topk(row["before"], row["after"], "cpu")

@@ -214,7 +214,7 @@ def project_and_split(golden: dict[str, torch.Tensor], u: torch.Tensor) -> torch
 
 
 def test_golden_mixer_convolution(backend: str) -> None:
-    golden = on_device(load_file(DATA / "F_mamba_mixer.safetensors"))
+    golden = on_device(load_file(DATA / "mamba_mixer.safetensors"))
     xbc = project_and_split(golden, golden["input"])
     weight, bias = golden["weight.conv1d.weight"].squeeze(1), golden["weight.conv1d.bias"]
     parts = [golden[f"conv_activated_{name}"].flatten(-2) for name in "xBC"]

@@ -37,7 +37,7 @@ from tvkernels.causal_conv1d.op import _update, _varlen_bwd, _varlen_fwd
 
 
 def test_golden_conv_state_after_decode_steps(backend: str) -> None:
-    golden = on_device(load_file(DATA / "F_mamba_mixer.safetensors"))
+    golden = on_device(load_file(DATA / "mamba_mixer.safetensors"))
     weight, bias = golden["weight.conv1d.weight"].squeeze(1), golden["weight.conv1d.bias"]
     state = golden["conv_state"].clone()
     steps = project_and_split(golden, golden["step_input"])

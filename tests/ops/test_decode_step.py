@@ -310,7 +310,7 @@ def test_law_rows_are_each_alone(backend: str, order: list[int], padded: set[int
 
 
 def test_golden_decode_steps_of_the_mixer(backend: str) -> None:
-    golden = on_device(load_file(DATA / "F_mamba_mixer.safetensors"))
+    golden = on_device(load_file(DATA / "mamba_mixer.safetensors"))
     weight = {k.removeprefix("weight."): v for k, v in golden.items() if k.startswith("weight.")}
     conv, ssm = golden["conv_state"].clone(), golden["ssm_state"].clone()
     outs = []

@@ -146,13 +146,13 @@ def test_layouts() -> None:
 
 
 def golden_cases() -> list[dict[str, Any]]:
-    return json.loads((DATA / "C_transv.json").read_text())["cases"]
+    return json.loads((DATA / "transv.json").read_text())["cases"]
 
 
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("case", golden_cases(), ids=lambda c: c["key"])
 def test_goldens(case: dict[str, Any]) -> None:
-    golden = on_device(load_file(DATA / "C_transv.safetensors"))
+    golden = on_device(load_file(DATA / "transv.safetensors"))
     key, stage = case["key"], int(case["key"][-1])
     hidden = golden[f"{key}.features_in"]
     text, dropped = hidden[:, case["vision_end"] :], hidden[:, golden[f"{key}.dropped_abs"].long()]

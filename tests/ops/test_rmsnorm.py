@@ -198,7 +198,7 @@ def test_rms_norm_norms_the_rounded_sum(backend: str) -> None:
 
 
 def test_golden_gated_norm_of_the_mixer(backend: str) -> None:
-    golden = on_device(load_file(DATA / "F_mamba_mixer.safetensors"))
+    golden = on_device(load_file(DATA / "mamba_mixer.safetensors"))
     out = rmsnorm_fn(
         golden["scan_output_before_gate"].flatten(-2),
         golden["weight.norm.weight"],

@@ -246,7 +246,7 @@ def test_allocates_no_more_than_one_state() -> None:
 
 
 def test_golden_decode_steps_of_the_mixer(backend: str) -> None:
-    golden = on_device(load_file(DATA / "F_mamba_mixer.safetensors"))
+    golden = on_device(load_file(DATA / "mamba_mixer.safetensors"))
     weight = {k.removeprefix("weight."): v for k, v in golden.items() if k.startswith("weight.")}
     heads, headdim, groups, dstate = 4, 80, 2, 32
     conv_state, ssm_state = golden["conv_state"].clone(), golden["ssm_state"].clone()

@@ -201,7 +201,7 @@ def test_a_cuda_graph_captures_forward_and_backward() -> None:
 
 
 def golden_arguments() -> tuple[Tensors, dict[str, torch.Tensor]]:
-    golden = load_file(DATA / "F_mamba_mixer.safetensors")
+    golden = load_file(DATA / "mamba_mixer.safetensors")
     weights = {k.removeprefix("weight."): v for k, v in golden.items() if k.startswith("weight.")}
     arguments = {
         "zxbcdt": golden["input"] @ weights["in_proj.weight"].T,

@@ -365,7 +365,7 @@ def test_the_length_of_chunks_does_not_matter(
 
 @both
 def test_golden_scan_of_a_mixer() -> None:
-    golden = on_device(load_file(DATA / "F_mamba_mixer.safetensors"))
+    golden = on_device(load_file(DATA / "mamba_mixer.safetensors"))
     out, final = mamba_chunk_scan_combined(
         golden["conv_activated_x"],
         golden["dt_raw"],

@@ -18,7 +18,7 @@ from tests.interpreter import INTERPRETED
 from tvkernels.tome import tome_merge
 
 DATA = Path(__file__).parents[1] / "data"
-GOLDENS = sorted(DATA.glob("A_tome_*.json"))
+GOLDENS = sorted(DATA.glob("tome_*.json"))
 law = settings(
     # the interpreter takes half a second for what the reference does in one millisecond
     max_examples=8 if INTERPRETED else 20,

@@ -131,7 +131,7 @@ def observed(drop):
 
 
 def language_model(nano, drop=True, transfer=True):
-    weights = Golden("D_weights")
+    weights = Golden("tiny_weights")
     words = {k: v for k, v in weights.manifest["config"].items() if k != "time_step_limit"}
     words |= {"merge_module": "CrossAttention" if transfer else "no_merge"}
     words |= STAGES if drop else {}
@@ -274,10 +274,10 @@ def generation(data, name, *upstream):
     data.same(made.sequences[0, ids.shape[1] :], "generated")
 
 
-CASES = dict.fromkeys(("DE_nodrop_short", "DE_nodrop_long"), prefill_and_decode)
-CASES |= dict.fromkeys(("DE_transv_short", "DE_transv_long"), prefill_and_decode)
-CASES |= {"DE_droponly_short": prefill_and_decode, "F_mamba_mixer": mixer}
-CASES |= {"H_packed_training": packed_training, "I_vlm_generate": generation}
+CASES = dict.fromkeys(("run_nodrop_short", "run_nodrop_long"), prefill_and_decode)
+CASES |= dict.fromkeys(("run_transv_short", "run_transv_long"), prefill_and_decode)
+CASES |= {"run_droponly_short": prefill_and_decode, "mamba_mixer": mixer}
+CASES |= {"packed_training": packed_training, "vlm_generate": generation}
 
 
 def main():
