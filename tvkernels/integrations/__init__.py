@@ -5,7 +5,7 @@
     providers.py  which package provides each function that models call
     hub.py        the ops as layers for Hugging Face's kernels library
 
-Each is undone by its counterpart, and hands back what the ops cannot serve exactly.
+Each can be undone. A call that the ops cannot serve exactly goes to the original function.
 """
 
 from tvkernels.integrations.hub import KernelLayer, kernel_mapping

@@ -1,4 +1,4 @@
-"""The ops as layers for Hugging Face's kernels library, for those who kernelize their models."""
+"""The ops as layers for Hugging Face's kernels library and its `kernelize`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tvkernels.integrations.patching import FUSED, SERVED, decline, serving, wor
 
 __all__ = ["KernelLayer", "kernel_mapping"]
 
-# the library's name of a layer -> what modeling modules call
+# name of the layer in kernels -> name of the function in a modeling module
 LAYERS = {
     "causal_conv1d_fn": "causal_conv1d_fn",
     "causal_conv1d_update": "causal_conv1d_update",
@@ -25,8 +25,11 @@ LAYERS = {
 
 
 class KernelLayer:
-    """One op as kernels wants it: `load()` gives a layer with the arguments of transformers' own
-    function, and `kernelize` puts its forward in that one's place."""
+    """One op in the form that kernels expects.
+
+    `load()` returns a layer with the arguments of transformers' own function; `kernelize` replaces
+    that function's forward by the layer's.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -35,17 +38,17 @@ class KernelLayer:
         return f"KernelLayer({self.name!r})"
 
     def load(self) -> type[torch.nn.Module]:
-        """The layer. What its op cannot serve exactly goes to transformers' function.
+        """The layer. It passes calls that its op cannot serve exactly to transformers' function.
 
         Raises:
             ModuleNotFoundError: transformers is not installed.
-            TypeError: it has been imported without kernels, which makes a module of each function.
+            TypeError: transformers was imported without kernels, so its function is not a module.
         """
         module = import_module("transformers.models.mamba2.modeling_mamba2")
         theirs = getattr(module, LAYERS[self.name])
         if not isinstance(theirs, torch.nn.Module):
             raise TypeError(f"{self!r}: {LAYERS[self.name]} is not a layer of kernels")
-        # of the class: kernelize replaces the instance's
+        # the class's forward: kernelize replaces the forward of the instance
         before = partial(type(theirs).forward, theirs)
         serve: Callable[..., Any] = decline
         if LAYERS[self.name] in SERVED:
@@ -56,7 +59,7 @@ class KernelLayer:
 
         signature = inspect.signature(type(theirs).forward)
         forward.__signature__ = signature  # type: ignore[attr-defined]
-        # an update that needs a gradient goes to transformers' function
+        # has_backward: an update that needs a gradient goes to transformers' function
         members = {"forward": forward, "can_torch_compile": True, "has_backward": True}
         return type(self.name, (torch.nn.Module,), members)
 
@@ -64,9 +67,9 @@ class KernelLayer:
 def kernel_mapping(
     devices: Sequence[str] = ("cpu", "cuda", "rocm"),
 ) -> dict[str, dict[str, KernelLayer]]:
-    """What `kernels.register_kernel_mapping` and `kernels.use_kernel_mapping` take.
+    """The mapping for `kernels.register_kernel_mapping` and `kernels.use_kernel_mapping`.
 
     Args:
-        devices: the library's device types on which the ops are to be used.
+        devices: device types, in the library's names, on which to use the ops.
     """
     return {name: {device: KernelLayer(name) for device in devices} for name in LAYERS}

@@ -1,8 +1,10 @@
-"""Models of transformers on our ops: what their modeling modules call is replaced, there.
+"""Models of transformers on our ops: we replace the functions that their modeling modules call.
 
-A modeling module looks its functions up by name at each call, and a norm's forward on its class, so
-models that are built already change with it. Each replacement serves what it can serve exactly and
-calls the function it replaced for the rest.
+A modeling module looks up its functions by name at each call, and a norm's forward on its class. So
+the replacements also reach models that are already built. A replacement serves the calls that it
+can serve exactly and passes the others to the original function. It receives the states themselves,
+not the cache that holds them, so the cache's name (`cache`, `cache_params`, `past_key_values`) does
+not matter here.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ __all__ = ["Patch", "Replacement", "patch_transformers", "unpatch_transformers"]
 
 _OP = "patch_transformers"
 
-# what modeling modules call -> the op that serves it. The Mamba-1 models' state update is the same
-# op without a head dimension; their scan is another one and stays as it is.
+# function of a modeling module -> op that serves it. The state update of the Mamba-1 models is the
+# same op without a head dimension. Their scan is a different operation and is not replaced.
 SERVED: dict[str, Callable[..., Any]] = {
     "causal_conv1d_fn": causal_conv1d_fn,
     "causal_conv1d_update": causal_conv1d_update,
@@ -37,24 +39,24 @@ SERVED: dict[str, Callable[..., Any]] = {
     "mamba2_selective_state_update": selective_state_update,
     "mamba_selective_state_update": selective_state_update,
 }
-# a training step calls this first; None makes it go on with the functions above
+# a training step calls this first; if it returns None, the step calls the functions above
 FUSED = "mamba2_split_conv1d_scan_combined"
-# writes its state in place and lets no gradient through
+# these write their state in place and have no backward
 _UPDATES = (causal_conv1d_update, selective_state_update)
 _DTYPES = [dtype for dtype in FLOAT_DTYPES if dtype != torch.float64]
-# a modeling module that asks for the convolution of causal-conv1d
+# found in every modeling module that uses the convolution of causal-conv1d
 _MARK = 'use_kernel_func_from_hub_with_fallback("causal_conv1d_fn"'
 
 
 class _Place(NamedTuple):
-    """A name that was replaced."""
+    """A name of a module or class, with its function before and after `patch_transformers`."""
 
     before: Callable[..., Any]
     now: Callable[..., Any]
     word: str
 
 
-# by (module or class, name)
+# keys: (module or class, name)
 _replaced: dict[tuple[Any, str], _Place] = {}
 
 
@@ -65,7 +67,7 @@ class Replacement:
     Attributes:
         model: the model's folder in transformers.
         name: the function, or the class and its method.
-        now: the op of tvkernels, or why the name was left as it was.
+        now: the op of tvkernels, or why the name was not replaced.
     """
 
     model: str
@@ -75,10 +77,10 @@ class Replacement:
 
 @dataclass(frozen=True)
 class Patch:
-    """What `patch_transformers` did. `print` shows a table; leaving a `with` block undoes it.
+    """The result of `patch_transformers`. `print` shows a table; leaving a `with` block undoes it.
 
     Attributes:
-        rows: one `Replacement` per name of each model, those that were replaced before included.
+        rows: one `Replacement` per name of each model, including names replaced by earlier calls.
     """
 
     rows: tuple[Replacement, ...]
@@ -102,29 +104,30 @@ class Patch:
 
 
 def patch_transformers(models: str | Sequence[str] | None = None) -> Patch:
-    """Run models of the installed transformers on these ops, also models that are built already.
+    """Run models of the installed transformers on these ops, including models already built.
 
-    The scan, the state update, the convolution and the gated norm of the Mamba-2 models bamba,
-    falcon_h1, granitemoehybrid, mamba2, nemotron_h and zamba2; the convolution of every other model
-    that has it; the state update of the Mamba-1 models. A second call changes nothing.
+    Replaces the scan, the state update, the convolution and the gated norm of the Mamba-2 models
+    bamba, falcon_h1, granitemoehybrid, mamba2, nemotron_h and zamba2; the convolution of every
+    other model that uses causal-conv1d; and the state update of the Mamba-1 models. A second call
+    changes nothing.
 
-    What an op cannot serve exactly goes to the function it replaced: float64, an activation other
-    than silu, a step of decoding that needs gradients, torch.export. Packed sequences (seq_idx) are
-    kept apart. The fused function of a training step is replaced by one that declines, which makes
-    the layer take its steps one by one, each served as above: the fused one would not know of the
-    padding mask, nor of a norm that is grouped otherwise than the scan.
+    Calls that an op cannot serve exactly go to the original function: float64, an activation other
+    than silu, a decoding step that needs gradients, torch.export. Packed sequences (seq_idx) stay
+    separate. The fused function of a training step is replaced by one that returns None, so the
+    layer runs its steps one by one, each on its op. The fused function ignores the padding mask and
+    assumes that the norm has the scan's groups.
 
     Args:
-        models: folders of transformers' models, as "bamba"; one, several, or None for all that the
-            installed version has. Their modeling modules are imported: about 3 s for all.
+        models: folder of a model in transformers, such as "bamba"; one, several, or None for all
+            models of the installed version. Imports their modeling modules: about 3 s for all.
 
     Returns:
-        A `Patch`: its rows say what serves each name now, and printing it shows them as a table. As
-        a context manager it undoes, on leaving, what this call replaced.
+        A `Patch`. Its rows name what serves each function now; printing it shows them as a table.
+        Used as a context manager, it undoes this call's replacements on exit.
 
     Raises:
-        ValueError: a name in `models` is not a model with such functions. When a model runs: packed
-            sequences where they cannot be kept apart.
+        ValueError: a name in `models` is not a model with such functions. While a model runs: the
+            input has packed sequences that cannot be kept separate.
         ModuleNotFoundError: transformers is not installed.
 
     Numerics: those of the ops, which round to the dtype of their input once, at the end.
@@ -151,12 +154,12 @@ def patch_transformers(models: str | Sequence[str] | None = None) -> Patch:
 
 
 def unpatch_transformers() -> None:
-    """Put back what `patch_transformers` replaced, except where another has replaced it since."""
+    """Undo every `patch_transformers`. A name that other code has replaced since is left alone."""
     _restore(tuple(_replaced))
 
 
 def served_models() -> list[str]:
-    """Folders of the installed transformers whose modeling module has such functions.
+    """Folders of the models in the installed transformers that `patch_transformers` can patch.
 
     Raises:
         ModuleNotFoundError: transformers is not installed.
@@ -175,7 +178,7 @@ def served_models() -> list[str]:
 
 
 def replacement(function: Callable[..., Any]) -> _Place | None:
-    """Where `function` stands, if it is one of the replacements."""
+    """The place where `function` was installed, if it is one of the replacements."""
     return next((place for place in _replaced.values() if place.now is function), None)
 
 
@@ -187,7 +190,7 @@ def _restore(replaced: Iterable[tuple[Any, str]]) -> None:
 
 
 def places(module: ModuleType) -> list[tuple[Any, str, str]]:
-    """(owner, name, as the table calls it) of what may be replaced in one modeling module."""
+    """(owner, name, name in the table) of every function to replace in one modeling module."""
     names = [name for name in (*SERVED, FUSED) if hasattr(module, name)]
     found: list[tuple[Any, str, str]] = [(module, name, name) for name in names]
     if hasattr(module, FUSED):
@@ -197,9 +200,9 @@ def places(module: ModuleType) -> list[tuple[Any, str, str]]:
 
 
 def _place(before: Callable[..., Any], name: str) -> _Place:
-    """What to put there; what was there already, if its arguments are not the ones we know."""
+    """The replacement of `before`, or `before` itself if it has arguments that we do not know."""
     if name == FUSED:
-        return _Place(before, decline, "declined: the layer takes its own steps, which are these")
+        return _Place(before, decline, "declined: the layer calls the functions above one by one")
     words = words_of(before)
     if name == "forward":
         ours: Callable[..., Any] = rmsnorm_fn
@@ -215,21 +218,23 @@ def _place(before: Callable[..., Any], name: str) -> _Place:
 
 
 def words_of(function: Callable[..., Any]) -> list[str]:
-    """The names of its positional arguments, ours for the first. With Hugging Face's kernels a
-    function is a module."""
+    """The names of its positional arguments, with `hidden_states` renamed to `x` as in our ops.
+
+    With Hugging Face's kernels installed, `function` is a module.
+    """
     parameters = inspect.signature(getattr(function, "forward", function)).parameters.values()
     words = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     return ["x" if word == "hidden_states" else word for word in words]
 
 
 def decline(*_: Any, **__: Any) -> None:
-    """No fused step."""
+    """Decline the fused step by returning None."""
 
 
 def serving(
     ours: Callable[..., Any], before: Callable[..., Any], words: list[str]
 ) -> Callable[..., Any]:
-    """`ours`, called as `before` is: its positional arguments are `words`."""
+    """`ours` with the calling convention of `before`, whose positional arguments are `words`."""
     parameters = frozenset(inspect.signature(ours).parameters)
     update = ours in _UPDATES
 
@@ -249,7 +254,7 @@ def serving(
 
 
 def _norm(before: Callable[..., Any]) -> Callable[..., Any]:
-    """forward of a gated norm: each class knows its groups in words of its own, or has one."""
+    """The forward of a gated norm. A class states group_size, or n_groups, or has one group."""
 
     def forward(self: Any, hidden_states: Tensor, gate: Tensor | None = None) -> Any:
         if not _serves({"x": hidden_states}):
@@ -263,7 +268,7 @@ def _norm(before: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _serves(given: Mapping[str, Any]) -> bool:
-    """Whether the ops compute what the replaced function does, or more exactly."""
+    """Whether the ops compute the same as the original function, at no lower precision."""
     silu = given.get("activation") in (None, "silu", "swish")
     return given["x"].dtype in _DTYPES and silu and not torch.compiler.is_exporting()
 
@@ -275,7 +280,7 @@ def _needs_gradients(given: Mapping[str, Any]) -> bool:
 
 
 def _check_packed(op: str, given: Mapping[str, Any], served: bool) -> None:
-    """Packed sequences are kept apart by seq_idx, or the call is refused."""
+    """Refuse packed sequences unless the op gets the seq_idx that separates them."""
     if not served:
         fail(op, "seq_idx", "be None here (packed sequences would not be kept apart)", "a tensor")
     if given.get("seq_idx") is None:

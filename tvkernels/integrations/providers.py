@@ -1,4 +1,4 @@
-"""Who provides the functions that models call: mamba-ssm, causal-conv1d, transformers, or we."""
+"""Which package provides the functions that models call: mamba-ssm, causal-conv1d, ours, ..."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tvkernels.integrations.stand_ins import is_importable, is_stand_in
 __all__ = ["Provider", "providers"]
 
 OURS, PLAIN = "tvkernels", "plain PyTorch"
-# where code looks for the functions of the two packages
+# the module of each function in the two packages
 PACKAGES = {
     "causal_conv1d_fn": "causal_conv1d",
     "causal_conv1d_update": "causal_conv1d",
@@ -28,20 +28,20 @@ PACKAGES = {
     "rmsnorm_fn": "mamba_ssm.ops.triton.layernorm_gated",
     "layernorm_fn": "mamba_ssm.ops.triton.layernorm_gated",
 }
-# a model of transformers that calls every function of the Mamba-2 models: how it finds them is how
-# the others do
+# a model of transformers that calls every function of the Mamba-2 models; the other models look
+# them up in the same way
 WITNESS = "mamba2"
 
 
 @dataclass(frozen=True)
 class Provider:
-    """One row of `providers()`: who answers when `function` of `library` is called.
+    """One row of `providers()`: which package serves a call of `function` of `library`.
 
     Attributes:
         library: causal_conv1d, mamba_ssm or transformers.
-        function: as that library calls it.
-        provider: tvkernels, the library with its version, plain PyTorch (transformers' own), not
-            installed, or why its import fails.
+        function: its name in that library.
+        provider: "tvkernels", the library with its version, "plain PyTorch" (transformers' own
+            code), "not installed", or the error of its import.
     """
 
     library: str
@@ -50,11 +50,10 @@ class Provider:
 
 
 def providers() -> list[Provider]:
-    """Who provides each function here and now: in mamba_ssm, in causal_conv1d, and in the models of
-    transformers.
+    """List which package provides each function now: in mamba_ssm, causal_conv1d and transformers.
 
-    Of transformers, the models that are imported are asked, and mamba2: rows name models where they
-    differ. Both packages are imported if they can be, as transformers would.
+    For transformers it looks at mamba2 and at every model imported so far; a row names the models
+    if they differ. Imports mamba_ssm and causal_conv1d where possible, as transformers does.
     """
     rows = [
         Provider(path.partition(".")[0], name, _in_package(path, name))
@@ -88,7 +87,7 @@ def _in_package(path: str, name: str) -> str:
         return "not installed"
     try:
         getattr(import_module(path), name)
-    # it is installed and broken, by whatever its own code raises: that is what the table has to say
+    # a broken installation can raise anything; the table reports it
     except Exception as error:
         return f"fails to import: {type(error).__name__}: {error}"
     version = getattr(sys.modules[package], "__version__", "of unknown version")
@@ -96,9 +95,9 @@ def _in_package(path: str, name: str) -> str:
 
 
 def _who(function: Callable[..., Any]) -> str:
-    """The package whose code a function of a modeling module ends in."""
+    """The package whose code runs when a function of a modeling module is called."""
     if isinstance(function, torch.nn.Module):
-        # Hugging Face's kernels have made a module of it
+        # Hugging Face's kernels wrap the function in a module
         function = inspect.getclosurevars(type(function).forward).nonlocals["func"]
     implementation = inspect.getclosurevars(function).nonlocals.get("implementation", function)
     package = implementation.__module__.partition(".")[0]

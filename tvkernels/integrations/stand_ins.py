@@ -28,13 +28,13 @@ from tvkernels.ssd import mamba_chunk_scan_combined
 __all__ = ["Provision", "provide"]
 
 _OP = "provide"
-# of the packages whose functions these are; code that asks for a version finds one
+# versions of the packages that we stand in for, for code that asks for a version
 VERSIONS = {"causal_conv1d": "1.7.0", "mamba_ssm": "2.3.2"}
 _MARK = "__tvkernels_stand_in__"
 
 
 def _reference(op: Callable[..., Any], name: str, *without: str) -> Callable[..., Any]:
-    """`op` in plain PyTorch, under the name and with the arguments of a package's own reference."""
+    """`op` in plain PyTorch, with the name and the arguments of the package's own reference."""
     signature = inspect.signature(op)
     kept = [p for p in signature.parameters.values() if p.name not in without]
     signature = signature.replace(parameters=kept)
@@ -72,7 +72,7 @@ _CONV: dict[str, Callable[..., Any]] = {
     "causal_conv1d_update": causal_conv1d_update,
 }
 
-# module: its functions; a package's own module has the name ""
+# package -> module -> function; the package's top module has the name ""
 SERVED: dict[str, dict[str, dict[str, Callable[..., Any]]]] = {
     "causal_conv1d": {
         "": _CONV,
@@ -125,7 +125,7 @@ SERVED: dict[str, dict[str, dict[str, Callable[..., Any]]]] = {
     },
 }
 
-# what the packages export beside that: asking for it is an error that says so
+# names that the packages export and we do not serve: using one is an ImportError that says so
 _MISSING = {
     "mamba_ssm": "Mamba Mamba2 Mamba3 MambaLMHeadModel mamba_inner_fn selective_scan_fn",
     "mamba_ssm.ops.selective_scan_interface": "mamba_inner_fn mamba_inner_ref selective_scan_fn "
@@ -139,18 +139,17 @@ _MISSING = {
 
 @dataclass(frozen=True)
 class Provision:
-    """The modules that `provide` installed. `remove()` takes them out again, as the end of a `with`
-    block does.
+    """The modules that `provide` installed. `remove()`, or leaving a `with` block, removes them.
 
     Attributes:
-        packages: those that were not provided before.
+        packages: the packages that this call added to those already provided.
     """
 
     packages: tuple[str, ...]
     _hidden: Mapping[str, ModuleType]
 
     def remove(self) -> None:
-        """Take the stand-ins out, and put back what they hid. What was imported from them stays."""
+        """Remove the stand-ins and restore what they hid. Functions imported before still work."""
         for package in self.packages:
             if is_stand_in(package):
                 for name in _modules_of(package):
@@ -173,22 +172,22 @@ class Provision:
 
 
 def provide(*packages: str, force: bool = False) -> Provision:
-    """Let code that imports mamba_ssm or causal_conv1d get these ops: stand-ins for the modules.
+    """Install stand-ins for mamba_ssm and causal_conv1d: code that imports them gets these ops.
 
-    They have the packages' functions and references that tvkernels serves, under their names and in
-    their modules; asking for another of the packages' names is an ImportError that names it.
-    `importlib.metadata` knows their versions too: transformers 4 asks it whether they are there. To
-    be called before the code in question is imported, which looks them up then.
+    A stand-in has the functions and references of the package that tvkernels serves, in modules of
+    the same names; importing any other name of the package is an ImportError that names it. The
+    stand-ins also have a version in `importlib.metadata`, because transformers 4 looks there for
+    the packages. Call this before importing the code that uses them.
 
     Args:
         packages: "mamba_ssm", "causal_conv1d", or both.
-        force: hide a real package of that name, in this process.
+        force: hide an installed package of that name in this process.
 
     Returns:
-        A `Provision`: `remove()`, or the end of a `with` block, undoes what this call did.
+        A `Provision`: `remove()`, or leaving a `with` block, undoes this call.
 
     Raises:
-        ValueError: an unknown package, or one that is really there, without `force`.
+        ValueError: an unknown package, or an installed one without `force`.
 
     Numerics: those of the ops.
     Source: mamba-ssm 2.3.2, causal-conv1d 1.7.
@@ -212,12 +211,12 @@ def provide(*packages: str, force: bool = False) -> Provision:
 
 
 def is_stand_in(package: str) -> bool:
-    """Whether importing `package` gives a stand-in now."""
+    """Whether importing `package` returns a stand-in."""
     return hasattr(sys.modules.get(package), _MARK)
 
 
 def is_importable(package: str) -> bool:
-    """Whether a real package of this name is imported, or could be."""
+    """Whether a real package of this name is imported or can be."""
     if package in sys.modules:
         return sys.modules[package] is not None and not is_stand_in(package)
     return util.find_spec(package) is not None
@@ -239,7 +238,7 @@ def _sentence(package: str, name: str) -> str:
 
 
 class _Record(metadata.Distribution):
-    """What an installed package says of itself."""
+    """The metadata of a stand-in, in the form of an installed package's."""
 
     def __init__(self, package: str) -> None:
         heads = {"Metadata-Version": "2.1", "Name": package, "Version": VERSIONS[package]}
@@ -257,7 +256,7 @@ _EVERY = metadata.DistributionFinder.Context()
 
 
 class _Finder(metadata.DistributionFinder):
-    """Answers for the versions of the stand-ins, and for their modules that are not there."""
+    """Finds the metadata of the stand-ins, and refuses modules that they lack."""
 
     def find_distributions(
         self, context: metadata.DistributionFinder.Context = _EVERY
