@@ -31,7 +31,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 # `ask` is a method of TimeViper that stands in a room of its own: it names the class in a hint
-TYPES_ONLY = {("ask", "timeviper")}
+TYPES_ONLY = {("inference", "timeviper")}
 PACKAGES = (tvkernels, timeviper_fast)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -47,15 +47,14 @@ FOLDERS = {
     "text": "layout",
     "checkpoint": "config errors presets",
     "training": "layout model text",
-    "generate": "config errors layout stops model",
     "model": "config errors layout stops",
-    "ask": "errors layout stops video text generate",
-    "timeviper": "config errors model ask checkpoint generate",
+    "inference": "config errors layout model stops text video",
+    "timeviper": "config errors model checkpoint inference",
     "demo": "presets video text model timeviper",
     "terminal": "stops",
-    "cli": "ask config presets video checkpoint generate timeviper demo terminal",
+    "cli": "config presets video checkpoint inference timeviper demo terminal",
     "__main__": "cli",
-    "__init__": "ask config generate presets timeviper",
+    "__init__": "config inference presets timeviper",
 }
 # Which modules of its own folder each module of a folder may import.
 MODULES = {
@@ -93,6 +92,14 @@ MODULES = {
         "save": "config_file files weights",
         "load": "config_file files weights",
         "upstream": "config_file files mapping nemotron_h siglip weights",
+    },
+    "inference": {
+        "__init__": "",
+        "plan": "",
+        "encode": "",
+        "generate": "plan",
+        "request": "encode generate",
+        "ask": "encode generate plan request",
     },
     "training": {"__init__": "", "loss": ""},
 }

@@ -13,7 +13,7 @@ import typer
 
 from timeviper_fast import Answer, cli
 from timeviper_fast.demo import tiny_model, write_demo_video
-from timeviper_fast.generate import StageCount
+from timeviper_fast.inference.generate import StageCount
 from timeviper_fast.stops import Stop
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -8,8 +8,6 @@
     stops.py      time, tokens and memory of each stop
     demo.py       the demo's video and tiny model
     __main__.py   python -m timeviper_fast
-    ask.py        from a video file to an answer, in eight stops
-    generate.py   prefill, decode, sampling
     terminal.py   what the command line shows: tables, progress, answers
     cli.py        the command line
 
@@ -22,7 +20,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from timeviper_fast.ask import Answer
     from timeviper_fast.config import (
         BackboneConfig,
         CompressionStage,
@@ -30,7 +27,8 @@ if TYPE_CHECKING:
         TimeViperConfig,
         VisionConfig,
     )
-    from timeviper_fast.generate import Sampling
+    from timeviper_fast.inference.ask import Answer
+    from timeviper_fast.inference.generate import Sampling
     from timeviper_fast.presets import preset
     from timeviper_fast.timeviper import Generation, TimeViper
 
@@ -48,9 +46,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Answer": "ask",
+    "Answer": "inference.ask",
     "Generation": "timeviper",
-    "Sampling": "generate",
+    "Sampling": "inference.generate",
     "TimeViper": "timeviper",
     "preset": "presets",
 }

@@ -19,17 +19,17 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 from rich.console import Console
-from torch import nn
 
-from timeviper_fast.ask import Answer, check_request
 from timeviper_fast.checkpoint.config_file import config_to_dict
 from timeviper_fast.checkpoint.files import local_directory
 from timeviper_fast.checkpoint.load import load_tokenizer, read_config
 from timeviper_fast.checkpoint.save import free_target
 from timeviper_fast.checkpoint.upstream import load_upstream, upstream_config
-from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.demo import QUESTION, tiny_model, write_demo_video
-from timeviper_fast.generate import Sampling
+from timeviper_fast.inference.ask import Answer
+from timeviper_fast.inference.generate import Sampling
+from timeviper_fast.inference.plan import model_facts
+from timeviper_fast.inference.request import check_request
 from timeviper_fast.presets import PRESETS, preset
 from timeviper_fast.terminal import print_stops, print_table, progress_bars, say, speaking
 from timeviper_fast.timeviper import TimeViper
@@ -164,7 +164,7 @@ def info(
         kinds = f"a preset ({', '.join(PRESETS)}), a model directory or a Hub id (owner/name)"
         raise ValueError(f"info: MODEL must be {kinds}, got {model!r}")
     config = preset(model) if model in PRESETS else read_config(model)
-    facts = _facts(config)
+    facts = model_facts(config)
     if as_json:
         typer.echo(json.dumps({"config": config_to_dict(config), **facts}))
         return
@@ -357,30 +357,6 @@ def _show(answer: Answer, *, times: bool, as_json: bool, streamed: bool = False)
         say(out, answer.text)
     if times:
         print_stops(err, answer.stops)
-
-
-def _facts(config: TimeViperConfig) -> dict[str, Any]:
-    """What a person wants to know of a model before loading it."""
-    with torch.device("meta"):
-        model = TimeViper(config)
-    backbone = config.backbone
-    parts: dict[str, nn.Module]
-    parts = {"vision": model.vision, "projector": model.projector, "llm": model.backbone}
-    sizes = {f"{n}_parameters": sum(p.numel() for p in m.parameters()) for n, m in parts.items()}
-    return {
-        **sizes,
-        "layers": f"{len(backbone.layers_of('M'))} Mamba-2, {len(backbone.layers_of('*'))} "
-        f"attention, {len(backbone.layers_of('-'))} MLP",
-        "tokens_per_frame": config.tokens_per_frame,
-        "frame_size": config.vision.image_size,
-        "window": backbone.max_position_embeddings,
-        "stages": "; ".join(
-            f"before layer {s.layer}: {s.select}, keep {s.keep:g}"
-            + (", transfer" if s.transfer else "")
-            for s in config.stages
-        )
-        or "none",
-    }
 
 
 def _version(package: str) -> str:

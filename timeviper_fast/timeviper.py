@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from timeviper_fast.ask import ask
 from timeviper_fast.checkpoint.load import load_pretrained, load_tokenizer
 from timeviper_fast.checkpoint.save import save_pretrained
 from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.errors import expect_function
-from timeviper_fast.generate import (
+from timeviper_fast.inference.ask import ask
+from timeviper_fast.inference.generate import (
     Sampling,
     StageCount,
     check_sampling,

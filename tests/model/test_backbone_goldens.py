@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.model.goldens import DROP_ONLY, TRANSV, golden, manifest, tiny_backbone
-from timeviper_fast.generate import decode, prefill
+from timeviper_fast.inference.generate import decode, prefill
 from timeviper_fast.layout import Segment, VisualSpan
 
 RUNS = {

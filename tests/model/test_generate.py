@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from timeviper_fast.config import CompressionStage
-from timeviper_fast.generate import Sampling, decode, prefill, sample
+from timeviper_fast.inference.generate import Sampling, decode, prefill, sample
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.cache import AttentionState, HybridCache
 from timeviper_fast.model.initialize import init_weights

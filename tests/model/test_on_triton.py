@@ -11,7 +11,7 @@ import torch
 from tests.contract import TRITON, device
 from tests.interpreter import poisoned_empty
 from timeviper_fast.config import CompressionStage
-from timeviper_fast.generate import decode, prefill
+from timeviper_fast.inference.generate import decode, prefill
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.initialize import init_weights
 from timeviper_fast.model.nemotron_h import HybridBackbone

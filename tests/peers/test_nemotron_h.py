@@ -7,7 +7,7 @@ import torch
 from transformers import NemotronHConfig, NemotronHForCausalLM
 
 from timeviper_fast.checkpoint.nemotron_h import backbone_config_from_hf
-from timeviper_fast.generate import decode, prefill
+from timeviper_fast.inference.generate import decode, prefill
 from timeviper_fast.model.nemotron_h import HybridBackbone
 
 # (pattern, attention heads, kv heads, mamba heads, groups)

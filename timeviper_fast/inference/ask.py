@@ -12,37 +12,33 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from timeviper_fast.errors import expect_function, is_integer
-from timeviper_fast.generate import (
+from timeviper_fast.inference.encode import Progress, encode_video, shape_of
+from timeviper_fast.inference.generate import (
     Prefill,
     Sampling,
     StageCount,
-    check_sampling,
-    check_window,
     decode,
     prefill,
 )
+from timeviper_fast.inference.plan import check_window
+from timeviper_fast.inference.request import check_request
 from timeviper_fast.layout import Segment, tokens_before_layer
 from timeviper_fast.stops import Stop, StopWatch
 from timeviper_fast.text.prompt import (
     Prompt,
     build_prompt,
-    conversation,
     stop_token_ids,
     video_sentence,
 )
 from timeviper_fast.video import Video, open_video
-from timeviper_fast.video.preprocess import resize_normalize
-from timeviper_fast.video.sampling import Policy, parse_policy
+from timeviper_fast.video.sampling import Policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from timeviper_fast.timeviper import TimeViper
 
-__all__ = ["Answer", "ask", "check_request"]
-
-Progress = Callable[[str, int, int], None]
+__all__ = ["Answer", "ask"]
 
 
 @dataclass(frozen=True)
@@ -144,7 +140,7 @@ def ask(
             seconds = source.duration if mention_duration else None
             prompt = _write_prompt(model, question, len(indices), seconds, answer_prefix)
             _check_fits(model, prompt, len(indices), max_new_tokens)
-        visual, times = _encode_video(model, source, indices, frame_batch, watch, progress)
+        visual, times = encode_video(model, source, indices, frame_batch, watch, progress)
         lost = source.lost_frames
         if len(times) != len(indices):  # some could not be decoded: do not claim them
             prompt = _write_prompt(model, question, len(times), seconds, answer_prefix)
@@ -162,28 +158,6 @@ def ask(
         stops=tuple(watch.rows()),
         lost_frames=lost,
     )
-
-
-def check_request(
-    question: str | Sequence[dict[str, str]],
-    *,
-    policy: str | Policy = "fps:1",
-    max_new_tokens: int = 256,
-    sampling: Sampling | None = None,
-    answer_prefix: str = "",
-    frame_batch: int | None = None,
-    chunk: int | None = 8192,
-    on_text: Callable[[str], None] | None = None,
-    progress: Progress | None = None,
-) -> None:
-    """Raise what `ask` would of these arguments, before a model is loaded or a video read."""
-    conversation(question, answer_prefix)
-    parse_policy(policy)
-    check_sampling(sampling)
-    _expect_positive("max_new_tokens", max_new_tokens, "tokens")
-    _expect_positive("chunk", chunk, "tokens")
-    _expect_positive("frame_batch", frame_batch, "frames")
-    expect_function("ask", on_text=on_text, progress=progress)
 
 
 def _write_prompt(
@@ -217,51 +191,6 @@ def _check_fits(model: TimeViper, prompt: Prompt, frames: int, max_new_tokens: i
     check_window(config.backbone, lengths, max_new_tokens)
 
 
-def _encode_video(
-    model: TimeViper,
-    source: Video,
-    indices: Tensor,
-    frame_batch: int | None,
-    watch: StopWatch,
-    progress: Progress | None,
-) -> tuple[Tensor, Tensor]:
-    """Visual tokens (frames, n, d_model) of the frames at `indices`, and the frames' seconds.
-
-    Where the last clip lacks frames its last one is repeated: more tokens than seconds.
-    """
-    vision, clip = model.config.vision, model.config.projector.clip_frames
-    batch = frame_batch or (256 if model.device.type == "cuda" else 16)
-    tokens: list[Tensor] = []
-    seconds: list[Tensor] = []
-    done = 0
-    batches = source.frames(indices, -(-batch // clip) * clip)
-    while True:
-        with watch.at("decode") as stop:
-            frames = next(batches, None)
-        if frames is None:
-            return torch.cat(tokens), torch.cat(seconds)
-        done += len(frames.seconds)
-        stop.shape = f"{done} x {_shape(frames.rgb[0])}"
-        with watch.at("resize") as stop:
-            rgb = _whole_clips(frames.rgb, clip).to(model.device)
-            pixels = resize_normalize(
-                rgb, vision.image_size, vision.image_mean, vision.image_std, vision.resize
-            ).to(model.dtype)
-            stop.shape = f"{done} x {_shape(pixels[0])}"
-        with watch.at("vision") as stop:
-            features = model.vision(pixels)
-            _note(stop, features, done)
-        with watch.at("merge") as stop:
-            merged = model.projector.merge(features)
-            _note(stop, merged, done)
-        with watch.at("project") as stop:
-            tokens.append(model.projector.project(merged))
-            _note(stop, tokens[-1], done)
-        seconds.append(frames.seconds)
-        if progress is not None:
-            progress("frames", done, len(indices))
-
-
 def _read(
     model: TimeViper,
     prompt: Prompt,
@@ -277,7 +206,7 @@ def _read(
             for ids in (prompt.before, prompt.after)
         )
         embeddings, segment = model.embed(before, visual, after)
-        stop.shape, stop.tokens = _shape(embeddings), str(segment.length)
+        stop.shape, stop.tokens = shape_of(embeddings), str(segment.length)
     with watch.at("prefill") as stop:
         read = prefill(
             model.backbone,
@@ -321,12 +250,6 @@ def _speak(
     return ids, str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
-def _whole_clips(rgb: Tensor, clip: int) -> Tensor:
-    """Repeat the last frame until the frames fill whole clips."""
-    missing = -len(rgb) % clip
-    return torch.cat([rgb, rgb[-1:].expand(missing, -1, -1, -1)]) if missing else rgb
-
-
 def _seconds_of(frames: Tensor, times: Tensor) -> tuple[float, ...]:
     """The time of each frame number; a repeated last frame has the last one's."""
     return tuple(times[frames.clamp_max(len(times) - 1)].tolist())
@@ -341,21 +264,6 @@ def _stop_ids(model: TimeViper) -> set[int]:
 def _tokenizer(model: TimeViper) -> PreTrainedTokenizerBase:
     assert model.tokenizer is not None  # ask() has checked
     return model.tokenizer
-
-
-def _expect_positive(name: str, value: int | None, unit: str) -> None:
-    if value is not None and (not is_integer(value) or value < 1):
-        raise ValueError(f"ask: {name} must be a positive number of {unit}, got {value!r}")
-
-
-def _shape(x: Tensor) -> str:
-    return " x ".join(map(str, x.shape))
-
-
-def _note(stop: Stop, batch: Tensor, frames: int) -> None:
-    """Sizes of one stop over the whole video, read off one batch of it."""
-    stop.shape = f"{frames} x {_shape(batch[0])}"
-    stop.tokens = str(frames * batch.shape[1])
 
 
 def _text_streamer(tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> Any:

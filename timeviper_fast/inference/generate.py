@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from timeviper_fast.config import ATTENTION, BackboneConfig
+from timeviper_fast.config import BackboneConfig
 from timeviper_fast.errors import is_integer, is_number
+from timeviper_fast.inference.plan import check_window
 from timeviper_fast.layout import Segment, tokens_before_layer
 from timeviper_fast.model.cache import HybridCache
 from timeviper_fast.model.nemotron_h import HybridBackbone
@@ -25,7 +26,6 @@ __all__ = [
     "StageCount",
     "check_sampling",
     "check_stop_ids",
-    "check_window",
     "decode",
     "prefill",
     "sample",
@@ -166,30 +166,6 @@ def prefill(
     hidden, records = backbone(embeddings, (segment,), cache, chunk, watch)
     logits = backbone.logits(hidden[:, -1:])[:, 0]
     return Prefill(cache, logits, records, lengths, segment)
-
-
-def check_window(config: BackboneConfig, lengths: list[int], max_new_tokens: int) -> None:
-    """Prompt and answer fit the model's window.
-
-    Only attention looks back token by token, so what reaches the attention layers is counted.
-
-    Args:
-        config: the backbone's shape.
-        lengths: prompt tokens that enter each layer (`tokens_before_layer`).
-        max_new_tokens: room for the answer.
-
-    Raises:
-        ValueError: they do not fit.
-    """
-    window = config.max_position_embeddings
-    longest = max((lengths[layer] for layer in config.layers_of(ATTENTION)), default=0)
-    if longest + max_new_tokens > window:
-        raise ValueError(
-            f"prefill: prompt and answer must fit the model's window of {window} tokens, got "
-            f"{longest} at its attention layers (of {lengths[0]} in the prompt) + "
-            f"{max_new_tokens} new; "
-            "sample fewer frames, allow fewer new tokens or drop more vision tokens earlier"
-        )
 
 
 @torch.no_grad()
