@@ -14,6 +14,7 @@ __all__ = [
     "LOG2_E",
     "accumulator",
     "dot",
+    "dot_dtype",
     "sigmoid",
     "silu",
     "silu_slope",
@@ -29,6 +30,13 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 def accumulator(*dtypes: torch.dtype) -> tl.dtype:
     """What a kernel on `dtypes` computes in: float32, and float64 where one of them is float64."""
     return tl.float64 if torch.float64 in dtypes else tl.float32
+
+
+def dot_dtype(*dtypes: torch.dtype) -> tl.dtype:
+    """Dtype of a dot's operands: the 16 bit dtype that all `dtypes` share, else `accumulator`'s."""
+    narrow = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+    shared = narrow.get(dtypes[0]) if len({*dtypes}) == 1 else None
+    return shared or accumulator(*dtypes)
 
 
 def strides(x: torch.Tensor | None, ndim: int) -> tuple[int, ...]:

@@ -1,34 +1,29 @@
-"""The products with the output's projection: of its way in and of both ways back.
+"""The products with the output projection W: one in the forward, two in the backward.
 
     text + tanh(alpha) (attended W^T),    dout W,    tanh(alpha) (dout^T attended)
 
-One kernel: out = a b^T, and where given times the gate, and added to the text, in one rounding.
+One kernel computes out = a b^T, times the gate and added to the text where they are given, and
+rounds once.
 """
 
 import triton
 import triton.language as tl
 
-from tvkernels.core.tune import tuned
-from tvkernels.gated_cross_attention.tiles_kernel import gate_of, gated, product
+from tvkernels.core.tl import dot
+from tvkernels.core.tune import dot_precision, tuned
+from tvkernels.gated_cross_attention.device import gate_of, gated
 
 
 def _configs(by_target):
-    """ROWS and COLUMNS of the tile; DEPTH: bytes of its operands' rows that a step takes."""
+    """ROWS and COLUMNS of the tile; DEPTH: bytes of an operand's row that a step loads."""
+
+    def config(target, rows, columns, depth, warps, stages):
+        sizes = {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth}
+        sizes["DOT_PRECISION"] = dot_precision(target)
+        return triton.Config(sizes, num_warps=warps, num_stages=stages)
+
     return {
-        target: [
-            triton.Config(
-                {
-                    "ROWS": rows,
-                    "COLUMNS": columns,
-                    "DEPTH": depth,
-                    "DOT": "ieee" if target == "gfx942" else "tf32x3",
-                },
-                num_warps=warps,
-                num_stages=stages,
-            )
-            for rows, columns, depth, warps, stages in forms
-        ]
-        for target, forms in by_target.items()
+        target: [config(target, *form) for form in forms] for target, forms in by_target.items()
     }
 
 
@@ -46,29 +41,30 @@ CONFIGS = _configs(
 def project_kernel(
     a_ptr, b_ptr, text_ptr, alpha_ptr, out_ptr, tokens, size, width, least,
     a_row, a_depth, b_row, b_depth, text_row, text_column,
-    OVER_TOKENS: tl.constexpr, ACC: tl.constexpr, OP: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr,
+    OVER_TOKENS: tl.constexpr, ACC: tl.constexpr, DOT_DTYPE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, DOT_PRECISION: tl.constexpr,
 ):  # fmt: skip
-    # one program: a tile of out. Tiles of one column fastest: they read the same part of b
-    STEP: tl.constexpr = DEPTH // (OP.primitive_bitwidth // 8)
+    # one program owns a tile of out. The row is the fastest axis: programs that read the same part
+    # of b run together
+    STEP: tl.constexpr = DEPTH // (DOT_DTYPE.primitive_bitwidth // 8)
     height, depth = tokens, size
     if OVER_TOKENS:
         height, depth = size, tokens
     high = tl.cdiv(height, ROWS)
     row = tl.program_id(0) % high * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) // high * COLUMNS + tl.arange(0, COLUMNS)
-    row_there, column_there = (row < height)[:, None], (column < width)[None, :]
+    row_live, column_live = (row < height)[:, None], (column < width)[None, :]
     row, column = row.to(tl.int64)[:, None], column.to(tl.int64)[None, :]
     total = tl.zeros((ROWS, COLUMNS), ACC)
     for start in range(0, depth, STEP):
         d = start + tl.arange(0, STEP)
-        there, d = d < depth, d.to(tl.int64)
+        live, d = d < depth, d.to(tl.int64)
         a_at = row * a_row + d[None, :] * a_depth
         b_at = column * b_row + d[:, None] * b_depth
-        a = tl.load(a_ptr + a_at, mask=row_there & there[None, :], other=0.0)
-        b = tl.load(b_ptr + b_at, mask=column_there & there[:, None], other=0.0)
-        total = product(a.to(OP), b.to(OP), total, DOT)
-    mask = row_there & column_there
+        a = tl.load(a_ptr + a_at, mask=row_live & live[None, :], other=0.0)
+        b = tl.load(b_ptr + b_at, mask=column_live & live[:, None], other=0.0)
+        total = dot(a.to(DOT_DTYPE), b.to(DOT_DTYPE), total, DOT_PRECISION)
+    mask = row_live & column_live
     if alpha_ptr is not None:
         gate = gate_of(alpha_ptr, ACC)
         if text_ptr is not None:

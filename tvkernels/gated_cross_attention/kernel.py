@@ -1,46 +1,46 @@
-"""Triton engine of gated cross-attention: its launchers, and what runs in which order.
+"""Triton kernels of gated cross-attention: the launchers, and the order of the launches.
 
     attended = softmax(scale q k^T) v,    out = text + tanh(alpha) (attended W^T)
 
-Few rows read very many keys, so the keys are split over programs as well (split_kernel), and a
-second kernel joins the splits in their order: no sum depends on who comes first. The third is the
-product with the projection W, in which the gate and the text are taken in (gate_kernel). Forward:
-three launches, two where there is no projection.
+Few rows read very many keys, so the keys are split over programs too (split_kernel.py). A second
+kernel adds up the splits in their order, so the result does not depend on timing. The third
+multiplies by the projection W and applies the gate and the text (gate_kernel.py). The forward is
+three launches, two without a projection.
 
-With 8 key heads of 5 query heads each a question of 64 tokens makes 3 tiles of 128 rows, and 11
-splits of 80,000 keys fill 264 places. Every key and value is read from memory once; the splits
-leave 14 MB of float32 beside 328 MB of keys and values.
+With 8 key heads of 5 query heads each, a question of 64 tokens makes 3 tiles of 128 rows, and 11
+splits of 80,000 keys give 264 programs. Every key and value is read from memory once; the splits
+write 14 MB of float32 beside 328 MB of keys and values.
 
-Backward (backward_kernel): y = dout W, dq by rows and splits, dk and dv by keys, W's gradient.
-Products of 16 bit tensors take operands of 16 bit and add up in float32.
+Backward (backward_kernel.py): y = dout W, dq by rows and splits, dk and dv by keys, W's gradient.
+Dots of 16 bit tensors take 16 bit operands and accumulate in float32.
 """
 
 import torch
 import triton
-import triton.language as tl
 
-from tvkernels.core.tl import accumulator, strides
+from tvkernels.core.tl import accumulator, dot_dtype, strides
 from tvkernels.gated_cross_attention.backward_kernel import (
     key_backward_kernel,
     query_backward_kernel,
 )
+from tvkernels.gated_cross_attention.device import owned
 from tvkernels.gated_cross_attention.gate_kernel import project_kernel
 from tvkernels.gated_cross_attention.split_kernel import combine_kernel, split_kernel
-from tvkernels.gated_cross_attention.tiles_kernel import owned
 
 __all__ = ["transfer_backward", "transfer_forward"]
 
-# programs of a launch that fill the GPU, by tiles of TILE rows; a split has at least KEYS keys.
-# Constants, and not the number of processors: keys are split alike on every GPU
+# Programs that a launch should have to fill the GPU, and the fewest keys of a split. They are
+# constants, not the number of multiprocessors: every GPU splits the keys, and so rounds, alike.
 PROGRAMS = 264
-TILE = 128
 KEYS = 512
+# rows of a tile, and of the tile for few rows
+TILE = 128
 SMALL = 64
 
 
 def transfer_forward(text, q, k, v, alpha, out_proj, cu_q, cu_k, scale, attended_dtype):
-    """out; what was read, (tokens, nheads, headdim); the norm, (2, tokens, nheads): the greatest
-    logit of each row, in base 2, and the inverse of the sum of its weights."""
+    """out; what was read, (tokens, nheads, headdim); the norm, (2, tokens, nheads): each row's
+    largest logit, in base 2, and 1 / (sum of its powers)."""
     batch, n, nheads, headdim = q.shape
     wide = torch.promote_types(text.dtype, torch.float32)
     out = torch.empty_like(text, memory_format=torch.contiguous_format)
@@ -69,7 +69,7 @@ def transfer_forward(text, q, k, v, alpha, out_proj, cu_q, cu_k, scale, attended
 
 
 def transfer_backward(dout, q, k, v, alpha, out_proj, attended, norm, cu_q, cu_k, scale):
-    """Gradients of q, k, v, alpha and, where there is one, of out_proj."""
+    """Gradients of q, k, v, alpha and out_proj, the last without elements where there is none."""
     rows = dout.reshape(attended.shape[0], dout.shape[2])
     dproj = alpha.new_empty(0) if out_proj is None else _empty_like(out_proj)
     if out_proj is None:
@@ -90,7 +90,7 @@ def _through_attention(q, k, v, y, attended, norm, alpha, cu_q, cu_k, scale):
     if not attended.numel():
         return dq, dk.zero_(), dv.zero_(), delta
     splits = _splits(q, k, cu_q)
-    # one split leaves dq itself, more leave parts of it
+    # a single split writes dq itself, several write float32 parts of it
     parts = dq if splits == 1 else norm.new_empty(splits, *q.shape)
     sizes, form = _sizes(q, k, cu_q), _form(q, k, cu_q, scale)
     steps = (*q.stride(), *k.stride(), *v.stride())
@@ -107,11 +107,8 @@ def _through_attention(q, k, v, y, attended, norm, alpha, cu_q, cu_k, scale):
 
 def _multiply(a, b, out, alpha=None, text=None, over_tokens=False):
     """out = a b^T, times the gate where alpha is given, added to text where that is given. Tokens
-    are the rows of a, or what the product sums over."""
+    are the rows of a or, with over_tokens, the dimension that the product sums over."""
     (height, depth), width = a.shape, b.shape[0]
-    dtype = torch.promote_types(a.dtype, b.dtype)
-    acc = accumulator(dtype)
-    op = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(dtype, acc)
 
     def grid(meta):
         return (triton.cdiv(height, meta["ROWS"]) * triton.cdiv(width, meta["COLUMNS"]),)
@@ -120,12 +117,12 @@ def _multiply(a, b, out, alpha=None, text=None, over_tokens=False):
         project_kernel[grid](
             a, b, text, alpha, out, *(depth, height) if over_tokens else (height, depth), width,
             _least(height), *a.stride(), *b.stride(), *strides(text, 2), OVER_TOKENS=over_tokens,
-            ACC=acc, OP=op,
+            ACC=accumulator(a.dtype, b.dtype), DOT_DTYPE=dot_dtype(a.dtype, b.dtype),
         )  # fmt: skip
 
 
 def _rows(q, k):
-    """Packed rows of each key head."""
+    """Packed rows of each key head: tokens times query heads that share it."""
     return q.shape[:3].numel() // k.shape[2]
 
 
@@ -134,7 +131,7 @@ def _sequences(x, cu):
 
 
 def _splits(q, k, cu_q):
-    """Parts that the keys of a sequence are split in: of the shapes alone."""
+    """Number of splits of a sequence's keys; depends on shapes alone."""
     sequences, keys = _sequences(q, cu_q), k.shape[:2].numel()
     tiles = sequences * k.shape[2] * triton.cdiv(_rows(q, k), sequences * TILE)
     return max(1, min(PROGRAMS // tiles, keys // (sequences * KEYS)))
@@ -150,7 +147,7 @@ def _grid(own, k, cu, *more):
         if cu is None:
             tiles = batch * triton.cdiv(tokens * each, size)
         else:
-            # one more for each sequence, whose last tile need not be full
+            # one more tile for each sequence: its last tile need not be full
             tiles = triton.cdiv(tokens * each, size) + cu.shape[0] - 1
         return (tiles, k.shape[2], *more)
 
@@ -166,7 +163,7 @@ def _sizes(q, k, cu_q):
 
 
 def _form(q, k, cu_q, scale):
-    """What the kernels are compiled for."""
+    """The kernels' constexpr arguments."""
     packed = 1 if cu_q is None else _sequences(q, cu_q)
     return {
         "SCALE": scale,
@@ -179,7 +176,7 @@ def _form(q, k, cu_q, scale):
 
 
 def _least(rows):
-    """The least tile that takes all rows: few rows have a choice of configuration of their own."""
+    """The smallest tile that holds all rows. In the tuning key: few rows are tuned separately."""
     return SMALL if rows <= SMALL else TILE
 
 

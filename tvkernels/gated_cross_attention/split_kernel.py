@@ -1,31 +1,30 @@
-"""The attention of gated cross-attention: a split of the keys in each program, then their sum.
+"""The attention of gated cross-attention: one split of the keys per program, then their sum.
 
-Of its rows and its keys a program keeps the running maximum, sum and product with v (online
-softmax, float32, in base 2), and leaves all three. The second kernel adds up the splits, in their
-order, and leaves to the backward the maximum and the inverse of the sum of each row: their
-logarithm in one float32 would cost digits where logits are large.
+A program keeps the running maximum, sum and product with v of its rows over its keys (online
+softmax, float32, base 2) and stores all three. The second kernel adds up the splits in their order
+and stores each row's maximum and inverse sum for the backward; one float32 logarithm of both would
+lose digits where logits are large.
 """
 
 import triton
 import triton.language as tl
 
+from tvkernels.core.tl import LOG2_E, dot
 from tvkernels.core.tune import tuned
-from tvkernels.gated_cross_attention.tiles_kernel import (
+from tvkernels.gated_cross_attention.device import (
     ANY_LENGTH,
-    LOG2E,
     configs,
     gate_of,
     gated,
     load_tile,
+    loaded,
     owned,
-    product,
     rows_and_keys,
     store_tile,
-    taken,
 )
 
-# KiB of the tile of rows, of a tile of keys; warps; stages. On sm_90 32 KiB of keys spill in the
-# loop, unless the number of keys is known to be a multiple of 16
+# KiB of the tile of rows and of a tile of keys, warps, stages. On sm_90 a 32 KiB tile of keys
+# spills in the loop unless Triton knows that the number of keys is a multiple of 16
 CONFIGS = configs(
     {
         "sm_80": [(16, 16, 4, 2), (32, 16, 8, 2)],
@@ -42,20 +41,20 @@ CONFIGS = configs(
 def split_kernel(
     q_ptr, k_ptr, v_ptr, cu_q_ptr, cu_k_ptr, part_ptr, top_ptr, total_ptr,
     n, m, sequences, all_rows, least,
-    q_batch, q_token, q_head, q_column, k_batch, k_token, k_head, k_column,
-    v_batch, v_token, v_head, v_column,
+    q_batch, q_token, q_head, q_channel, k_batch, k_token, k_head, k_channel,
+    v_batch, v_token, v_head, v_channel,
     SCALE: tl.constexpr, GROUP: tl.constexpr, HEADDIM: tl.constexpr, D: tl.constexpr,
     SEQS: tl.constexpr, ACC: tl.constexpr,
-    OWN: tl.constexpr, STEP: tl.constexpr, DOT: tl.constexpr,
+    OWN: tl.constexpr, STEP: tl.constexpr, DOT_PRECISION: tl.constexpr,
 ):  # fmt: skip
-    # one program: a tile of packed rows of one key head and sequence, and one split of its keys.
-    # Tiles fastest: those that read the same keys run together
+    # one program owns a tile of packed rows of one key head and sequence, and one split of its
+    # keys. The tile is the fastest axis: programs that read the same keys run together
     ITEM: tl.constexpr = k_ptr.dtype.element_ty.primitive_bitwidth // 8
     ROWS: tl.constexpr = owned(OWN, D, ITEM)
-    KEYS: tl.constexpr = taken(STEP, D, ITEM)
+    KEYS: tl.constexpr = loaded(STEP, D, ITEM)
     q, live, at, k_ptr, v_ptr, begin, end = rows_and_keys(
         q_ptr, k_ptr, v_ptr, cu_q_ptr, cu_k_ptr, n, m, sequences,
-        q_batch, q_token, q_head, q_column, k_batch, k_head, v_batch, v_head,
+        q_batch, q_token, q_head, q_channel, k_batch, k_head, v_batch, v_head,
         GROUP, HEADDIM, D, SEQS, ROWS, KEYS,
     )  # fmt: skip
     top = tl.full((ROWS,), float("-inf"), ACC)
@@ -65,18 +64,19 @@ def split_kernel(
         key = start + tl.arange(0, KEYS)
         within = key < end
         key = key.to(tl.int64)
-        k = load_tile(k_ptr, key * k_token, within, k_column, HEADDIM, D)
-        logits = product(q, tl.trans(k), tl.zeros((ROWS, KEYS), ACC), DOT) * (SCALE * LOG2E)
+        k = load_tile(k_ptr, key * k_token, within, k_channel, HEADDIM, D)
+        nothing = tl.zeros((ROWS, KEYS), ACC)
+        logits = dot(q, tl.trans(k), nothing, DOT_PRECISION) * (SCALE * LOG2_E)
         logits = tl.where(within[None, :], logits, float("-inf"))
         higher = tl.maximum(top, tl.max(logits, 1))
-        # where every logit is -inf so far, the weights are 0 and no difference of infinities
+        # while every logit is -inf, subtract 0: -inf - -inf would be NaN
         base = tl.where(higher == float("-inf"), 0.0, higher)
         weight = tl.exp2(logits - base[:, None])
         fade = tl.exp2(top - base)
         top = higher
         total = total * fade + tl.sum(weight, 1)
-        v = load_tile(v_ptr, key * v_token, within, v_column, HEADDIM, D)
-        read = product(weight.to(v.dtype), v, read * fade[:, None], DOT)
+        v = load_tile(v_ptr, key * v_token, within, v_channel, HEADDIM, D)
+        read = dot(weight.to(v.dtype), v, read * fade[:, None], DOT_PRECISION)
     out = tl.program_id(2).to(tl.int64) * all_rows + at
     store_tile(part_ptr, out * HEADDIM, live, read, HEADDIM, D)
     tl.store(top_ptr + out, top, mask=live)
@@ -89,8 +89,8 @@ def combine_kernel(
     rows: tl.int64, splits, heads, text_row, text_column,
     HEADDIM: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    # one program: some rows (token, head). Where text is given there is no projection: what was
-    # read is the update
+    # one program owns ROWS rows (token, head). With text there is no projection: what was read is
+    # itself the update
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = row < rows
     top = tl.full((ROWS,), float("-inf"), ACC)
@@ -107,7 +107,7 @@ def combine_kernel(
         part = load_tile(part_ptr, at * HEADDIM, live, 1, HEADDIM, D)
         read = read * fade[:, None] + part * weight[:, None]
         at += rows
-    # without keys, what was read is 0
+    # a row without keys has a total of 0, and reads 0
     share = 1.0 / tl.where(total == 0.0, 1.0, total)
     read *= share[:, None]
     store_tile(attended_ptr, row * HEADDIM, live, read, HEADDIM, D)

@@ -1,61 +1,55 @@
-"""What the kernels of gated cross-attention share: whose rows a program owns, tiles, the gate.
+"""Device functions of gated cross-attention: which rows a program owns, tiles, the gate.
 
-Rows: the GROUP query heads that share a key head, of all tokens of a sequence, the heads of a token
-beside each other. So a tile of keys is read once for all of them, and never repeated.
+A row is one query head of one token. The GROUP query heads that share a key head are packed as
+rows, the heads of a token next to each other, so that one load of a tile of keys serves them all.
 """
 
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
-# what more text or more keys change is no reason to compile anew
+from tvkernels.core.tune import dot_precision
+
+# arguments that vary with the number of tokens: not specialised, so new lengths do not recompile
 ANY_LENGTH = ["n", "m", "sequences", "all_rows"]
 
 
 def configs(by_target):
-    """Configurations by target. OWN and STEP: bytes of the tile that a program owns, and of one
-    that its loop takes. DOT: how float32 is multiplied, on AMD by its own instructions, on NVIDIA
-    as three products of TF32."""
+    """Configurations by target. OWN and STEP are the bytes of the tile that a program owns and of
+    one that its loop loads."""
+
+    def config(target, own, step, warps, stages):
+        sizes = {"OWN": own << 10, "STEP": step << 10, "DOT_PRECISION": dot_precision(target)}
+        return triton.Config(sizes, num_warps=warps, num_stages=stages)
+
     return {
-        target: [
-            triton.Config(
-                {"OWN": own << 10, "STEP": step << 10, "DOT": _dot_of(target)},
-                num_warps=warps,
-                num_stages=stages,
-            )
-            for own, step, warps, stages in forms
-        ]
-        for target, forms in by_target.items()
+        target: [config(target, *form) for form in forms] for target, forms in by_target.items()
     }
-
-
-def _dot_of(target):
-    return "ieee" if target == "gfx942" else "tf32x3"
 
 
 @triton.constexpr_function
 def owned(size, D, itemsize):
-    """Rows or keys of a program's own tile of `size` bytes; of 16 bits what a warp group takes."""
+    """Rows or keys in a program's own tile of `size` bytes; in 16 bit at least the 64 rows of a
+    warp group's instruction."""
     return min(128, max(128 // itemsize, size // (D * itemsize)))
 
 
 @triton.constexpr_function
-def taken(size, D, itemsize):
-    """Rows or keys that a loop takes at once."""
+def loaded(size, D, itemsize):
+    """Rows or keys in one tile of `size` bytes that a loop loads."""
     return min(128, max(16, size // (D * itemsize)))
 
 
 @triton.jit
-def place(
+def locate(
     tile, cu_ptr, other_ptr, sequences, length, other, PER: tl.constexpr, SIZE: tl.constexpr,
     SEQS: tl.constexpr,
 ):  # fmt: skip
-    """Where a tile of SIZE indices lies, PER of them a token: its row of the batch; its first index
-    within its sequence; that sequence's first token and the one behind its last; the same of the
-    tokens at the other side.
+    """Where a tile of SIZE indices lies (PER of them belong to one token): its batch row; its first
+    index within its sequence; first and end token of that sequence; first and end token of the
+    matching sequence on the other side (the keys for rows, the rows for keys).
 
-    cu_ptr and other_ptr say where packed sequences begin; None: each row of the batch is one. A
-    tile that is too many has a sequence without tokens.
+    cu_ptr and other_ptr hold the offsets of packed sequences; None: each batch row is a sequence.
+    A tile beyond the last sequence gets a sequence without tokens.
     """
     if cu_ptr is None:
         tiles = tl.cdiv(length * PER, SIZE)
@@ -76,14 +70,14 @@ def place(
         stop = tl.load(cu_ptr + mine + 1, mask=there, other=0).to(tl.int32)
         first = tl.load(other_ptr + mine, mask=there, other=0).to(tl.int32)
         last = tl.load(other_ptr + mine + 1, mask=there, other=0).to(tl.int32)
-        # offsets on a device are not checked
+        # offsets on a device are not checked: clamp them, so that nothing beyond is read
         stop, last = tl.minimum(stop, length), tl.minimum(last, other)
     return batch.to(tl.int64), index, start, stop, first, last
 
 
 @triton.jit
 def keys_of_split(split, splits, first, last, STEP: tl.constexpr):
-    """The part of the keys from first to last that a split takes: whole steps."""
+    """Begin and end of the keys that a split reads, of those from first to last: whole steps."""
     each = tl.cdiv(tl.cdiv(last - first, splits), STEP) * STEP
     begin = first + split * each
     return begin, tl.minimum(begin + each, last)
@@ -91,7 +85,7 @@ def keys_of_split(split, splits, first, last, STEP: tl.constexpr):
 
 @triton.jit
 def token_and_head(row, kv_head, start, GROUP: tl.constexpr):
-    """Of packed rows, counted from the first token of their sequence; int64."""
+    """Token and head of packed rows, counted from the first token of their sequence; int64."""
     token = start + row // GROUP
     head = kv_head * GROUP + row % GROUP
     return token.to(tl.int64), head.to(tl.int64)
@@ -100,41 +94,41 @@ def token_and_head(row, kv_head, start, GROUP: tl.constexpr):
 @triton.jit
 def load_tile(ptr, at, live, stride, HEADDIM: tl.constexpr, D: tl.constexpr):
     """(rows, D): the heads that begin at the offsets `at`, 0 where not live and beyond HEADDIM."""
-    column = tl.arange(0, D)
+    channel = tl.arange(0, D)
     mask = live[:, None]
     if HEADDIM != D:
-        mask = mask & (column < HEADDIM)[None, :]
-    return tl.load(ptr + (at[:, None] + (column.to(tl.int64) * stride)[None, :]), mask, other=0.0)
+        mask = mask & (channel < HEADDIM)[None, :]
+    return tl.load(ptr + (at[:, None] + (channel.to(tl.int64) * stride)[None, :]), mask, other=0.0)
 
 
 @triton.jit
 def store_tile(ptr, at, live, value, HEADDIM: tl.constexpr, D: tl.constexpr):
-    """The heads that begin at the offsets `at`, whose columns lie beside each other."""
-    column = tl.arange(0, D)
+    """Store heads that begin at the offsets `at` and whose channels are contiguous."""
+    channel = tl.arange(0, D)
     mask = live[:, None]
     if HEADDIM != D:
-        mask = mask & (column < HEADDIM)[None, :]
-    tl.store(ptr + (at[:, None] + column[None, :]), value.to(ptr.dtype.element_ty), mask)
+        mask = mask & (channel < HEADDIM)[None, :]
+    tl.store(ptr + (at[:, None] + channel[None, :]), value.to(ptr.dtype.element_ty), mask)
 
 
 @triton.jit
 def rows_and_keys(
     q_ptr, k_ptr, v_ptr, cu_q_ptr, cu_k_ptr, n, m, sequences,
-    q_batch, q_token, q_head, q_column, k_batch, k_head, v_batch, v_head,
+    q_batch, q_token, q_head, q_channel, k_batch, k_head, v_batch, v_head,
     GROUP: tl.constexpr, HEADDIM: tl.constexpr, D: tl.constexpr, SEQS: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """What a program (tile of rows, key head, split of the keys) owns: q of its rows, which of them
-    are there, their places among all rows; k and v of its head and batch, its keys' begin and end.
-    """
+    exist, their indices among all rows; k_ptr and v_ptr of its batch row and head; begin and end of
+    its keys."""
     kv_head = tl.program_id(1).to(tl.int64)
-    batch, row, start, stop, first, last = place(
+    batch, row, start, stop, first, last = locate(
         tl.program_id(0), cu_q_ptr, cu_k_ptr, sequences, n, m, GROUP, ROWS, SEQS
     )
     token, head = token_and_head(row + tl.arange(0, ROWS), kv_head, start, GROUP)
     live = token < stop
     q_at = batch * q_batch + token * q_token + head * q_head
-    q = load_tile(q_ptr, q_at, live, q_column, HEADDIM, D)
+    q = load_tile(q_ptr, q_at, live, q_channel, HEADDIM, D)
     at = (batch * n + token) * (tl.num_programs(1) * GROUP) + head
     k_ptr += batch * k_batch + kv_head * k_head
     v_ptr += batch * v_batch + kv_head * v_head
@@ -144,22 +138,17 @@ def rows_and_keys(
 
 @triton.jit
 def load_norm(norm_ptr, at, all_rows, live):
-    """By which a row's logits become weights: their maximum, the inverse of the weights' sum."""
+    """What turns a row's logits into softmax weights: their maximum, and 1 / (sum of powers)."""
     top = tl.load(norm_ptr + at, mask=live, other=0.0)
     return top, tl.load(norm_ptr + all_rows + at, mask=live, other=0.0)
 
 
 @triton.jit
-def product(a, b, total, DOT: tl.constexpr):
-    return tl.dot(a, b, total, input_precision=DOT, out_dtype=total.dtype)
-
-
-@triton.jit
 def gate_of(alpha_ptr, ACC: tl.constexpr):
-    """tanh(alpha), of small ones too: expm1(x) = (exp(x) - 1) x / log(exp(x))."""
+    """tanh(alpha), accurate for small alpha: expm1(x) = (exp(x) - 1) x / log(exp(x))."""
     alpha = tl.load(alpha_ptr).to(ACC)
     size = tl.abs(alpha)
-    # beyond 20, tanh is 1 in float64 too; a comparison, because a minimum would drop NaN
+    # beyond 20, tanh is 1 in float64 too; a comparison keeps NaN, a minimum would drop it
     x = -2.0 * tl.where(size > 20.0, 20.0, size)
     u = tl.exp(x)
     less = tl.where(u == 1.0, x, (u - 1.0) * (x / tl.where(u == 1.0, 1.0, tl.log(u))))
@@ -168,5 +157,5 @@ def gate_of(alpha_ptr, ACC: tl.constexpr):
 
 @triton.jit
 def gated(text, gate, update):
-    """text + gate * update; where either factor is 0, the very bits of text."""
+    """text + gate * update; exactly text, bit for bit, where either factor is 0."""
     return tl.where(update == 0.0, text, tl.where(gate == 0.0, text, text + gate * update))
