@@ -1,8 +1,8 @@
-"""Triton engine of token merging: who goes where (match_kernel.py), then the mean of each slot.
+"""Triton kernels of token merging: the matching (match_kernel.py), then the mean of each slot.
 
-Shapes: x (batch, seqlen, dim) by any strides; `members` (batch, seqlen) the tokens of each group
-sorted by slot, those of slot s from `starts` on; tokens out (batch, num_tokens, dim). Two passes
-over x: one for the metric, one for the means. The backward is a gather.
+Shapes: x (batch, seqlen, dim) by any strides; `members` (batch, seqlen) holds each group's tokens
+sorted by slot, where those of slot s begin at starts[s]; tokens out (batch, num_tokens, dim). Two
+passes over x: one for the metric, one for the means. The backward is a gather.
 """
 
 import functools
@@ -13,22 +13,16 @@ import triton.language as tl
 
 from tvkernels.core.tl import accumulator
 from tvkernels.core.tune import tuned
-from tvkernels.tome.match_kernel import (
-    ASCENDING,
-    DESCENDING,
-    FLOATS,
-    INTS,
-    RAW,
-    match_kernel,
-)
+from tvkernels.tome.device import FLOATS, INTS, WEIGHTS
+from tvkernels.tome.match_kernel import ASCENDING, DESCENDING, RAW, match_kernel
 from tvkernels.tome.round_kernel import long_rounds
 
 ORDERS = {"raw": RAW.value, "ascending": ASCENDING.value, "descending": DESCENDING.value}
 # programs of the matching where there is no GPU to ask
 PROGRAMS = 264
-# a program of the means: the least that a matrix product has, so that little of it is idle
+# slots of a program of the means: the smallest side of a dot, so that few of its lanes are idle
 SLOTS = 16
-# a few groups of more tokens are worked on by all programs at once
+# all programs work together on a group of more tokens than this, if the groups are few
 LONG = 1024
 
 
@@ -44,9 +38,9 @@ def match(x, num_tokens, num_heads, order):
     scratch_rows = seqlen + max(num_tokens, seqlen - seqlen // 2)
     scratch = (
         new(programs, scratch_rows, 2, shape["WIDTH"], dtype=torch.float16),
-        ints(programs, INTS, seqlen),
-        new(programs, FLOATS, seqlen, dtype=torch.float32),
-        new(programs, 2, seqlen, dtype=torch.float64),
+        ints(programs, INTS.value, seqlen),
+        new(programs, FLOATS.value, seqlen, dtype=torch.float32),
+        new(programs, WEIGHTS.value, seqlen, dtype=torch.float64),
     )
     long = seqlen > LONG and 2 * batch < _programs(x.device)
     count, old = seqlen, 0
@@ -61,17 +55,17 @@ def match(x, num_tokens, num_heads, order):
 
 
 def _shape(d):
-    """What of the kernels a metric of `d` entries decides."""
+    """The kernels' constexpr arguments that follow from a metric of `d` entries."""
     main = d // 64 * 64
     tail = 0 if d == main else max(16, triton.next_power_of_2(d - main))
     lanes = triton.next_power_of_2(main + tail)
-    # as many as 128 registers hold in float64, beside the tiles of cosines
+    # as many rows as 128 registers hold in float64 beside the tiles of cosines
     rows = max(1, min(64, (2048 if main and tail > 16 else 4096) // lanes))
     return {"D": d, "MAIN": main, "TAIL": tail, "WIDTH": main + tail, "LANES": lanes, "ROWS": rows}
 
 
 def _programs(device):
-    """Two a multiprocessor: which groups meet in a program changes no result."""
+    """Two per multiprocessor. Results do not depend on it: groups are independent."""
     if device.type != "cuda":
         return PROGRAMS
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count
@@ -81,10 +75,10 @@ def _programs(device):
 def _add_rows(total, x, pick, ACC: tl.constexpr):
     """total (CHANNELS, SLOTS) plus the rows of x (TOKENS, CHANNELS), each to the slot it picks."""
     if x.dtype == tl.float32:
-        # three bfloat16 hold a float32 above 2^-110 exactly, and what is picked is multiplied by 1
+        # three bfloat16 sum to a float32 above 2^-110 exactly; `pick` multiplies them by 0 or 1
         rest = x
         for _ in tl.static_range(3):
-            # cut off, not rounded: the largest floats would round to inf
+            # truncate instead of rounding: the largest floats would round to inf
             bits = rest.to(tl.uint32, bitcast=True) & 0xFFFF0000
             piece = bits.to(tl.float32, bitcast=True)
             total = tl.dot(tl.trans(piece.to(tl.bfloat16)), pick.to(tl.bfloat16), total)
@@ -105,12 +99,12 @@ MEAN_CONFIGS = [
 @triton.jit(do_not_specialize=["seqlen", "num_tokens"])
 def mean_kernel(
     x_ptr, slots_ptr, sizes_ptr, starts_ptr, members_ptr, out_ptr,
-    seqlen, num_tokens, dim, x_b: tl.int64, x_t: tl.int64, x_c,
+    seqlen, num_tokens, dim, x_batch: tl.int64, x_token: tl.int64, x_channel,
     SLOTS: tl.constexpr, SORTED: tl.constexpr, ACC: tl.constexpr,
     CHANNELS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    # one program owns SLOTS slots of a group in CHANNELS channels, and reads their tokens once;
-    # SORTED: from `members`, else these are all slots, and theirs all tokens as they lie
+    # one program owns SLOTS slots of a group in CHANNELS channels, and reads their tokens once.
+    # SORTED: it finds them in `members`. Otherwise it owns all slots, and reads all tokens in order
     strips = tl.cdiv(dim, CHANNELS)
     blocks = tl.cdiv(num_tokens, SLOTS)
     column = (tl.program_id(0) % strips) * CHANNELS + tl.arange(0, CHANNELS)
@@ -123,7 +117,7 @@ def mean_kernel(
     if SORTED:
         begin = tl.load(starts_ptr + group * num_tokens + first)
         end = begin + tl.sum(tl.where(in_slots, size, 0), 0)
-    columns = x_ptr + group * x_b + column.to(tl.int64)[None, :] * x_c
+    columns = x_ptr + group * x_batch + column.to(tl.int64)[None, :] * x_channel
     total = tl.zeros((CHANNELS, SLOTS), ACC)
     for start in range(begin, end, TOKENS):
         place = start + tl.arange(0, TOKENS)
@@ -133,7 +127,7 @@ def mean_kernel(
             token = tl.load(members_ptr + group * seqlen + place, mask=live, other=0)
         mine = tl.load(slots_ptr + group * seqlen + token, mask=live, other=-1)
         x = tl.load(
-            columns + token.to(tl.int64)[:, None] * x_t,
+            columns + token.to(tl.int64)[:, None] * x_token,
             mask=live[:, None] & in_dim[None, :],
             other=0.0,
         )
@@ -171,7 +165,7 @@ SPREAD_CONFIGS = [
 @triton.jit(do_not_specialize=["seqlen", "num_tokens"])
 def spread_kernel(
     dout_ptr, slots_ptr, sizes_ptr, dx_ptr,
-    seqlen, num_tokens, dim, dout_b: tl.int64, dout_t: tl.int64, dout_c,
+    seqlen, num_tokens, dim, dout_batch: tl.int64, dout_token: tl.int64, dout_channel,
     ACC: tl.constexpr, CHANNELS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     # one program owns the gradient of TOKENS tokens of a group in CHANNELS channels
@@ -183,8 +177,8 @@ def spread_kernel(
     live, in_dim = token < seqlen, column < dim
     slot = tl.load(slots_ptr + group * seqlen + token, mask=live, other=0)
     size = tl.load(sizes_ptr + group * num_tokens + slot, mask=live, other=1)
-    at = group * dout_b + slot.to(tl.int64)[:, None] * dout_t
-    at += column.to(tl.int64)[None, :] * dout_c
+    at = group * dout_batch + slot.to(tl.int64)[:, None] * dout_token
+    at += column.to(tl.int64)[None, :] * dout_channel
     mask = live[:, None] & in_dim[None, :]
     dmean = tl.load(dout_ptr + at, mask=mask, other=0.0).to(ACC)
     dx = dmean / size[:, None].to(ACC)

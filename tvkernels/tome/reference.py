@@ -67,14 +67,14 @@ def _match(metric: torch.Tensor, num_tokens: int) -> torch.Tensor:
 def _one_round(sums: torch.Tensor, merged: int) -> torch.Tensor:
     """(batch, count) int64: where each token goes when `merged` even tokens join odd ones.
 
-    Even tokens that stay come first, the better matched the earlier, then the odd tokens.
+    Even tokens that stay come first, best matched first, then the odd tokens.
     """
     even, odd = _unit(sums[:, 0::2]), _unit(sums[:, 1::2])
     kept = even.shape[1] - merged
     best, partner = _best_partner(even, odd)
     moves = torch.empty(sums.shape[:2], dtype=torch.int64, device=sums.device)
     moves[:, 0::2] = kept + partner
-    # where none stays, nobody asks for the order
+    # if every even token is merged this round, their order is not needed
     if kept:
         rank = _inverse(best.argsort(dim=1, descending=True, stable=True))
         moves[:, 0::2] = torch.where(rank < merged, moves[:, 0::2], rank - merged)

@@ -1,72 +1,80 @@
-"""Triton engine of token merging, the first rounds of a few large groups: a launch to a phase.
+"""Triton kernel of the first rounds of a few large groups: one launch per phase.
 
-A group of thousands of tokens keeps one program busy for milliseconds, and where there are fewer
-groups than programs the rest of the GPU would wait. Here all of them work on each phase of a round;
-the end of a launch stands where match_kernel.py has a barrier. What is left goes on there.
+A group of thousands of tokens keeps one program busy for milliseconds, and with fewer groups than
+programs the rest of the GPU would idle. Here all programs work on each phase of a round
+(device.py), and the end of a launch is the barrier between phases. match_kernel.py does the
+remaining rounds.
 """
 
 import triton
 import triton.language as tl
 
-from tvkernels.tome.match_kernel import (
+from tvkernels.tome.device import (
     COUNT_COLS,
     COUNT_ROWS,
+    FLOATS,
+    INTS,
     TOKENS,
-    _choose_targets,
-    _find_partners,
-    _follow_tokens,
-    _link_members,
-    _merge_members,
-    _read_metric,
+    WEIGHTS,
+    choose_targets,
+    find_partners,
+    follow_tokens,
+    link_members,
+    merge_members,
+    read_metric,
 )
 
 METRIC, PARTNERS, TARGETS, MEMBERS, MERGE, FOLLOW = (tl.constexpr(i) for i in range(6))
-# the tile of cosines, for four warps
+# sides of the tile of cosines, for four warps
 BLOCK = 64
 
 
 @triton.jit(do_not_specialize=["seqlen", "count", "merged", "old", "parts", "scratch_rows"])
 def round_kernel(
     x_ptr, slots_ptr, rows_ptr, ints_ptr, floats_ptr, weights_ptr,
-    seqlen, count, merged, old, parts, scratch_rows, x_b: tl.int64, x_t: tl.int64, x_c,
+    seqlen, count, merged, old, parts, scratch_rows,
+    x_batch: tl.int64, x_token: tl.int64, x_channel,
     PHASE: tl.constexpr, NUM_HEADS: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr,
     TAIL: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, ROWS: tl.constexpr,
     ACC: tl.constexpr, SIDE: tl.constexpr,
 ):  # fmt: skip
-    # one program owns its share, of `parts`, of one phase of one group's round
+    # one program owns one of `parts` shares of one phase of one group's round
     part = tl.program_id(0) % parts
     group = (tl.program_id(0) // parts).to(tl.int64)
     slots_ptr += group * seqlen
     rows_ptr += group * scratch_rows * (2 * WIDTH)
-    ints_ptr += group * seqlen * 8
-    floats_ptr += group * seqlen * 3
-    weights_ptr += group * seqlen * 2
+    ints_ptr += group * seqlen * INTS
+    floats_ptr += group * seqlen * FLOATS
+    weights_ptr += group * seqlen * WEIGHTS
     if PHASE == METRIC:
-        _read_metric(
-            x_ptr + group * x_b, slots_ptr, rows_ptr, ints_ptr, floats_ptr, weights_ptr, seqlen,
-            part, parts, x_t, x_c, NUM_HEADS, D, WIDTH, LANES, ROWS, ACC,
+        read_metric(
+            x_ptr + group * x_batch, slots_ptr, rows_ptr, ints_ptr, floats_ptr, weights_ptr, seqlen,
+            part, parts, x_token, x_channel, NUM_HEADS, D, WIDTH, LANES, ROWS, ACC,
         )  # fmt: skip
     elif PHASE == PARTNERS:
-        _find_partners(
+        find_partners(
             rows_ptr, ints_ptr, floats_ptr, seqlen, old, count, part, parts, MAIN, TAIL, SIDE, SIDE
         )
     elif PHASE == TARGETS:
-        _choose_targets(
+        choose_targets(
             ints_ptr, floats_ptr, seqlen, count, merged, part, parts, COUNT_ROWS, COUNT_COLS
         )
     elif PHASE == MEMBERS:
-        _link_members(ints_ptr, seqlen, count, part, parts, COUNT_ROWS, COUNT_COLS)
+        link_members(ints_ptr, seqlen, count, part, parts, COUNT_ROWS, COUNT_COLS)
     elif PHASE == MERGE:
-        _merge_members(
+        merge_members(
             rows_ptr, ints_ptr, floats_ptr, weights_ptr, seqlen, old, seqlen - old, count - merged,
             part, parts, WIDTH, LANES, ROWS,
         )  # fmt: skip
     else:
-        _follow_tokens(slots_ptr, ints_ptr, seqlen, part, parts, TOKENS)
+        follow_tokens(slots_ptr, ints_ptr, seqlen, part, parts, TOKENS)
 
 
 def long_rounds(x, slots, scratch, num_tokens, most, scratch_rows, shape):
-    """The metric, and rounds while more than `most` rows are left: how many then are, and where."""
+    """Read the metric, and run rounds while more than `most` rows are left.
+
+    Returns the number of rows left, and the half of the scratch that holds them.
+    """
     batch, seqlen, _ = x.shape
     count, old = seqlen, 0
 
