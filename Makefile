@@ -15,7 +15,7 @@ BIN := .venv/bin
 FRESH := .venv/stamp-$(FOUND)
 INPUTS := pyproject.toml setup.py constraints.txt
 
-.PHONY: help demo test aot lint bench clean
+.PHONY: help demo test aot lint docs bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 # make would take a stamp that only leads to another stamp for a leftover
@@ -27,6 +27,7 @@ help:
 	@echo '             and, without ARGS, the contracts of the kernels in the interpreter'
 	@echo 'make aot     compile every kernel for six GPU targets and judge the machine code: minutes'
 	@echo 'make lint    ruff and mypy'
+	@echo 'make docs    the documentation site, into site/   needs Python 3.11 or newer'
 	@echo 'make bench   times everything, nine minutes on a GPU   another: make bench BENCH=cpu_scan'
 	@echo 'make clean   remove the environment, builds and caches'
 
@@ -49,11 +50,15 @@ lint: $(FRESH)-dev
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
+# what mkdocs warns of is an error; it loads nothing from elsewhere
+docs: $(FRESH)-docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: $(FRESH)-test
 	@$(BIN)/python -m benchmarks.$(BENCH) $(ARGS)
 
 clean:
-	rm -rf .venv .cache build dist demo-output *.egg-info
+	rm -rf .venv .cache build dist site demo-output *.egg-info
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
@@ -70,7 +75,8 @@ endif
 $(FRESH)-run: EXTRAS = video,vision
 $(FRESH)-test: EXTRAS = test
 $(FRESH)-dev: EXTRAS = dev
-$(FRESH)-run $(FRESH)-test $(FRESH)-dev: $(FRESH)
+$(FRESH)-docs: EXTRAS = docs
+$(FRESH)-run $(FRESH)-test $(FRESH)-dev $(FRESH)-docs: $(FRESH)
 	@echo 'installing timeviper-fast[$(EXTRAS)]: some minutes the first time'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@

@@ -1,4 +1,5 @@
-"""What README shows is run as it stands: a tiny model and a short video bear the names it uses."""
+"""README and the pages of docs/ run as they stand: a tiny model and a short video bear the names
+that they use."""
 
 from __future__ import annotations
 
@@ -16,8 +17,17 @@ from timeviper_fast.demo import tiny_model, write_demo_video
 from timeviper_fast.inference.generate import StageCount
 from timeviper_fast.stops import Stop
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^timeviper-fast .*$", README, re.M)
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
+TEXT = "\n".join(PAGES.values())
+COMMANDS = sorted(set(re.findall(r"^timeviper-fast .*$", TEXT, re.M)))
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", PAGES[page], re.M | re.S)
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +38,32 @@ def home(tmp_path_factory):
     return home
 
 
-def test_python(home, monkeypatch, capsys):
+def run(page: str) -> dict:
+    """The names that a page's blocks leave behind; they are one program."""
+    names: dict = {}
+    for block in blocks(page):
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page) and page != "docs/ask.md"])
+def test_python(home, monkeypatch, page):
     monkeypatch.chdir(home)
-    names: dict[str, object] = {}
-    blocks = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
-    assert len(blocks) == 4
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+    assert run(page)
+
+
+def test_python_of_asking_prints_the_answer_and_saves_models(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    names = run("docs/ask.md")
     assert names["answer"].text in capsys.readouterr().out
     assert (home / "COPY" / "config.json").exists()
     assert (home / "tiny" / "config.json").exists()
-    assert names["y"].shape == names["x"].shape
+
+
+def test_every_fenced_program_is_one_that_runs():
+    languages = set(re.findall(r"^ *```(\w+)", TEXT, re.M))
+    assert languages == {"python"}
+    assert sum(len(blocks(page)) for page in PAGES) == len(re.findall(r"^ *```python", TEXT, re.M))
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if " convert " not in c])
@@ -52,22 +77,31 @@ def test_command(home, monkeypatch, capsys, command):
 
 def test_options_exist():
     commands = typer.main.get_group(cli.app).commands
-    assert {word for command in COMMANDS for word in commands if f" {word} " in command} == {
+    assert {word for command in COMMANDS for word in commands if f" {word} " in f"{command} "} == {
         "ask", "convert", "demo", "doctor", "info",
     }  # fmt: skip
     known = {o for command in commands.values() for p in command.params for o in p.opts}
-    mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", " ".join([*COMMANDS, README])))
+    mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))
     assert mentioned - known <= {"--debug", "--index-url"}
 
 
 def test_the_torch_to_install_is_the_tested_one():
     """Another one would be replaced by the constraints, on Linux with CUDA and all."""
-    pins = (Path(__file__).parents[1] / "constraints.txt").read_text(encoding="utf-8").split()
-    (torch,) = set(re.findall(r"pip install (torch\S*)", README))
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
+    (torch,) = set(re.findall(r"pip install (torch\S*)", TEXT))
     assert torch in pins
 
 
 @pytest.mark.parametrize("part", [Answer, StageCount, Stop])
 def test_every_field_of_json_is_named(part):
-    named = set(re.findall(r"`(\w+)`", README[README.index("`--json`") :]))
+    page = PAGES["docs/ask.md"]
+    named = set(re.findall(r"`(\w+)`", page[page.index("`--json`") :]))
     assert {field.name for field in fields(part)} <= named
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/ask.md"])
+def test_random_weights_are_said_before_the_first_program(page):
+    text = PAGES[page]
+    warning = re.search(r"answers?\s+means?\s+nothing", text)
+    assert warning
+    assert warning.start() < text.index("```")
