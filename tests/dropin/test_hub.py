@@ -1,4 +1,4 @@
-"""The ops as layers of Hugging Face's kernels: where a release is installed that transformers takes."""
+"""The ops as layers of Hugging Face's kernels. Needs a release of kernels that transformers accepts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.dropin.models import MODELS, build, tokens
 from tests.dropin.test_patched_models import CONV, SCAN, STEP, UPDATE, close
 from tvkernels.integrations.hub import LAYERS
 
-# a tiny model has other layers too, for which there is no kernel
+# kernels warns about the tiny models' other layers, for which there is no kernel
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:kernels")
 KERNELS = is_kernels_available()
 fits = pytest.mark.skipif(not KERNELS, reason="no release of kernels that transformers takes")
@@ -49,7 +49,7 @@ def test_a_kernelized_model(name, calls):
 
 @fits
 def test_a_model_kernelized_twice_for_training_and_compiling(calls):
-    """Also what goes to transformers still does: to its function, not to the layer before."""
+    """A call that is not served reaches transformers' function, not the first of the two layers."""
     import kernels
 
     model, ids = build("mamba2").train(), tokens(2, 19)

@@ -119,7 +119,7 @@ def test_loss_and_gradients_of_a_training_step_with_padding(name, calls):
         model.zero_grad()
         loss = model(ids, attention_mask=mask, labels=labels, use_cache=False).loss
         loss.backward()
-        # two of granitemoehybrid's experts may be asked by no token
+        # two of granitemoehybrid's experts may get no token and so no gradient
         return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
     loss, gradients = step()
@@ -133,8 +133,8 @@ def test_loss_and_gradients_of_a_training_step_with_padding(name, calls):
     assert calls[CONV] == calls[SCAN] > 0
 
 
-# granitemoehybrid's attention does not keep packed sequences apart, and mamba2 drops seq_idx before
-# it reaches its mixers: there, what is patched is shown without the one, and on a mixer
+# granitemoehybrid's attention mixes packed sequences, so its model here has no attention layer.
+# mamba2 drops seq_idx before its mixers, so the next test calls one mixer directly.
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "mamba2"])
 @pytest.mark.usefixtures("backend")
 def test_packed_sequences_stay_apart(name, calls):
@@ -193,7 +193,7 @@ def test_time_steps_below_the_least_that_nemotron_h_takes(calls):
 
 @pytest.mark.parametrize("first", [False, True])
 def test_falcon_h1_with_a_norm_before_or_after_the_gate(first, calls):
-    """Its checkpoints have none; its groups are counted, the other models' are sized."""
+    """Its checkpoints have no such norm. It states the number of groups, other models their size."""
     changes = {"mamba_rms_norm": True, "mamba_norm_before_gate": first}
     model, ids = model_and_tokens("falcon_h1", batch=1, **changes)
     pieces = read_on(model, ids, [20])
@@ -205,7 +205,7 @@ def test_falcon_h1_with_a_norm_before_or_after_the_gate(first, calls):
     assert calls[NORM] == 3 * 2
 
 
-# models with another scan: the convolution, and Mamba-1's state update without a head dimension
+# models whose scan is not replaced: the convolution is, and Mamba-1's state update (without heads)
 OTHERS = {
     "mamba": ("Mamba", {"num_hidden_layers": 2, "state_size": 8}),
     "falcon_mamba": ("FalconMamba", {"num_hidden_layers": 2, "state_size": 8}),

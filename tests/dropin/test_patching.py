@@ -1,4 +1,4 @@
-"""What is replaced, by what, and what is left to the function that was there."""
+"""Which functions are replaced, by which op, and which calls reach the original function."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_what_another_has_replaced_since_stays(mamba2):
 
 def test_a_function_with_an_argument_that_we_do_not_know_stays(mamba2, monkeypatch):
     def later(hidden_states, weight, bias=None, dilation=1, activation=None):
-        """Of a version to come."""
+        """A signature that a later version might have."""
 
     monkeypatch.setattr(mamba2, "causal_conv1d_fn", later)
     with patch_transformers("mamba2") as patch:
@@ -141,7 +141,7 @@ def test_a_function_with_an_argument_that_we_do_not_know_stays(mamba2, monkeypat
 
 def test_a_norm_with_an_argument_that_we_do_not_know_stays(mamba2, monkeypatch):
     def later(self, hidden_states, gate=None, residual=None):
-        """Of a version to come."""
+        """A signature that a later version might have."""
 
     monkeypatch.setattr(mamba2.MambaRMSNormGated, "forward", later)
     with patch_transformers("mamba2") as patch:
@@ -178,12 +178,12 @@ def test_the_convolution_of_each_model(model):
     assert torch.equal(*states)
 
 
-# left to the function that was there
+# calls that reach the original function
 
 
 @pytest.fixture
 def refusing(mamba2, monkeypatch):
-    """mamba2 patched, over functions that say that they were asked."""
+    """mamba2, patched; its original functions raise LookupError when they are called."""
 
     def asked(name):
         before = getattr(mamba2, name)
@@ -210,10 +210,10 @@ def test_what_is_not_served_exactly(refusing, dtype, activation):
     x, weight = torch.randn(1, 6, 5, dtype=dtype), torch.randn(6, 4, dtype=dtype)
     with pytest.raises(LookupError, match="causal_conv1d_fn"):
         refusing.causal_conv1d_fn(x, weight, activation=activation)
-    # nor what has more arguments than are known
+    # more positional arguments than we know
     with pytest.raises(LookupError, match="causal_conv1d_fn"):
         refusing.causal_conv1d_fn(x.float(), weight.float(), None, "silu", *range(9))
-    # and where it would mix packed sequences in silence, nobody is asked
+    # the original would mix packed sequences in silence, so the call is refused
     with pytest.raises(ValueError, match="causal_conv1d_fn: seq_idx must be None here"):
         refusing.causal_conv1d_fn(x, weight, activation=activation, seq_idx=torch.zeros(1, 5).int())
 

@@ -1,4 +1,4 @@
-"""Who provides what models call: asked of a process in each state it can be in."""
+"""Which package provides each function: unpatched, patched, with stand-ins, with real packages."""
 
 from __future__ import annotations
 

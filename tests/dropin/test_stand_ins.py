@@ -1,4 +1,4 @@
-"""Code that imports mamba_ssm and causal_conv1d gets our ops, when it was asked for."""
+"""After `provide`, code that imports mamba_ssm and causal_conv1d gets our ops."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_ops_under_the_names_that_code_imports():
     }
     got |= {f.__name__: f for f in (causal_conv1d_varlen_states, selective_state_update)}
     got |= {f.__name__: f for f in (mamba_chunk_scan_combined, mamba_split_conv1d_scan_combined)}
-    # every function whose signature we keep
+    # every function whose signature we share with the packages
     assert got == {name: getattr(tvkernels, name) for name in DROP_INS}
 
 
@@ -56,7 +56,7 @@ def test_a_module_looks_like_one():
     import mamba_ssm
     import mamba_ssm.ops.triton.ssd_combined as ssd
 
-    # what transformers asks for is 2.0.4 or later
+    # transformers requires 2.0.4 or later
     assert mamba_ssm.__version__ == stand_ins.VERSIONS["mamba_ssm"] == "2.3.2"
     assert util.find_spec("mamba_ssm") is mamba_ssm.__spec__
     assert mamba_ssm.ops.triton.ssd_combined is ssd is import_module(ssd.__name__)
@@ -70,7 +70,7 @@ def test_a_module_looks_like_one():
 
 @pytest.mark.parametrize("package", BOTH)
 def test_a_package_is_installed_while_it_is_provided(package):
-    """transformers 4 takes a package for absent whose version importlib.metadata does not know."""
+    """transformers 4 ignores a package unless importlib.metadata knows its version."""
     names = (package, package.replace("_", "-"), package.title())
     with provide(package), provide(*BOTH):
         assert {metadata.version(name) for name in names} == {stand_ins.VERSIONS[package]}
@@ -123,7 +123,7 @@ def test_the_lists_are_of_one_kind():
     assert all(m.rpartition(".")[0] in {"", *modules} for m in modules)
 
 
-# the packages' own words for their references, and what they are compared with
+# the signatures of the packages' own references
 REFERENCES = {
     "causal_conv1d_ref": "x, weight, bias=None, initial_states=None, return_final_states=False, "
     "final_states_out=None, activation=None",
@@ -161,7 +161,7 @@ def test_references_compute_on_the_reference():
     x, z, weight = torch.randn(2, 5, 12), torch.randn(2, 5, 12), torch.randn(12)
     expected = tvkernels.rmsnorm_fn(x, weight, None, z, 1e-5, 4, False)
     words = {"eps": 1e-5, "group_size": 4, "norm_before_gate": False, "upcast": True}
-    # whatever is forced around it
+    # the reference runs whichever backend is forced around it
     for backend in ("reference", "triton"):
         with tvkernels.use_backend(backend):
             assert torch.equal(reference("rms_norm_ref")(x, weight, None, z, **words), expected)
@@ -261,7 +261,7 @@ def test_models_of_transformers_imported_after_it(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     out = torch.load(tmp_path / "out.pt")
-    # Mamba-1 has no state update among the six, and a scan that is not ours
+    # the gated norm is a class of each modeling module, which `provide` does not replace
     assert {who for *_, who in out["providers"]} == {"tvkernels", "plain PyTorch"}
     plain = {name for _, name, who in out["providers"] if who == "plain PyTorch"}
     assert plain == {"gated norm"}
@@ -273,7 +273,7 @@ def test_models_of_transformers_imported_after_it(tmp_path):
         made = model.generate(ids[1:], max_new_tokens=3, do_sample=False)
         assert torch.equal(out[name, "made"], made)
         norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNormGated")]
-        # before 5.23 some have no groups, and the fused function of a training step has
+        # before 5.23 some norms have no groups, but the fused function of a training step has
         if all(hasattr(norm, "group_size") for norm in norms):
             loss = model.train()(ids, labels=ids, use_cache=False).loss
             torch.testing.assert_close(out[name, "loss"], loss.detach(), rtol=0, atol=1e-5)

@@ -28,7 +28,7 @@ from torch import nn
 import tvkernels
 
 ROOT = Path(__file__).parents[2]
-# absolute, of gradients relative; indices, tokens, positions and labels are compared exactly
+# limits: absolute errors, relative ones for gradients; integers are compared exactly
 LIMITS = {"hidden, logits": 2e-4, "states": 1e-4, "merged tokens": 1e-5, "gradients": 1e-3}
 HIDDEN, STATES, MERGED, GRADIENTS = LIMITS
 OPS = ("causal_conv1d_fn", "causal_conv1d_update", "mamba_chunk_scan_combined", "rmsnorm_fn")
@@ -40,7 +40,7 @@ kept: list[tuple[int, torch.Tensor]] = []
 
 
 class Golden(dict):
-    """The tensors of one file; what is compared with them, and the largest error of each kind."""
+    """The recorded tensors of one file, and the largest error of each kind of result."""
 
     def __init__(self, name):
         path = ROOT / "tests" / "data" / f"{name}.safetensors"
@@ -70,7 +70,7 @@ class Golden(dict):
 
 
 def attend(query, key, value, *_, position_ids, **__):
-    """What flash attention computes: causal, the last query over the last key, sequences apart."""
+    """Flash attention in float32: causal, aligned at the last key, packed sequences separate."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     rows, columns = query.shape[2], key.shape[2]
     mask = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows)
@@ -82,7 +82,7 @@ def attend(query, key, value, *_, position_ids, **__):
 
 
 def patched(checkout):
-    """Upstream's modules, with what needs a GPU or another package put in its place."""
+    """Upstream's modules, with replacements for all that needs a GPU or another package."""
     tvkernels.provide("mamba_ssm", "causal_conv1d")
     from transformers import PreTrainedModel
 
@@ -92,12 +92,12 @@ def patched(checkout):
     for name in ("utils.overwatch", "model.vit", "model.vit.registry"):
         sys.modules[f"timeviper.{name}"] = mock.MagicMock()
     sys.path.insert(0, str(checkout))
-    # transformers asks for a GPU before it looks for the packages; then the stand-ins are found
+    # transformers looks for the two packages only if it finds a GPU; then it finds the stand-ins
     with mock.patch("torch.cuda.is_available", return_value=True):
         nano = import_module("timeviper.model.llm.llm_repo.nano.modeling_nano")
     nano._flash_attention_forward = attend
     mixer = nano.NemotronHMamba2Mixer
-    # on a CPU it would take its own PyTorch path
+    # on a CPU the mixer would use its own PyTorch path
     mixer.forward, mixer.torch_forward = mixer.cuda_kernels_forward, None
     for name in OPS:
         assert getattr(nano, name) is getattr(tvkernels, name), f"upstream has no {name}"
@@ -117,7 +117,7 @@ def counted(op):
 
 
 def observed(drop):
-    """Which vision tokens a stage keeps: their rows come out as they went in."""
+    """The vision tokens that a stage keeps: those whose rows it does not change."""
 
     def stage(self, features, number, *args):
         result = drop(self, features, number, *args)
