@@ -8,8 +8,8 @@ Integers make ties exact. A sum of equal metrics has the same direction, to the 
 dot product of two directions is summed without rounding. So equal tokens score equal at every
 position, in every order of summation, on every machine. 22 bits keep more of a cosine than float32
 does. A direction is stored as two float16, high + low / 2^12 with |high| <= 2^10 and |low| <= 2^11,
-which tensor cores multiply as they are. high x high stays within 24 bits, except for flat metrics
-of more than 16 entries, where it rounds as float32 does.
+which tensor cores multiply as they are. high x high stays within 24 bits; only flat metrics of more
+than 16 entries exceed them, and there it rounds as float32 does.
 
 Rows go from one half of the scratch to the other, so no phase writes what another thread of the
 same phase reads; slots and positions are updated in place, each element by one thread. There are no
