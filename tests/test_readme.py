@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from timeviper_fast import Answer, cli
+from timeviper_fast import Answer
+from timeviper_fast.cli.main import app, main
 from timeviper_fast.demo import tiny_model, write_demo_video
 from timeviper_fast.inference.generate import StageCount
 from timeviper_fast.stops import Stop
@@ -71,12 +72,12 @@ def test_command(home, monkeypatch, capsys, command):
     monkeypatch.chdir(home)
     monkeypatch.setattr(sys, "argv", shlex.split(command, comments=True))
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main()
     assert not ended.value.code, capsys.readouterr().err
 
 
 def test_options_exist():
-    commands = typer.main.get_group(cli.app).commands
+    commands = typer.main.get_group(app).commands
     assert {word for command in COMMANDS for word in commands if f" {word} " in f"{command} "} == {
         "ask", "convert", "demo", "doctor", "info",
     }  # fmt: skip

@@ -8,8 +8,6 @@
     stops.py      time, tokens and memory of each stop
     demo.py       the demo's video and tiny model
     __main__.py   python -m timeviper_fast
-    terminal.py   what the command line shows: tables, progress, answers
-    cli.py        the command line
 
 A name is imported when it is first asked for, so the command line is there before torch is.
 """

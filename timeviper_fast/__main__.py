@@ -14,7 +14,7 @@ def main() -> None:
     heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if heeded:
         signal.signal(signal.SIGINT, _leave)
-    from timeviper_fast import cli
+    from timeviper_fast.cli.main import main as run
 
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         # so end job queues and `timeout`: what is half-written goes then too
@@ -22,7 +22,7 @@ def main() -> None:
     try:
         if heeded:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        cli.main()
+        run()
     except KeyboardInterrupt:
         _leave()
     finally:

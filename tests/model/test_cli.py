@@ -19,7 +19,13 @@ import tvkernels
 from tests.contract import NOT_OPS
 from tests.model.checkpoints import assert_same, llm_directory, siglip_tower, vlm_state
 from tests.model.goldens import TRANSV, tiny_backbone
-from timeviper_fast import TimeViper, cli
+from timeviper_fast import TimeViper
+from timeviper_fast.cli import ask as cli_ask
+from timeviper_fast.cli import convert as cli_convert
+from timeviper_fast.cli import demo as cli_demo
+from timeviper_fast.cli import inspect as cli_inspect
+from timeviper_fast.cli import main as cli_main
+from timeviper_fast.cli import terminal
 from timeviper_fast.demo import tiny_model, write_demo_video
 from timeviper_fast.text.byte_tokenizer import byte_tokenizer
 from timeviper_fast.video import write_video
@@ -41,7 +47,7 @@ def run(monkeypatch, capsys):
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["timeviper-fast", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            cli_main.main()
         out, err = capsys.readouterr()
         return ended.value.code or 0, out, err
 
@@ -129,7 +135,7 @@ def test_doctor_lists_every_op(run):
 
 def test_doctor_says_what_to_type_where_an_op_cannot_run(run, monkeypatch):
     row = tvkernels.OpBackend("tome_merge", "tome", "cuda", "unavailable", "it has no kernel")
-    monkeypatch.setattr(cli, "explain", lambda: [row])
+    monkeypatch.setattr(cli_inspect, "explain", lambda: [row])
     assert "--backend reference (plain PyTorch) or --device cpu" in run("doctor")[1]
 
 
@@ -138,7 +144,9 @@ def narrow(monkeypatch):
     """A terminal of 40 columns."""
     for name in ("out", "err"):
         console = Console(stderr=name == "err", force_terminal=True, width=40, color_system=None)
-        monkeypatch.setattr(cli, name, console)
+        for module in (cli_ask, cli_demo, cli_inspect, cli_main, terminal):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, console)
 
 
 @pytest.mark.usefixtures("narrow")
@@ -328,7 +336,7 @@ class TestMistakes:
             pytest.fail("the model or the video is read")
 
         monkeypatch.setattr(TimeViper, "from_pretrained", read)
-        monkeypatch.setattr(cli, "open_video", read)
+        monkeypatch.setattr(cli_ask, "open_video", read)
         ask = ("ask", home / "video.mp4", "What?", "--model", home / "model", *mistake)
         one_line(run(*ask), words)
         ask = ("ask", home / "video.mp4", "", "--model", home / "model")
@@ -345,7 +353,7 @@ class TestMistakes:
         if parent == "/proc" and not os.path.isdir(parent):
             pytest.skip("a directory where nobody can write")
         (tmp_path / "file").touch()
-        monkeypatch.setattr(cli, "upstream_config", lambda *_, **__: pytest.fail("read"))
+        monkeypatch.setattr(cli_convert, "upstream_config", lambda *_, **__: pytest.fail("read"))
         target = os.path.join(tmp_path, parent, "new")
         one_line(
             run("convert", target, "--llm", tmp_path),
@@ -419,7 +427,7 @@ class TestMistakes:
         arguments = ["ask", str(home / "no.mp4"), "?", "--model", str(home / "model"), "--debug"]
         monkeypatch.setattr(sys, "argv", ["timeviper-fast", *arguments])
         with pytest.raises(FileNotFoundError):
-            cli.main()
+            cli_main.main()
 
 
 def test_no_words_at_all_are_a_cry_for_help(run):
@@ -442,7 +450,7 @@ def test_convert_says_what_it_takes(run):
 def test_convert_makes_one_directory_of_upstreams_parts(run, home, tmp_path, monkeypatch):
     steps = []
     monkeypatch.setattr(
-        cli, "progress_bars", lambda *_, **__: nullcontext(lambda *step: steps.append(step))
+        cli_convert, "progress_bars", lambda *_, **__: nullcontext(lambda *step: steps.append(step))
     )
     llm = llm_directory(tmp_path / "llm", merge=False)
     byte_tokenizer().save_pretrained(llm)

@@ -1,12 +1,14 @@
-"""What the command line shows: lines, tables, progress bars, an answer as it is written."""
+"""What the command line shows: lines, tables, progress bars, answers."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from textwrap import fill
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -17,9 +19,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from timeviper_fast.inference.ask import Answer
 from timeviper_fast.stops import STOPS, Stop
 
-__all__ = ["print_stops", "print_table", "progress_bars", "say", "speaking"]
+__all__ = ["err", "out", "print_stops", "print_table", "progress_bars", "say", "show", "speaking"]
+
+out, err = Console(), Console(stderr=True)
 
 
 def say(console: Console, text: str, *, wrap: bool = False) -> None:
@@ -101,3 +106,18 @@ def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence
         about = ", ".join(f"{name} {value}" for name, value in zip(header[1:], rest) if value)
         wrapped = fill(about, console.width, initial_indent=" " * 4, subsequent_indent=" " * 4)
         say(console, f"{first}\n{wrapped}")
+
+
+def show(answer: Answer, *, times: bool, as_json: bool, streamed: bool = False) -> None:
+    if as_json:
+        typer.echo(json.dumps(answer.to_dict()))
+        return
+    if answer.lost_frames:
+        lost, seen = answer.lost_frames, len(answer.frame_seconds)
+        count = "1 frame of the video is" if lost == 1 else f"{lost} frames of the video are"
+        estimate = "an estimate where its end is cut off"
+        say(err, f"{count} missing or damaged ({estimate}); {seen} were looked at")
+    if not streamed:
+        say(out, answer.text)
+    if times:
+        print_stops(err, answer.stops)

@@ -1,0 +1,61 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from tvkernels import __version__
+
+__all__ = [
+    "REMEDY",
+    "VIDEO_HELP",
+    "BackendName",
+    "Device",
+    "Dtype",
+    "DtypeName",
+    "Json",
+    "named",
+    "options",
+]
+
+VIDEO_HELP = "A video file, a directory of images, an animated image, .npz or .npy."
+REMEDY = "--backend reference (plain PyTorch) or --device cpu runs it"
+
+
+def named(value: str | None) -> str | None:
+    """An empty path would mean the current directory: a shell variable that was never set."""
+    if value is not None and not value.strip():
+        raise typer.BadParameter("must not be empty")
+    return value
+
+
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda or cuda:N; default: CUDA if there is one.")
+]
+DtypeName = Literal["bfloat16", "float16", "float32"]
+Dtype = Annotated[
+    DtypeName | None, typer.Option(help="Of the weights; default: bfloat16 on CUDA, else float32.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+BackendName = Annotated[
+    Literal["reference", "triton"] | None,
+    typer.Option(help="Force plain PyTorch or the kernels; default by device."),
+]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"timeviper-fast {__version__}")
+        raise typer.Exit
+
+
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print it.", callback=_print_version, is_eager=True),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where a mistake came from.")] = False,
+) -> None:
+    """Questions and answers about hour-long videos."""

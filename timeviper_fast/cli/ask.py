@@ -1,0 +1,83 @@
+"""`timeviper-fast ask`: a question about a video."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+
+from timeviper_fast.cli.app import VIDEO_HELP, BackendName, Device, Dtype, Json, named
+from timeviper_fast.cli.terminal import err, out, progress_bars, show, speaking
+from timeviper_fast.inference.generate import Sampling
+from timeviper_fast.inference.request import check_request
+from timeviper_fast.timeviper import TimeViper
+from timeviper_fast.video import open_video
+from tvkernels import use_backend
+
+__all__ = ["ask"]
+
+
+def ask(
+    video: Annotated[str, typer.Argument(help=VIDEO_HELP, callback=named)],
+    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    model: Annotated[
+        str, typer.Option(help="A local directory or a Hugging Face Hub id.", callback=named)
+    ],
+    sample: Annotated[
+        str, typer.Option(help="fps:1, fps:2:max=256, uniform:32, upstream, videochat-flash.")
+    ] = "fps:1",
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k most likely; 0: from all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from this much probability.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes a draw repeatable.")] = None,
+    answer_prefix: Annotated[str, typer.Option(help="Words the answer must begin with.")] = "",
+    mention_duration: Annotated[
+        bool, typer.Option(help="Tell the model the video's length and frame count.")
+    ] = False,
+    salvage: Annotated[
+        bool, typer.Option(help="Use what can be decoded of damaged video.")
+    ] = False,
+    frame_batch: Annotated[int | None, typer.Option(help="Frames encoded at a time.")] = None,
+    chunk: Annotated[int, typer.Option(help="Prompt tokens per pass through the LLM.")] = 8192,
+    stream: Annotated[
+        bool, typer.Option(help="Print the answer as it is written; no progress bars.")
+    ] = False,
+    times: Annotated[bool, typer.Option(help="Show the stops with times and sizes.")] = False,
+    as_json: Json = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: BackendName = None,
+) -> None:
+    """Answer a question about a video."""
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    request: dict[str, Any] = {
+        "policy": sample,
+        "max_new_tokens": max_new_tokens,
+        "answer_prefix": answer_prefix,
+        "frame_batch": frame_batch,
+        "chunk": chunk,
+    }
+    # a mistake here or in the video's name is not worth loading a model for
+    check_request(question, **request)
+    with (
+        use_backend(backend) if backend else nullcontext(),
+        progress_bars(err, hidden=stream) as progress,
+        open_video(video, on_error="use" if salvage else "raise") as source,
+        speaking(out, stream and not as_json) as on_text,
+    ):
+        loaded = TimeViper.from_pretrained(
+            model, device=device, dtype=dtype, progress=partial(progress, "weights")
+        )
+        answer = loaded.ask(
+            source,
+            question,
+            **request,
+            sampling=sampling,
+            mention_duration=mention_duration,
+            on_text=on_text,
+            progress=progress,
+        )
+    show(answer, times=times, as_json=as_json, streamed=stream)

@@ -1,0 +1,70 @@
+"""`timeviper-fast convert`: upstream's checkpoints to one directory."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from timeviper_fast.checkpoint.files import local_directory
+from timeviper_fast.checkpoint.load import load_tokenizer
+from timeviper_fast.checkpoint.save import free_target
+from timeviper_fast.checkpoint.upstream import load_upstream, upstream_config
+from timeviper_fast.cli.app import DtypeName, named
+from timeviper_fast.cli.terminal import err, progress_bars, say
+from timeviper_fast.timeviper import TimeViper
+
+__all__ = ["convert"]
+
+
+def convert(
+    output: Annotated[str, typer.Argument(help="Directory to write.", callback=named)],
+    llm: Annotated[
+        str,
+        typer.Option(help="Hugging Face directory of the LLM, with tokenizer.", callback=named),
+    ],
+    vlm: Annotated[
+        str | None, typer.Option(help="Upstream's flat state dict of the VLM.", callback=named)
+    ] = None,
+    vision_weights: Annotated[
+        str | None, typer.Option(help="SigLIP file, timm or HF keys.", callback=named)
+    ] = None,
+    vision: Annotated[
+        str,
+        typer.Option(
+            help="Upstream's id of the vision backbone, or a SigLIP directory.", callback=named
+        ),
+    ] = "siglip-vit-so400m-384px",
+    arch: Annotated[str, typer.Option(help="Projector, as upstream writes it.")] = "tome_mlp-16",
+    pdrop: Annotated[
+        str | None, typer.Option(help="Stages, as uni_7_0.5-attn_39_0.1; default: the config's.")
+    ] = None,
+    merge: Annotated[
+        str | None,
+        typer.Option(help="With --pdrop: CrossAttention, or no_merge; default: CrossAttention."),
+    ] = None,
+    template: Annotated[str, typer.Option(help="nano_base or qwen2.")] = "nano_base",
+    dtype: Annotated[DtypeName, typer.Option(help="Of the weights written.")] = "bfloat16",
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace the model in an existing directory.")
+    ] = False,
+) -> None:
+    """Turn upstream's checkpoints into one directory that `ask` loads."""
+    free_target(output, overwrite)  # known before gigabytes are read
+    config = upstream_config(
+        llm, vision=vision, arch=arch, pdrop=pdrop, merge=merge, template=template
+    )
+    with progress_bars(err) as progress:
+        model = load_upstream(
+            TimeViper,
+            config,
+            llm_dir=llm,
+            vision_file=vision_weights,
+            vlm_file=vlm,
+            dtype=dtype,
+            progress=partial(progress, "read"),
+        )
+        model.tokenizer = load_tokenizer(local_directory(llm))
+        model.save_pretrained(output, overwrite=overwrite, progress=partial(progress, "written"))
+    say(err, f"wrote {output}")

@@ -1,0 +1,73 @@
+"""`timeviper-fast info` and `doctor`: what a model is made of, which backend runs here."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from timeviper_fast.checkpoint.config_file import config_to_dict
+from timeviper_fast.checkpoint.load import read_config
+from timeviper_fast.cli.app import REMEDY, Json
+from timeviper_fast.cli.terminal import out, print_table, say
+from timeviper_fast.inference.plan import model_facts
+from timeviper_fast.presets import PRESETS, preset
+from tvkernels import __version__, explain, providers
+
+__all__ = ["doctor", "info"]
+
+
+def info(
+    model: Annotated[
+        str, typer.Argument(help=f"A model directory, a Hub id or a preset: {', '.join(PRESETS)}.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """What a model is made of, without loading its weights."""
+    if model not in PRESETS and "/" not in model and not Path(model or "-").exists():
+        kinds = f"a preset ({', '.join(PRESETS)}), a model directory or a Hub id (owner/name)"
+        raise ValueError(f"info: MODEL must be {kinds}, got {model!r}")
+    config = preset(model) if model in PRESETS else read_config(model)
+    facts = model_facts(config)
+    if as_json:
+        typer.echo(json.dumps({"config": config_to_dict(config), **facts}))
+        return
+    for name, value in facts.items():
+        text = f"{value:,}" if isinstance(value, int) else value
+        say(out, f"{name.replace('_', ' ')}: {text}", wrap=True)
+
+
+def doctor(as_json: Json = False) -> None:
+    """Which backend runs each op on this machine.
+
+    And who provides the functions that other people's models call.
+    """
+    rows = explain()
+    if as_json:
+        typer.echo(json.dumps([row.__dict__ for row in rows]))
+        return
+    typer.echo(f"timeviper-fast {__version__}")
+    # its own word says which build it is, as 2.13.0+cu130; what is installed as need not
+    typer.echo(f"torch {torch.__version__}")
+    for name in ("triton", "transformers", "av", "pillow"):
+        typer.echo(f"{name} {_version(name)}")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    typer.echo(f"CUDA device: {gpu}\n")
+    header = ("op", "kernel", "tensor on", "backend", "why")
+    print_table(out, header, [(r.op, r.kernel, r.device, r.backend, r.reason) for r in rows])
+    if any(row.backend == "unavailable" for row in rows):
+        typer.echo(f"\nWhat is unavailable: {REMEDY}.")
+    typer.echo()
+    who = [(row.library, row.function, row.provider) for row in providers()]
+    print_table(out, ("library", "function", "provided by"), who)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,90 @@
+"""The command line: ask, info, convert, doctor, demo.
+
+The answer (or JSON) goes to standard output, progress and tables to standard error. A mistake is
+one line on standard error and exit code 2; Ctrl-C is exit code 130; --debug shows tracebacks.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+
+import torch
+import typer
+
+from timeviper_fast.cli.app import REMEDY, options
+from timeviper_fast.cli.ask import ask
+from timeviper_fast.cli.convert import convert
+from timeviper_fast.cli.demo import demo
+from timeviper_fast.cli.inspect import doctor, info
+from timeviper_fast.cli.terminal import err, say
+from tvkernels import BackendUnavailable
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Questions and answers about hour-long videos.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    # boxes leave the words no room in a terminal of 80 columns
+    rich_markup_mode=None,
+)
+app.callback()(options)
+for command in (ask, info, doctor, convert, demo):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; mistakes are one line and an exit code."""
+    if sys.stdout is None:
+        say(err, "timeviper-fast: standard output must be open, got it closed; >/dev/null drops it")
+        sys.exit(2)
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    error: Exception | None = None
+    code, line = 0, ""
+    try:
+        code = app(arguments or ["--help"], standalone_mode=False) or 0
+    except KeyboardInterrupt:
+        code = 130
+    except (
+        typer.TyperException,
+        torch.OutOfMemoryError,
+        ValueError,
+        OSError,
+        ImportError,
+        NotImplementedError,
+        BackendUnavailable,
+    ) as caught:
+        error, code, line = caught, 2, _in_options(caught, arguments)
+    if code == 130:
+        line = "interrupted"  # typer turns Ctrl-C into this code
+    if error is not None and debug:
+        raise error
+    if line:
+        say(err, f"timeviper-fast: {' '.join(line.split())}")
+    sys.exit(code)
+
+
+def _in_options(error: Exception, arguments: Sequence[str]) -> str:
+    """What is wrong, in the words of the command line: its options, not the library's arguments."""
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        see = f"; see {context.command_path} --help" if context else ""
+        return error.format_message().rstrip(".") + see
+    if isinstance(error, torch.OutOfMemoryError):
+        remedy = "try a smaller --frame-batch or --chunk, or fewer frames with --sample"
+        return f"the device ran out of memory; {remedy}"
+    line = str(error) or type(error).__name__
+    if isinstance(error, BackendUnavailable):
+        return f"{line.partition('; ')[0]}; {REMEDY}"
+
+    def option(found: re.Match[str]) -> str:
+        return f"{names[found[1]]} must" if found[1] in names else found[0]
+
+    commands = typer.main.get_group(app).commands
+    params = next((commands[word].params for word in arguments if word in commands), [])
+    names = {p.name: p.opts[0] for p in params if p.param_type_name == "option"}
+    line = re.sub(r"^(?:\w+: )?(\w+) must", option, line)
+    return re.sub(r"^policy\b", "--sample", line).replace("on_error='use'", "--salvage")
