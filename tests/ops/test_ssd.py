@@ -23,7 +23,7 @@ from tests.contract import (
     device,
     on_device,
 )
-from tvkernels.ssd import chunk_walk, mamba_chunk_scan_combined, reference
+from tvkernels.ssd import chunked_reference, mamba_chunk_scan_combined, reference
 from tvkernels.ssd.reference import mamba_recurrence_ref
 
 DATA = Path(__file__).parents[1] / "data"
@@ -356,9 +356,9 @@ def test_the_length_of_chunks_does_not_matter(
         return (*results, *torch.autograd.grad(total, list(leaves.values())))
 
     expected = run()
-    for module in (chunk_walk, reference):
+    for module in (chunked_reference, reference):
         monkeypatch.setattr(module, "CHUNK", chunk)
-    monkeypatch.setattr(chunk_walk, "CHUNKS_PER_SPAN", per_span)
+    monkeypatch.setattr(chunked_reference, "CHUNKS_PER_SPAN", per_span)
     for ours, truth in zip(run(), expected):
         torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-10)
 

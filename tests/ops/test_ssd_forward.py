@@ -43,8 +43,8 @@ def _on_triton():
 
 @pytest.fixture
 def short_segments(monkeypatch):
-    """Several segments of several pieces, at lengths that the interpreter bears."""
-    for name, value in {"PROGRAMS": 12, "SEGMENT": 128, "PIECE": 128}.items():
+    """Several segments of several subsegments, at lengths that the interpreter bears."""
+    for name, value in {"PROGRAMS": 12, "SEGMENT": 128, "SUBSEGMENT": 128}.items():
         monkeypatch.setattr(kernel, name, value)
 
 
@@ -70,7 +70,8 @@ def check_values(inputs: Tensors, dtype: torch.dtype = torch.float32) -> tuple[t
 @pytest.mark.parametrize(
     "config",
     every_config(
-        "tvkernels.ssd.walk_kernel:walk_kernel", "tvkernels.ssd.states_kernel:state_kernel"
+        "tvkernels.ssd.chunk_scan_kernel:chunk_scan_kernel",
+        "tvkernels.ssd.chunk_state_kernel:chunk_state_kernel",
     ),
     ids=str,
 )
@@ -95,7 +96,7 @@ def test_a_head_in_two_launches(short_segments) -> None:
         batch=1, seqlen=300, nheads=2, headdim=144, d_state=16, D=torch.randn(2, 144).double(),
         cu_seqlens=torch.tensor([0, 70, 300]), return_varlen_states=True,
     )  # fmt: skip
-    assert len(kernel._parts(144, 128)) == 2
+    assert len(kernel._launches(144, 128)) == 2
     check_values(inputs)
 
 
@@ -109,33 +110,34 @@ def test_odd_numbers_of_groups(nheads: int, ngroups: int) -> None:
     check_values(scan_inputs(batch=1, nheads=nheads, ngroups=ngroups, headdim=16, d_state=16))
 
 
-def test_parts_cover_a_head_with_the_fewest_programs_and_pad_no_multiple_of_16() -> None:
+def test_launches_cover_a_head_with_the_fewest_programs_and_pad_no_multiple_of_16() -> None:
     for most in (128, 64, 32):
         for headdim in range(1, 257):
-            parts = kernel._parts(headdim, most)
+            launches = kernel._launches(headdim, most)
             covered = 0
-            for first, widths, blocks in parts:
+            for first, widths, blocks in launches:
                 assert first == covered
                 assert 0 < sum(widths) <= most
                 covered += blocks * sum(widths)
-            assert sum(blocks for *_, blocks in parts) == -(-headdim // most)
-            assert covered == headdim if headdim % 16 == 0 else len(parts) == 1
-            assert 0 <= covered - headdim < 16 * parts[0][2]
-    assert kernel._parts(80, 128) == [(0, (64, 16), 1)]
-    assert kernel._parts(112, 128) == [(0, (64, 32, 16), 1)]
-    assert kernel._parts(144, 128) == [(0, (64, 16), 1), (80, (64,), 1)]
+            assert sum(blocks for *_, blocks in launches) == -(-headdim // most)
+            assert covered == headdim if headdim % 16 == 0 else len(launches) == 1
+            assert 0 <= covered - headdim < 16 * launches[0][2]
+    assert kernel._launches(80, 128) == [(0, (64, 16), 1)]
+    assert kernel._launches(112, 128) == [(0, (64, 32, 16), 1)]
+    assert kernel._launches(144, 128) == [(0, (64, 16), 1), (80, (64,), 1)]
 
 
 @pytest.mark.parametrize("cut", [(128, 2**31, 2), (512, 2048, 256), (512, 8192, 64)])
 def test_cuts_cover_every_sequence_once(cut, monkeypatch) -> None:
-    for name, value in zip(("SEGMENT", "PIECE", "PROGRAMS"), cut):
+    for name, value in zip(("SEGMENT", "SUBSEGMENT", "PROGRAMS"), cut):
         monkeypatch.setattr(kernel, name, value)
     for seqlen in (0, 1, 127, 128, 1023, 1024, 5000, 160_000, 160_001):
         for rows in (1, 3, 128, 1024):
-            segments, segment, pieces, piece = kernel._cut(rows, seqlen)
-            assert segment == pieces * piece
-            assert (segments - 1) * segment < max(1, seqlen) <= segments * segment
-            assert segments == 1 or piece <= max(kernel.PIECE, kernel.ROUND) + kernel.ROUND
+            segments, segment_len, subsegments, subsegment_len = kernel._cut(rows, seqlen)
+            assert segment_len == subsegments * subsegment_len
+            assert (segments - 1) * segment_len < max(1, seqlen) <= segments * segment_len
+            longest = max(kernel.SUBSEGMENT, kernel.ROUND) + kernel.ROUND
+            assert segments == 1 or subsegment_len <= longest
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -155,7 +157,7 @@ def test_segments(variant: str, dtype: torch.dtype, short_segments) -> None:
     elif variant == "no init":
         changes["initial_states"] = None
     inputs = scan_inputs(seqlen=seqlen, nheads=2, headdim=20, ngroups=1, **changes)
-    # a slow and a quick head: the state lives through many pieces, and through less than one
+    # one head's state lasts for many subsegments, the other's for less than one
     inputs["A"] = torch.tensor([-0.01, -12.0], dtype=torch.float64)
     segments, *_ = kernel._cut(2 * len(inputs["x"]), seqlen)
     assert segments > 2
@@ -164,7 +166,7 @@ def test_segments(variant: str, dtype: torch.dtype, short_segments) -> None:
 
 @pytest.mark.parametrize("numbered", [False, True])
 def test_what_is_forgotten_is_not_read(numbered: bool, monkeypatch) -> None:
-    """Tokens that 2^-126 or a border lies behind are NaN to the pieces, and change nothing."""
+    """Tokens before a decay of 2^-126, or before a reset, are NaN, and the result does not change."""
     monkeypatch.setattr(kernel, "PROGRAMS", 4)
     inputs = bare_inputs(4096, batch=1, nheads=2, headdim=16, dt_softplus=False)
     inputs["dt"] = torch.full((1, 4096, 2), 0.3, dtype=torch.float64)

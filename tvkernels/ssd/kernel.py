@@ -1,33 +1,36 @@
-"""Triton engine of the scan: its launchers, and what runs in which order.
+"""The scan's forward on Triton: its launchers, and what runs in which order.
 
 The forward keeps the state S (d_state, headdim) of a head in registers, float32, through a whole
-segment of the sequence, and goes over the tokens in chunks of Q = 64 (walk_kernel). Of a chunk:
+segment of the sequence, and takes the tokens in chunks of 64 (chunk_scan_kernel). For each chunk:
 
-    out = ((C B^T) * E) (delta x) + e * (C S) + D x,    S = kept S + B^T (a * x)
+    out = ((C B^T) * E) (delta x) + e * (C S) + D x,    S = decay S + B^T (a * x)
 
-with the decays E between its tokens, e from its start, a to its end, times delta. Memory is read
-once: x, dt, B, C, z in, out; nothing per chunk is stored. C B^T is computed anew for every head, at
-this Q cheaper than to share it. Step sizes, decays and their sums are made where they are used.
+where E are the decays between the chunk's tokens, e those from its start, a those to its end times
+delta, decay that of the whole chunk. x, dt, B, C, z and out pass memory once; no state or decay of
+a chunk is stored. Each head computes C B^T anew: for 64 tokens that costs less than sharing it.
 
-One program owns one head (of more than 128 channels, or 64 at d_state 256, a part of it) in one
-segment. Its channels are tiles of 64, 32 and 16 side by side, 80 = 64 + 16: no multiple of 16 is
-padded. Where the parts are not equal, 144 = 80 + 64, the last has a launch of its own. Programs run
-head by head: the heads of a group, which read the same B and C, are neighbours in time and cache.
+One program owns one head in one segment. A head of more than 128 channels (64 at d_state 256) is
+divided into blocks of channels, a program each. A block is tiles of 64, 32 and 16 channels side by
+side, as 80 = 64 + 16, so no multiple of 16 is padded. If the blocks differ, as in 144 = 80 + 64,
+the last has a launch of its own. Programs run head by head: the heads of a group read the same B
+and C at about the same time, and find them in cache.
 
-On 132 processors, two programs on each (registers allow no more): batch 1 of 128 heads has S = 2
-segments, 256 programs; batch 8 has 1,024 with S = 1. Short sequences keep S = 1 below 2 x 512
-tokens: 128 programs, of at most 16 chunks each. S depends on shapes alone, as do all sums.
+On 132 processors with two programs each (registers allow no more): batch 1 of 128 heads has 2
+segments, 256 programs; batch 8 has 1,024 programs with one segment. Sequences below 2 x 512 tokens
+have one segment: 128 programs of at most 16 chunks each. The division depends on shapes alone, and
+so does the order of all sums.
 
-With S > 1 another kernel runs before (states_kernel): for every piece of at most 8,192 tokens
-before the last segment, what its tokens add to the state, and what it leaves of an older one. It
-looks back over dt first and begins where memory begins: mostly some hundred tokens before the end
-of the piece. The walk folds the pieces before its segment into the state that it starts from. The
-same kernel makes the states after packed sequences (cu_seqlens).
+With more than one segment, chunk_state_kernel runs first. For each subsegment, at most 8,192 tokens
+before the last segment, it computes the state that its tokens add up to, and the decay of an older
+state across it. It looks back over dt first and skips tokens that are forgotten: most states need
+only some hundred tokens before the subsegment's end. chunk_scan_kernel folds the subsegments before
+its segment into the state that it starts from. The same kernel computes the states after packed
+sequences (cu_seqlens).
 
-Products of 16 bit tensors take operands of 16 bit and add up in float32: what a token adds to the
-state is rounded once, the state itself only as an operand, never from chunk to chunk. Those of
-float32 tensors are three products of TF32 on NVIDIA, and float32's own on AMD. The backward has a
-header of its own (backward_kernel).
+Dots of 16 bit tensors take 16 bit operands and accumulate in float32: what a token adds to the
+state is rounded once, the state itself only as an operand, never from chunk to chunk. Dots of
+float32 tensors are three TF32 products on NVIDIA, native float32 on AMD. The backward's header is
+in backward_kernel.py.
 """
 
 import torch
@@ -36,17 +39,18 @@ import triton.language as tl
 
 from tvkernels.core.tl import accumulator, strides
 from tvkernels.ssd.backward_kernel import scan_backward
-from tvkernels.ssd.states_kernel import state_kernel
-from tvkernels.ssd.walk_kernel import walk_kernel
+from tvkernels.ssd.chunk_scan_kernel import chunk_scan_kernel
+from tvkernels.ssd.chunk_state_kernel import chunk_state_kernel
 
 __all__ = ["scan_backward", "scan_forward"]
 
-# programs of a launch that fill the GPU. A constant, not the number of processors: sequences are
-# cut alike on every GPU
+# programs of a launch that fill the GPU. A constant, not the number of processors, so that
+# sequences are divided alike on every GPU
 PROGRAMS = 256
-# a segment has at least SEGMENT tokens, a piece at most PIECE; both multiples of every chunk
+# a segment has at least SEGMENT tokens, a subsegment at most SUBSEGMENT; ROUND and both are
+# multiples of every CHUNK_SIZE
 SEGMENT = 512
-PIECE = 8192
+SUBSEGMENT = 8192
 ROUND = 128
 
 
@@ -58,106 +62,120 @@ def scan_forward(
     ngroups, d_state = B.shape[2:]
     wide = torch.promote_types(x.dtype, torch.float32)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    last = torch.empty(batch, nheads, headdim, d_state, dtype=wide, device=x.device)
+    final = torch.empty(batch, nheads, headdim, d_state, dtype=wide, device=x.device)
     if D is not None and D.ndim == 1:
         D = D[:, None].expand(nheads, headdim)
-    form, most = _form(x, B, C, z, out, dt_softplus, dt_limit)
-    parts = _parts(headdim, most)
+    constants, most = _constants(x, B, C, z, out, dt_softplus, dt_limit)
+    launches = _launches(headdim, most)
     sizes = (nheads, nheads // ngroups, headdim, d_state, *dt_limit)
-    programs = batch * nheads * sum(blocks for _, _, blocks in parts)
-    segments, segment, pieces, piece = _cut(programs, seqlen)
-    # of one segment nothing is read of them: given all the same, so that no length compiles anew
-    partial = fade = last
+    programs = batch * nheads * sum(blocks for _, _, blocks in launches)
+    segments, segment_len, subsegments, subsegment_len = _cut(programs, seqlen)
+    # Unused with one segment; pass any tensor rather than None so that both cases share one
+    # compiled kernel
+    states = decays = final
     if segments > 1:
-        before = (segments - 1) * pieces
-        partial = torch.empty(batch, before, *last.shape[1:], dtype=wide, device=x.device)
-        fade = torch.empty(batch, before, nheads, dtype=wide, device=x.device)
+        before = (segments - 1) * subsegments
+        states = torch.empty(batch, before, *final.shape[1:], dtype=wide, device=x.device)
+        decays = torch.empty(batch, before, nheads, dtype=wide, device=x.device)
     num_seqs = 0 if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    states = torch.empty(num_seqs, *last.shape[1:], dtype=C.dtype, device=x.device)
-    for first, widths, blocks in parts if last.numel() else ():
-        own = form | {"WIDTHS": widths, "WIDTH": sum(widths), "BLOCKS": blocks}
-        entering, sums = _rows_from(initial_states, first), _rows_from(partial, first)
+    varlen = torch.empty(num_seqs, *final.shape[1:], dtype=C.dtype, device=x.device)
+    for first, widths, blocks in launches if final.numel() else ():
+        own = constants | {
+            "TILE_WIDTHS": widths, "BLOCK_HEADDIM": sum(widths), "HEADDIM_BLOCKS": blocks,
+        }  # fmt: skip
+        own_states, initial = _from_channel(states, first), _from_channel(initial_states, first)
         inputs = (x[..., first:], dt, A, B, dt_bias, seq_idx)
         if segments > 1:
-            _states(inputs, None, None, sums, fade, piece, before, sizes, own)
-        walk_kernel[(batch * segments * nheads * blocks,)](
+            _chunk_state(inputs, None, None, own_states, decays, subsegment_len, before, sizes, own)
+        chunk_scan_kernel[(batch * segments * nheads * blocks,)](
             *inputs[:4], C, None if D is None else D[:, first:],
-            None if z is None else z[..., first:], dt_bias, entering, seq_idx, sums, fade,
-            out[..., first:], _rows_from(last, first), seqlen, segment, segments, pieces, *sizes,
+            None if z is None else z[..., first:], dt_bias, initial, seq_idx, own_states, decays,
+            out[..., first:], _from_channel(final, first), seqlen, segment_len, segments,
+            subsegments, *sizes,
             *x.stride(), *dt.stride(), *A.stride(), *B.stride(), *C.stride(), *strides(D, 2),
             *strides(z, 4), *strides(dt_bias, 1), *strides(initial_states, 4),
             *strides(seq_idx, 2), nheads * headdim, headdim,
-            D_OF_HEAD=strides(D, 2)[1] == 0, ALIKE=B.stride() == C.stride(), **own,
+            D_PER_CHANNEL=strides(D, 2)[1] != 0, SAME_STRIDES=B.stride() == C.stride(), **own,
         )  # fmt: skip
-        after = _rows_from(states, first)
-        _states(inputs, entering, cu_seqlens, after, None, seqlen, num_seqs, sizes, own)
-    return out, last, states
+        after = _from_channel(varlen, first)
+        _chunk_state(inputs, initial, cu_seqlens, after, None, seqlen, num_seqs, sizes, own)
+    return out, final, varlen
 
 
-def _rows_from(states, first):
+def _from_channel(states, first):
     """States (..., headdim, d_state), from a channel on."""
     return None if states is None else states[..., first:, :]
 
 
-def _states(inputs, initial_states, cu_seqlens, states, fade, piece, pieces, sizes, form):
+def _chunk_state(
+    inputs, initial, cu_seqlens, states, decays, subsegment_len, subsegments, sizes, constants
+):
+    """Fills states and decays (unless None) of the subsegments, or of the packed sequences."""
     x, dt, A, B, dt_bias, seq_idx = inputs
     batch, seqlen, nheads, _ = x.shape
     if not states.numel():
         return
-    state_kernel[(batch * pieces * nheads * form["BLOCKS"],)](
-        x, dt, A, B, dt_bias, initial_states, seq_idx, cu_seqlens, states, fade,
-        seqlen, piece, pieces, *sizes,
+    chunk_state_kernel[(batch * subsegments * nheads * constants["HEADDIM_BLOCKS"],)](
+        x, dt, A, B, dt_bias, initial, seq_idx, cu_seqlens, states, decays,
+        seqlen, subsegment_len, subsegments, *sizes,
         *x.stride(), *dt.stride(), *A.stride(), *B.stride(), *strides(dt_bias, 1),
-        *strides(initial_states, 4)[1:], *strides(seq_idx, 2), *strides(cu_seqlens, 1), **form,
+        *strides(initial, 4)[1:], *strides(seq_idx, 2), *strides(cu_seqlens, 1), **constants,
     )  # fmt: skip
 
 
 def _cut(rows, seqlen):
-    """(segments, their length, pieces in each, their length) of every sequence, given how many
-    programs go through one segment of all of them."""
+    """(segments, their length, subsegments of each, their length) of every sequence, where one
+    segment of all sequences takes `rows` programs."""
     segments = max(1, min(triton.cdiv(PROGRAMS, max(1, rows)), seqlen // SEGMENT))
-    pieces = max(1, triton.cdiv(seqlen, segments * PIECE))
-    piece = ROUND * max(1, triton.cdiv(triton.cdiv(seqlen, segments * pieces), ROUND))
-    # rounded up, so that the last ones may have become superfluous
-    return max(1, triton.cdiv(seqlen, piece * pieces)), piece * pieces, pieces, piece
+    subsegments = max(1, triton.cdiv(seqlen, segments * SUBSEGMENT))
+    subsegment_len = max(1, triton.cdiv(triton.cdiv(seqlen, segments * subsegments), ROUND)) * ROUND
+    segment_len = subsegments * subsegment_len
+    # lengths were rounded up: the last segments may have no tokens left
+    return max(1, triton.cdiv(seqlen, segment_len)), segment_len, subsegments, subsegment_len
 
 
-def _form(x, B, C, z, out, dt_softplus, dt_limit):
-    """What the kernels are compiled for, but for the channels; the most of those in a program."""
+def _constants(x, B, C, z, out, dt_softplus, dt_limit):
+    """The kernels' constexprs except the channels, and the most channels that a program takes."""
     acc = accumulator(x.dtype)
     narrow = x.dtype in (torch.bfloat16, torch.float16) and x.dtype == B.dtype == C.dtype
-    N = max(16, triton.next_power_of_2(B.shape[-1]))
-    form = {
-        "N": N,
+    dtypes = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+    block_dstate = max(16, triton.next_power_of_2(B.shape[-1]))
+    constants = {
+        "BLOCK_DSTATE": block_dstate,
         "SOFTPLUS": dt_softplus,
         "ACC": acc,
         "SUM": tl.float32 if narrow and dt_limit[0] >= 0 else tl.float64,
-        "DOT": {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[x.dtype] if narrow else acc,
-        "EXACT": B.shape[-1] == N and x.shape[-1] % 16 == 0,
-        # of offsets within a chunk: 64 bits take several instructions for each row
-        "OFFSET": tl.int32 if all(map(_near, (x, B, C, z, out))) else tl.int64,
+        "DOT_DTYPE": dtypes[x.dtype] if narrow else acc,
+        "EXACT": B.shape[-1] == block_dstate and x.shape[-1] % 16 == 0,
+        # dtype of offsets within a chunk: int64 takes several instructions for each row
+        "OFFSET": tl.int32 if all(map(_fits_32_bits, (x, B, C, z, out))) else tl.int64,
     }
-    return form, 8192 // N if acc == tl.float64 else 16384 // N
+    return constants, (8192 if acc == tl.float64 else 16384) // block_dstate
 
 
-def _near(tensor):
-    """Whether 32 bits hold every offset within a chunk, padded as kernels may pad it."""
+def _fits_32_bits(tensor):
+    """Whether int32 holds every offset within a chunk, padded as kernels may pad it."""
     if tensor is None:
         return True
     _, token, _, channel = tensor.stride()
     return ROUND * token + 2 * max(16, tensor.shape[3]) * channel < 2**31
 
 
-def _parts(headdim, most):
-    """The launches of a head, each (its first channel, the widths of a program's tiles, programs
-    side by side): the fewest programs of at most `most` channels, since each makes C B^T anew, of
-    which the last one may have less."""
+def _launches(headdim, most):
+    """The launches for a head, each (first channel, widths of a program's tiles, blocks of channels
+    side by side). As few programs as possible, of at most `most` channels, since each computes C
+    B^T anew; the last program may have fewer channels."""
     blocks = triton.cdiv(headdim, most)
     width = 16 * triton.cdiv(headdim, 16 * blocks)
-    # kernels mask by the whole head: in a launch for the rest, every channel has to be there
-    alike, rest = (blocks, 0) if headdim % 16 else divmod(headdim, width)
-    return [(0, _tiles(width), alike)] + [(alike * width, _tiles(rest), 1)] * (rest > 0)
+    if headdim % 16:
+        # channels are masked at the end of the head only, so all blocks belong to one launch
+        return [(0, _tile_widths(width), blocks)]
+    equal, rest = divmod(headdim, width)
+    launches = [(0, _tile_widths(width), equal)]
+    if rest:
+        launches.append((equal * width, _tile_widths(rest), 1))
+    return launches
 
 
-def _tiles(width):
+def _tile_widths(width):
     return (64,) * (width // 64) + tuple(w for w in (32, 16) if width & w)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tvkernels.ssd.chunk_walk import CHUNK, ChunkScan, decays, path_matrix
+from tvkernels.ssd.chunked_reference import CHUNK, ChunkScan, decays, path_matrix
 
 __all__ = ["mamba_chunk_scan_combined_ref", "mamba_recurrence_ref"]
 
