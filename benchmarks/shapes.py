@@ -296,10 +296,10 @@ def _state_update_cases(part: int = 8) -> list[Case]:
 
 
 def _scan_cases(part: int = 8) -> list[Case]:
-    """The forward in two parts: the walk, and where there are two segments what runs before it.
+    """The forward in two kernels: chunk_scan, and with two segments chunk_state before it.
 
-    That reads the ends of pieces, which do not grow with the length: 16,128 tokens are two segments
-    of one piece, 160,000 two of ten, and a piece is the same 8,064 tokens.
+    chunk_state reads the ends of subsegments, which do not grow with the length: 16,128 tokens are
+    two segments of one subsegment, 160,000 two of ten, and a subsegment is the same 8,064 tokens.
     """
     op, grid = "mamba_chunk_scan_combined", ("tvkernels.ssd.kernel:PROGRAMS",)
 
@@ -313,7 +313,7 @@ def _scan_cases(part: int = 8) -> list[Case]:
             counted=(16_128,),
             part=part,
             divided=grid,
-            kernels=("state_kernel",),
+            kernels=("chunk_state_kernel",),
             ours=True,
         )
 
@@ -327,7 +327,7 @@ def _scan_cases(part: int = 8) -> list[Case]:
             counted=(1024, 2048),
             part=part,
             divided=grid,
-            kernels=("walk_kernel",),
+            kernels=("chunk_scan_kernel",),
             plus=(first,),
             ours=ours,
         )
