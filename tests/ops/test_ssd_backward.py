@@ -192,9 +192,9 @@ def test_nothing_optional(dtype, short_chunks):
 
 
 KERNELS = [
-    "backward_walk_kernel:scan_backward_walk_kernel",
-    "backward_roles_kernel:scan_backward_roles_kernel",
-    "backward_kernel:scan_backward_join_kernel",
+    "backward_state_passing_kernel:scan_backward_state_passing_kernel",
+    "backward_chunk_scan_kernel:scan_backward_chunk_scan_kernel",
+    "backward_bmm_kernel:scan_backward_bmm_kernel",
 ]
 
 
@@ -210,7 +210,7 @@ def test_every_configuration(config, short_chunks):
         check(made)
 
 
-# 64 + 32 + 16, twice 64, 32 + 16 of which 8 are not there, less than one piece; up to the largest
+# 64 + 32 + 16, twice 64, 32 + 16 of which 8 are not there, less than one tile; up to the largest
 @pytest.mark.parametrize("headdim", [112, 128, 40, 3, 160, 192, 224, 256])
 def test_head_dimensions(headdim, short_chunks):
     check(inputs_of(seqlen=35 if headdim <= 128 else 20, heads=2, groups=1, headdim=headdim))

@@ -28,21 +28,24 @@ from tvkernels.ssd.device import (
 def _entering_state(
     initial_ptr, subsegment_state_ptr, subsegment_decay_ptr, batch, head, segment, segments,
     subsegments, nheads, headdim, d_state, initial_batch, initial_head, initial_channel,
-    initial_dstate, n, in_n, p, in_p, BLOCK_DSTATE: tl.constexpr, SIZE: tl.constexpr,
+    initial_dstate, n, in_n, p, in_p, BLOCK_DSTATE: tl.constexpr, TILE_WIDTHS: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
     """The state that enters the segment: the initial one, taken through the subsegments before."""
-    state = tl.zeros((BLOCK_DSTATE, SIZE), ACC)
-    if initial_ptr is not None:
-        source = initial_ptr + batch * initial_batch + head * initial_head
-        state = load_state(source, n, initial_dstate, p, initial_channel, in_n, in_p, ACC)
-    for subsegment in range(segment * subsegments):
-        at = (batch * (segments - 1) * subsegments + subsegment) * nheads + head
-        # not `source` again: a variable keeps its dtype, and the initial state may have another
-        summed = subsegment_state_ptr + at * headdim * d_state
-        added = load_state(summed, n, 1, p, d_state, in_n, in_p, ACC)
-        state = state * tl.load(subsegment_decay_ptr + at) + added
-    return state
+    tiles = ()
+    for i in tl.static_range(len(TILE_WIDTHS)):
+        state = tl.zeros((BLOCK_DSTATE, TILE_WIDTHS[i]), ACC)
+        if initial_ptr is not None:
+            source = initial_ptr + batch * initial_batch + head * initial_head
+            state = load_state(source, n, initial_dstate, p[i], initial_channel, in_n, in_p[i], ACC)
+        for subsegment in range(segment * subsegments):
+            at = (batch * (segments - 1) * subsegments + subsegment) * nheads + head
+            # not `source` again: a variable keeps its dtype, and the initial state may have another
+            summed = subsegment_state_ptr + at * headdim * d_state
+            added = load_state(summed, n, 1, p[i], d_state, in_n, in_p[i], ACC)
+            state = state * tl.load(subsegment_decay_ptr + at) + added
+        tiles += (state,)
+    return tiles
 
 
 @triton.jit
@@ -163,14 +166,11 @@ def chunk_scan_kernel(
     z_ptr = None if z_ptr is None else z_ptr + batch * z_batch + head * z_head
     seq_idx_ptr = None if seq_idx_ptr is None else seq_idx_ptr + batch * seq_idx_batch
 
-    state = ()
-    for i in tl.static_range(len(TILE_WIDTHS)):
-        entering = _entering_state(
-            initial_ptr, subsegment_state_ptr, subsegment_decay_ptr, batch, head, segment, segments,
-            subsegments, nheads, headdim, d_state, initial_batch, initial_head, initial_channel,
-            initial_dstate, n, in_n, p[i], in_p[i], BLOCK_DSTATE, TILE_WIDTHS[i], ACC,
-        )  # fmt: skip
-        state += (entering,)
+    state = _entering_state(
+        initial_ptr, subsegment_state_ptr, subsegment_decay_ptr, batch, head, segment, segments,
+        subsegments, nheads, headdim, d_state, initial_batch, initial_head, initial_channel,
+        initial_dstate, n, in_n, p, in_p, BLOCK_DSTATE, TILE_WIDTHS, ACC,
+    )  # fmt: skip
     t = (begin + tl.arange(0, CHUNK_SIZE)).to(tl.int64)
     # dt is loaded one chunk ahead
     next_dt = tl.load(dt_ptr + t * dt_token, mask=t < end, other=0.0)
@@ -183,19 +183,16 @@ def chunk_scan_kernel(
         dt = next_dt
         ahead = t + CHUNK_SIZE
         next_dt = tl.load(dt_ptr + ahead * dt_token, mask=ahead < end, other=0.0)
-        delta, cumsum, cumsum_low, resets, decay_from_start, delta_to_end, chunk_decay = (
-            chunk_decays(
-                dt, t, live, seq_idx_ptr, seq_idx_token, rate, dt_bias, dt_min, dt_max,
-                CHUNK_SIZE, SOFTPLUS, ACC, SUM,
-            )
+        delta, cumsum, low, resets, decay_from_start, delta_to_end, chunk_decay = chunk_decays(
+            dt, t, live, seq_idx_ptr, seq_idx_token, rate, dt_bias, dt_min, dt_max,
+            CHUNK_SIZE, SOFTPLUS, ACC, SUM,
         )  # fmt: skip
         at, rows = tl.cast(start, tl.int64), tl.arange(0, CHUNK_SIZE).to(OFFSET)
         B = tile(B_ptr + at * B_token, rows, B_token, n, B_dstate, live, in_n, EXACT).to(DOT_DTYPE)
         C = tile(C_ptr + at * C_token, rows, C_token, n, C_dstate, live, in_n, EXACT).to(DOT_DTYPE)
         scores = _scores(
-            C, B, delta, cumsum, cumsum_low, resets, seq_idx_ptr is not None,
-            DOT_PRECISION, ACC, SUM,
-        )  # fmt: skip
+            C, B, delta, cumsum, low, resets, seq_idx_ptr is not None, DOT_PRECISION, ACC, SUM
+        )
         new = ()
         for i in tl.static_range(len(TILE_WIDTHS)):
             leaving = _scan_tile(
@@ -207,5 +204,4 @@ def chunk_scan_kernel(
         state = new
     if segment == segments - 1:
         final_ptr += (batch * nheads + head) * headdim * d_state
-        for i in tl.static_range(len(TILE_WIDTHS)):
-            store_state(final_ptr, state[i], n, p[i], d_state, in_n, in_p[i])
+        store_state(final_ptr, state, n, p, d_state, in_n, in_p)

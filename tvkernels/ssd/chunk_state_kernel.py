@@ -77,7 +77,6 @@ def chunk_state_kernel(
     # or of one packed sequence; with seq_idx that starts from token 0, as the recurrence may reach
     # back to before the sequence's first token
     block, head, subsegment, batch = program_place(HEADDIM_BLOCKS, nheads, subsegments)
-    group = head // heads_per_group
     begin = (subsegment * subsegment_len).to(tl.int32)
     end = tl.minimum(subsegment * subsegment_len + subsegment_len, seqlen).to(tl.int32)
     if cu_seqlens_ptr is not None:
@@ -90,7 +89,7 @@ def chunk_state_kernel(
 
     x_ptr += batch * x_batch + head * x_head
     dt_ptr += batch * dt_batch + head * dt_head
-    B_ptr += batch * B_batch + group * B_group
+    B_ptr += batch * B_batch + head // heads_per_group * B_group
     rate = tl.load(A_ptr + head * A_head).to(SUM) * LOG2_E
     dt_bias = if_given(dt_bias_ptr, head * dt_bias_head, ACC)
     seq_idx_ptr = None if seq_idx_ptr is None else seq_idx_ptr + batch * seq_idx_batch
@@ -131,8 +130,7 @@ def chunk_state_kernel(
 
     at = (batch * subsegments + subsegment) * nheads + head
     state_ptr += at * headdim * d_state
-    for i in tl.static_range(len(TILE_WIDTHS)):
-        store_state(state_ptr, state[i], n, p[i], d_state, in_n, in_p[i])
+    store_state(state_ptr, state, n, p, d_state, in_n, in_p)
     if subsegment_decay_ptr is not None:
         # every block of channels stores the same number
         subsegment_decay_ptr += at

@@ -189,6 +189,8 @@ def load_state(ptr, n, n_stride, p, p_stride, n_within, p_within, ACC: tl.conste
 
 @triton.jit
 def store_state(ptr, state, n, p, p_stride, n_within, p_within):
-    at = n[:, None] + p[None, :] * p_stride
-    value = state.to(ptr.dtype.element_ty)
-    tl.store(ptr + at, value, mask=n_within[:, None] & p_within[None, :])
+    """Stores all tiles of a state."""
+    for i in tl.static_range(len(state)):
+        at = n[:, None] + p[i][None, :] * p_stride
+        value = state[i].to(ptr.dtype.element_ty)
+        tl.store(ptr + at, value, mask=n_within[:, None] & p_within[i][None, :])

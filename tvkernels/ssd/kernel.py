@@ -135,7 +135,7 @@ def _cut(rows, seqlen):
 
 
 def _constants(x, B, C, z, out, dt_softplus, dt_limit):
-    """The kernels' constexprs except the channels, and the most channels that a program takes."""
+    """The kernels' constexprs but for the channels, and the most channels that a program takes."""
     acc = accumulator(x.dtype)
     narrow = x.dtype in (torch.bfloat16, torch.float16) and x.dtype == B.dtype == C.dtype
     dtypes = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
