@@ -1,10 +1,10 @@
-"""Triton engine of the causal convolution: a walk along the tokens, each input loaded once.
+"""The causal convolution on Triton: programs loop over the tokens and load each input once.
 
 Shapes: x, out (batch, dim, seqlen) by any strides, weight (dim, WIDTH), states (batch, dim, WIDTH -
-1). A program holds a vector of channels and walks over a span of tokens, ROWS at a time; what it
-needs of the tokens before stays in registers, as tuples of vectors that hold LAG entries between
-two steps. Sums are float32 (float64 for float64). The backward runs the filter again, and goes LAG
-tokens past its span, since the gradient of an input is complete WIDTH - 1 tokens later.
+1). A program owns a vector of channels over a span of tokens and takes ROWS tokens per iteration.
+The tokens that its taps reach back to stay in registers, a tuple of LAG vectors between two
+iterations. Sums are float32 (float64 for float64). The backward computes the filter again and goes
+LAG tokens past its span, because an input's gradient is complete only WIDTH - 1 tokens later.
 """
 
 import torch
@@ -14,344 +14,348 @@ import triton.language as tl
 from tvkernels.core.tl import accumulator, silu, silu_slope, strides
 from tvkernels.core.tune import tuned
 
-# tokens of a step: `_load_rows` and `_store_rows` are written for four
+# tokens of an iteration; `_load_rows` and `_store_rows` are written for four
 ROWS = tl.constexpr(4)
 
-# tokens of a program. The backward takes more where there are many, so that its sums for the
-# weight add little to the traffic, until about LANES channels of all spans are summed alone.
-# Constants, and not the number of processors: sums are cut alike on every GPU.
+# SPAN: tokens of a program. The backward makes spans longer for long inputs, until dim times the
+# number of spans is about LANES, so that its partial sums for the weight add little traffic.
+# Constants, not the number of processors, so that sums are divided alike on every GPU
 SPAN = 64
 LANES = 1 << 21
 
 
 @triton.jit
-def _during(inside, t, first, stop):
-    """The channels `inside`, if token t lies from `first` to before `stop`; as many lanes."""
-    # a vector: the interpreter spreads a condition as the integers that it compared
-    t = t + tl.zeros(inside.shape, tl.int64)
-    return inside & (t >= first) & (t < stop)
+def _at_token(in_dim, t, first, stop):
+    """in_dim where first <= t < stop, else false."""
+    # t as a vector: the interpreter would broadcast a scalar condition as the compared integers
+    t = t + tl.zeros(in_dim.shape, tl.int64)
+    return in_dim & (t >= first) & (t < stop)
 
 
 @triton.jit
-def _load_row(ptr, t, first, stop, stride, inside):
-    """Token t of each channel, if it lies from `first` to before `stop`; else 0."""
-    return tl.load(ptr + t * stride, mask=_during(inside, t, first, stop), other=0.0)
+def _load_row(ptr, t, first, stop, stride, in_dim):
+    """Token t of each channel if first <= t < stop, else 0."""
+    return tl.load(ptr + t * stride, mask=_at_token(in_dim, t, first, stop), other=0.0)
 
 
 @triton.jit
-def _load_rows(ptr, t, stop, stride, inside, ALONG: tl.constexpr, ACC: tl.constexpr):
-    """Tokens t to t + 3 of each channel, 0 from `stop` on. ALONG: they lie side by side."""
-    if ALONG:
+def _load_rows(ptr, t, stop, stride, in_dim, TOKENS_CONTIGUOUS: tl.constexpr, ACC: tl.constexpr):
+    """Tokens t to t + 3 of each channel, 0 from `stop` on."""
+    if TOKENS_CONTIGUOUS:
         token = t + tl.arange(0, ROWS)
-        mask = inside[:, None] & (token < stop)[None, :]
+        mask = in_dim[:, None] & (token < stop)[None, :]
         tile = tl.load(ptr[:, None] + (token * stride)[None, :], mask=mask, other=0.0)
-        even, odd = tl.split(tl.reshape(tile, (inside.shape[0], 2, 2)))
+        even, odd = tl.split(tl.reshape(tile, (in_dim.shape[0], 2, 2)))
         a, c = tl.split(even)
         b, d = tl.split(odd)
     else:
-        a = _load_row(ptr, t, 0, stop, stride, inside)
-        b = _load_row(ptr, t + 1, 0, stop, stride, inside)
-        c = _load_row(ptr, t + 2, 0, stop, stride, inside)
-        d = _load_row(ptr, t + 3, 0, stop, stride, inside)
+        a = _load_row(ptr, t, 0, stop, stride, in_dim)
+        b = _load_row(ptr, t + 1, 0, stop, stride, in_dim)
+        c = _load_row(ptr, t + 2, 0, stop, stride, in_dim)
+        d = _load_row(ptr, t + 3, 0, stop, stride, in_dim)
     return a.to(ACC), b.to(ACC), c.to(ACC), d.to(ACC)
 
 
 @triton.jit
-def _store_rows(ptr, rows, t, first, stop, stride, inside, ALONG: tl.constexpr):
-    """Of tokens t to t + 3, those from `first` to before `stop`."""
-    if ALONG:
+def _store_rows(ptr, rows, t, first, stop, stride, in_dim, TOKENS_CONTIGUOUS: tl.constexpr):
+    """Stores those of the tokens t to t + 3 that are at least `first` and before `stop`."""
+    if TOKENS_CONTIGUOUS:
         token = t + tl.arange(0, ROWS)
-        mask = inside[:, None] & ((token >= first) & (token < stop))[None, :]
+        mask = in_dim[:, None] & ((token >= first) & (token < stop))[None, :]
         pairs = tl.join(tl.join(rows[0], rows[2]), tl.join(rows[1], rows[3]))
-        tile = tl.reshape(pairs, (inside.shape[0], ROWS)).to(ptr.dtype.element_ty)
+        tile = tl.reshape(pairs, (in_dim.shape[0], ROWS)).to(ptr.dtype.element_ty)
         tl.store(ptr[:, None] + (token * stride)[None, :], tile, mask=mask)
     else:
         for r in tl.static_range(ROWS):
             row = rows[r].to(ptr.dtype.element_ty)
-            tl.store(ptr + (t + r) * stride, row, mask=_during(inside, t + r, first, stop))
+            tl.store(ptr + (t + r) * stride, row, mask=_at_token(in_dim, t + r, first, stop))
 
 
 @triton.jit
 def _input(
-    x_ptr, before_ptr, t, seqlen, x_token, before_slot, inside,
+    x_ptr, initial_ptr, t, seqlen, x_token, initial_slot, in_dim,
     WIDTH: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Token t of each channel, from WIDTH - 1 tokens before the first; 0 where there is none."""
-    x = _load_row(x_ptr, t, 0, seqlen, x_token, inside)
-    if before_ptr is not None:
-        x += _load_row(before_ptr, t + WIDTH - 1, 0, WIDTH - 1, before_slot, inside)
+    """Token t of each channel; tokens before 0 come from the initial states, or are 0."""
+    x = _load_row(x_ptr, t, 0, seqlen, x_token, in_dim)
+    if initial_ptr is not None:
+        x += _load_row(initial_ptr, t + WIDTH - 1, 0, WIDTH - 1, initial_slot, in_dim)
     return x.to(ACC)
 
 
 @triton.jit
-def _id(ids_ptr, t, seqlen, stride):
-    """The sequence of token t; without ids all are one."""
-    if ids_ptr is not None:
-        found = tl.load(ids_ptr + t * stride, mask=(t >= 0) & (t < seqlen), other=-1).to(tl.int64)
+def _seq_idx(seq_idx_ptr, t, seqlen, stride):
+    """seq_idx of token t, -1 outside the sequence; 0 without seq_idx."""
+    if seq_idx_ptr is not None:
+        inside = (t >= 0) & (t < seqlen)
+        found = tl.load(seq_idx_ptr + t * stride, mask=inside, other=-1).to(tl.int64)
     else:
         found = t * 0
     return found
 
 
 @triton.jit
-def _past(
-    x_ptr, before_ptr, ids_ptr, first, seqlen, x_token, before_slot, ids_token, inside,
+def _history(
+    x_ptr, initial_ptr, seq_idx_ptr, first, seqlen, x_token, initial_slot, seq_idx_token, in_dim,
     WIDTH: tl.constexpr, LAG: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The LAG tokens before `first`, and their sequences."""
+    """The LAG tokens before `first`, and their seq_idx."""
     window, ids = (), ()
     for i in tl.static_range(LAG):
         t = first - LAG + i
-        window += (_input(x_ptr, before_ptr, t, seqlen, x_token, before_slot, inside, WIDTH, ACC),)
-        ids += (_id(ids_ptr, t, seqlen, ids_token),)
+        x = _input(x_ptr, initial_ptr, t, seqlen, x_token, initial_slot, in_dim, WIDTH, ACC)
+        window += (x,)
+        ids += (_seq_idx(seq_idx_ptr, t, seqlen, seq_idx_token),)
     return window, ids
 
 
 @triton.jit
-def _zeros(CHANNELS: tl.constexpr, COUNT: tl.constexpr, ACC: tl.constexpr):
+def _zeros(BLOCK_DIM: tl.constexpr, COUNT: tl.constexpr, ACC: tl.constexpr):
     vectors = ()
     for _ in tl.static_range(COUNT):
-        vectors += (tl.zeros((CHANNELS,), ACC),)
+        vectors += (tl.zeros((BLOCK_DIM,), ACC),)
     return vectors
 
 
 @triton.jit
-def _tap(values, ids, i: tl.constexpr, j: tl.constexpr, MASKED: tl.constexpr):
-    """values[i] as token j sees it: 0 from another sequence, and for padding."""
-    # not a product with 0: what stands in another sequence may be inf or nan
+def _tap(values, ids, i: tl.constexpr, j: tl.constexpr, HAS_SEQ_IDX: tl.constexpr):
+    """values[i] for an output at j: 0 if i is of another sequence, or j is padding."""
+    # not multiplied by 0: the other sequence may hold inf or nan
     value = values[i]
-    if MASKED:
+    if HAS_SEQ_IDX:
         value = tl.where((ids[i] == ids[j]) & (ids[j] >= 0), value, 0.0)
     return value
 
 
 @triton.jit
-def _filter(w_ptr, b_ptr, channel, inside, w_dim, w_tap, WIDTH: tl.constexpr, ACC: tl.constexpr):
+def _filter(
+    weight_ptr, bias_ptr, channel, in_dim, weight_dim, weight_tap,
+    WIDTH: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     """The taps, oldest first, and the bias."""
     taps = ()
     for k in tl.static_range(WIDTH):
-        tap = tl.load(w_ptr + channel * w_dim + k * w_tap, mask=inside, other=0.0)
+        tap = tl.load(weight_ptr + channel * weight_dim + k * weight_tap, mask=in_dim, other=0.0)
         taps += (tap.to(ACC),)
-    bias = tl.zeros(inside.shape, ACC)
-    if b_ptr is not None:
-        bias = tl.load(b_ptr + channel, mask=inside, other=0.0).to(ACC)
+    bias = tl.zeros(in_dim.shape, ACC)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + channel, mask=in_dim, other=0.0).to(ACC)
     return taps, bias
 
 
 @triton.jit
-def _sum_of_taps(window, ids, taps, bias, at: tl.constexpr, MASKED: tl.constexpr):
+def _sum_of_taps(window, ids, taps, bias, at: tl.constexpr, HAS_SEQ_IDX: tl.constexpr):
     """The filter at entry `at` of the window."""
     y = bias
     for k in tl.static_range(len(taps)):
-        y += taps[k] * _tap(window, ids, at - len(taps) + 1 + k, at, MASKED)
+        y += taps[k] * _tap(window, ids, at - len(taps) + 1 + k, at, HAS_SEQ_IDX)
     return y
 
 
-# CHANNELS: one to eight for each thread
+# BLOCK_DIM: one to eight channels per thread
 FORWARD_CONFIGS = [
-    triton.Config({"CHANNELS": 512}, num_warps=2),
-    triton.Config({"CHANNELS": 256}, num_warps=2),
-    triton.Config({"CHANNELS": 1024}, num_warps=4),
-    triton.Config({"CHANNELS": 128}, num_warps=4),
+    triton.Config({"BLOCK_DIM": 512}, num_warps=2),
+    triton.Config({"BLOCK_DIM": 256}, num_warps=2),
+    triton.Config({"BLOCK_DIM": 1024}, num_warps=4),
+    triton.Config({"BLOCK_DIM": 128}, num_warps=4),
 ]
 
 
-@tuned(FORWARD_CONFIGS, key=["dim", "WIDTH", "ALONG"])
-@triton.jit(do_not_specialize=["seqlen", "spans", "ids_batch"])
+@tuned(FORWARD_CONFIGS, key=["dim", "WIDTH", "TOKENS_CONTIGUOUS"])
+@triton.jit(do_not_specialize=["seqlen", "spans", "seq_idx_batch"])
 def conv_forward_kernel(
-    x_ptr, w_ptr, b_ptr, ids_ptr, before_ptr, out_ptr, after_ptr,
+    x_ptr, weight_ptr, bias_ptr, seq_idx_ptr, initial_ptr, out_ptr, final_ptr,
     dim, seqlen, spans,
-    x_batch: tl.int64, x_dim, x_token, w_dim, w_tap, ids_batch, ids_token,
-    before_batch, before_dim, before_slot, out_batch: tl.int64, out_dim, out_token,
+    x_batch: tl.int64, x_dim, x_token, weight_dim, weight_tap, seq_idx_batch, seq_idx_token,
+    initial_batch, initial_dim, initial_slot, out_batch: tl.int64, out_dim, out_token,
     WIDTH: tl.constexpr, SPAN: tl.constexpr, LAG: tl.constexpr, SILU: tl.constexpr,
-    ALONG: tl.constexpr, ACC: tl.constexpr, CHANNELS: tl.constexpr,
+    TOKENS_CONTIGUOUS: tl.constexpr, ACC: tl.constexpr, BLOCK_DIM: tl.constexpr,
 ):  # fmt: skip
-    # one program owns CHANNELS channels of SPAN tokens; neighbours own the neighbouring channels
-    MASKED: tl.constexpr = ids_ptr is not None
-    blocks = tl.cdiv(dim, CHANNELS)
-    channel = (tl.program_id(0) % blocks).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = channel < dim
-    place = (tl.program_id(0) // blocks).to(tl.int64)
-    row, first = place // spans, (place % spans) * SPAN
+    # one program owns BLOCK_DIM channels of SPAN tokens; its neighbours own neighbouring channels
+    HAS_SEQ_IDX: tl.constexpr = seq_idx_ptr is not None
+    dim_blocks = tl.cdiv(dim, BLOCK_DIM)
+    channel = (tl.program_id(0) % dim_blocks).to(tl.int64) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
+    in_dim = channel < dim
+    place = (tl.program_id(0) // dim_blocks).to(tl.int64)
+    batch, first = place // spans, (place % spans) * SPAN
     last = tl.minimum(first + SPAN, seqlen)
-    x_ptr += row * x_batch + channel * x_dim
-    out_ptr += row * out_batch + channel * out_dim
-    if MASKED:
-        ids_ptr += row * ids_batch
-    if before_ptr is not None:
-        before_ptr += row * before_batch + channel * before_dim
+    x_ptr += batch * x_batch + channel * x_dim
+    out_ptr += batch * out_batch + channel * out_dim
+    if HAS_SEQ_IDX:
+        seq_idx_ptr += batch * seq_idx_batch
+    if initial_ptr is not None:
+        initial_ptr += batch * initial_batch + channel * initial_dim
 
-    taps, bias = _filter(w_ptr, b_ptr, channel, inside, w_dim, w_tap, WIDTH, ACC)
-    window, ids = _past(
-        x_ptr, before_ptr, ids_ptr, first, seqlen, x_token, before_slot, ids_token, inside,
-        WIDTH, LAG, ACC,
+    taps, bias = _filter(weight_ptr, bias_ptr, channel, in_dim, weight_dim, weight_tap, WIDTH, ACC)
+    window, ids = _history(
+        x_ptr, initial_ptr, seq_idx_ptr, first, seqlen, x_token, initial_slot, seq_idx_token,
+        in_dim, WIDTH, LAG, ACC,
     )  # fmt: skip
     for step in range(0, last - first, ROWS):
         t = first + step
-        window = window + _load_rows(x_ptr, t, last, x_token, inside, ALONG, ACC)
+        window = window + _load_rows(x_ptr, t, last, x_token, in_dim, TOKENS_CONTIGUOUS, ACC)
         out = ()
         for r in tl.static_range(ROWS):
-            ids += (_id(ids_ptr, t + r, seqlen, ids_token),)
-            y = _sum_of_taps(window, ids, taps, bias, LAG + r, MASKED)
+            ids += (_seq_idx(seq_idx_ptr, t + r, seqlen, seq_idx_token),)
+            y = _sum_of_taps(window, ids, taps, bias, LAG + r, HAS_SEQ_IDX)
             if SILU:
                 y = silu(y)
-            if MASKED:
+            if HAS_SEQ_IDX:
                 y = tl.where(ids[LAG + r] < 0, 0.0, y)
             out += (y,)
-        _store_rows(out_ptr, out, t, first, last, out_token, inside, ALONG)
+        _store_rows(out_ptr, out, t, first, last, out_token, in_dim, TOKENS_CONTIGUOUS)
         window, ids = window[ROWS:], ids[ROWS:]
-    if after_ptr is not None:
-        # the last span's programs alone
-        inside = _during(inside, last, seqlen, seqlen + 1)
+    if final_ptr is not None:
+        # only programs of the last span store final states
+        in_dim = _at_token(in_dim, last, seqlen, seqlen + 1)
         for i in tl.static_range(WIDTH - 1):
             t = last - (WIDTH - 1) + i
-            v = _input(x_ptr, before_ptr, t, seqlen, x_token, before_slot, inside, WIDTH, ACC)
-            at = (row * (WIDTH - 1) + i) * dim + channel
-            tl.store(after_ptr + at, v.to(after_ptr.dtype.element_ty), mask=inside)
+            v = _input(x_ptr, initial_ptr, t, seqlen, x_token, initial_slot, in_dim, WIDTH, ACC)
+            at = (batch * (WIDTH - 1) + i) * dim + channel
+            tl.store(final_ptr + at, v.to(final_ptr.dtype.element_ty), mask=in_dim)
 
 
-def conv_forward(out, after, x, weight, bias, seq_idx, before, silu):
-    """Fills out and, unless it is None, the final states `after`, whose channels lie together."""
+def conv_forward(out, final, x, weight, bias, seq_idx, initial, silu):
+    """Fills out and, unless it is None, `final`, whose channels are contiguous."""
     batch, dim, seqlen = x.shape
     width = weight.shape[1]
     spans = max(1, triton.cdiv(seqlen, SPAN))
 
     def grid(meta):
-        return (triton.cdiv(dim, meta["CHANNELS"]) * spans * batch,)
+        return (triton.cdiv(dim, meta["BLOCK_DIM"]) * spans * batch,)
 
     conv_forward_kernel[grid](
-        x, weight, None if bias is None else bias.contiguous(), seq_idx, before, out, after,
+        x, weight, None if bias is None else bias.contiguous(), seq_idx, initial, out, final,
         dim, seqlen, spans, *x.stride(), *weight.stride(), *strides(seq_idx, 2),
-        *strides(before, 3), *out.stride(),
-        WIDTH=width, SPAN=SPAN, LAG=_lag(width), SILU=silu, ALONG=_along(x),
+        *strides(initial, 3), *out.stride(),
+        WIDTH=width, SPAN=SPAN, LAG=_lag(width), SILU=silu, TOKENS_CONTIGUOUS=_tokens_contiguous(x),
         ACC=accumulator(x.dtype),
     )  # fmt: skip
 
 
 @triton.jit
-def _dsum(
-    dy, window, ids, taps, bias, at: tl.constexpr, SILU: tl.constexpr, MASKED: tl.constexpr
+def _d_sum_of_taps(
+    dy, window, ids, taps, bias, at: tl.constexpr, SILU: tl.constexpr, HAS_SEQ_IDX: tl.constexpr
 ):  # fmt: skip
-    """The gradient of the sum of taps at entry `at`, from that of the output."""
+    """The gradient of the sum of taps at entry `at`, from the output's gradient."""
     if SILU:
-        dy *= silu_slope(_sum_of_taps(window, ids, taps, bias, at, MASKED))
-    if MASKED:
+        dy *= silu_slope(_sum_of_taps(window, ids, taps, bias, at, HAS_SEQ_IDX))
+    if HAS_SEQ_IDX:
         dy = tl.where(ids[at] < 0, 0.0, dy)
     return dy
 
 
 @triton.jit
-def _dtaps(dtaps, dy, window, ids, at: tl.constexpr, MASKED: tl.constexpr):
-    """The sums for the taps, and what entry `at` adds to them."""
+def _add_dtaps(dtaps, dy, window, ids, at: tl.constexpr, HAS_SEQ_IDX: tl.constexpr):
+    """dtaps plus what entry `at` adds to it."""
     sums = ()
     for k in tl.static_range(len(dtaps)):
-        sums += (dtaps[k] + dy * _tap(window, ids, at - len(dtaps) + 1 + k, at, MASKED),)
+        sums += (dtaps[k] + dy * _tap(window, ids, at - len(dtaps) + 1 + k, at, HAS_SEQ_IDX),)
     return sums
 
 
 @triton.jit
-def _dinput(dys, ids, taps, at: tl.constexpr, MASKED: tl.constexpr):
-    """The gradient of the input at entry `at`, from those of the sums that it is part of."""
+def _dinput(dys, ids, taps, at: tl.constexpr, HAS_SEQ_IDX: tl.constexpr):
+    """The gradient of the input at entry `at`, from the gradients of the outputs that read it."""
     total = tl.zeros_like(taps[0])
     for k in tl.static_range(len(taps)):
-        total += taps[len(taps) - 1 - k] * _tap(dys, ids, at + k, at, MASKED)
+        total += taps[len(taps) - 1 - k] * _tap(dys, ids, at + k, at, HAS_SEQ_IDX)
     return total
 
 
 @triton.jit
-def _through_states(
-    dx, t, first, seqlen, dim, dafter_ptr, dbefore_ptr, dafter_slot, inside, WIDTH: tl.constexpr
+def _d_states(
+    dx, t, first, seqlen, dim, dfinal_ptr, dinitial_ptr, dfinal_slot, in_dim, WIDTH: tl.constexpr
 ):  # fmt: skip
-    """dx of token t and what comes back through the final states; the initial ones' is stored."""
-    if dafter_ptr is not None:
+    """dx of token t plus the final states' gradient; stores the initial states' gradient."""
+    if dfinal_ptr is not None:
         slot = t - (seqlen - (WIDTH - 1))
-        dx += _load_row(dafter_ptr, slot, 0, WIDTH - 1, dafter_slot, inside).to(dx.dtype)
-    if dbefore_ptr is not None:
-        # only the first span is after them
-        mask = _during(inside, t, 1 - WIDTH, tl.where(first == 0, 0, -WIDTH))
-        value = dx.to(dbefore_ptr.dtype.element_ty)
-        tl.store(dbefore_ptr + (t + WIDTH - 1) * dim, value, mask=mask)
+        dx += _load_row(dfinal_ptr, slot, 0, WIDTH - 1, dfinal_slot, in_dim).to(dx.dtype)
+    if dinitial_ptr is not None:
+        # only the first span reads the initial states
+        mask = _at_token(in_dim, t, 1 - WIDTH, tl.where(first == 0, 0, -WIDTH))
+        value = dx.to(dinitial_ptr.dtype.element_ty)
+        tl.store(dinitial_ptr + (t + WIDTH - 1) * dim, value, mask=mask)
     return dx
 
 
-# CHANNELS: one to four for each thread, which holds some twenty vectors of them
+# BLOCK_DIM: one to four channels per thread, which holds about twenty values for each
 BACKWARD_CONFIGS = [
-    triton.Config({"CHANNELS": 256}, num_warps=4),
-    triton.Config({"CHANNELS": 512}, num_warps=4),
-    triton.Config({"CHANNELS": 128}, num_warps=2),
-    triton.Config({"CHANNELS": 128}, num_warps=4),
+    triton.Config({"BLOCK_DIM": 256}, num_warps=4),
+    triton.Config({"BLOCK_DIM": 512}, num_warps=4),
+    triton.Config({"BLOCK_DIM": 128}, num_warps=2),
+    triton.Config({"BLOCK_DIM": 128}, num_warps=4),
 ]
 
 
-@tuned(BACKWARD_CONFIGS, key=["dim", "WIDTH", "ALONG"])
-@triton.jit(do_not_specialize=["seqlen", "spans", "span", "ids_batch"])
+@tuned(BACKWARD_CONFIGS, key=["dim", "WIDTH", "TOKENS_CONTIGUOUS"])
+@triton.jit(do_not_specialize=["seqlen", "spans", "span", "seq_idx_batch"])
 def conv_backward_kernel(
-    x_ptr, w_ptr, b_ptr, ids_ptr, before_ptr, dout_ptr, dafter_ptr, dx_ptr, dbefore_ptr, dw_ptr,
-    dim, seqlen, spans, span,
-    x_batch: tl.int64, x_dim, x_token, w_dim, w_tap, ids_batch, ids_token,
-    before_batch, before_dim, before_slot, dout_batch: tl.int64, dout_dim, dout_token,
-    dafter_batch, dafter_dim, dafter_slot, dx_batch: tl.int64, dx_dim, dx_token,
-    WIDTH: tl.constexpr, LAG: tl.constexpr, SILU: tl.constexpr,
-    ALONG: tl.constexpr, ACC: tl.constexpr, CHANNELS: tl.constexpr,
+    x_ptr, weight_ptr, bias_ptr, seq_idx_ptr, initial_ptr, dout_ptr, dfinal_ptr, dx_ptr,
+    dinitial_ptr, dweight_ptr, dim, seqlen, spans, span, x_batch: tl.int64, x_dim, x_token,
+    weight_dim, weight_tap, seq_idx_batch, seq_idx_token, initial_batch, initial_dim, initial_slot,
+    dout_batch: tl.int64, dout_dim, dout_token, dfinal_batch, dfinal_dim, dfinal_slot,
+    dx_batch: tl.int64, dx_dim, dx_token, WIDTH: tl.constexpr, LAG: tl.constexpr,
+    SILU: tl.constexpr, TOKENS_CONTIGUOUS: tl.constexpr, ACC: tl.constexpr, BLOCK_DIM: tl.constexpr,
 ):  # fmt: skip
-    # one program owns CHANNELS channels of `span` tokens, and their sums for weight and bias
-    MASKED: tl.constexpr = ids_ptr is not None
-    blocks = tl.cdiv(dim, CHANNELS)
-    channel = (tl.program_id(0) % blocks).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = channel < dim
-    place = (tl.program_id(0) // blocks).to(tl.int64)
-    row, first = place // spans, (place % spans) * span
+    # one program owns BLOCK_DIM channels of `span` tokens, and their partial dweight and dbias
+    HAS_SEQ_IDX: tl.constexpr = seq_idx_ptr is not None
+    dim_blocks = tl.cdiv(dim, BLOCK_DIM)
+    channel = (tl.program_id(0) % dim_blocks).to(tl.int64) * BLOCK_DIM + tl.arange(0, BLOCK_DIM)
+    in_dim = channel < dim
+    place = (tl.program_id(0) // dim_blocks).to(tl.int64)
+    batch, first = place // spans, (place % spans) * span
     last = tl.minimum(first + span, seqlen)
-    x_ptr += row * x_batch + channel * x_dim
-    dout_ptr += row * dout_batch + channel * dout_dim
-    dx_ptr += row * dx_batch + channel * dx_dim
-    if MASKED:
-        ids_ptr += row * ids_batch
-    if before_ptr is not None:
-        before_ptr += row * before_batch + channel * before_dim
-        dbefore_ptr += row * (WIDTH - 1) * dim + channel
-    if dafter_ptr is not None:
-        dafter_ptr += row * dafter_batch + channel * dafter_dim
+    x_ptr += batch * x_batch + channel * x_dim
+    dout_ptr += batch * dout_batch + channel * dout_dim
+    dx_ptr += batch * dx_batch + channel * dx_dim
+    if HAS_SEQ_IDX:
+        seq_idx_ptr += batch * seq_idx_batch
+    if initial_ptr is not None:
+        initial_ptr += batch * initial_batch + channel * initial_dim
+        dinitial_ptr += batch * (WIDTH - 1) * dim + channel
+    if dfinal_ptr is not None:
+        dfinal_ptr += batch * dfinal_batch + channel * dfinal_dim
 
-    taps, bias = _filter(w_ptr, b_ptr, channel, inside, w_dim, w_tap, WIDTH, ACC)
-    window, ids = _past(
-        x_ptr, before_ptr, ids_ptr, first, seqlen, x_token, before_slot, ids_token, inside,
-        WIDTH, LAG, ACC,
+    taps, bias = _filter(weight_ptr, bias_ptr, channel, in_dim, weight_dim, weight_tap, WIDTH, ACC)
+    window, ids = _history(
+        x_ptr, initial_ptr, seq_idx_ptr, first, seqlen, x_token, initial_slot, seq_idx_token,
+        in_dim, WIDTH, LAG, ACC,
     )  # fmt: skip
-    dys, dtaps = _zeros(CHANNELS, LAG, ACC), _zeros(CHANNELS, WIDTH, ACC)
-    dbias = tl.zeros((CHANNELS,), ACC)
+    dys, dtaps = _zeros(BLOCK_DIM, LAG, ACC), _zeros(BLOCK_DIM, WIDTH, ACC)
+    dbias = tl.zeros((BLOCK_DIM,), ACC)
     for step in range(0, last - first + LAG, ROWS):
         t = first + step
-        window = window + _load_rows(x_ptr, t, seqlen, x_token, inside, ALONG, ACC)
-        dout = _load_rows(dout_ptr, t, seqlen, dout_token, inside, ALONG, ACC)
+        window = window + _load_rows(x_ptr, t, seqlen, x_token, in_dim, TOKENS_CONTIGUOUS, ACC)
+        dout = _load_rows(dout_ptr, t, seqlen, dout_token, in_dim, TOKENS_CONTIGUOUS, ACC)
         for r in tl.static_range(ROWS):
-            ids += (_id(ids_ptr, t + r, seqlen, ids_token),)
-            dy = _dsum(dout[r], window, ids, taps, bias, LAG + r, SILU, MASKED)
+            ids += (_seq_idx(seq_idx_ptr, t + r, seqlen, seq_idx_token),)
+            dy = _d_sum_of_taps(dout[r], window, ids, taps, bias, LAG + r, SILU, HAS_SEQ_IDX)
             dys += (dy,)
-            # those past the span are summed by its neighbour
+            # tokens past the span belong to the neighbour's sums
             dy = tl.where(t + r < last, dy, 0.0)
             dbias += dy
-            dtaps = _dtaps(dtaps, dy, window, ids, LAG + r, MASKED)
+            dtaps = _add_dtaps(dtaps, dy, window, ids, LAG + r, HAS_SEQ_IDX)
         dx = ()
         for r in tl.static_range(ROWS):
-            v = _through_states(
-                _dinput(dys, ids, taps, r, MASKED), t - LAG + r, first, seqlen, dim,
-                dafter_ptr, dbefore_ptr, dafter_slot, inside, WIDTH,
+            v = _d_states(
+                _dinput(dys, ids, taps, r, HAS_SEQ_IDX), t - LAG + r, first, seqlen, dim,
+                dfinal_ptr, dinitial_ptr, dfinal_slot, in_dim, WIDTH,
             )  # fmt: skip
             dx += (v,)
-        _store_rows(dx_ptr, dx, t - LAG, first, last, dx_token, inside, ALONG)
+        _store_rows(dx_ptr, dx, t - LAG, first, last, dx_token, in_dim, TOKENS_CONTIGUOUS)
         window, ids, dys = window[ROWS:], ids[ROWS:], dys[ROWS:]
 
-    if b_ptr is not None:
+    if bias_ptr is not None:
         dtaps += (dbias,)
-    dw_ptr += place * len(dtaps) * dim + channel
+    dweight_ptr += place * len(dtaps) * dim + channel
     for k in tl.static_range(len(dtaps)):
-        tl.store(dw_ptr + k * dim, dtaps[k], mask=inside)
+        tl.store(dweight_ptr + k * dim, dtaps[k], mask=in_dim)
 
 
-def conv_backward(dx, dbefore, dout, dafter, x, weight, bias, seq_idx, before, silu):
-    """Fills dx and, unless it is None, dbefore, whose channels lie together; gives the gradients
-    of the weight and, if there is one, of the bias, (width or width + 1, dim), in a wide dtype."""
+def conv_backward(dx, dinitial, dout, dfinal, x, weight, bias, seq_idx, initial, silu):
+    """Fills dx and, unless it is None, dinitial, whose channels are contiguous. Returns dweight
+    and, with a bias, dbias as one tensor (width or width + 1, dim), at least float32."""
     batch, dim, seqlen = x.shape
     width = weight.shape[1]
     parts = max(1, LANES // max(1, dim))
@@ -361,23 +365,23 @@ def conv_backward(dx, dbefore, dout, dafter, x, weight, bias, seq_idx, before, s
     sums = torch.empty(batch * spans, width + (bias is not None), dim, dtype=wide, device=x.device)
 
     def grid(meta):
-        return (triton.cdiv(dim, meta["CHANNELS"]) * spans * batch,)
+        return (triton.cdiv(dim, meta["BLOCK_DIM"]) * spans * batch,)
 
     conv_backward_kernel[grid](
-        x, weight, None if bias is None else bias.contiguous(), seq_idx, before, dout, dafter,
-        dx, dbefore, sums, dim, seqlen, spans, span, *x.stride(), *weight.stride(),
-        *strides(seq_idx, 2), *strides(before, 3), *dout.stride(), *strides(dafter, 3),
-        *dx.stride(),
-        WIDTH=width, LAG=_lag(width), SILU=silu, ALONG=_along(x), ACC=accumulator(x.dtype),
+        x, weight, None if bias is None else bias.contiguous(), seq_idx, initial, dout, dfinal, dx,
+        dinitial, sums, dim, seqlen, spans, span, *x.stride(), *weight.stride(),
+        *strides(seq_idx, 2), *strides(initial, 3), *dout.stride(), *strides(dfinal, 3),
+        *dx.stride(), WIDTH=width, LAG=_lag(width), SILU=silu,
+        TOKENS_CONTIGUOUS=_tokens_contiguous(x), ACC=accumulator(x.dtype),
     )  # fmt: skip
     return sums.sum(0)
 
 
 def _lag(width):
-    """Whole steps that hold the width - 1 tokens before one."""
+    """width - 1 rounded up to whole iterations."""
     return ROWS.value * triton.cdiv(width - 1, ROWS.value)
 
 
-def _along(x):
-    """Whether the tokens of a channel lie side by side, and the channels of a token do not."""
+def _tokens_contiguous(x):
+    """Whether the tokens of a channel are contiguous and the channels of a token are not."""
     return x.stride(2) == 1 and x.stride(1) != 1
