@@ -77,6 +77,7 @@ def chunk_state_kernel(
     # or of one packed sequence; with seq_idx that starts from token 0, as the recurrence may reach
     # back to before the sequence's first token
     block, head, subsegment, batch = program_place(HEADDIM_BLOCKS, nheads, subsegments)
+    group = head // heads_per_group
     begin = (subsegment * subsegment_len).to(tl.int32)
     end = tl.minimum(subsegment * subsegment_len + subsegment_len, seqlen).to(tl.int32)
     if cu_seqlens_ptr is not None:
@@ -86,10 +87,9 @@ def chunk_state_kernel(
             begin = tl.where(begin < end, 0, begin)
     n, in_n = channels(0, BLOCK_DSTATE, d_state)
     p, in_p = tiles_of(block * BLOCK_HEADDIM, headdim, TILE_WIDTHS)
-
     x_ptr += batch * x_batch + head * x_head
     dt_ptr += batch * dt_batch + head * dt_head
-    B_ptr += batch * B_batch + head // heads_per_group * B_group
+    B_ptr += batch * B_batch + group * B_group
     rate = tl.load(A_ptr + head * A_head).to(SUM) * LOG2_E
     dt_bias = if_given(dt_bias_ptr, head * dt_bias_head, ACC)
     seq_idx_ptr = None if seq_idx_ptr is None else seq_idx_ptr + batch * seq_idx_batch
