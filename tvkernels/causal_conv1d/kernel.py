@@ -39,9 +39,9 @@ def _load_row(ptr, t, first, stop, stride, in_dim):
 
 
 @triton.jit
-def _load_rows(ptr, t, stop, stride, in_dim, TOKENS_CONTIGUOUS: tl.constexpr, ACC: tl.constexpr):
+def _load_rows(ptr, t, stop, stride, in_dim, CHANNEL_FIRST: tl.constexpr, ACC: tl.constexpr):
     """Tokens t to t + 3 of each channel, 0 from `stop` on."""
-    if TOKENS_CONTIGUOUS:
+    if CHANNEL_FIRST:
         token = t + tl.arange(0, ROWS)
         mask = in_dim[:, None] & (token < stop)[None, :]
         tile = tl.load(ptr[:, None] + (token * stride)[None, :], mask=mask, other=0.0)
@@ -57,9 +57,9 @@ def _load_rows(ptr, t, stop, stride, in_dim, TOKENS_CONTIGUOUS: tl.constexpr, AC
 
 
 @triton.jit
-def _store_rows(ptr, rows, t, first, stop, stride, in_dim, TOKENS_CONTIGUOUS: tl.constexpr):
+def _store_rows(ptr, rows, t, first, stop, stride, in_dim, CHANNEL_FIRST: tl.constexpr):
     """Stores those of the tokens t to t + 3 that are at least `first` and before `stop`."""
-    if TOKENS_CONTIGUOUS:
+    if CHANNEL_FIRST:
         token = t + tl.arange(0, ROWS)
         mask = in_dim[:, None] & ((token >= first) & (token < stop))[None, :]
         pairs = tl.join(tl.join(rows[0], rows[2]), tl.join(rows[1], rows[3]))
@@ -161,7 +161,7 @@ FORWARD_CONFIGS = [
 ]
 
 
-@tuned(FORWARD_CONFIGS, key=["dim", "WIDTH", "TOKENS_CONTIGUOUS"])
+@tuned(FORWARD_CONFIGS, key=["dim", "WIDTH", "CHANNEL_FIRST"])
 @triton.jit(do_not_specialize=["seqlen", "spans", "seq_idx_batch"])
 def conv_forward_kernel(
     x_ptr, weight_ptr, bias_ptr, seq_idx_ptr, initial_ptr, out_ptr, final_ptr,
@@ -169,7 +169,7 @@ def conv_forward_kernel(
     x_batch: tl.int64, x_dim, x_token, weight_dim, weight_tap, seq_idx_batch, seq_idx_token,
     initial_batch, initial_dim, initial_slot, out_batch: tl.int64, out_dim, out_token,
     WIDTH: tl.constexpr, SPAN: tl.constexpr, LAG: tl.constexpr, SILU: tl.constexpr,
-    TOKENS_CONTIGUOUS: tl.constexpr, ACC: tl.constexpr, BLOCK_DIM: tl.constexpr,
+    CHANNEL_FIRST: tl.constexpr, ACC: tl.constexpr, BLOCK_DIM: tl.constexpr,
 ):  # fmt: skip
     # one program owns BLOCK_DIM channels of SPAN tokens; its neighbours own neighbouring channels
     HAS_SEQ_IDX: tl.constexpr = seq_idx_ptr is not None
@@ -193,7 +193,7 @@ def conv_forward_kernel(
     )  # fmt: skip
     for step in range(0, last - first, ROWS):
         t = first + step
-        window = window + _load_rows(x_ptr, t, last, x_token, in_dim, TOKENS_CONTIGUOUS, ACC)
+        window = window + _load_rows(x_ptr, t, last, x_token, in_dim, CHANNEL_FIRST, ACC)
         out = ()
         for r in tl.static_range(ROWS):
             ids += (_seq_idx(seq_idx_ptr, t + r, seqlen, seq_idx_token),)
@@ -203,7 +203,7 @@ def conv_forward_kernel(
             if HAS_SEQ_IDX:
                 y = tl.where(ids[LAG + r] < 0, 0.0, y)
             out += (y,)
-        _store_rows(out_ptr, out, t, first, last, out_token, in_dim, TOKENS_CONTIGUOUS)
+        _store_rows(out_ptr, out, t, first, last, out_token, in_dim, CHANNEL_FIRST)
         window, ids = window[ROWS:], ids[ROWS:]
     if final_ptr is not None:
         # only programs of the last span store final states
@@ -228,7 +228,7 @@ def conv_forward(out, final, x, weight, bias, seq_idx, initial, silu):
         x, weight, None if bias is None else bias.contiguous(), seq_idx, initial, out, final,
         dim, seqlen, spans, *x.stride(), *weight.stride(), *strides(seq_idx, 2),
         *strides(initial, 3), *out.stride(),
-        WIDTH=width, SPAN=SPAN, LAG=_lag(width), SILU=silu, TOKENS_CONTIGUOUS=_tokens_contiguous(x),
+        WIDTH=width, SPAN=SPAN, LAG=_lag(width), SILU=silu, CHANNEL_FIRST=_channel_first(x),
         ACC=accumulator(x.dtype),
     )  # fmt: skip
 
@@ -288,7 +288,7 @@ BACKWARD_CONFIGS = [
 ]
 
 
-@tuned(BACKWARD_CONFIGS, key=["dim", "WIDTH", "TOKENS_CONTIGUOUS"])
+@tuned(BACKWARD_CONFIGS, key=["dim", "WIDTH", "CHANNEL_FIRST"])
 @triton.jit(do_not_specialize=["seqlen", "spans", "span", "seq_idx_batch"])
 def conv_backward_kernel(
     x_ptr, weight_ptr, bias_ptr, seq_idx_ptr, initial_ptr, dout_ptr, dfinal_ptr, dx_ptr,
@@ -296,7 +296,7 @@ def conv_backward_kernel(
     weight_dim, weight_tap, seq_idx_batch, seq_idx_token, initial_batch, initial_dim, initial_slot,
     dout_batch: tl.int64, dout_dim, dout_token, dfinal_batch, dfinal_dim, dfinal_slot,
     dx_batch: tl.int64, dx_dim, dx_token, WIDTH: tl.constexpr, LAG: tl.constexpr,
-    SILU: tl.constexpr, TOKENS_CONTIGUOUS: tl.constexpr, ACC: tl.constexpr, BLOCK_DIM: tl.constexpr,
+    SILU: tl.constexpr, CHANNEL_FIRST: tl.constexpr, ACC: tl.constexpr, BLOCK_DIM: tl.constexpr,
 ):  # fmt: skip
     # one program owns BLOCK_DIM channels of `span` tokens, and their partial dweight and dbias
     HAS_SEQ_IDX: tl.constexpr = seq_idx_ptr is not None
@@ -326,8 +326,8 @@ def conv_backward_kernel(
     dbias = tl.zeros((BLOCK_DIM,), ACC)
     for step in range(0, last - first + LAG, ROWS):
         t = first + step
-        window = window + _load_rows(x_ptr, t, seqlen, x_token, in_dim, TOKENS_CONTIGUOUS, ACC)
-        dout = _load_rows(dout_ptr, t, seqlen, dout_token, in_dim, TOKENS_CONTIGUOUS, ACC)
+        window = window + _load_rows(x_ptr, t, seqlen, x_token, in_dim, CHANNEL_FIRST, ACC)
+        dout = _load_rows(dout_ptr, t, seqlen, dout_token, in_dim, CHANNEL_FIRST, ACC)
         for r in tl.static_range(ROWS):
             ids += (_seq_idx(seq_idx_ptr, t + r, seqlen, seq_idx_token),)
             dy = _d_sum_of_taps(dout[r], window, ids, taps, bias, LAG + r, SILU, HAS_SEQ_IDX)
@@ -343,7 +343,7 @@ def conv_backward_kernel(
                 dfinal_ptr, dinitial_ptr, dfinal_slot, in_dim, WIDTH,
             )  # fmt: skip
             dx += (v,)
-        _store_rows(dx_ptr, dx, t - LAG, first, last, dx_token, in_dim, TOKENS_CONTIGUOUS)
+        _store_rows(dx_ptr, dx, t - LAG, first, last, dx_token, in_dim, CHANNEL_FIRST)
         window, ids, dys = window[ROWS:], ids[ROWS:], dys[ROWS:]
 
     if bias_ptr is not None:
@@ -372,7 +372,7 @@ def conv_backward(dx, dinitial, dout, dfinal, x, weight, bias, seq_idx, initial,
         dinitial, sums, dim, seqlen, spans, span, *x.stride(), *weight.stride(),
         *strides(seq_idx, 2), *strides(initial, 3), *dout.stride(), *strides(dfinal, 3),
         *dx.stride(), WIDTH=width, LAG=_lag(width), SILU=silu,
-        TOKENS_CONTIGUOUS=_tokens_contiguous(x), ACC=accumulator(x.dtype),
+        CHANNEL_FIRST=_channel_first(x), ACC=accumulator(x.dtype),
     )  # fmt: skip
     return sums.sum(0)
 
@@ -382,6 +382,6 @@ def _lag(width):
     return ROWS.value * triton.cdiv(width - 1, ROWS.value)
 
 
-def _tokens_contiguous(x):
-    """Whether the tokens of a channel are contiguous and the channels of a token are not."""
+def _channel_first(x):
+    """Whether the tokens of a channel are contiguous, and the channels of a token are not."""
     return x.stride(2) == 1 and x.stride(1) != 1
