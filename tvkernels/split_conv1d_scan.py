@@ -46,10 +46,10 @@ def mamba_split_conv1d_scan_combined(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Everything of a Mamba-2 mixer between its input projection and its output.
 
-    zxbcdt = [gate, up | z | x, B, C | dt], with dim = nheads * headdim columns for z and for x
-    x, B, C = act(conv1d(x, B, C));    y = scan(x, softplus(dt + dt_bias), A, B, C, D)
-    y = rmsnorm(y, z)  or, without rmsnorm_weight,  y * silu(z)
-    out = [silu(gate) * up, y] @ outproj_weight^T + outproj_bias
+        zxbcdt = [gate, up | z | x, B, C | dt], with dim = nheads * headdim columns for z and for x
+        x, B, C = act(conv1d(x, B, C));    y = scan(x, softplus(dt + dt_bias), A, B, C, D)
+        y = rmsnorm(y, z)  or, without rmsnorm_weight,  y * silu(z)
+        out = [silu(gate) * up, y] @ outproj_weight^T + outproj_bias
 
     Args:
         zxbcdt: (batch, seqlen, 2 * d_mlp + 2 * dim + 2 * ngroups * d_state + nheads); d_state

@@ -49,8 +49,10 @@ def mamba2_decode_step(
     """The next token of each sequence; writes it into conv_state and ssm_state.
 
     `causal_conv1d_update` with cache_seqlens, then `selective_state_update` with z, in one launch:
-    x, B, C = act(conv(x, B, C));  dt = clamp(softplus(dt + dt_bias), dt_limit);  A = -exp(A_log);
-    state = exp(dt * A) * state + dt * x (x) B;  y = (state . C + D * x) * silu(z).
+
+        x, B, C = act(conv(x, B, C));  dt = clamp(softplus(dt + dt_bias), dt_limit)
+        A = -exp(A_log);  state = exp(dt * A) * state + dt * x (x) B
+        y = (state . C + D * x) * silu(z)
 
     The gate comes before a norm that may follow (norm_before_gate=False): call `rmsnorm_fn` on y
     without z.

@@ -30,8 +30,8 @@ def rmsnorm_fn(
 ) -> Tensor:
     """Root-mean-square norm over groups of channels, gated by silu(z).
 
-    norm_before_gate: out = (x / rms(x) * weight + bias) * silu(z)
-    otherwise:        out = g / rms(g) * weight + bias, with g = x * silu(z)
+        norm_before_gate: out = (x / rms(x) * weight + bias) * silu(z)
+        otherwise:        out = g / rms(g) * weight + bias, with g = x * silu(z)
 
     Args:
         x: (..., dim), any strides.

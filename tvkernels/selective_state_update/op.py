@@ -44,7 +44,8 @@ def selective_state_update(
 ) -> Tensor:
     """One token's step of the selective state space; writes the new state into `state`.
 
-    state = exp(dt * A) * state + dt * x (x) B;  out = (state . C + D * x) * silu(z),
+        state = exp(dt * A) * state + dt * x (x) B;  out = (state . C + D * x) * silu(z)
+
     with dt = softplus(dt + dt_bias) if dt_softplus (linear above 20), else dt + dt_bias.
 
     Args:

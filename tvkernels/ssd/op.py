@@ -51,8 +51,8 @@ def mamba_chunk_scan_combined(
 ) -> Tensor | tuple[Tensor, ...]:
     """The Mamba-2 scan of whole sequences.
 
-    delta_t = clamp(softplus(dt_t + dt_bias), *dt_limit)
-    S_t = exp(delta_t A) S_{t-1} + delta_t x_t B_t^T,    out_t = (S_t C_t + D x_t) * silu(z_t)
+        delta_t = clamp(softplus(dt_t + dt_bias), *dt_limit)
+        S_t = exp(delta_t A) S_{t-1} + delta_t x_t B_t^T,    out_t = (S_t C_t + D x_t) * silu(z_t)
 
     per head; head h reads B and C of group h // (nheads / ngroups). softplus only if dt_softplus.
 
