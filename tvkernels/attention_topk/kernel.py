@@ -1,4 +1,4 @@
-"""Triton engine of token selection: scores (scores_kernel.py), then the ordered top-k of a span."""
+"""Triton kernels of token selection: scores (scores_kernel.py), then top-k (select_kernel.py)."""
 
 import torch
 
@@ -24,7 +24,7 @@ def select_by_hidden(q, hidden, weight, norm, eps, cos, sin, keep, span, scale, 
 
 
 def _selected(q, keep, span, scores_of):
-    """Kept, dropped and scores; of nothing, nothing is launched."""
+    """Kept, dropped and scores. An empty batch or span launches nothing."""
     batch, length = len(q), span[1]
     if batch * length:
         scores = scores_of()

@@ -1,26 +1,25 @@
-"""Triton engine of the scores: from query rows and keys to the attention that each token receives.
+"""Triton kernels of the scores: from query rows and keys to the attention that each token receives.
 
-Shapes: a sequence is one of a batch, or a stretch of packed tokens whose ends lie on the device
-(cu). Query rows are (terms, batch, nkvheads, n_rows, width): width is headdim, or d_model where the
-key projection is folded into them; two terms of 16 bit, a value and what its rounding lost, add up
-to a row of more than 16. Logits are base 2, (batch * nkvheads * n_rows, seqlen in whole tiles), in
-float32 (float64 for float64), as are all sums.
+Shapes: a sequence is a batch row, or a range of packed tokens whose offsets lie on the device (cu).
+Query rows are (terms, batch, nkvheads, n_rows, width). The width is headdim, or d_model where the
+key projection is folded into the rows. A row has two 16 bit terms, a value and its rounding error,
+where 16 bit alone would lose accuracy. Logits are base 2, (batch * nkvheads * n_rows, seqlen in
+whole tiles), in float32 (float64 for float64), as are all sums.
 
-Every token's dot product is summed in the same order wherever the token stands, so that equal keys
-get equal logits, bit for bit, and tie.
+The dot product of every token is summed in the same order wherever the token stands, so that equal
+keys get bitwise equal logits, and tie.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from tvkernels.core.tl import accumulator, strides
+from tvkernels.core.tl import LOG2_E, accumulator, dot, dot_dtype, strides
 from tvkernels.core.tune import tuned
 
-LOG2_E = 1.4426950408889634
-# tokens of a program: each leaves one maximum and one sum per query row behind
+# tokens of a program, which stores one maximum and one sum per query row
 TILE = 128
-# query rows of a program at most; channels of a program of the fold
+# most query rows of a program; channels of a program of the fold
 MOST_ROWS, WIDE = 64, 64
 # query rows that a program averages at a time
 MEAN_ROWS = 16
@@ -32,7 +31,7 @@ def _sequence(cu_ptr, total):
     if cu_ptr is None:
         first, seqlen = 0, total
     else:
-        # whatever the offsets hold, nothing beyond the packed tokens is read
+        # offsets on a device are not checked: clamp them, so that nothing beyond is read
         first = tl.minimum(tl.maximum(tl.load(cu_ptr).to(tl.int64), 0), total)
         seqlen = tl.minimum(tl.load(cu_ptr + 1).to(tl.int64), total) - first
     return first, seqlen
@@ -41,9 +40,9 @@ def _sequence(cu_ptr, total):
 @triton.jit
 def fold_kernel(
     q_ptr, w_ptr, norm_ptr, rows_ptr, n_rows, d_model,
-    q_batch, q_head, q_row, q_col, w_row, w_col, norm_col, rows_term,
-    HEADDIM: tl.constexpr, QUERIES: tl.constexpr, TERMS: tl.constexpr, DOT: tl.constexpr,
-    ACC: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+    q_batch, q_head, q_row, q_channel, w_row, w_column, norm_channel, rows_term,
+    HEADDIM: tl.constexpr, QUERIES: tl.constexpr, TERMS: tl.constexpr,
+    DOT_DTYPE: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     # one program owns WIDE channels of QUERIES folded rows of one key head of one sequence
     blocks = tl.cdiv(n_rows, QUERIES)
@@ -51,7 +50,7 @@ def fold_kernel(
     heads = tl.num_programs(1) // blocks
     batch = tl.program_id(2).to(tl.int64)
     row = (tl.program_id(1) % blocks * QUERIES + tl.arange(0, QUERIES)).to(tl.int64)[None, :]
-    # channels are the rows of the product, which matrix instructions want many of
+    # channels are the rows of the product: matrix instructions need 64, and queries are few
     col = (tl.program_id(0) * WIDE + tl.arange(0, WIDE)).to(tl.int64)[:, None]
     live, inside = row < n_rows, col < d_model
     q_ptr += batch * q_batch + head * q_head + row * q_row
@@ -59,14 +58,14 @@ def fold_kernel(
     for start in range(0, HEADDIM, BLOCK):
         inner = (start + tl.arange(0, BLOCK)).to(tl.int64)
         known = inner < HEADDIM
-        q = tl.load(q_ptr + inner[:, None] * q_col, mask=known[:, None] & live, other=0.0)
+        q = tl.load(q_ptr + inner[:, None] * q_channel, mask=known[:, None] & live, other=0.0)
         w = tl.load(
-            w_ptr + (head * HEADDIM + inner)[None, :] * w_row + col * w_col,
+            w_ptr + (head * HEADDIM + inner)[None, :] * w_row + col * w_column,
             mask=known[None, :] & inside, other=0.0,
         )  # fmt: skip
-        acc = tl.dot(w.to(DOT), q.to(DOT), acc, input_precision="ieee", out_dtype=ACC)
+        acc = dot(w.to(DOT_DTYPE), q.to(DOT_DTYPE), acc, "ieee")
     if norm_ptr is not None:
-        acc *= tl.load(norm_ptr + col * norm_col, mask=inside, other=0.0).to(ACC)
+        acc *= tl.load(norm_ptr + col * norm_channel, mask=inside, other=0.0).to(ACC)
     at = rows_ptr + ((batch * heads + head) * n_rows + row) * d_model + col
     for term in tl.static_range(TERMS):
         value = acc.to(rows_ptr.dtype.element_ty)
@@ -78,14 +77,14 @@ def fold_kernel(
 def _store_logits(
     logits_ptr, max_ptr, sum_ptr, logits, row, token, known, live, tiles, tile, TILE: tl.constexpr
 ):
-    """A tile (TILE, QUERIES) of logits, and each row's maximum and sum of powers above it.
+    """Store a tile (TILE, QUERIES) of logits, and each row's maximum and sum of exp2(logit - max).
 
-    row is (1, QUERIES), token and known (is it one of the sequence) are (TILE, 1).
+    row is (1, QUERIES); token and known (whether it belongs to the sequence) are (TILE, 1).
     """
     tl.store(logits_ptr + row * tiles * TILE + token, logits, mask=known & live)
     logits = tl.where(known, logits, float("-inf"))
     most = tl.max(logits, 0)[None, :]
-    # where all are -inf the sum is 0, not NaN
+    # if all logits are -inf, subtract 0: the sum is 0, not NaN
     above = tl.exp2(logits - tl.where(most == float("-inf"), 0.0, most))
     tl.store(max_ptr + row * tiles + tile, most, mask=live)
     tl.store(sum_ptr + row * tiles + tile, tl.sum(above, 0)[None, :], mask=live)
@@ -98,7 +97,7 @@ def _configs(*block_warps_stages):
     ]
 
 
-# BLOCK: channels of a step in 16 bit, fewer where they are wider. What limits is memory
+# BLOCK: channels of a step in 16 bit, fewer where they are wider. The kernel is bound by memory
 LOGITS_CONFIGS = {
     "default": _configs((64, 8, 3), (64, 8, 4), (64, 4, 3)),
     "sm_120": _configs((64, 8, 2), (32, 8, 3)),
@@ -111,12 +110,12 @@ LOGITS_CONFIGS = {
 def logits_kernel(
     rows_ptr, x_ptr, logits_ptr, max_ptr, sum_ptr, cu_ptr, total, tiles, heads, n_rows,
     factor, eps,
-    rows_term, rows_batch, rows_head, rows_row, rows_col, x_batch, x_token, x_head, x_col,
+    rows_term, rows_batch, rows_head, rows_row, rows_channel, x_batch, x_token, x_head, x_channel,
     WIDTH: tl.constexpr, QUERIES: tl.constexpr, TERMS: tl.constexpr, NORM: tl.constexpr,
     ACC: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     # one program owns the logits of QUERIES query rows of one key head for TILE tokens of a
-    # sequence; those that read the same tokens are neighbours
+    # sequence; programs that read the same tokens are neighbours
     blocks = tl.cdiv(n_rows, QUERIES)
     head = (tl.program_id(0) // blocks % heads).to(tl.int64)
     tile = tl.program_id(0) // (blocks * heads)
@@ -133,13 +132,13 @@ def logits_kernel(
     for start in range(0, WIDTH, STEP):
         col = (start + tl.arange(0, STEP)).to(tl.int64)
         inside = col < WIDTH
-        x = tl.load(x_ptr + col[None, :] * x_col, mask=known & inside[None, :], other=0.0)
+        x = tl.load(x_ptr + col[None, :] * x_channel, mask=known & inside[None, :], other=0.0)
         for term in tl.static_range(TERMS):
             rows = tl.load(
-                rows_ptr + term * rows_term + col[:, None] * rows_col,
+                rows_ptr + term * rows_term + col[:, None] * rows_channel,
                 mask=inside[:, None] & live, other=0.0,
             )  # fmt: skip
-            acc = tl.dot(x, rows, acc, input_precision="ieee", out_dtype=ACC)
+            acc = dot(x, rows, acc, "ieee")
         if NORM:
             squares += tl.sum(x.to(ACC) * x.to(ACC), 1)
     if NORM:
@@ -150,7 +149,7 @@ def logits_kernel(
     )
 
 
-# the projection multiplies as a product of matrices does
+# the projection makes this a matrix product, bound by arithmetic
 ROTATED_CONFIGS = {
     "default": _configs((64, 8, 3), (32, 8, 4)),
     "sm_120": _configs((32, 8, 3)),
@@ -163,20 +162,20 @@ ROTATED_CONFIGS = {
 def rotated_logits_kernel(
     q_ptr, x_ptr, w_ptr, cos_ptr, sin_ptr, logits_ptr, max_ptr, sum_ptr, cu_ptr, total, tiles,
     heads, n_rows, factor, eps,
-    q_batch, q_head, q_row, q_col, x_batch, x_token, x_col, w_term, w_row, w_col,
-    cos_token, cos_col, sin_token, sin_col,
+    q_batch, q_head, q_row, q_channel, x_batch, x_token, x_channel, w_term, w_row, w_column,
+    cos_token, cos_channel, sin_token, sin_channel,
     WIDTH: tl.constexpr, HEADDIM: tl.constexpr, HALF: tl.constexpr, TERMS: tl.constexpr,
     NORM: tl.constexpr, ACC: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     # one program owns the keys of one head for TILE tokens, and their logits with all its query
-    # rows; heads that read the same tokens are neighbours
+    # rows; programs of heads that read the same tokens are neighbours
     head = (tl.program_id(0) % heads).to(tl.int64)
     tile = tl.program_id(0) // heads
     batch = tl.program_id(1).to(tl.int64)
     first, seqlen = _sequence(cu_ptr, total)
     token = tile.to(tl.int64) * TILE + tl.arange(0, TILE)[:, None]
     known = token < seqlen
-    # a column of the first half of a key turns together with one of the second
+    # rope rotates a channel of a key's first half together with one of its second half
     half = tl.arange(0, HALF).to(tl.int64)[None, :]
     inner, second = half < HEADDIM // 2, HEADDIM // 2
     x_ptr += batch * x_batch + (first + token) * x_token
@@ -187,33 +186,33 @@ def rotated_logits_kernel(
     for start in range(0, WIDTH, STEP):
         col = (start + tl.arange(0, STEP)).to(tl.int64)
         inside = col < WIDTH
-        x = tl.load(x_ptr + col[None, :] * x_col, mask=known & inside[None, :], other=0.0)
+        x = tl.load(x_ptr + col[None, :] * x_channel, mask=known & inside[None, :], other=0.0)
         for term in tl.static_range(TERMS):
-            w = w_ptr + term * w_term + col[:, None] * w_col
+            w = w_ptr + term * w_term + col[:, None] * w_column
             mask = inside[:, None] & inner
             upper = tl.load(w, mask=mask, other=0.0)
             lower = tl.load(w + second * w_row, mask=mask, other=0.0)
-            low = tl.dot(x, upper, low, input_precision="ieee", out_dtype=ACC)
-            high = tl.dot(x, lower, high, input_precision="ieee", out_dtype=ACC)
+            low = dot(x, upper, low, "ieee")
+            high = dot(x, lower, high, "ieee")
         if NORM:
             squares += tl.sum(x.to(ACC) * x.to(ACC), 1)
     if NORM:
         scale = tl.rsqrt(squares / WIDTH + eps)[:, None]
         low, high = low * scale, high * scale
-    cos_ptr += (first + token) * cos_token + half * cos_col
-    sin_ptr += (first + token) * sin_token + half * sin_col
+    cos_ptr += (first + token) * cos_token + half * cos_channel
+    sin_ptr += (first + token) * sin_token + half * sin_channel
     mask = known & inner
     cos = tl.load(cos_ptr, mask=mask, other=0.0).to(ACC)
     sin = tl.load(sin_ptr, mask=mask, other=0.0).to(ACC)
     turned = low * cos - high * sin
-    cos = tl.load(cos_ptr + second * cos_col, mask=mask, other=0.0).to(ACC)
-    sin = tl.load(sin_ptr + second * sin_col, mask=mask, other=0.0).to(ACC)
+    cos = tl.load(cos_ptr + second * cos_channel, mask=mask, other=0.0).to(ACC)
+    sin = tl.load(sin_ptr + second * sin_channel, mask=mask, other=0.0).to(ACC)
     high = high * cos + low * sin
-    q_ptr += batch * q_batch + head * q_head + half * q_col
+    q_ptr += batch * q_batch + head * q_head + half * q_channel
     row = tl.zeros((1, 1), tl.int64) + (batch * heads + head) * n_rows
     for _ in range(n_rows):
         upper = tl.load(q_ptr, mask=inner, other=0.0).to(ACC)
-        lower = tl.load(q_ptr + second * q_col, mask=inner, other=0.0).to(ACC)
+        lower = tl.load(q_ptr + second * q_channel, mask=inner, other=0.0).to(ACC)
         logits = tl.sum(turned * upper + high * lower, 1)[:, None] * factor
         _store_logits(
             logits_ptr, max_ptr, sum_ptr, logits, row, token, known, row >= 0, tiles, tile, TILE
@@ -224,7 +223,7 @@ def rotated_logits_kernel(
 
 @triton.jit(do_not_specialize=["tiles"])
 def totals_kernel(max_ptr, sum_ptr, totals_ptr, tiles, ACC: tl.constexpr, BLOCK: tl.constexpr):
-    # one program owns one query row: its largest logit, and one over its sum of powers
+    # one program owns one query row: its largest logit, and 1 / (sum of its powers)
     at = tl.program_id(0).to(tl.int64) * tiles
     most = tl.full((BLOCK,), float("-inf"), ACC)
     for start in range(0, tiles, BLOCK):
@@ -273,7 +272,7 @@ def scores_of_keys(q, k, span, scale, cu):
 
 
 def scores_of_hidden(q, hidden, weight, norm, eps, span, scale, cu):
-    """The same of hidden (batch, seqlen, d_model), its projection folded into the query rows."""
+    """Scores of hidden (batch, seqlen, d_model), with the projection folded into the query rows."""
     headdim, d_model = q.shape[-1], hidden.shape[2]
     heads = weight.shape[0] // headdim
     q = _grouped(q, heads)
@@ -281,19 +280,18 @@ def scores_of_hidden(q, hidden, weight, norm, eps, span, scale, cu):
     terms = 2 if hidden.dtype.itemsize == 2 else 1
     rows = hidden.new_empty(terms, batch, 1, heads * n_rows, d_model)
     acc, block = accumulator(hidden.dtype), _block(n_rows)
-    exact = q.dtype == weight.dtype and terms == 2
     grid = (triton.cdiv(d_model, WIDE), heads * triton.cdiv(n_rows, block), batch)
     fold_kernel[grid](
         q, weight, norm, rows, n_rows, d_model,
         *q.stride(), *weight.stride(), *strides(norm, 1), rows.stride(0),
-        HEADDIM=headdim, QUERIES=block, TERMS=terms, DOT=_DTYPES[q.dtype] if exact else acc,
+        HEADDIM=headdim, QUERIES=block, TERMS=terms, DOT_DTYPE=dot_dtype(q.dtype, weight.dtype),
         ACC=acc, BLOCK=_block(headdim), WIDE=WIDE, num_warps=4,
     )  # fmt: skip
     return _scores(rows, hidden[:, :, None], span, scale, cu, None if norm is None else eps)
 
 
 def scores_of_rotated(q, hidden, weight, norm, eps, cos, sin, span, scale, cu):
-    """The same with keys that are turned: projected and turned tile by tile, and never stored."""
+    """Scores of keys with rope: projected and rotated tile by tile, and never stored."""
     headdim, (batch, total, width) = q.shape[-1], hidden.shape
     heads = weight.shape[0] // headdim
     q = _grouped(q, heads)
@@ -302,7 +300,7 @@ def scores_of_rotated(q, hidden, weight, norm, eps, cos, sin, span, scale, cu):
     tiles = most.shape[1]
     rotated_logits_kernel[(tiles * heads, batch)](
         q, hidden, weight, cos, sin, logits, most, sums, cu, total, tiles, heads, q.shape[2],
-        scale * LOG2_E, eps, *q.stride(), *hidden.stride(), *weight.stride(), *cos.stride(),
+        scale * LOG2_E.value, eps, *q.stride(), *hidden.stride(), *weight.stride(), *cos.stride(),
         *sin.stride(),
         WIDTH=width, HEADDIM=headdim, HALF=max(16, triton.next_power_of_2(headdim // 2)),
         TERMS=len(weight), NORM=norm is not None, ACC=acc, TILE=TILE,
@@ -311,13 +309,13 @@ def scores_of_rotated(q, hidden, weight, norm, eps, cos, sin, span, scale, cu):
 
 
 def _scores(rows, x, span, scale, cu, eps=None):
-    """rows (terms, batch, nkvheads, n_rows, width), x (batch, seqlen, nkvheads, width); `eps` norms
-    x."""
+    """Scores of rows (terms, batch, nkvheads, n_rows, width) and x (batch, seqlen, nkvheads,
+    width), which is normed where `eps` is given."""
     terms, batch, heads, n_rows, width = rows.shape
     logits, most, sums = _workspace(x, batch * heads * n_rows)
     tiles, block = most.shape[1], _block(n_rows)
     logits_kernel[(tiles * heads * triton.cdiv(n_rows, block), batch)](
-        rows, x, logits, most, sums, cu, x.shape[1], tiles, heads, n_rows, scale * LOG2_E,
+        rows, x, logits, most, sums, cu, x.shape[1], tiles, heads, n_rows, scale * LOG2_E.value,
         eps or 0.0, *rows.stride(), *x.stride(),
         WIDTH=width, QUERIES=block, TERMS=terms, NORM=eps is not None, ACC=accumulator(x.dtype),
         TILE=TILE,
@@ -326,7 +324,7 @@ def _scores(rows, x, span, scale, cu, eps=None):
 
 
 def _mean(logits, most, sums, batch, span):
-    """Softmax over the sequence, mean over a sequence's rows, of the span alone."""
+    """Softmax over the whole sequence, then the mean over its rows, for the tokens of the span."""
     acc, (start, length) = accumulator(logits.dtype), span
     rows, tiles = most.shape
     totals = logits.new_empty(rows, 2)
@@ -340,7 +338,7 @@ def _mean(logits, most, sums, batch, span):
 
 
 def _workspace(x, rows):
-    """Logits, in whole tiles, and what each tile leaves of each row."""
+    """Logits, in whole tiles, and the maximum and sum of each row in each tile."""
     wide, tiles = torch.promote_types(x.dtype, torch.float32), triton.cdiv(x.shape[1], TILE)
     sizes = ((rows, tiles * TILE), (rows, tiles), (rows, tiles))
     return [torch.empty(size, dtype=wide, device=x.device) for size in sizes]
@@ -353,7 +351,7 @@ def _grouped(q, nkvheads):
 
 
 def _terms(weight, norm, dtype):
-    """(terms, rows, d_model) of `dtype` whose sum is weight * norm: one where it is exact."""
+    """(terms, rows, d_model) of `dtype` whose sum is weight * norm: one term where it is exact."""
     if norm is None and weight.dtype == dtype:
         return weight[None]
     left = weight.to(torch.promote_types(dtype, torch.float32), copy=True)
@@ -370,6 +368,3 @@ def _terms(weight, norm, dtype):
 
 def _block(size):
     return min(MOST_ROWS, max(16, triton.next_power_of_2(size)))
-
-
-_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}

@@ -1,10 +1,10 @@
-"""Triton engine of the ordered top-k: the threshold by radix, digit by digit, then a compaction.
+"""Triton kernels of the ordered top-k: a radix search for the threshold, then a compaction.
 
-Scores are no negative numbers, so their bits order as they do; NaN stands above all, one NaN as
-good as another. A pass over the keys counts, part by part, how often each value of the next digit
-(8 bits) stands behind the digits known so far; the pass behind it adds the parts up, in integers,
-and finds the digit of the keep-th highest key. The last pass writes who lies above the threshold,
-and of those on it the first, in order. Nothing is sorted, and no program waits for another.
+Scores are not negative, so their bits order as they do; every NaN is the same, highest key. A pass
+counts in each part of the keys how often each value of the next digit (8 bits) follows the digits
+found so far; the next pass adds up the parts' counts, as integers, and finds that digit of the
+keep-th highest key. The last pass writes the indices of the keys above the threshold and of its
+first ties, in order. Nothing is sorted, and no program waits for another.
 """
 
 import torch
@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 
 BINS = tl.constexpr(256)
-# counts of parts added up at a time
+# parts whose counts are added up at a time
 TOGETHER = tl.constexpr(16)
-# keys of a step of a program, and parts of a sequence at most
+# keys of one step of a program; most parts of a sequence
 BLOCK, MOST_PARTS = 2048, 128
 
 
@@ -40,12 +40,12 @@ def _counts(counts_ptr, first, parts):
 
 @triton.jit
 def _next_digit(counts_ptr, parts, left):
-    """The digit of the left-th highest of the counted keys, and its place among those with it."""
+    """Digit of the left-th highest of the counted keys, and its rank among the keys with it."""
     total = tl.zeros((BINS,), tl.int32)
     for first in range(0, parts, TOGETHER):
         total += tl.sum(_counts(counts_ptr, first, parts), 0)
     at_least = tl.sum(total, 0) - tl.cumsum(total, 0) + total
-    # of none to keep the threshold is the highest key, and none of its equals is taken
+    # keep == 0: use the highest key as threshold and take none of its ties
     digit = tl.sum((at_least >= tl.maximum(left, 1)).to(tl.int32), 0) - 1
     above = tl.sum(tl.where(tl.arange(0, BINS) > digit, total, 0), 0)
     return digit, left - above
@@ -53,7 +53,7 @@ def _next_digit(counts_ptr, parts, left):
 
 @triton.jit
 def _found(state_ptr, counts_ptr, batch, parts, LEVEL: tl.constexpr, LEVELS: tl.constexpr):
-    """The threshold's digits up to that of LEVEL, and its place among the keys that begin so."""
+    """The threshold's digits up to that of LEVEL, and its rank among the keys with this prefix."""
     state_ptr += (batch * LEVELS + LEVEL) * 2
     counts_ptr += (LEVEL * tl.num_programs(1) + batch) * parts * BINS
     digit, left = _next_digit(counts_ptr, parts, tl.load(state_ptr + 1))
@@ -65,8 +65,8 @@ def digits_kernel(
     scores_ptr, state_ptr, counts_ptr, above_ptr, length, keep, each, parts,
     LEVEL: tl.constexpr, LEVELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    # one program owns one part of a sequence's keys, and counts the digits of LEVEL of those that
-    # begin as the threshold does
+    # one program owns one part of a sequence's keys, and counts the digits of LEVEL of the keys
+    # that share the threshold's prefix
     part, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     SHIFT: tl.constexpr = 8 * (LEVELS - LEVEL - 1)
     if LEVEL == 0:
@@ -106,7 +106,7 @@ def ranks_kernel(
     counts_ptr += ((LEVELS - 1) * tl.num_programs(1) + batch) * parts * BINS
     digit = (threshold & 255).to(tl.int32)
     bins = tl.arange(0, BINS)[None, :]
-    # of the parts in front: keys above the threshold, and on it
+    # keys of earlier parts that are above the threshold, and that equal it
     above, equal = 0, 0
     for first in range(0, part, TOGETHER):
         before = first + tl.arange(0, TOGETHER)
@@ -123,7 +123,7 @@ def ranks_kernel(
         key = _keys(scores_ptr, at, live)
         on = (live & (key == threshold.to(key.dtype))).to(tl.int32)
         higher = (live & (key > threshold.to(key.dtype))).to(tl.int32)
-        # equals are taken from the front until `left` are
+        # take ties from the front until `left` of them are taken
         taken = higher + tl.where(equal + tl.cumsum(on, 0) <= left, on, 0)
         rank = above + tl.minimum(equal, left) + tl.cumsum(taken, 0) - taken
         tl.store(kept_ptr + rank, at.to(tl.int64), mask=taken > 0)

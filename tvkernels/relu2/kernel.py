@@ -1,7 +1,7 @@
-"""Triton engine of relu(x)^2: each element is read once and written once.
+"""Triton kernels of relu(x)^2: each element is read once and written once.
 
-Shapes: rows x cols, the longest runs of memory that all tensors of a call have in common, in the
-order in which its result lies in memory: a dense tensor is one row, a slice of a wider one many.
+Shapes: (rows, cols), where a row is the longest run that is contiguous in all tensors of a call, in
+the memory order of its result. A dense tensor is one row, a slice of a wider tensor many.
 """
 
 import torch
@@ -11,7 +11,7 @@ import triton.language as tl
 from tvkernels.core.tl import accumulator
 from tvkernels.core.tune import tuned
 
-# columns of a program at most
+# most columns of a program
 WIDEST = 8192
 
 
@@ -19,7 +19,7 @@ def _configs(*tiles_and_warps):
     return [triton.Config({"TILE": tile}, num_warps=warps) for tile, warps in tiles_and_warps]
 
 
-# TILE: elements that a program holds. A warp of gfx942 is 64 lanes: half as many hold a tile
+# TILE: elements of a program. A warp of gfx942 has 64 lanes, so half as many warps hold a tile
 CONFIGS = {
     "default": _configs((2048, 4), (1024, 4), (4096, 8), (8192, 8)),
     "gfx942": _configs((2048, 2), (1024, 2), (4096, 4), (8192, 4)),
@@ -28,7 +28,7 @@ CONFIGS = {
 
 @triton.jit
 def _tile(rows, cols, WIDTH: tl.constexpr, TILE: tl.constexpr):
-    """Row (ROWS, 1) and column (1, COLS) of this program's elements, and which there are."""
+    """Row (ROWS, 1) and column (1, COLS) of this program's elements, and which of them exist."""
     COLS: tl.constexpr = min(WIDTH, TILE)
     ROWS: tl.constexpr = TILE // COLS
     across = tl.cdiv(cols, COLS)
@@ -46,7 +46,7 @@ def relu2_forward_kernel(
     # one program owns TILE neighbouring elements of the result
     row, col, mask = _tile(rows, cols, WIDTH, TILE)
     x = tl.load(x_ptr + row * x_row + col * x_col, mask=mask, other=0.0).to(ACC)
-    # compared so that NaN stays NaN
+    # x <= 0 is false for NaN, so NaN stays NaN
     y = tl.where(x <= 0, 0.0, x * x)
     tl.store(y_ptr + row * cols + col, y.to(y_ptr.dtype.element_ty), mask=mask)
 
@@ -86,7 +86,7 @@ def relu2_backward(dy, x):
 
 
 def _plan(out, *tensors):
-    """The tensors as rows, how wide a program may be, and the grid."""
+    """The tensors as rows, the most columns of a program, and the grid."""
     views = _as_rows(out, *tensors)
     rows, cols = views[0].shape
     width = min(WIDEST, triton.next_power_of_2(cols))
@@ -99,15 +99,15 @@ def _plan(out, *tensors):
 
 
 def _as_rows(out, *tensors):
-    """Views (rows, cols) of the tensors, in which `out`, which is dense, is contiguous.
+    """Views (rows, cols) of the tensors, in which the dense `out` is contiguous.
 
-    Dimensions that no single stride joins into rows are copied.
+    A tensor whose dimensions no single stride joins into rows is copied.
     """
     out, *views = (t.squeeze() for t in (out, *tensors))
     order = sorted(range(out.ndim), key=out.stride, reverse=True)
     views = [t.permute(order) for t in views]
     shape = views[0].shape
-    # a row begins anew where a stride does not lead from the end of a run to the next
+    # a new row begins where a dimension does not continue the run of the one after it
     breaks = (
         i for t in views for i in range(1, t.ndim) if t.stride(i - 1) != t.stride(i) * shape[i]
     )

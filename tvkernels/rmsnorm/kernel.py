@@ -1,9 +1,10 @@
-"""Triton engine of the norms: one pass over memory each way, everything else in registers.
+"""Triton kernels of the norms: one pass over memory each way, everything else in registers.
 
-Shapes: rows of `dim` = groups x SIZE channels, found as (outer, inner, dim) by any strides. A group
-is held as two tiles side by side, MAIN = the largest power of two below SIZE and TAIL = the rest
-rounded up to one (1280 = 1024 + 256, 4480 = 4096 + 512), so few lanes are idle. Sums are float32
-(float64 for float64). Nothing is saved for the backward: it holds a row anyway, and norms it again.
+Shapes: rows of `dim` = groups x SIZE channels, as (outer, inner, dim) with any strides. A group is
+held as two tiles, MAIN = the largest power of two below SIZE and TAIL = the rest rounded up to a
+power of two (1280 = 1024 + 256, 4480 = 4096 + 512), so that few lanes are idle. Sums are float32
+(float64 for float64). The forward saves no statistics: the backward holds a row anyway and
+recomputes them.
 """
 
 import torch
@@ -13,19 +14,19 @@ import triton.language as tl
 from tvkernels.core.tl import accumulator, silu, silu_slope, strides
 from tvkernels.core.tune import tuned
 
-# GATE: where silu(z) multiplies
+# GATE: whether silu(z) multiplies the input of the norm or its output
 NO_GATE, GATE_FIRST, GATE_AFTER = (tl.constexpr(i) for i in range(3))
 
-# the backward's sums over rows: each program takes at least SPAN rows, so that its row of partial
-# sums adds little to the traffic, and there are about PROGRAMS of them. Constants, and not the
-# number of processors: sums are cut alike on every GPU.
+# The backward's sums over rows: each program takes at least SPAN rows, so that storing its partial
+# sums adds little traffic, and about PROGRAMS programs run. They are constants, not the number of
+# multiprocessors: every GPU splits the sums, and so rounds, alike.
 SPAN = 16
 PROGRAMS = 2048
 
 
 @triton.jit
 def _row_starts(row, inner, stride_outer, stride_row, FLAT: tl.constexpr):
-    """Offset of each row, (ROWS, 1). FLAT: all rows lie one stride apart, nothing to divide."""
+    """Offset of each row, (ROWS, 1). FLAT: all rows are one stride apart, so no division."""
     if FLAT:
         return (row * stride_row)[:, None]
     return ((row // inner) * stride_outer + (row % inner) * stride_row)[:, None]
@@ -41,7 +42,7 @@ def _value(
     x_ptr, z_ptr, r_ptr, total_ptr, x_at, z_at, r_at, at, mask,
     GATE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """What the norm sees: x, x * silu(z), or the rounded x + residual, which is stored too."""
+    """Input of the norm: x, x * silu(z), or the rounded x + residual, which is also stored."""
     v = tl.load(x_ptr + x_at, mask=mask, other=0.0).to(ACC)
     if r_ptr is not None:
         v += tl.load(r_ptr + r_at, mask=mask, other=0.0).to(ACC)
@@ -61,7 +62,8 @@ def _mean(a, b, SIZE: tl.constexpr):
 
 @triton.jit
 def _normed(v0, v1, in0, in1, live, eps, SIZE: tl.constexpr, CENTER: tl.constexpr):
-    """Both tiles normed, 0 in the lanes beyond the group, and 1 / rms; dead rows stay finite."""
+    """Both tiles normed, 0 in the lanes beyond the group, and 1 / rms; rows past the end stay
+    finite."""
     if CENTER:
         mean = _mean(v0, v1, SIZE)
         v0 = tl.where(in0, v0 - mean, 0.0)
@@ -88,9 +90,9 @@ def _configs(*tiles_and_warps):
     return [triton.Config({"TILE": tile}, num_warps=warps) for tile, warps in tiles_and_warps]
 
 
-# TILE: channels times rows that a program holds in MAIN at a time; at least one row.
-# sm_120 has room for 48 warps, not 64: blocks of 16 leave a quarter of it free. A warp of gfx942 is
-# 64 lanes: half as many hold a tile
+# TILE: channels times rows that a program holds in MAIN at a time; at least one row. sm_120 runs 48
+# warps at once, not 64, so blocks of 16 warps would leave a quarter of it idle. A warp of gfx942
+# has 64 lanes, so half as many warps hold a tile
 FORWARD_CONFIGS = {
     "default": _configs((2048, 4), (1024, 4), (4096, 8), (8192, 8), (8192, 16)),
     "sm_120": _configs((2048, 4), (1024, 4), (4096, 8), (8192, 8)),
@@ -103,12 +105,12 @@ FORWARD_CONFIGS = {
 def norm_forward_kernel(
     x_ptr, z_ptr, r_ptr, w_ptr, b_ptr, out_ptr, total_ptr,
     rows, inner, dim, eps,
-    x_outer: tl.int64, x_row, x_col, z_outer: tl.int64, z_row, z_col,
-    r_outer: tl.int64, r_row, r_col,
+    x_outer: tl.int64, x_row, x_channel, z_outer: tl.int64, z_row, z_channel,
+    r_outer: tl.int64, r_row, r_channel,
     SIZE: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, FLAT: tl.constexpr,
     GATE: tl.constexpr, CENTER: tl.constexpr, ACC: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    # one program owns one group of ROWS rows; neighbours own the neighbouring groups
+    # one program owns one group of channels of ROWS rows; the next one owns the next group
     ROWS: tl.constexpr = min(16, max(1, TILE // MAIN))
     groups = dim // SIZE
     first = (tl.program_id(0) % groups) * SIZE
@@ -124,20 +126,24 @@ def norm_forward_kernel(
     at = (row * dim)[:, None]
 
     v0 = _value(
-        x_ptr, z_ptr, r_ptr, total_ptr, x_at + c0 * x_col, z_at + c0 * z_col, r_at + c0 * r_col,
-        at + c0, live & in0, GATE, ACC,
+        x_ptr, z_ptr, r_ptr, total_ptr,
+        x_at + c0 * x_channel, z_at + c0 * z_channel, r_at + c0 * r_channel, at + c0,
+        live & in0, GATE, ACC,
     )  # fmt: skip
     v1 = _value(
-        x_ptr, z_ptr, r_ptr, total_ptr, x_at + c1 * x_col, z_at + c1 * z_col, r_at + c1 * r_col,
-        at + c1, live & in1, GATE, ACC,
+        x_ptr, z_ptr, r_ptr, total_ptr,
+        x_at + c1 * x_channel, z_at + c1 * z_channel, r_at + c1 * r_channel, at + c1,
+        live & in1, GATE, ACC,
     )  # fmt: skip
     n0, n1, _ = _normed(v0, v1, in0, in1, live, eps, SIZE, CENTER)
     _finish(
-        n0, w_ptr, b_ptr, z_ptr, out_ptr, c0, in0, z_at + c0 * z_col, at + c0, live & in0, GATE, ACC
-    )
+        n0, w_ptr, b_ptr, z_ptr, out_ptr, c0, in0, z_at + c0 * z_channel, at + c0, live & in0,
+        GATE, ACC,
+    )  # fmt: skip
     _finish(
-        n1, w_ptr, b_ptr, z_ptr, out_ptr, c1, in1, z_at + c1 * z_col, at + c1, live & in1, GATE, ACC
-    )
+        n1, w_ptr, b_ptr, z_ptr, out_ptr, c1, in1, z_at + c1 * z_channel, at + c1, live & in1,
+        GATE, ACC,
+    )  # fmt: skip
 
 
 def norm_forward(x, weight, bias, z, residual, eps, group_size, norm_before_gate, is_rms_norm):
@@ -195,7 +201,7 @@ def _vector(ptr, column, within, ACC: tl.constexpr):
 def _loaded(
     x_ptr, z_ptr, dout_ptr, x_at, z_at, dout_at, mask, GATE: tl.constexpr, ACC: tl.constexpr
 ):
-    """x, what the norm saw of it, z and dout of a tile."""
+    """x, the input of the norm, z and dout of a tile."""
     x = tl.load(x_ptr + x_at, mask=mask, other=0.0).to(ACC)
     dout = tl.load(dout_ptr + dout_at, mask=mask, other=0.0).to(ACC)
     z = x
@@ -219,12 +225,12 @@ BACKWARD_CONFIGS = {
 def norm_backward_kernel(
     x_ptr, z_ptr, w_ptr, b_ptr, dout_ptr, more_ptr, dx_ptr, dz_ptr, dw_ptr, db_ptr,
     rows, inner, dim, span, eps,
-    x_outer: tl.int64, x_row, x_col, z_outer: tl.int64, z_row, z_col,
-    dout_outer: tl.int64, dout_row, dout_col, more_outer: tl.int64, more_row, more_col,
+    x_outer: tl.int64, x_row, x_channel, z_outer: tl.int64, z_row, z_channel,
+    dout_outer: tl.int64, dout_row, dout_channel, more_outer: tl.int64, more_row, more_channel,
     SIZE: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, FLAT: tl.constexpr,
     GATE: tl.constexpr, CENTER: tl.constexpr, ACC: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    # one program owns one group of `span` rows, and their sums for the weight and the bias
+    # one program owns one group of channels of `span` rows, and their sums for dweight and dbias
     ROWS: tl.constexpr = min(16, max(1, TILE // MAIN))
     groups = dim // SIZE
     first = (tl.program_id(0) % groups) * SIZE
@@ -248,11 +254,13 @@ def norm_backward_kernel(
         at = (row * dim)[:, None]
 
         x0, v0, z0, dout0 = _loaded(
-            x_ptr, z_ptr, dout_ptr, x_at + c0 * x_col, z_at + c0 * z_col, dout_at + c0 * dout_col,
+            x_ptr, z_ptr, dout_ptr,
+            x_at + c0 * x_channel, z_at + c0 * z_channel, dout_at + c0 * dout_channel,
             live & in0, GATE, ACC,
         )  # fmt: skip
         x1, v1, z1, dout1 = _loaded(
-            x_ptr, z_ptr, dout_ptr, x_at + c1 * x_col, z_at + c1 * z_col, dout_at + c1 * dout_col,
+            x_ptr, z_ptr, dout_ptr,
+            x_at + c1 * x_channel, z_at + c1 * z_channel, dout_at + c1 * dout_channel,
             live & in1, GATE, ACC,
         )  # fmt: skip
         n0, n1, rstd = _normed(v0, v1, in0, in1, live, eps, SIZE, CENTER)
@@ -270,11 +278,11 @@ def norm_backward_kernel(
             mean = _mean(dn0, dn1, SIZE)
             dv0, dv1 = dv0 - mean, dv1 - mean
         _to_inputs(
-            dv0 * rstd, dz0, x0, z0, more_ptr, dx_ptr, dz_ptr, more_at + c0 * more_col, at + c0,
+            dv0 * rstd, dz0, x0, z0, more_ptr, dx_ptr, dz_ptr, more_at + c0 * more_channel, at + c0,
             live & in0, GATE,
         )  # fmt: skip
         _to_inputs(
-            dv1 * rstd, dz1, x1, z1, more_ptr, dx_ptr, dz_ptr, more_at + c1 * more_col, at + c1,
+            dv1 * rstd, dz1, x1, z1, more_ptr, dx_ptr, dz_ptr, more_at + c1 * more_channel, at + c1,
             live & in1, GATE,
         )  # fmt: skip
     tl.store(dw_ptr + part * dim + c0, dw0, mask=in0)
@@ -321,9 +329,9 @@ def _tiles(size):
 
 
 def _as_rows(*tensors):
-    """Views (outer, inner, dim) of the tensors, and whether one stride leads from row to row.
+    """Views (outer, inner, dim) of the tensors, and whether all rows are one stride apart.
 
-    More than two leading dimensions that no stride joins are copied.
+    A tensor with more leading dimensions than that, which no single stride joins, is copied.
     """
     shape = tensors[0].shape
     inner = shape[-2] if len(shape) > 1 else 1
