@@ -1,8 +1,8 @@
-"""Every op in plain PyTorch, on one page: the truth that kernels are held to, on any device.
+"""The reference of every op on one page: plain PyTorch, on any device; kernels are tested on them.
 
-Same names as the ops with `_ref` behind, same arguments, no check of them. Each computes in at
-least float32, so float64 inputs give the float64 truth. Of the scan there is also the recurrence as
-it is written, token by token: what its chunked form is judged by.
+A reference has its op's name with the suffix `_ref` and the same arguments; it does not check them.
+It computes in at least float32, and in float64 for float64 inputs. The scan has two: the chunked
+form, and the recurrence token by token, which the chunked form is tested against.
 """
 
 from tvkernels.attention_topk.reference import (

@@ -91,8 +91,8 @@ def attention_topk(
     float64 inputs scores are float64. No gradient, deterministic. Memory is linear in seqlen: on
     Triton one float32 logit per query row and key. Nothing is read back from the device, except, by
     the reference, a cu_seqlens tensor that lies there: pass it on the CPU, or as ints. On Triton
-    packed sequences run one after the other, and of one on the device a span that reaches beyond
-    its sequence goes unnoticed.
+    packed sequences run one after the other; with cu_seqlens on the device a span that reaches
+    beyond its sequence is not noticed.
     """
     op = "attention_topk"
     _check_query(op, q, "k", k, keep, span, cu_seqlens)
@@ -236,7 +236,8 @@ def dropped_indices(kept: torch.Tensor, length: int) -> torch.Tensor:
 def _sequences(
     offsets: Offsets, keep: int | Sequence[int], q: Tensor
 ) -> Iterator[tuple[slice, int, Tensor | None]]:
-    """Of each sequence: its rows, its count, and where on a device its ends lie, all rows then."""
+    """Rows, count and offsets of each sequence. Offsets on a device stay there: the rows are then
+    all rows, and the kernel reads the offsets; else they are None."""
     keeps = keep if isinstance(keep, Sequence) else [keep] * len(q)
     if isinstance(offsets, Tensor) and not on_host(offsets):
         there = offsets.to(q.device)

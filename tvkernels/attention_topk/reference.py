@@ -15,7 +15,7 @@ import torch
 
 # keys widened to float64 (and projected) at once
 KEY_BLOCK = 1024
-# the eps of a norm given without one: that of Qwen2, on which VideoChat-Flash stands
+# eps of a norm that is given without one: Qwen2's, on which VideoChat-Flash is built
 NORM_EPS = 1e-6
 
 
@@ -85,7 +85,7 @@ def attention_topk_hidden_ref(
         projection = k_weight.double() if weight is None else k_weight.double() * weight.double()
         rows = _grouped_query(q, k_weight.shape[0] // headdim, scale)
         if rope is None:
-            # nothing per token stands between W and q: one row of width d_model per query head
+            # without rope fold W into q: one row of width d_model per query head
             rows = (rows @ projection.unflatten(0, (-1, headdim))).flatten(1, 2)[:, None]
         logits = []
         for start in range(0, hidden.shape[1], KEY_BLOCK):
@@ -161,7 +161,7 @@ def _select(
 def _packed(
     one: Callable[[int, slice], TopKResult], cu_seqlens: torch.Tensor | Sequence[int]
 ) -> TopKResult:
-    """Run `one(i, rows of sequence i)` on every sequence and lay the results end to end."""
+    """Run `one(i, rows of sequence i)` on every sequence and concatenate the results."""
     offsets = cu_seqlens.tolist() if isinstance(cu_seqlens, torch.Tensor) else cu_seqlens
     parts = [one(i, slice(a, b)) for i, (a, b) in enumerate(pairwise(offsets))]
     return TopKResult(*(torch.cat([p[0] for p in column]) for column in zip(*parts)))

@@ -1,4 +1,4 @@
-"""Rows out of a sequence: what stays closes up, what leaves and positions move along, in one pass.
+"""Take rows out of a sequence in one pass: the others close the gaps, their positions move along.
 
     kept = x without the rows `dropped`,  rest = x[dropped],  both in order
 
@@ -34,16 +34,16 @@ def compact(
 ) -> CompactResult:
     """Take the rows `dropped` out of each sequence, and close the gaps.
 
-    kept = x without x[dropped], in order; samples packed one behind the other need no more than
-    indices counted from the first row of all.
+    kept = x without x[dropped], in order. For samples packed in one row, count the indices from the
+    first token of the row.
 
     Args:
         x: (batch, seqlen, dim), any strides.
         dropped: (batch, n) int64, ascending, distinct, each in [0, seqlen): the same count of every
             sequence. `attention_topk` names them, relative to its span's start.
-        positions: (batch, seqlen) int32 or int64, a number that belongs to each row and moves with
-            it, as its position or label. None: nothing.
-        return_dropped: the rows that leave are wanted too.
+        positions: (batch, seqlen) int32 or int64, a number that moves with each row, as its
+            position or label; or None.
+        return_dropped: also return the dropped rows.
 
     Returns:
         CompactResult(kept (batch, seqlen - n, dim), dropped (batch, n, dim) or None, positions
@@ -54,10 +54,9 @@ def compact(
             within [0, seqlen).
         BackendUnavailable: the backend due for x is not there.
 
-    Numerics: moves bits. Gradients to x, which get back where they came from; each row has one
-    destination, so nothing is summed. On Triton one launch each way, first order gradients only;
-    nothing is read back from the device, and of a list there that does not ascend nothing is
-    promised but that no other memory is touched.
+    Numerics: copies bits. Gradients flow to x; each row has one destination, so nothing is summed.
+    On Triton one launch each way, first order gradients only. Nothing is read back from the device;
+    a list there that does not ascend gives wrong rows, but no other memory is touched.
     Source: TimeViper (arXiv 2511.16595), the step behind its selection.
     """
     _check(x, dropped, positions)
@@ -85,7 +84,7 @@ def _check(x: Tensor, dropped: Tensor, positions: Tensor | None) -> None:
     if on_host(dropped) and dropped.numel():
         ascends = dropped.diff(dim=1) > 0
         if not bool(ascends.all()):
-            # the first pair that does not: the list may have a hundred thousand indices
+            # show only the first pair that does not: the list may have 100,000 indices
             row, at = (~ascends).nonzero()[0].tolist()
             pair = dropped[row, at : at + 2].tolist()
             fail(op, "dropped", "ascend", f"{pair[0]}, then {pair[1]}")
@@ -116,7 +115,7 @@ class _Compact(torch.autograd.Function):
             if drest is None:
                 return None, None, None, None
             batch, seqlen, dim = ctx.shape
-            # nothing came back to what stays; one zero says so
+            # kept has no gradient: expand one zero instead of allocating them
             dkept = drest.new_zeros(()).expand(batch, seqlen - dropped.shape[1], dim)
         return _compact_bwd(dkept, drest, dropped), None, None, None
 

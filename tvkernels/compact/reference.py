@@ -1,4 +1,4 @@
-"""Plain PyTorch truth of `compact`, also what runs on a CPU."""
+"""Reference of `compact` in plain PyTorch; it is what runs on a CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class CompactResult(NamedTuple):
     """What `compact` returns.
 
     kept: (batch, seqlen - n, dim), the rows that stay.
-    dropped: (batch, n, dim), the rows that left; None where nobody asked for them.
+    dropped: (batch, n, dim), the rows that left; None without return_dropped.
     positions: (batch, seqlen - n), those of the rows that stay; None where none were given.
     """
 
@@ -30,7 +30,8 @@ def compact_ref(
     batch, seqlen = x.shape[:2]
     n = dropped.shape[1]
     place = torch.arange(seqlen - n, device=x.device).repeat(batch, 1)
-    # dropped[j] - j rows stay in front of the j-th that leaves, so that many left before place i
+    # dropped[j] - j rows that stay precede the j-th dropped one; searching place i among these
+    # numbers counts the dropped rows before it
     in_front = dropped - torch.arange(n, device=x.device)
     kept = place + torch.searchsorted(in_front, place, right=True)
     return CompactResult(

@@ -27,7 +27,7 @@ __all__ = [
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INDEX_DTYPES = (torch.int32, torch.int64)
 
-# where packed sequences begin, and the end of the last: cu_seqlens
+# cu_seqlens: where each packed sequence begins, and where the last one ends
 Offsets = torch.Tensor | Sequence[int]
 
 
@@ -104,8 +104,8 @@ def expect_offsets(op: str, argument: str, offsets: Offsets, total: int, *, exac
 
 
 def expect_rows(op: str, argument: str, indices: torch.Tensor, batch: int, rows: int) -> None:
-    """`indices` (batch,) name rows of a tensor that has `rows`, or none (negative). Values that lie
-    on a device are not read."""
+    """`indices` (batch,) are rows of a tensor that has `rows` of them, or negative for none. Values
+    that lie on a device are not read."""
     expect_shape(op, argument, indices, "(batch,)", (batch,))
     expect_dtype(op, argument, indices, INDEX_DTYPES)
     if batch and on_host(indices) and int(indices.max()) >= rows:
@@ -113,12 +113,12 @@ def expect_rows(op: str, argument: str, indices: torch.Tensor, batch: int, rows:
 
 
 def is_int(value: Any) -> bool:
-    """An int that is meant as a number: no bool."""
+    """Whether `value` is an int and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def on_host(x: torch.Tensor) -> bool:
-    """Whether the values of `x` can be read without waiting for a device, or breaking a trace."""
+    """Whether the values of `x` can be read without a host sync and without breaking a trace."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 

@@ -18,16 +18,16 @@ def kernel_op(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as a custom operator, with a short cut in eager mode.
 
-    The body sees real tensors only, so it may import its kernel and ask for strides. The operator
-    knows no gradient: an autograd.Function around it does.
+    The body sees only real tensors, so it may import its kernel and ask for strides. The operator
+    has no gradient; an autograd.Function around it has.
 
     Args:
-        name: "tvkernels::room_part", unique in the process.
+        name: "tvkernels::op_part", unique in the process.
         fake: same parameters; returns empty tensors shaped, typed and strided as the result.
         mutates_args: names of the tensors that the body writes to.
 
     Returns:
-        A decorator. What it gives takes the body's arguments, by position or by keyword.
+        A decorator. The decorated function takes the body's arguments, by position or by keyword.
     """
     mutated = tuple(mutates_args)
 
@@ -37,7 +37,7 @@ def kernel_op(
 
         @functools.wraps(body)
         def run(*args: Any) -> Any:
-            # Triton launches on the current device, which need not be the tensors'
+            # Triton launches on the current device, which may differ from that of the tensors
             x = next((x for x in args if isinstance(x, Tensor) and x.is_cuda), None)
             if x is None or x.get_device() == torch.cuda.current_device():
                 return body(*args)
@@ -65,9 +65,9 @@ def kernel_op(
 
 
 def distinct(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The tensors; one given twice is a view of itself the second time.
+    """The tensors, where one that is given twice is replaced by a view the second time.
 
-    For `Function.apply(*distinct(...))`: torch.compile cannot trace it with one tensor given twice.
+    For `Function.apply(*distinct(...))`: torch.compile cannot trace apply with one tensor twice.
     """
     seen: list[Tensor | None] = []
     for x in tensors:
@@ -77,9 +77,9 @@ def distinct(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def _is_watched(args: tuple[Any, ...]) -> bool:
-    """Whether somebody must see the call as one operator: a dispatch mode, a subclass, autograd.
+    """Whether the call must be visible as one operator: to a dispatch mode, a subclass, autograd.
 
-    Going through the dispatcher costs more than a small kernel does, so nobody pays for it unasked.
+    The dispatcher costs more than a small kernel, so eager calls skip it when nothing watches.
     """
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack():
         return True

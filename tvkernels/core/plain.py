@@ -1,4 +1,4 @@
-"""What references share. PyTorch alone, as they are."""
+"""Helpers that references share; like them, plain PyTorch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ __all__ = ["gather_rows", "no_autocast", "scatter_rows"]
 
 
 def no_autocast(x: Tensor) -> torch.autocast:
-    """A region in which autocast does not lower products of tensors on the device of `x`."""
-    # autocast does not know the meta device, on which nothing is computed
+    """A context in which autocast does not lower matrix products on the device of `x`."""
+    # autocast rejects the meta device; nothing is computed there, so name the CPU
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
@@ -22,8 +22,8 @@ def gather_rows(states: Tensor, indices: Tensor | None) -> Tensor:
 def scatter_rows(states: Tensor, indices: Tensor, new: Tensor) -> None:
     """Write `new` into the rows named by `indices`; padding entries (negative) write nothing.
 
-    Without a look at the values (no synchronisation): a padding entry repeats the write of a live
-    entry; where no entry is live, all write row 0 as it was.
+    No value is read on the host, so there is no host sync: a padding entry repeats the write of a
+    live entry; where no entry is live, all of them write row 0 back unchanged.
     """
     if not indices.shape[0]:
         return

@@ -1,7 +1,7 @@
 """Device functions that kernels share, and the dtype that they compute in.
 
-Offsets: an index that is multiplied by a stride is made int64 first (`.to(tl.int64)`), because a
-view of one layer's activations passes 2^31 elements within an hour of video.
+Offsets: cast an index to int64 (`.to(tl.int64)`) before it is multiplied by a stride, because one
+layer's activations pass 2^31 elements within an hour of video.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def strides(x: torch.Tensor | None, ndim: int) -> tuple[int, ...]:
 
 @triton.jit
 def sigmoid(x):
-    # the smaller of exp(x), exp(-x): never inf, also not on the side that is dropped
+    # exp(-|x|) never overflows to inf, on either side of the select
     e = tl.exp(-tl.abs(x))
     return tl.where(x >= 0, 1.0, e) / (1.0 + e)
 
@@ -64,7 +64,7 @@ def silu_slope(x):
 
 @triton.jit
 def softplus(x):
-    # max(x, 0) + log1p(e); the quotient corrects log(1 + e) for what 1 + e rounded away
+    # max(x, 0) + log1p(e); the quotient corrects log(1 + e) for the rounding of 1 + e
     e = tl.exp(-tl.abs(x))
     u = 1.0 + e
     log1p = tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
@@ -73,12 +73,12 @@ def softplus(x):
 
 @triton.jit
 def state_step(state, x, dt, A, B, C):
-    """A (headdim, d_state) tile of the state moved on by one token: the new tile, and y (headdim,).
+    """Advance a (headdim, d_state) tile of the state by one token: the new tile, and y (headdim,).
 
-    x is (headdim,), B and C are (d_state,): loaded as vectors, they take the layout of the tile,
-    where (1, d_state) would make the tile take theirs, through shared memory. dt * A broadcasts to
-    the tile: dt is a scalar or (headdim, 1), and of two scalars exp is taken once. Lanes beyond
-    d_state must come as 0.
+    x is (headdim,), B and C are (d_state,). Loaded as vectors they take the layout of the tile;
+    loaded as (1, d_state) they would convert the tile to theirs, through shared memory. dt * A
+    broadcasts to the tile: dt is a scalar or (headdim, 1), and for two scalars exp is computed
+    once. Lanes beyond d_state must be 0.
     """
     new = state * tl.exp(dt * A) + (dt * x[:, None]) * B[None, :]
     return new, tl.sum(new * C[None, :], 1)

@@ -1,13 +1,13 @@
 """Which launch configuration a kernel runs with: tuned on a GPU, one under the interpreter.
 
 A kernel ships a list of configurations, or one list for each kind of GPU. On a GPU the first call
-with a new key times them all, and Triton's cache on disk keeps the choice: another process on that
-machine chooses alike, hence gives the same bits (configurations may add up in other orders). The
-key never holds a sequence length, so a longer video never tunes again. Nor does it compile again:
-what a length decides stands in a kernel's `do_not_specialize`, and is int64 where it may pass 2^31.
-(A stride that is a length itself, as of channels that lie apart by it, still has two forms:
-multiples of 16 load wider.) A launch that writes in place is not tuned: timing it would write many
-times.
+with a new key times them all, and Triton's cache on disk keeps the choice. So another process on
+that machine chooses the same and gives the same bits (configurations may sum in another order). The
+key never holds a sequence length, so a longer video does not tune again. It does not recompile
+either: arguments that vary with the length are in the kernel's `do_not_specialize`, and are int64
+where they may pass 2^31. (A stride that is itself a length, as in a channel-first tensor, still
+compiles two forms, because multiples of 16 allow wider loads.) A launch that writes in place is not
+tuned: timing it would write many times.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ __all__ = ["Configs", "Tuned", "dot_precision", "forced", "tuned"]
 # one list for every GPU, or lists by target ("sm_90", "gfx942"), with "default" for the others
 Configs: TypeAlias = Sequence[triton.Config] | Mapping[str, Sequence[triton.Config]]
 
-# GPUs for which no list is made, and one with their matrix instructions and no more shared memory
-# (163 KiB: sm_80; 227: sm_100; 99: sm_120): Orin, A10 and RTX 3090, L4 and RTX 4090, B300, Thor,
-# DGX Spark. What else is AMD's is like gfx942 (64 KiB, no TF32)
+# GPUs without a list of their own, and the GPU whose list they use: it has the same kind of matrix
+# instructions and no more shared memory (sm_80: 163 KiB, sm_100: 227, sm_120: 99). In order: Orin,
+# A10 and RTX 3090, L4 and RTX 4090, B300, Thor, DGX Spark. Other AMD GPUs use gfx942's (64 KiB)
 LIKE = {
     "sm_87": "sm_80", "sm_86": "sm_120", "sm_89": "sm_120", "sm_103": "sm_100", "sm_110": "sm_100",
     "sm_121": "sm_120",

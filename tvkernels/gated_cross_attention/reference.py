@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from tvkernels.core.plain import no_autocast
 
-# attention weights alive at once, 16 MB in float32; but never so few rows that k is read too often
+# attention weights held at once, 16 MB in float32; never fewer than MIN_ROWS rows, because each
+# block reads all of k
 MAP_BLOCK = 1 << 22
 MIN_ROWS = 16
 
@@ -101,7 +102,7 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | No
     m, nkvheads = k.shape[1:3]
     if batch * n * m == 0:
         return q.new_zeros(batch, n, nheads * headdim)
-    # the query heads of one key head become rows beside each other: k and v need no repeating
+    # the query heads that share a key head become neighbouring rows, so k and v are not repeated
     group = nheads // nkvheads
     rows = q.unflatten(2, (nkvheads, group)).transpose(1, 2).flatten(2, 3)
     rows = rows * (headdim**-0.5 if scale is None else scale)
@@ -116,8 +117,8 @@ def _attend_rows(rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -
 
 
 def _recomputed(fn: Any, *inputs: torch.Tensor) -> torch.Tensor:
-    """fn(*inputs), whose intermediates are not kept for the backward but computed again."""
-    # checkpoint's first call imports a compiler, which takes seconds
+    """fn(*inputs); the backward recomputes its intermediates instead of keeping them."""
+    # without gradients skip checkpoint: its first call imports a compiler, which takes seconds
     if not (torch.is_grad_enabled() and any(x.requires_grad for x in inputs)):
         return fn(*inputs)
     return checkpoint(fn, *inputs, use_reentrant=False, preserve_rng_state=False)

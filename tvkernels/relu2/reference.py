@@ -1,4 +1,4 @@
-"""Plain PyTorch truth of relu(x)^2, also what runs on a CPU."""
+"""Reference of relu(x)^2 in plain PyTorch; it is what runs on a CPU."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["relu2_ref"]
 def relu2_ref(x: Tensor) -> Tensor:
     """max(x, 0)^2: see `relu2`.
 
-    In the dtype of x, yet rounded once: relu is exact, and PyTorch multiplies 16 bit numbers as
-    float32. A product and not a square, because autocast widens the power that a square is.
+    Computed in the dtype of x and yet rounded once: relu is exact, and PyTorch multiplies 16 bit
+    numbers in float32. It is a product, not a square, because autocast casts powers to float32.
     """
     positive = torch.relu(x)
     return positive * positive

@@ -69,7 +69,7 @@ def layernorm_fn(
     norm_before_gate: bool = True,
     is_rms_norm: bool = False,
 ) -> Tensor:
-    """Layer norm over groups of channels, gated by silu(z): `rmsnorm_fn` on x less its mean.
+    """Layer norm over groups of channels, gated by silu(z): `rmsnorm_fn` of x minus its mean.
 
     norm(x) = (x - mean(x)) / sqrt(var(x) + eps) over each group, var without Bessel's correction.
 

@@ -1,7 +1,7 @@
-"""Plain PyTorch truth of the norms, also what runs on a CPU.
+"""Reference of the norms in plain PyTorch; it is what runs on a CPU.
 
-Rows do not know each other, so a large input is taken a cache-sized block of rows at a time: one
-pass over memory, no float32 copy of a 16-bit input, and a backward that recomputes its block.
+Rows are independent, so a large input is normed in blocks of rows that fit the cache: one pass over
+memory, no float32 copy of a 16-bit input, and a backward that recomputes its block.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 
 __all__ = ["layernorm_fn_ref", "rms_norm_ref", "rmsnorm_fn_ref"]
 
-# elements of x per block: its float32 temporaries stay in the cache, and the threads of one
-# operation have enough to do that meeting at its end costs little
+# elements of x per block: float32 temporaries stay in the cache, and each operation is large enough
+# that synchronising its threads costs little
 BLOCK_ELEMENTS = 1 << 19
 
 
@@ -53,7 +53,7 @@ def layernorm_fn_ref(
     dtype = torch.promote_types(x.dtype, torch.float32)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     form = _Form(eps, group_size or x.shape[-1] or 1, norm_before_gate, is_rms_norm)
-    # a compiler fuses the formula by itself, and would only unroll the loop over blocks
+    # torch.compile fuses the formula by itself, and would unroll the loop over blocks
     if x.numel() <= BLOCK_ELEMENTS or torch.compiler.is_compiling():
         return _norm(x, weight, bias, z, form).contiguous()
     return _NormByBlocks.apply(x, weight, bias, z, form)
@@ -70,7 +70,7 @@ def rms_norm_ref(
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor | None, form: _Form) -> Tensor:
-    """The formula. `weight` and `bias` come in the dtype to compute in."""
+    """The formula, computed in the dtype of `weight` and `bias`."""
     y = x.to(weight.dtype)
     gate = None if z is None else F.silu(z.to(weight.dtype))
     if gate is not None and not form.norm_before_gate:
