@@ -1,8 +1,8 @@
-"""Plain PyTorch truth of the causal convolution, also what runs on a CPU.
+"""Plain PyTorch reference of the causal convolution; also runs on CPUs.
 
 A depthwise convolution of a few taps is a FIR filter over rows (batch, seqlen, dim): one
-multiply-add per tap on shifted views. Rows are taken a cache-sized block at a time, so memory is
-passed over once, and the backward recomputes its block.
+multiply-add per tap on shifted views. Rows are computed in blocks that fit in cache, so memory is
+read and written once, and the backward recomputes its block.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from tvkernels.core.plain import gather_rows, scatter_rows
 
 __all__ = ["causal_conv1d_fn_ref", "causal_conv1d_update_ref", "causal_conv1d_varlen_states_ref"]
 
-# elements of x per block: its float32 temporaries stay in the cache, and the threads of one
-# operation have enough to do that meeting at its end costs little
+# elements of x per block: its float32 temporaries stay in cache, and each operation is long enough
+# to make the threads' synchronisation at its end cheap
 BLOCK_ELEMENTS = 1 << 19
-# rows per block at least, for layouts whose rows are not contiguous
+# fewest rows per block, for layouts whose rows are not contiguous
 MIN_ROWS = 32
 
 
@@ -39,7 +39,7 @@ def causal_conv1d_fn_ref(
     taps, bias = _filter(x, weight, bias)
     rows = x.transpose(1, 2)
     before = None if initial_states is None else initial_states.transpose(1, 2)
-    # a compiler fuses the formula by itself, and would only unroll the loop over blocks
+    # torch.compile fuses the formula itself; a loop over blocks would only be unrolled
     if x.numel() <= BLOCK_ELEMENTS or torch.compiler.is_compiling():
         window = _window(rows, before, 0, seqlen, width)
         out = _fir(window, _ids_window(seq_idx, 0, seqlen, width), taps, bias, activation)
@@ -52,7 +52,7 @@ def causal_conv1d_fn_ref(
     final = _window(rows, before, seqlen, seqlen, width)
     if final_states_out is not None:
         return out, final_states_out.copy_(final.transpose(1, 2))
-    # a copy: a view would keep all of x alive, and be written to by the next update
+    # copy: a view would keep all of x alive, and the next update would write into x
     return out, final.clone(memory_format=torch.contiguous_format).transpose(1, 2)
 
 
@@ -93,7 +93,7 @@ def causal_conv1d_varlen_states_ref(x: Tensor, cu_seqlens: Tensor, state_len: in
 
 
 def _filter(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(taps (width, dim), bias) in the dtype to compute in; a tap is contiguous, as rows are."""
+    """(taps (width, dim), bias) in the dtype to compute in; each tap is contiguous."""
     taps = weight.t().to(torch.promote_types(x.dtype, torch.float32)).contiguous()
     return taps, taps.new_zeros(len(weight)) if bias is None else bias.to(taps.dtype)
 
@@ -112,7 +112,7 @@ def _fir(
     for k in range(width):
         tap = wide[:, k : k + rows]
         if ids is not None:
-            # not a product with 0: what stands in another sequence may be inf or nan
+            # not multiplied by 0: the other sequence may hold inf or nan
             tap = tap.where(ids[:, k : k + rows] == ids[:, width - 1 :], 0.0)
         out = torch.addcmul(out, tap, taps[k]) if k == 0 else out.addcmul_(tap, taps[k])
     if activation is not None:
@@ -123,7 +123,7 @@ def _fir(
 
 
 def _window(rows: Tensor, before: Tensor | None, start: int, stop: int, width: int) -> Tensor:
-    """Rows start - (width - 1) to stop; what lies before row 0 comes from `before` (None: 0)."""
+    """Rows start - (width - 1) to stop; rows before row 0 come from `before` (None: 0)."""
     missing = width - 1 - start
     if missing <= 0:
         return rows[:, start - width + 1 : stop]
@@ -133,7 +133,7 @@ def _window(rows: Tensor, before: Tensor | None, start: int, stop: int, width: i
 
 
 def _ids_window(seq_idx: Tensor | None, start: int, stop: int, width: int) -> Tensor | None:
-    """`_window` of seq_idx; what stands before row 0 does not matter, since x is 0 there."""
+    """`_window` of seq_idx; the numbers before row 0 do not matter, since x is 0 there."""
     return None if seq_idx is None else _window(seq_idx.unsqueeze(-1), None, start, stop, width)
 
 
@@ -166,7 +166,7 @@ class _FirByBlocks(torch.autograd.Function):
         x, taps, bias, seq_idx, before = ctx.saved_tensors
         width = taps.shape[0]
         dx, dtaps, dbias = torch.empty_like(x), torch.zeros_like(taps), torch.zeros_like(bias)
-        # a block's first taps reach back into the block before it, which is taken next
+        # gradients of the rows before a block; that block comes next and adds them
         carry = torch.zeros_like(x[:, :0], dtype=taps.dtype)
         for start, stop in reversed(_blocks(x)):
             window = _window(x, before, start, stop, width).to(taps.dtype)
@@ -207,7 +207,7 @@ def _turn(state: Tensor, x: Tensor, width: int, cache_seqlens: Tensor) -> tuple[
         place = cache_seqlens.long()[:, None] + torch.arange(first, last, device=x.device)
         return place.remainder(state_len)[:, None].expand(-1, x.shape[1], -1)
 
-    # of more inputs than the state is long only the last ones stay
+    # only the last state_len inputs stay in the state
     kept = min(seqlen, state_len)
     history = state.gather(2, slots(1 - width, 0))
     new = state.scatter(2, slots(seqlen - kept, seqlen), x[:, :, seqlen - kept :])

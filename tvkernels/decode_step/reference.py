@@ -1,4 +1,4 @@
-"""Plain PyTorch truth of the mixer's decode step, also what runs on a CPU."""
+"""Plain PyTorch reference of the mixer's decode step; also runs on CPUs."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def mamba2_decode_step_ref(
     dt = F.softplus(dt).clamp(*dt_limit)
     decay = torch.exp(-dt * A_log.to(dtype).exp())[..., None, None]
 
-    # ssm_state itself where nothing has to be gathered or widened: then this is in place
+    # in place: this is ssm_state itself unless rows are gathered or the dtype is widened
     state = gather_rows(ssm_state, state_batch_indices).to(dtype).mul_(decay)
     state.addcmul_((x * dt[..., None])[..., None], B[:, :, None])
-    # not a matmul: a thousand small matrix-vector products cost five times this sum
+    # not a matmul: as a thousand small matrix-vector products it takes five times as long
     y = (state * C[:, :, None]).sum(-1)
     if D is not None:
         y = y + x * D.to(dtype)[:, None]

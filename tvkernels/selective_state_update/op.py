@@ -156,7 +156,7 @@ def _update(
     dt_softplus: bool,
     state_batch_indices: Tensor | None,
 ) -> Tensor:
-    """out; every tensor has its heads."""
+    """out; every tensor has its head dimension."""
     from tvkernels.selective_state_update.kernel import state_update
 
     return state_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)

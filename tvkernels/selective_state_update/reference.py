@@ -1,4 +1,4 @@
-"""Plain PyTorch truth of the decode step, also what runs on a CPU."""
+"""Plain PyTorch reference of the decode step; also runs on CPUs."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def selective_state_update_ref(
 ) -> Tensor:
     """One step of the recurrence, in place on `state`: see `selective_state_update`.
 
-    Every tensor has its heads: state (batch, nheads, dim, dstate), x (batch, nheads, dim), ...
+    Every tensor has its head dimension: state (batch, nheads, dim, dstate), x (batch, nheads, dim).
     """
     dtype = torch.promote_types(torch.promote_types(state.dtype, x.dtype), torch.float32)
     heads_per_group = state.shape[1] // B.shape[1]
     B, C = (t.to(dtype).repeat_interleave(heads_per_group, dim=1) for t in (B, C))
-    # a value that a whole head shares comes expanded: its exp is taken once per head
+    # values shared by a head are expanded (stride 0): exp is computed once per head
     dt, A = _once(dt).to(dtype), _once(A).to(dtype)
     if dt_bias is not None:
         dt = dt + _once(dt_bias).to(dtype)
@@ -44,7 +44,7 @@ def selective_state_update_ref(
     in_place = rows is state and state.dtype == dtype
     new = state.mul_(decay) if in_place else rows.to(dtype) * decay
     new.addcmul_(drive, B.unsqueeze(-2))
-    # not a matmul: a thousand small matrix-vector products cost five times this sum
+    # not a matmul: as a thousand small matrix-vector products it takes five times as long
     out = (new * C.unsqueeze(-2)).sum(-1)
     if D is not None:
         out = out + wide_x * _once(D).to(dtype)

@@ -1,4 +1,4 @@
-"""The Mamba-2 scan chunk by chunk, forward and backward: the arithmetic behind `reference.py`.
+"""The Mamba-2 scan chunk by chunk in PyTorch, forward and backward; `reference.py` calls it.
 
     S_t = exp(l_t) S_{t-1} + delta_t B_t x_t^T,    y_t = S_t^T C_t + D x_t,    out_t = y_t silu(z_t)
 
@@ -8,8 +8,8 @@ With the decays E_ij = exp(l_{j+1} + ... + l_i) of a chunk and S the state that 
 
 Source: Dao & Gu 2024 (arXiv 2405.21060), section 6; the backward is the transpose of each step.
 
-What happens between the tokens of a chunk is done for a span of chunks at once, what happens to the
-state chunk after chunk, so that the state stays in cache.
+The dots between the tokens of a chunk are computed for a span of chunks at once. The state is taken
+through the chunks one after the other, so that it stays in cache.
 
 Layouts: a span of c chunks holds its tensors per head as (c, batch, nheads, q, ...), per group as
 (c, batch, ngroups, q, ...). The heads of a group share B and C: side by side they are the columns
@@ -30,17 +30,19 @@ from tvkernels.core.plain import no_autocast
 
 __all__ = ["CHUNK", "ChunkScan", "decays", "path_matrix"]
 
-# a longer chunk costs more per pair of tokens, a shorter one more per state: 32 is where they meet
+# a longer chunk costs more for pairs of tokens, a shorter one more for states; both cost the same
+# at about 32
 CHUNK = 32
-# of a span only the first state outlives it, for the backward
+# the backward keeps only the first state of each span
 CHUNKS_PER_SPAN = 8
 
 
 def path_matrix(q: int, like: Tensor) -> Tensor:
     """0/1 matrix (q, q * q + q): column (i, j) marks the tokens j < k <= i, the last q mark k <= i.
 
-    One product of log-decays with it gives every exponent of a chunk as a plain sum. Differences
-    of a running sum would lose the small ones beside one huge step, and so would their gradient.
+    Log-decays times this matrix are the exponents of all paths of a chunk, each a plain sum. A
+    difference of running sums would lose small decays beside one huge step, and so would its
+    gradient.
     """
     k = torch.arange(q, device=like.device)
     upto = k[:, None] <= k
@@ -51,8 +53,8 @@ def path_matrix(q: int, like: Tensor) -> Tensor:
 def decays(log_decay: Tensor, paths: Tensor) -> Tensor:
     """exp of the path sums of log_decay (..., q): (..., q * q + q), an exact zero if tiny.
 
-    Pairs j > i have no path: they are 1, never a large exp, and C B^T masks them. Zeros instead of
-    denormal numbers, because those slow down every product they meet.
+    Pairs j > i have no path: their sum is 0 and exp is 1, and the mask of C B^T drops them. Tiny
+    values are set to 0 because denormal numbers slow down every product.
     """
     total = torch.mm(log_decay.reshape(-1, paths.shape[0]), paths)
     lowest = math.log(_negligible(total.dtype))
@@ -70,8 +72,8 @@ class ChunkScan(torch.autograd.Function):
     log_decay (batch, seqlen, nheads), D (nheads, headdim) and state (header's layout) in the dtype
     of the computation. The third result, (chunks, *state.shape), is empty unless `keep_states`.
 
-    The backward keeps the inputs only: it walks the states again and holds one per span. Both
-    compute in the dtype of their arguments, also where autocast would lower their products.
+    The backward saves only the inputs: it computes the states again and holds one per span.
+    Forward and backward compute in the dtype of their arguments, also under autocast.
     """
 
     @staticmethod
@@ -93,7 +95,7 @@ class ChunkScan(torch.autograd.Function):
         last = state.clone()
         with no_autocast(x):
             for _, paths, (out_, z_, *inputs) in _spans(delta, out, z, x, delta, log_decay, B, C):
-                last = _Piece(paths, *inputs).scan(last, D, z_, out_, entering)
+                last = _Span(paths, *inputs).scan(last, D, z_, out_, entering)
         return out, last, torch.stack(entering) if entering else state.new_empty(0, *state.shape)
 
     @staticmethod
@@ -109,18 +111,18 @@ class ChunkScan(torch.autograd.Function):
         firsts = [state]
         with no_autocast(x):
             for _, paths, (_, _, *rest) in spans[:-1]:
-                firsts.append(_Piece(paths, *rest[:5]).walk(firsts[-1]))
+                firsts.append(_Span(paths, *rest[:5]).pass_states(firsts[-1]))
             for chunk, paths, (dout_, z_, *rest) in reversed(spans):
                 entering = dentering[chunk : chunk + CHUNKS_PER_SPAN]
-                dstate = _Piece(paths, *rest[:5]).scan_backward(
+                dstate = _Span(paths, *rest[:5]).scan_backward(
                     firsts.pop(), D, z_, dout_, dstate, entering, rest[5:], dD
                 )
         *dinputs, dz = grads
         return (*dinputs, dD, dz, dstate, None)
 
 
-class _Step(NamedTuple):
-    """The state's way through one chunk: what is kept of it, per column, B^T, and what x adds."""
+class _ChunkStep(NamedTuple):
+    """What takes the state through a chunk: decay per column, B^T, and the tokens' weighted x."""
 
     kept: Tensor
     b_t: Tensor
@@ -131,9 +133,9 @@ class _Step(NamedTuple):
         return (state * self.kept).baddbmm_(self.b_t, self.tokens)
 
 
-class _Through(NamedTuple):
-    """What goes through the state to the cotangents of B, C, the tokens sent and the part kept,
-    and what the tokens read of it."""
+class _StateTerms(NamedTuple):
+    """Parts of the cotangents of B, C, sent tokens and kept state that come through the states, and
+    C times the states."""
 
     b: Tensor
     c: Tensor
@@ -142,8 +144,8 @@ class _Through(NamedTuple):
     read: Tensor
 
 
-class _Piece:
-    """One span's inputs in the header's layouts, and the steps of the scan over it."""
+class _Span:
+    """The inputs of a span of chunks in the header's layouts, and the scan over it."""
 
     def __init__(
         self,
@@ -171,7 +173,7 @@ class _Piece:
         out: Tensor,
         entering: list[Tensor] | None,
     ) -> Tensor:
-        """Write the span's `out`, append its states to `entering`, return the last one."""
+        """Writes `out`, appends the states before the chunks to `entering`, returns the last."""
         y, last = self.outputs(state, D, entering)
         out.copy_(y if z is None else y.mul_(F.silu(z.to(y.dtype))))
         return last
@@ -187,20 +189,20 @@ class _Piece:
         grads: list[Any],
         dD: Tensor | None,
     ) -> Tensor:
-        """Write the span's part of `grads`, add to dD, return the first state's cotangent."""
+        """Writes the span's part of `grads`, adds to dD, returns the first state's cotangent."""
         *dinputs, dz = grads
         entering: list[Tensor] = []
         dy = dout.to(self.delta.dtype)
         if z is None:
-            self.walk(state, entering)
+            self.pass_states(state, entering)
         else:
             y, _ = self.outputs(state, D, entering)
             dy, dgate = _gate_backward(dy, z.to(dy.dtype), y)
             dz.copy_(dgate)
         if dD is not None:
             dD += (dy * self.x).sum((0, 1, 3))
-        through, dstate = self.walk_backward(dy, entering, dstate, dentering)
-        for whole, part in zip(dinputs, self.outputs_backward(dy, through, D)):
+        terms, dstate = self.pass_states_backward(dy, entering, dstate, dentering)
+        for whole, part in zip(dinputs, self.outputs_backward(dy, terms, D)):
             whole.copy_(part)
         return dstate
 
@@ -208,22 +210,22 @@ class _Piece:
         self, state: Tensor, D: Tensor | None, entering: list[Tensor] | None
     ) -> tuple[Tensor, Tensor]:
         """y of every token (c, batch, nheads, q, headdim), and the last state."""
-        y = self._mixing(self._scores()) @ self._steps()
+        y = self._mixing(self._scores()) @ self._delta_x()
         read = torch.empty(*self.C.shape[:-1], state.shape[-1], dtype=y.dtype, device=y.device)
-        last = self.walk(state, entering, read)
+        last = self.pass_states(state, entering, read)
         self._groups(y).addcmul_(self._by_head(read), self._groups(self.enter)[..., None])
         return (y if D is None else y.addcmul_(self.x, D[:, None])), last
 
-    def walk(
+    def pass_states(
         self, state: Tensor, entering: list[Tensor] | None = None, read: Tensor | None = None
     ) -> Tensor:
         """The last state, given the first.
 
-        The states that enter the chunks are appended to `entering`; their products with C, one
-        matrix per group like `_columns`, are written to `read`.
+        Appends the states before the chunks to `entering`, and writes their products with C, one
+        matrix per group like `_columns`, to `read`.
         """
         reads = None if read is None else zip(_chunks(self.C), _chunks(read))
-        for step in self._steps_of_state():
+        for step in self._chunk_steps():
             if entering is not None:
                 entering.append(state)
             if reads is not None:
@@ -232,65 +234,62 @@ class _Piece:
             state = step.advance(state)
         return _settled(state)
 
-    def walk_backward(
+    def pass_states_backward(
         self, dy: Tensor, entering: list[Tensor], dstate: Tensor, dentering: Tensor
-    ) -> tuple[_Through, Tensor]:
-        """From cotangents of y, of the last state and of the entering states to the first's."""
-        steps = self._steps_of_state()
+    ) -> tuple[_StateTerms, Tensor]:
+        """The cotangent of the first state, from those of y, the last and the entering states."""
+        chunk_steps = self._chunk_steps()
         reads = zip(_chunks(self.C), _chunks(self._columns(dy, self.enter)), entering)
-        parts = []
-        for c, (step, (C, dread, before)) in reversed(list(enumerate(zip(steps, reads)))):
+        found = []
+        for c, (step, (C, dread, before)) in reversed(list(enumerate(zip(chunk_steps, reads)))):
             dB = step.tokens @ dstate.transpose(1, 2)
             dC = dread @ before.transpose(1, 2)
             dsent = step.b_t.transpose(1, 2) @ dstate
             dkept = (before * dstate).sum(1)
-            parts.append(_Through(dB, dC, dsent, dkept, C @ before))
+            found.append(_StateTerms(dB, dC, dsent, dkept, C @ before))
             dstate = (dstate * step.kept).baddbmm_(C.transpose(1, 2), dread)
             if dentering.shape[0]:
                 dstate += dentering[c]
-        joined = (torch.stack(part[::-1]).unflatten(1, self.B.shape[1:3]) for part in zip(*parts))
-        return _Through(*joined), _settled(dstate)
+        joined = (torch.stack(t[::-1]).unflatten(1, self.B.shape[1:3]) for t in zip(*found))
+        return _StateTerms(*joined), _settled(dstate)
 
     def outputs_backward(
-        self, dy: Tensor, through: _Through, D: Tensor | None
+        self, dy: Tensor, terms: _StateTerms, D: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Cotangents of x, delta, log_decay (per head), B and C (per group)."""
         mixing = self._mixing(self._scores())
-        dmixing = dy @ self._steps().transpose(-1, -2)
+        dmixing = dy @ self._delta_x().transpose(-1, -2)
         dwithin = dmixing * mixing
         dscores = self._groups(dmixing.mul_(self.within)).sum(3).tril_()
-        dB = (dscores.transpose(-1, -2) @ self.C).add_(through.b)
-        dC = (dscores @ self.B).add_(through.c)
-        dsteps = mixing.transpose(-1, -2) @ dy
-        dsent = self._by_head(through.sent).flatten(2, 3)
+        dB = (dscores.transpose(-1, -2) @ self.C).add_(terms.b)
+        dC = (dscores @ self.B).add_(terms.c)
+        ddelta_x = mixing.transpose(-1, -2) @ dy
+        dsent = self._by_head(terms.sent).flatten(2, 3)
         dleave = (dsent * self.x).sum(-1) * self.leave
-        ddelta = (dsteps * self.x).sum(-1) + dleave
-        dx = dsteps.addcmul_(dsent, self.leave[..., None]).mul_(self.delta[..., None])
+        ddelta = (ddelta_x * self.x).sum(-1) + dleave
+        dx = ddelta_x.addcmul_(dsent, self.leave[..., None]).mul_(self.delta[..., None])
         if D is not None:
             dx.addcmul_(dy, D[:, None])
-        # by path: from token to token, into what leaves (the last row), from what enters, through
+        # paths between tokens of the chunk, out of it (the last row), into it, and through it
         dwithin[..., -1, :] += self.delta * dleave
-        read = (self._groups(dy) * self._by_head(through.read)).sum(-1).flatten(2, 3)
+        read = (self._groups(dy) * self._by_head(terms.read)).sum(-1).flatten(2, 3)
         denter = read * self.enter
-        dkept = through.kept.unflatten(-1, (-1, self.x.shape[-1])).sum(-1).flatten(2)
+        dkept = terms.kept.unflatten(-1, (-1, self.x.shape[-1])).sum(-1).flatten(2)
         denter[..., -1] += dkept * self.enter[..., -1]
         dlog_decay = torch.cat([dwithin.flatten(-2), denter], dim=-1) @ self.paths.T
         return dx, ddelta, dlog_decay, dB, dC
 
-    def _steps_of_state(self) -> list[_Step]:
-        """What takes the state through each chunk."""
+    def _chunk_steps(self) -> list[_ChunkStep]:
+        """A step for each chunk."""
         kept = self.enter[..., -1, None].expand(*self.enter.shape[:-1], self.x.shape[-1])
         kept = self._groups(kept).flatten(3)[:, :, :, None]
-        return [_Step(*t) for t in zip(_chunks(kept), _chunks(self.B.mT), _chunks(self._sent()))]
+        sent = self._columns(self.x, self.delta * self.leave)
+        return [_ChunkStep(*t) for t in zip(_chunks(kept), _chunks(self.B.mT), _chunks(sent))]
 
-    def _sent(self) -> Tensor:
-        """What each token adds to the state that leaves its chunk, but for B."""
-        return self._columns(self.x, self.delta * self.leave)
-
-    def _steps(self) -> Tensor:
+    def _delta_x(self) -> Tensor:
         """delta x, contiguous per head."""
-        steps = torch.empty(self.x.shape, dtype=self.delta.dtype, device=self.x.device)
-        return torch.mul(self.x, self.delta[..., None], out=steps)
+        out = torch.empty(self.x.shape, dtype=self.delta.dtype, device=self.x.device)
+        return torch.mul(self.x, self.delta[..., None], out=out)
 
     def _scores(self) -> Tensor:
         """C_i . B_j for j <= i, else 0, per group."""
@@ -318,7 +317,7 @@ def _spans(like: Tensor, *tensors: Tensor | None) -> list[tuple[int, Tensor, lis
     """(first chunk, path matrix, views of the tensors in the header's layouts) of each span.
 
     The tensors are None or (batch, seqlen, nheads or ngroups, ...); `like` (batch, seqlen, ...) has
-    the dtype of the computation. What is left over of the whole chunks is one short chunk.
+    the dtype of the computation. Tokens beyond the last whole chunk are one short chunk.
     """
     whole, rest = divmod(like.shape[1], CHUNK)
     spans: list[tuple[int, Tensor, list[Any]]] = []
@@ -326,11 +325,11 @@ def _spans(like: Tensor, *tensors: Tensor | None) -> list[tuple[int, Tensor, lis
         if chunks * q == 0:
             continue
         paths = path_matrix(q, like)
-        part = slice(first * CHUNK, first * CHUNK + chunks * q)
+        tokens = slice(first * CHUNK, first * CHUNK + chunks * q)
         views = [
             None
             if t is None
-            else t[:, part].unflatten(1, (chunks, q)).transpose(0, 1).transpose(2, 3)
+            else t[:, tokens].unflatten(1, (chunks, q)).transpose(0, 1).transpose(2, 3)
             for t in tensors
         ]
         for c in range(0, chunks, CHUNKS_PER_SPAN):
@@ -351,12 +350,12 @@ def _chunks(x: Tensor) -> tuple[Tensor, ...]:
 
 def _gate_backward(dout: Tensor, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Cotangents of y and z for out = y silu(z)."""
-    part = torch.sigmoid(z)
-    return dout * z * part, dout * y * part * (1 + z * (1 - part))
+    s = torch.sigmoid(z)
+    return dout * z * s, dout * y * s * (1 + z * (1 - s))
 
 
 def _settled(state: Tensor) -> Tensor:
-    """A state that nothing feeds any more decays into denormal numbers: zeros instead."""
+    """Tiny entries of a state set to 0: without input it would decay into denormal numbers."""
     return F.hardshrink(state, _negligible(state.dtype))
 
 

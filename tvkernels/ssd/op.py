@@ -61,8 +61,8 @@ def mamba_chunk_scan_combined(
         dt: (batch, seqlen, nheads).
         A: (nheads,), negative.
         B, C: (batch, seqlen, ngroups, d_state), ngroups a divisor of nheads.
-        chunk_size: a positive int, a hint: it changes the result by rounding at most, and the
-            reference takes chunks of its own length.
+        chunk_size: a positive int, accepted for compatibility: kernels and reference choose their
+            own chunk sizes, and the result would differ by rounding only.
         D: (nheads,) or (nheads, headdim).
         z: (batch, seqlen, nheads, headdim), the gate.
         dt_bias: (nheads,).
@@ -93,9 +93,10 @@ def mamba_chunk_scan_combined(
 
     Numerics: step sizes, decays, every sum and the state from chunk to chunk are float32 (float64
     for float64 x), out is rounded once. If x, B and C are of 16 bit, the kernels' matrix products
-    take operands of 16 bit, each rounded once: what a token adds to the state, the state as C reads
-    it, the weights between tokens, and backward dout silu(z); the reference's stay float32. What
-    decays below the normal numbers may become 0. First order gradients for every float argument.
+    take operands of 16 bit, each rounded once: the tokens' contributions to the state, the state as
+    C reads it, the weights between tokens, and in the backward dout silu(z); the reference's stay
+    float32. Values that decay below the normal numbers may become 0. First order gradients for
+    every float argument.
 
     Memory: training keeps the inputs and nothing else (the reference four float32 per token and
     head too), there is no option to keep states: backward computes them anew, and takes 56 kB per
@@ -291,7 +292,7 @@ def _scan_fwd(
     least: float,
     greatest: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The third has no element where there is no cu_seqlens."""
+    """As _Scan; without cu_seqlens the third tensor is empty."""
     from tvkernels.ssd.kernel import scan_forward
 
     inputs = (x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens)
@@ -329,7 +330,7 @@ def _scan_bwd(
     least: float,
     greatest: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The cotangents of x to initial_states, without elements where there is no such input."""
+    """The cotangents of x to initial_states, empty for an input that is None."""
     from tvkernels.ssd.kernel import scan_backward
 
     inputs = (x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens)

@@ -1,4 +1,4 @@
-"""The Mamba-2 scan in plain PyTorch: token by token, the oracle, and chunk by chunk, the fast one.
+"""The Mamba-2 scan in plain PyTorch: token by token as the oracle, and the faster chunked form.
 
     delta_t = clamp(softplus(dt_t + dt_bias)),    l_t = delta_t A
     S_t = exp(l_t) S_{t-1} + delta_t x_t B_t^T,    out_t = (S_t C_t + D x_t) silu(z_t)
@@ -18,8 +18,8 @@ from tvkernels.ssd.chunked_reference import CHUNK, ChunkScan, decays, path_matri
 
 __all__ = ["mamba_chunk_scan_combined_ref", "mamba_recurrence_ref"]
 
-# the log-decay that ends a sequence. No exponent of tokens behind it is formed by a difference,
-# so that it erases what lies before and leaves every other number as it is
+# log-decay at a reset. Exponents are sums, not differences of running sums, so it erases the state
+# before it without a rounding error in later exponents
 RESET = -1e30
 
 Result = Tensor | tuple[Tensor, ...]
@@ -113,7 +113,7 @@ def mamba_recurrence_ref(
 
     states = states_after(seq_idx)
     c = C.to(delta.dtype).repeat_interleave(heads_per_group, dim=2)
-    # not a matrix product, which autocast would lower
+    # not a matmul: autocast would cast it to 16 bit
     rows = [(state * c[:, t, :, None]).sum(-1) for t, state in enumerate(states[1:])]
     y = torch.stack(rows, dim=1) if rows else torch.zeros_like(x, dtype=delta.dtype)
     if D is not None:
@@ -206,11 +206,11 @@ def _varlen_states(
     token = chunk[:, None] * CHUNK + torch.arange(CHUNK, device=x.device)
     inside = (token <= last[:, None])[..., None]
     token = token.clamp_max(x.shape[0] - 1)
-    # float64, because autocast lowers products of float32, and their gradients
+    # float64: autocast would cast float32 matmuls, and their gradients, to 16 bit
     delta, log_decay = (
         t[token].double().where(inside, 0.0).transpose(1, 2) for t in (delta, log_decay)
     )
-    # of all paths of a chunk, those that end with it
+    # only the paths that end with the chunk
     paths = path_matrix(CHUNK, delta)[:, CHUNK * (CHUNK - 1) :]
     decay = decays(log_decay, paths)  # (num_seqs, nheads, 2 * CHUNK)
     weight = (delta * decay[..., :CHUNK]).transpose(1, 2)[..., None]
