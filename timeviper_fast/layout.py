@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
 
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.errors import COUNT, INTEGER, expect, fail, instance_of
@@ -12,7 +17,7 @@ __all__ = ["Segment", "VisualSpan", "shorten", "tokens_before_layer"]
 
 @dataclass(frozen=True)
 class VisualSpan:
-    """The contiguous run of vision tokens inside a sequence: `start`, `length` in tokens."""
+    """A stretch of a sequence from one vision token to another: `start`, `length` in tokens."""
 
     start: int
     length: int
@@ -29,25 +34,37 @@ class VisualSpan:
 class Segment:
     """One sample inside a (possibly packed) sequence.
 
+    Vision is one contiguous run, or several with text between them (a label before each frame):
+    `Segment.of_runs` makes the second form. Stages never drop the text between the runs.
+
     Attributes:
         length: tokens of the sample.
-        span: its vision tokens, relative to the sample's first token; length 0 when it has none.
+        span: from its first vision token to its last, relative to the sample's first token; length
+            0 when it has none.
         query_from_end: the token that asks in an attention stage, counted back from the sample's
             last token (0). Dropping vision tokens in front of it does not move it.
-        vision_tokens: vision tokens before any stage dropped some (N0); defaults to the span's.
+        vision_tokens: vision tokens before any stage dropped some (N0); defaults to the present.
+        text_inside: text tokens inside the span; 0 when vision is one contiguous run.
+        index: (1 or batch, vision_present) int64, where the vision tokens lie, counted from the
+            span's first token, ascending. None for one contiguous run, and in a segment that only
+            counts tokens.
     """
 
     length: int
     span: VisualSpan = VisualSpan(0, 0)
     query_from_end: int = 0
     vision_tokens: int = -1
+    text_inside: int = 0
+    index: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        expect("Segment", self, COUNT, "length", "query_from_end")
+        expect("Segment", self, COUNT, "length", "query_from_end", "text_inside")
         expect("Segment", self, INTEGER, "vision_tokens")
         expect("Segment", self, instance_of(VisualSpan), "span")
+        if self.text_inside > self.span.length:
+            fail("Segment", "text_inside", f"be at most {self.span.length}", self.text_inside)
         if self.vision_tokens < 0:
-            object.__setattr__(self, "vision_tokens", self.span.length)
+            object.__setattr__(self, "vision_tokens", self.vision_present)
         if self.span.stop > self.length:
             fail("Segment", "span", f"lie inside the sample's {self.length} tokens", self.span)
         text_after = self.length - self.span.stop
@@ -60,10 +77,72 @@ class Segment:
                 self.query_from_end,
             )
 
+    @classmethod
+    def of_runs(
+        cls,
+        length: int,
+        runs: Sequence[VisualSpan],
+        *,
+        query_from_end: int = 0,
+        device: torch.device | str | None = None,
+    ) -> Segment:
+        """A sample whose vision tokens lie in several runs with text between them.
+
+        Args:
+            length: tokens of the sample.
+            runs: each relative to the sample's first token, ascending; empty ones count nothing,
+                and runs that touch are one.
+            query_from_end: as the attribute.
+            device: where the sequence will be; `index` is put there once.
+
+        Raises:
+            ValueError: runs overlap, descend or leave the sample.
+        """
+        for first, second in pairwise(runs):
+            if second.start < first.stop:
+                fail("Segment", "runs", "ascend without overlap", (first, second))
+        runs = [run for run in runs if run.length]
+        if not runs:
+            return cls(length, query_from_end=query_from_end)
+        start = runs[0].start
+        span = VisualSpan(start, runs[-1].stop - start)
+        text_inside = span.length - sum(run.length for run in runs)
+        index = None
+        if text_inside:
+            places = [torch.arange(run.start - start, run.stop - start) for run in runs]
+            index = torch.cat(places)[None].to(device)
+        return cls(length, span, query_from_end, text_inside=text_inside, index=index)
+
+    @property
+    def vision_present(self) -> int:
+        """Vision tokens that are left."""
+        return self.span.length - self.text_inside
+
     def after(self, kept: int) -> Segment:
-        """The same sample once only `kept` of its present vision tokens remain."""
-        dropped = self.span.length - kept
-        return replace(self, length=self.length - dropped, span=replace(self.span, length=kept))
+        """The same sample once only `kept` of its present vision tokens remain; counts alone."""
+        dropped = self.vision_present - kept
+        span = replace(self.span, length=self.span.length - dropped)
+        return replace(self, length=self.length - dropped, span=span, index=None)
+
+    def keep(self, kept: Tensor) -> Segment:
+        """The same sample once only the vision tokens `kept` remain.
+
+        Args:
+            kept: (batch, n) int64, numbers among the present vision tokens, ascending.
+        """
+        left = self.after(kept.shape[1])
+        if self.index is None:
+            return left
+        # number - rank = vision tokens dropped in front of a kept one: so far it moves forward
+        rank = torch.arange(kept.shape[1], device=kept.device)
+        places = self.index.expand(len(kept), -1).gather(1, kept)
+        return replace(left, index=places - (kept - rank))
+
+    def positions(self, vision: Tensor) -> Tensor:
+        """Where vision tokens lie in the sample: (batch, n) numbers -> (batch, n) positions."""
+        if self.index is None:
+            return vision + self.span.start
+        return self.index.expand(len(vision), -1).gather(1, vision) + self.span.start
 
 
 def shorten(segments: tuple[Segment, ...], stage: CompressionStage) -> tuple[Segment, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,9 +118,10 @@ class TimeViper(TimeViperNetwork):
     def generate(
         self,
         before: Tensor,
-        visual: Tensor | None,
+        visual: Tensor | Sequence[Tensor] | None,
         after: Tensor,
         *,
+        between: Sequence[Tensor] = (),
         max_new_tokens: int = 256,
         stop_ids: Collection[int] = (),
         sampling: Sampling | None = None,
@@ -129,7 +130,8 @@ class TimeViper(TimeViperNetwork):
         """Continue a prompt given as tensors.
 
         Args:
-            before, visual, after: the prompt, as `embed` takes it; `encode` makes `visual`.
+            before, visual, after, between: the prompt, as `embed` takes it; `encode` makes
+                `visual`.
             max_new_tokens: at most so many new tokens.
             stop_ids: ids that end a row.
             sampling: greedy when None.
@@ -141,7 +143,7 @@ class TimeViper(TimeViperNetwork):
         """
         check_sampling(sampling)
         check_stop_ids(stop_ids, self.config.backbone)
-        embeddings, segment = self.embed(before, visual, after)
+        embeddings, segment = self.embed(before, visual, after, between)
         read = prefill(
             self.backbone, embeddings, segment, max_new_tokens=max_new_tokens, chunk=chunk
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from timeviper_fast.inference.encode import Progress, encode_video, shape_of
+from timeviper_fast.inference.encode import Progress, encode_video, shape_of, token_seconds
 from timeviper_fast.inference.generate import (
     Prefill,
     Sampling,
@@ -148,12 +148,13 @@ def ask(
     with watch.at("generate") as stop:
         ids, text = _speak(model, read, max_new_tokens, sampling, on_text, progress)
         stop.shape, stop.tokens = f"{len(ids)} tokens", str(len(ids))
+    seconds_of = token_seconds(times, [len(frame) for frame in visual])
     return Answer(
         text=text,
         token_ids=tuple(ids),
         finish="stop" if ids[-1] in _stop_ids(model) else "length",
         frame_seconds=tuple(times.tolist()),
-        kept_seconds=_seconds_of(read.kept[0].cpu() // visual.shape[1], times),
+        kept_seconds=tuple(seconds_of[read.kept[0].cpu()].tolist()),
         stages=read.stages,
         stops=tuple(watch.rows()),
         lost_frames=lost,
@@ -248,11 +249,6 @@ def _speak(
     if streamer is not None:
         streamer.end()
     return ids, str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-
-
-def _seconds_of(frames: Tensor, times: Tensor) -> tuple[float, ...]:
-    """The time of each frame number; a repeated last frame has the last one's."""
-    return tuple(times[frames.clamp_max(len(times) - 1)].tolist())
 
 
 def _stop_ids(model: TimeViper) -> set[int]:

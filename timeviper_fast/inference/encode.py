@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from timeviper_fast.stops import Stop, StopWatch
 from timeviper_fast.video import Video
 from timeviper_fast.video.preprocess import resize_normalize
 
-__all__ = ["Progress", "encode_video", "shape_of"]
+__all__ = ["Progress", "encode_video", "shape_of", "token_seconds"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -60,6 +60,18 @@ def encode_video(
         seconds.append(frames.seconds)
         if progress is not None:
             progress("frames", done, len(indices))
+
+
+def token_seconds(times: Tensor, counts: Sequence[int]) -> Tensor:
+    """The second of each vision token.
+
+    Args:
+        times: (frames,) seconds of the frames that were looked at.
+        counts: vision tokens of each frame; frames beyond the last one repeat it, as in a clip
+            that is filled up.
+    """
+    frames = torch.arange(len(counts)).clamp_max(len(times) - 1)
+    return times[frames].repeat_interleave(torch.tensor(counts))
 
 
 def _whole_clips(rgb: Tensor, clip: int) -> Tensor:

@@ -117,7 +117,7 @@ class Prefill:
     @property
     def kept(self) -> Tensor:
         """(batch, n) int64: which of the prompt's vision tokens the last layers still see."""
-        kept = torch.arange(self.segment.span.length, device=self.logits.device)
+        kept = torch.arange(self.segment.vision_present, device=self.logits.device)
         kept = kept.expand(len(self.logits), -1)
         for [record] in self.records:
             kept = kept.gather(1, record.kept)

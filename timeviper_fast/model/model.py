@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NoReturn
+
 import torch
 from torch import Tensor, nn
 
@@ -56,13 +59,23 @@ class TimeViperNetwork(nn.Module):
         """
         return self.projector(self.vision(pixels))
 
-    def embed(self, before: Tensor, visual: Tensor | None, after: Tensor) -> tuple[Tensor, Segment]:
+    def embed(
+        self,
+        before: Tensor,
+        visual: Tensor | Sequence[Tensor] | None,
+        after: Tensor,
+        between: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, Segment]:
         """Text and visual tokens as one sequence, and where the vision lies in it.
 
         Args:
             before, after: (batch, n) token ids in front of and behind the vision; n may be 0.
-            visual: (frames, n, d_model) of the model's dtype, seen by every row; None for a
-                text-only prompt.
+            visual: (frames, n, d_model) of the model's dtype, seen by every row; or a list of
+                (n, d_model), one for each run of vision tokens, where frames have unequal counts;
+                None for a text-only prompt.
+            between: (batch, n) token ids of the texts between the runs, such as each frame's label:
+                one fewer than there are runs. Given with a tensor, each frame is a run; without
+                it, the tensor is one run.
 
         Returns:
             (batch, seqlen, d_model) embeddings and their segment.
@@ -71,37 +84,60 @@ class TimeViperNetwork(nn.Module):
             ValueError: shapes or dtypes that do not fit together, or an id outside the vocabulary
                 (looked for on the CPU only; a GPU is not waited for).
         """
-        self._check_prompt(before, visual, after)
-        pieces = [self.backbone.embeddings(before)]
-        count = 0
-        if visual is not None:
-            count = visual.shape[0] * visual.shape[1]
-            pieces.append(visual.flatten(0, 1).expand(len(before), -1, -1))
-        pieces.append(self.backbone.embeddings(after))
+        runs = self._runs_of(visual, between)
+        self._check_texts(before=before, between=between, after=after)
+        texts = [before, *between, after] if runs else [before, after]
+        pieces = [self.backbone.embeddings(texts[0])]
+        spans, length = [], before.shape[1]
+        for run, text in zip(runs, texts[1:]):
+            spans.append(VisualSpan(length, len(run)))
+            pieces += [run.expand(len(before), -1, -1), self.backbone.embeddings(text)]
+            length += len(run) + text.shape[1]
+        if not runs:
+            pieces.append(self.backbone.embeddings(after))
         embeddings = torch.cat(pieces, dim=1)
-        return embeddings, Segment(embeddings.shape[1], VisualSpan(before.shape[1], count))
+        return embeddings, Segment.of_runs(embeddings.shape[1], spans, device=self.device)
 
-    def _check_prompt(self, before: Tensor, visual: Tensor | None, after: Tensor) -> None:
-        config = self.config.backbone
-        for name, ids in (("before", before), ("after", after)):
+    def _runs_of(
+        self, visual: Tensor | Sequence[Tensor] | None, between: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """(n, d_model) of each run of vision tokens, checked."""
+        width = self.config.backbone.hidden_size
+        rule = f"be a tensor (frames, n, {width})"
+        if visual is None:
+            runs = []
+        elif isinstance(visual, (list, tuple)):
+            runs, rule = list(visual), f"be a tensor (n, {width}) for each run"
+        elif isinstance(visual, Tensor) and visual.ndim == 3:
+            runs = list(visual) if between else [visual.flatten(0, 1)]
+        else:
+            _refuse("visual", rule, _kind(visual))
+        if not all(_is_tensor(run, 2) and run.shape[-1] == width for run in runs):
+            _refuse("visual", rule, _kind(visual))
+        if len(between) != max(len(runs) - 1, 0):
+            rule = f"have one text fewer than visual has runs ({len(runs)})"
+            _refuse("between", rule, len(between))
+        for run in runs:
+            if run.dtype != self.dtype:
+                _refuse("visual", f"be of dtype {self.dtype}", run.dtype)
+        return runs
+
+    def _check_texts(self, before: Tensor, between: Sequence[Tensor], after: Tensor) -> None:
+        vocabulary = self.config.backbone.vocab_size
+        texts = [("before", before), *(("between", text) for text in between), ("after", after)]
+        for name, ids in texts:
             if not (_is_tensor(ids, 2) and ids.dtype in (torch.int32, torch.int64)):
-                rule = "be a tensor (batch, n) of int32 or int64"
-                raise ValueError(f"embed: {name} must {rule}, got {_kind(ids)}")
+                _refuse(name, "be a tensor (batch, n) of int32 or int64", _kind(ids))
             if ids.device.type == "cpu" and ids.numel():
                 least, most = int(ids.min()), int(ids.max())
-                if not 0 <= least <= most < config.vocab_size:
-                    rule = f"lie in 0 .. {config.vocab_size - 1}"
-                    raise ValueError(f"embed: {name} must {rule}, got {least} .. {most}")
-        if len(before) != len(after):
-            rule = f"have the batch of before ({len(before)})"
-            raise ValueError(f"embed: after must {rule}, got {len(after)}")
-        if visual is None:
-            return
-        if not (_is_tensor(visual, 3) and visual.shape[-1] == config.hidden_size):
-            rule = f"be a tensor (frames, n, {config.hidden_size})"
-            raise ValueError(f"embed: visual must {rule}, got {_kind(visual)}")
-        if visual.dtype != self.dtype:
-            raise ValueError(f"embed: visual must be of dtype {self.dtype}, got {visual.dtype}")
+                if not 0 <= least <= most < vocabulary:
+                    _refuse(name, f"lie in 0 .. {vocabulary - 1}", f"{least} .. {most}")
+            if len(ids) != len(before):
+                _refuse(name, f"have the batch of before ({len(before)})", len(ids))
+
+
+def _refuse(name: str, rule: str, got: object) -> NoReturn:
+    raise ValueError(f"embed: {name} must {rule}, got {got}")
 
 
 def _is_tensor(value: object, dimensions: int) -> bool:
@@ -110,6 +146,8 @@ def _is_tensor(value: object, dimensions: int) -> bool:
 
 def _kind(value: object) -> str:
     """What a tensor, or what is none, looks like in an error."""
+    if isinstance(value, (list, tuple)):
+        return f"{type(value).__name__} of {', '.join(map(_kind, value)) or 'nothing'}"
     if not isinstance(value, Tensor):
         return type(value).__name__
     return f"{tuple(value.shape)} {value.dtype}"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from timeviper_fast.config import BackboneConfig, CompressionStage
-from timeviper_fast.layout import Segment, shorten
+from timeviper_fast.layout import Segment
 from tvkernels import (
     attention_topk_hidden,
     compact,
@@ -34,7 +34,8 @@ class StageRecord(NamedTuple):
     Attributes:
         layer: the stage ran before this layer.
         tokens_before, tokens_after: vision tokens.
-        kept: (batch, tokens_after) indices into the span as it was before the stage, ascending.
+        kept: (batch, tokens_after) numbers among the vision tokens before the stage, ascending;
+            text between runs of vision is not counted.
         scores: (batch, tokens_before) float32 attention scores; None for uniform stages.
     """
 
@@ -75,43 +76,53 @@ class TransV(nn.Module):
         """
         records: list[StageRecord] = []
         leaving: list[Tensor] = []
+        after: list[Segment] = []
         start = 0
         for segment in segments:
             sample = hidden[:, start : start + segment.length]
             kept, dropped, scores = self._choose(sample, segment, mixer)
-            counts = (segment.span.length, kept.shape[1])
+            counts = (segment.vision_present, kept.shape[1])
             records.append(StageRecord(self.stage.layer, *counts, kept, scores))
-            leaving.append(dropped + (start + segment.span.start))
+            leaving.append(segment.positions(dropped) + start)
+            after.append(segment.keep(kept))
             start += segment.length
-        after = shorten(segments, self.stage)
         shorter = compact(hidden, torch.cat(leaving, 1), return_dropped=self.stage.transfer)
         if shorter.dropped is not None:
             self._transfer(hidden, segments, shorter.dropped, shorter.kept, after)
-        return shorter.kept, after, records
+        return shorter.kept, tuple(after), records
 
     def _choose(
         self, sample: Tensor, segment: Segment, mixer: nn.Module
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Which vision tokens stay and which leave (batch, n), counted from the span's first."""
+        """Which vision tokens stay and which leave: (batch, n) numbers among the present ones."""
         keep = self.stage.kept_count(segment.vision_tokens)
         if self.stage.select == "attention":
             return self._by_attention(sample, segment, keep, mixer)
-        kept = uniform_topk(segment.span.length, keep, sample.device)
-        dropped = dropped_indices(kept, segment.span.length)
+        kept = uniform_topk(segment.vision_present, keep, sample.device)
+        dropped = dropped_indices(kept, segment.vision_present)
         return kept.expand(len(sample), -1), dropped.expand(len(sample), -1), None
 
     def _by_attention(
         self, sample: Tensor, segment: Segment, keep: int, mixer: nn.Module
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
-            # the query looks back, as everywhere: in training what stands behind it is the answer
+            # Causal: the query sees only earlier tokens. In training the answer follows it and
+            # must not leak.
             seen = sample[:, : segment.length - segment.query_from_end]
             q = mixer.q_proj(seen[:, -1]).unflatten(-1, (-1, self.head_dim))  # type: ignore[operator]
-            # a key bias would add the same number to every score of a head: softmax ignores it
+            # A key bias adds the same number to every score of a head, so softmax ignores it.
             weight: Tensor = mixer.k_proj.weight  # type: ignore[assignment, union-attr]
             span = (segment.span.start, segment.span.length)
-            chosen = attention_topk_hidden(q, seen, weight, keep, span)
-        return chosen.kept, chosen.dropped, chosen.scores
+            if segment.index is None:
+                chosen = attention_topk_hidden(q, seen, weight, keep, span)
+                return chosen.kept, chosen.dropped, chosen.scores
+            # The op chooses among a whole span, text included: take only its scores from it.
+            scores = attention_topk_hidden(q, seen, weight, 0, span).scores
+            scores = scores.gather(1, segment.index.expand(len(sample), -1))
+            # stable: equal scores keep the lower index, as in the op
+            order = scores.argsort(dim=-1, descending=True, stable=True)
+            kept = order[:, :keep].sort(-1).values
+            return kept, dropped_indices(kept, segment.vision_present), scores
 
     def _transfer(
         self,
@@ -119,9 +130,13 @@ class TransV(nn.Module):
         segments: tuple[Segment, ...],
         dropped: Tensor,
         shorter: Tensor,
-        after: tuple[Segment, ...],
+        after: list[Segment],
     ) -> None:
-        """Write into each sample's text in `shorter` what its rows of `dropped` say."""
+        """Write what each sample's rows of `dropped` say into its text in `shorter`.
+
+        Only the text behind the last vision token reads them: text between runs must not see
+        tokens that follow it.
+        """
         start = row = end = 0
         for segment, left in zip(segments, after):
             text = hidden[:, start + segment.span.stop : start + segment.length]

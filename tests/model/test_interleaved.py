@@ -1,0 +1,264 @@
+"""Vision in several runs with text between them, as a label before each frame."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.model.goldens import TINY, golden, manifest
+from timeviper_fast.config import BackboneConfig, CompressionStage
+from timeviper_fast.inference.generate import decode, prefill
+from timeviper_fast.layout import Segment, VisualSpan
+from timeviper_fast.model.cache import HybridCache
+from timeviper_fast.model.initialize import init_weights
+from timeviper_fast.model.nemotron_h import HybridBackbone
+from timeviper_fast.model.stack import Packing
+
+NAME = "interleaved_stages"
+CLOSE = {"rtol": 0, "atol": 2e-4}
+SCHEDULE = (
+    CompressionStage(2, "uniform", 0.7, transfer=False),
+    CompressionStage(3, "attention", 0.4),
+    CompressionStage(8, "attention", 0.2, transfer=False),
+)
+
+
+def runs_of(mask: torch.Tensor) -> list[VisualSpan]:
+    """The runs of True in a one-dimensional mask."""
+    edges = torch.cat([torch.zeros(1), mask.float(), torch.zeros(1)]).diff()
+    starts, stops = (edges == 1).nonzero().flatten(), (edges == -1).nonzero().flatten()
+    return [VisualSpan(a, b - a) for a, b in zip(starts.tolist(), stops.tolist())]
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return golden(NAME), manifest(NAME)
+
+
+def recorded_model(recorded) -> HybridBackbone:
+    data, document = recorded
+    shape = dict(document["config"]["llm_config"])
+    pattern = shape.pop("hybrid_override_pattern")
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        del shape[name]
+    stages = tuple(
+        CompressionStage(s["layer"], s["select"], s["keep"], transfer=False)
+        for s in document["stages"]
+    )
+    model = HybridBackbone(BackboneConfig(pattern=pattern, eos_token_ids=(), **shape), stages)
+    names = {k.removeprefix("weights."): v for k, v in data.items() if k.startswith("weights.")}
+    model.load_state_dict({name.removeprefix("backbone."): v for name, v in names.items()})
+    return model.eval()
+
+
+def read_recorded(recorded, run, **options):
+    """The model, its reading of a recorded prompt, and the prompt's vision tokens."""
+    data, document = recorded
+    model = recorded_model(recorded)
+    ids = data[f"{run}.input_ids"]
+    vision = ids == document["config"]["image_token_id"]
+    embeddings = model.embeddings(ids.masked_fill(vision, 0)).detach()
+    tokens = data["video_embeds"].flatten(0, 1)
+    embeddings[vision] = tokens if run == "plain" else tokens[data["evs_mask"].bool()]
+    segment = Segment.of_runs(len(ids), runs_of(vision))
+    return model, prefill(model, embeddings[None], segment, **options), int(vision.sum())
+
+
+def check_recorded(recorded, run, model, read, count, steps):
+    data, _ = recorded
+    kept, scores = torch.arange(count), []
+    for stage, [record] in enumerate(read.records):
+        kept = kept[record.kept[0]]
+        assert torch.equal(kept, data[f"{run}.stage{stage}.kept"])
+        scores += [] if record.scores is None else [record.scores[0]]
+    assert len(scores) == 2
+    for i, got in enumerate(scores):
+        torch.testing.assert_close(got, data[f"{run}.attention{i}.scores"], **CLOSE)
+    assert torch.equal(read.kept[0], kept)
+    logits: list[torch.Tensor] = []
+    out = torch.cat(list(decode(model, read, max_new_tokens=steps, on_logits=logits.append)))
+    assert torch.equal(out, data[f"{run}.generated"][:steps])
+    torch.testing.assert_close(torch.cat(logits), data[f"{run}.step_logits"][:steps], **CLOSE)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 64])
+@pytest.mark.parametrize("run", ["plain", "after_evs"])
+def test_recorded_stages(recorded, run, chunk):
+    read = read_recorded(recorded, run, max_new_tokens=6, chunk=chunk)
+    check_recorded(recorded, run, *read, steps=6)
+
+
+def test_recorded_stages_on_each_backend(recorded, backend):
+    read = read_recorded(recorded, "after_evs", max_new_tokens=2)
+    check_recorded(recorded, "after_evs", *read, steps=2)
+
+
+def random_model(stages=SCHEDULE) -> HybridBackbone:
+    model = HybridBackbone(TINY, stages)
+    init_weights(model, seed=3)
+    for stage in model.transv:
+        if stage.stage.transfer:
+            torch.nn.init.constant_(stage.alpha, 0.8)
+    return model.double().eval()
+
+
+def heads(x: torch.Tensor) -> torch.Tensor:
+    return x.unflatten(-1, (-1, TINY.head_dim)).transpose(0, 1)
+
+
+def attention(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Weights (heads, n, m) of all keys, written out."""
+    q, k = heads(q), heads(k)
+    k = k.repeat_interleave(len(q) // len(k), 0)
+    return (q @ k.transpose(1, 2) / TINY.head_dim**0.5).softmax(-1)
+
+
+def restated(model, x, vision, asks):
+    """The same by lists of positions, one token after the other: (residual stream, kept)."""
+    number = torch.full((len(x),), -1)
+    number[vision] = torch.arange(int(vision.sum()))
+    total, behind = int(vision.sum()), torch.arange(len(x)) > int(vision.nonzero().max())
+    stages = {stage.stage.layer: stage for stage in model.transv}
+    for i, layer in enumerate(model.layers):
+        if stage := stages.get(i):
+            at = (number >= 0).nonzero().flatten()
+            keep = int(total * stage.stage.keep)
+            if stage.stage.select == "uniform":
+                chosen = at[[j * (len(at) - 1) // max(keep - 1, 1) for j in range(keep)]]
+            else:
+                mixer = layer.mixer
+                seen = x[: len(x) - asks]
+                weights = attention(mixer.q_proj(seen[-1:]), mixer.k_proj(seen)).mean(0)[0]
+                chosen = at[weights[at].topk(keep).indices]
+            stays = number < 0
+            stays[chosen] = True
+            text = x[behind]
+            if stage.stage.transfer:
+                gone = x[~stays]
+                weights = attention(stage.q_proj(text), stage.k_proj(gone))
+                value = heads(stage.v_proj(gone)).repeat_interleave(TINY.num_attention_heads, 0)
+                told = (weights @ value).transpose(0, 1).flatten(1)
+                x = x.clone()
+                x[behind] = text + stage.alpha.tanh() * stage.o_proj(told)
+            x, number, behind = x[stays], number[stays], behind[stays]
+        x = layer(x[None], Packing((len(x),), None), None)[0]
+    return x, number[number >= 0]
+
+
+@given(
+    runs=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=1, max_size=6),
+    behind=st.integers(1, 5),
+    asks=st.integers(0, 4),
+)
+def test_any_runs_equal_a_restatement_by_lists(runs, behind, asks):
+    mask = [False] * runs[0][0]
+    for between, length in runs:
+        mask += [False] * between + [True] * length
+    vision = torch.tensor(mask + [False] * behind)
+    asks = min(asks, behind - 1)
+    model = random_model()
+    x = torch.randn(len(vision), TINY.hidden_size, dtype=torch.float64)
+    segment = Segment.of_runs(len(vision), runs_of(vision), query_from_end=asks)
+    with torch.no_grad():
+        hidden, records = model(x[None], (segment,))
+        truth, kept = restated(model, x, vision, asks)
+    got = torch.arange(int(vision.sum()))
+    for [record] in records:
+        got = got[record.kept[0]]
+    assert torch.equal(got, kept)
+    torch.testing.assert_close(hidden[0], truth, rtol=1e-9, atol=1e-9)
+    # text is never dropped
+    assert hidden.shape[1] == int((~vision).sum()) + len(kept)
+
+
+def test_touching_runs_are_one_span():
+    whole = Segment(20, VisualSpan(3, 12))
+    runs = [VisualSpan(3, 4), VisualSpan(7, 0), VisualSpan(7, 8)]
+    assert Segment.of_runs(20, runs) == whole
+    assert Segment.of_runs(20, runs).index is None
+
+
+def test_rows_of_a_batch_keep_their_own_tokens():
+    vision = torch.tensor([False, True, True, True, False, True, True, True, True, False] * 2)
+    segment = Segment.of_runs(20, runs_of(vision))
+    model = random_model()
+    x = torch.randn(3, 20, TINY.hidden_size, dtype=torch.float64)
+    with torch.no_grad():
+        together, records = model(x, (segment,))
+        for row in range(3):
+            alone, own = model(x[row : row + 1], (segment,))
+            torch.testing.assert_close(together[row], alone[0], rtol=1e-9, atol=1e-9)
+            for [a], [b] in zip(records, own):
+                assert torch.equal(a.kept[row], b.kept[0])
+    assert len({tuple(record.kept.flatten().tolist()) for [record] in records[1:]}) > 1
+
+
+def test_packed_samples_see_only_themselves():
+    masks = [
+        torch.tensor([False, True, True, False, True, True, True, False, False]),
+        torch.tensor([False, False, True, True, True, True, False]),  # one run
+        torch.tensor([False] * 6),  # no vision
+        torch.tensor([True, False] * 5 + [False]),
+    ]
+    segments = tuple(Segment.of_runs(len(mask), runs_of(mask)) for mask in masks)
+    model = random_model()
+    x = torch.randn(1, sum(map(len, masks)), TINY.hidden_size, dtype=torch.float64)
+    x.requires_grad_()
+    hidden, _ = model(x, segments)
+    alone = [model(part, (s,))[0] for part, s in zip(x.split(list(map(len, masks)), 1), segments)]
+    torch.testing.assert_close(hidden, torch.cat(alone, 1), rtol=1e-9, atol=1e-9)
+    weight = torch.randn_like(hidden)
+    (packed,) = torch.autograd.grad((hidden * weight).sum(), x, retain_graph=True)
+    (apart,) = torch.autograd.grad((torch.cat(alone, 1) * weight).sum(), x)
+    torch.testing.assert_close(packed, apart, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2, 3])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_a_run_that_stops_before_a_stage_goes_on_to_the_same_end(stop, interleaved, chunk):
+    mask = torch.tensor([False] * 2 + [True] * 6 + [False] * interleaved + [True] * 9 + [False] * 4)
+    segment = Segment.of_runs(len(mask), runs_of(mask))
+    model = random_model()
+    x = torch.randn(1, len(mask), TINY.hidden_size, dtype=torch.float64)
+
+    def cache() -> HybridCache:
+        return HybridCache(TINY, [len(mask)] * TINY.num_hidden_layers, dtype=torch.float64)
+
+    with torch.no_grad():
+        whole = model.run(x, (segment,), cache=cache(), chunk=chunk)
+        states = cache()
+        first = model.run(x, (segment,), cache=states, chunk=chunk, stop_stage=stop)
+        assert len(first.records) == stop
+        before = first.hidden.clone()
+        rest = model.run(first.hidden, first.segments, cache=states, chunk=chunk, start_stage=stop)
+    assert torch.equal(rest.hidden, whole.hidden)
+    assert torch.equal(first.hidden, before)
+    for [got], [want] in zip(first.records + rest.records, whole.records):
+        assert torch.equal(got.kept, want.kept)
+
+
+@pytest.mark.parametrize(
+    ("runs", "rule"),
+    [
+        ([VisualSpan(4, 3), VisualSpan(5, 2)], "ascend"),
+        ([VisualSpan(4, 3), VisualSpan(1, 2)], "ascend"),
+        ([VisualSpan(4, 30)], "lie inside"),
+    ],
+)
+def test_runs_that_are_none(runs, rule):
+    with pytest.raises(ValueError, match=rule):
+        Segment.of_runs(20, runs)
+
+
+def test_a_segment_of_counts_alone_plans_like_one_with_its_index():
+    mask = torch.tensor([False, True, True, False] * 6)
+    segment = Segment.of_runs(24, runs_of(mask))
+    counted = replace(segment, index=None)
+    assert counted.after(5) == segment.after(5)
+    assert counted.after(5).length == 17
+    assert counted.after(5).vision_present == 5
