@@ -1,5 +1,65 @@
-"""`python -m benchmarks.counting`: see cost.py."""
+"""Bytes, FLOPs and special functions per token of our kernels and the peers': no GPU needed.
 
-from benchmarks.counting.cost import main
+    python -m benchmarks.counting [--only "gated norm"] [--counted 8 16 24] [--peers FOLDER]
 
-main()
+Every case of cases.py runs in Triton's interpreter at a few small sizes; a line through each count
+gives the count at the case's size. A run over all cases as they stand goes to
+benchmarks/results/counted.md; with --only or --counted nothing is written. benchmarks/README.md
+says what the columns mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+# @triton.jit reads this when it decorates, so it is set before anything imports Triton
+os.environ["TRITON_INTERPRET"] = "1"
+
+import numpy as np
+import torch
+import triton
+
+from benchmarks import RESULTS
+from benchmarks.counting.cost import lines
+
+HEADING = """# Counted per token
+
+`python -m benchmarks.counting`: no GPU ran; nothing here is a time. What the columns
+mean, and what they do not: `benchmarks/README.md`. Per token of a prefill or of its
+backward pass, or per sequence of a decode step; kB is 1000 bytes. Counted with
+{}.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--counted", type=int, nargs="+", help="sizes to count at")
+    parser.add_argument("--peers", type=Path, help="folder that mamba-ssm is installed in")
+    args = parser.parse_args(arguments)
+    if args.peers:
+        sys.path.append(str(args.peers))
+    text = [HEADING.format(versions())]
+    print(text[0])
+    for line in lines(args.only, args.counted):
+        print(line, flush=True)
+        text.append(line)
+    if not (args.only or args.counted):
+        (RESULTS / "counted.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+def versions() -> str:
+    found = {"Triton": triton.__version__, "torch": torch.__version__, "numpy": np.__version__}
+    for package in metadata.distributions():
+        if package.name.replace("_", "-") == "mamba-ssm":
+            found[package.name] = package.version
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+if __name__ == "__main__":
+    main()

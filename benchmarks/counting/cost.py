@@ -1,37 +1,32 @@
-"""What our Triton kernels, and the peers', move and compute per token: counted, without a GPU.
-
-    python -m benchmarks.counting [--only "gated norm"] [--counted 8 16 24] [--peers FOLDER]
-
-Every case of `benchmarks.shapes` and `shapes_video` runs in Triton's interpreter at a few small
-sizes; a line through each count gives the count at the case's size. A run over all cases as they
-stand goes to benchmarks/results/counted.md; with --only or --counted nothing is written.
-benchmarks/README.md says what the columns mean, and what they do not.
-"""
+"""How much a call moves and computes per token: a line through counts at a few small sizes."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import importlib
-import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
+import torch
 
-from benchmarks import RESULTS
+import tvkernels
+from benchmarks.counting.cache_model import together, traffic
+from benchmarks.counting.cases import CASES, Case
+from benchmarks.counting.counter import Record, counting, interpretable
+from benchmarks.shapes.calls import Prepare
+from benchmarks.shapes.floors import L2_BYTES, Floor
+from benchmarks.table import markdown
+from benchmarks.timing.peers import mamba_ssm, on_a_device, without_cuda
 
-if TYPE_CHECKING:
-    from benchmarks.counting.counter import Record
-    from benchmarks.shapes import Case, Floor, Prepare
-
-RESULT = RESULTS / "counted.md"
 OURS = "tvkernels"
+COLUMNS = (
+    "op and shape", "kernels", "launches", "requested kB", "cold kB", "together kB", "L2 kB",
+    "least kB", "cold / least", "of floor", "dot MFLOP", "special k", "misfit",
+)  # fmt: skip
 Counts = dict[str, float]
 
 
@@ -46,58 +41,35 @@ class Row(NamedTuple):
     floor: Floor
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--counted", type=int, nargs="+", help="sizes to count at")
-    parser.add_argument("--peers", type=Path, help="folder that mamba-ssm is installed in")
-    args = parser.parse_args(arguments)
-    _interpret()
-    if args.peers:
-        sys.path.append(str(args.peers))
-    text = [_heading()]
-    for line in text[0].splitlines():
-        print(line)
-    for line in lines(args.only, args.counted):
-        print(line, flush=True)
-        text.append(line)
-    if not (args.only or args.counted):
-        RESULT.write_text("\n".join(text) + "\n", encoding="utf-8")
-
-
 def lines(only: str = "", counted: Sequence[int] | None = None) -> Iterator[str]:
-    """The table, line by line as it is counted, and below it what could not be counted."""
-    from benchmarks import shapes, shapes_video
-
-    providers = _providers()
+    """The table, line by line as it is counted, and below it a sentence for each missing row."""
     missing = []
-    if providers["mamba-ssm"] is None:
+    if _providers()["mamba-ssm"] is None:
         missing.append("mamba-ssm is not installed: its rows are left out.")
-    yield from TABLE_HEAD
-    for case in (*shapes.CASES, *shapes_video.CASES):
-        for name, functions in providers.items():
-            if case.ours and name != OURS:
-                continue
-            if only in case.name and hasattr(functions, case.op):
+    yield from table([])
+    for case in CASES:
+        for name, functions in _providers().items():
+            alone = case.ours and name != OURS
+            if only in case.name and hasattr(functions, case.op) and not alone:
                 row = count(case, name, counted or case.counted)
                 if row is None:
                     missing.append(f"{case.op} has no Triton kernel in {name} yet.")
                 else:
-                    yield table_line(row)
+                    yield table([row])[-1]
     for sentence in dict.fromkeys(missing):
         yield from ("", sentence)
 
 
+def table(rows: Iterable[Row]) -> list[str]:
+    return markdown(COLUMNS, map(cells, rows), numbers=11)
+
+
 def count(case: Case, provider: str, sizes: Sequence[int]) -> Row | None:
     """Count a case at `sizes` and put lines through the counts; None where there is no kernel."""
-    from benchmarks.counting.cache_model import together, traffic
-    from benchmarks.shapes import L2_BYTES, Floor
-    from tvkernels import BackendUnavailable
-
     ours = provider == OURS
     try:
         records = [_record(case, provider, size) for size in sizes]
-    except BackendUnavailable:
+    except tvkernels.BackendUnavailable:
         return None
     series = []
     for size, record, shares in zip(sizes, records, _shares(case, sizes, records)):
@@ -152,15 +124,9 @@ def _record_of(
     kernels: tuple[str, ...] | None,
     smaller: tuple[tuple[str, float], ...],
 ) -> Record:
-    import torch
-
-    from benchmarks.counting.counter import counting, interpretable
-    from benchmarks.timing.peers import on_a_device, without_cuda
-    from tvkernels import use_backend
-
     # the decays decide how far the scan's first pass looks back
     torch.manual_seed(0)
-    with use_backend("triton"), _smaller(smaller), without_cuda(), on_a_device():
+    with tvkernels.use_backend("triton"), _smaller(smaller), without_cuda(), on_a_device():
         with interpretable():
             # as wide as bfloat16, which the interpreter gets wrong, and quicker
             run, _ = prepare(_providers()[provider], size, torch.float16)
@@ -200,67 +166,25 @@ def fit(sizes: Sequence[int], series: Sequence[Counts], target: int) -> tuple[Co
     return counts, misfit
 
 
-TABLE_HEAD = (
-    "| op and shape | kernels | launches | requested kB | cold kB | together kB | L2 kB |"
-    " least kB | cold / least | of floor | dot MFLOP | special k | misfit |",
-    "|---|---|" + "---:|" * 11,
-)
-
-
-def table_line(row: Row) -> str:
+def cells(row: Row) -> list[str]:
+    """One line of the table, in the order of COLUMNS."""
     counts = row.counts
-    seconds = row.floor._replace(bytes=counts["cold"], flops=counts["dot"]).seconds()
-    kilobytes = [counts[key] / 1e3 for key in ("requested", "cold", "together", "cached")]
-    cells = [
+    least, counted = row.floor.seconds(), Floor(counts["cold"], counts["dot"]).seconds()
+    moved = [counts[key] for key in ("requested", "cold", "together", "cached")]
+    return [
         row.case,
         row.provider,
         f"{counts['launches']:.0f}",
-        *(f"{value:,.2f}" for value in [*kilobytes, row.floor.bytes / 1e3]),
+        *(f"{value / 1e3:,.2f}" for value in [*moved, row.floor.bytes]),
         f"{counts['cold'] / row.floor.bytes:.3f}" if row.floor.bytes else "-",
-        f"{row.floor.seconds() / seconds:.0%}" if row.floor.bytes else "-",
+        f"{least / counted:.0%}" if row.floor.bytes else "-",
         f"{counts['dot'] / 1e6:.3f}",
         f"{counts['special'] / 1e3:.3f}",
         f"{row.misfit:.1%}",
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 @functools.cache
 def _providers() -> dict[str, SimpleNamespace | None]:
-    import tvkernels
-    from benchmarks.timing.peers import mamba_ssm
-
     ours = SimpleNamespace(**{name: getattr(tvkernels, name) for name in tvkernels.__all__})
     return {OURS: ours, "mamba-ssm": mamba_ssm()}
-
-
-def _heading() -> str:
-    from importlib import metadata
-
-    import torch
-    import triton
-
-    versions = {"Triton": triton.__version__, "torch": torch.__version__, "numpy": np.__version__}
-    versions |= {
-        found.name: found.version
-        for found in metadata.distributions()
-        if found.name.replace("_", "-") == "mamba-ssm"
-    }
-    return "\n".join(
-        [
-            "# Counted per token",
-            "",
-            "`python -m benchmarks.counting`: no GPU ran; nothing here is a time. What the columns",
-            "mean, and what they do not: `benchmarks/README.md`. Per token of a prefill or of its",
-            "backward pass, or per sequence of a decode step; kB is 1000 bytes. Counted with",
-            ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
-            "",
-        ]
-    )
-
-
-def _interpret() -> None:
-    """Kernels are made for the interpreter or for a GPU when Triton is imported."""
-    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
-        raise RuntimeError("start this as a program: Triton is already imported")
-    os.environ["TRITON_INTERPRET"] = "1"

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import functools
 
-from benchmarks.shapes import Floor
+from benchmarks import RESULTS
+from benchmarks.shapes.floors import Floor
 from benchmarks.timing.bench import Case
-from benchmarks.timing.store import RESULTS
-
-__all__ = ["counted", "predicted"]
 
 KERNELS = {"ours": "tvkernels", "mamba-ssm": "mamba-ssm"}
 
 
 @functools.cache
 def counted() -> dict[tuple[str, str], Floor]:
-    """Per token, sequence or frame: bytes from memory and FLOPs, by row and whose kernels."""
+    """Per token, sequence or frame: bytes from memory and FLOPs, by row and provider."""
     lines = (RESULTS / "counted.md").read_text(encoding="utf-8").splitlines()
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
     heads, *body = table
@@ -28,14 +26,13 @@ def counted() -> dict[tuple[str, str], Floor]:
 
 
 def predicted(case: Case, provider: str) -> Floor | None:
-    """What a provider moves and computes at a case, as counted; None where nobody counted."""
+    """The bytes and FLOPs of a provider at a case, as counted; None where they were not."""
     name, _, rest = case.bench.name.partition(", ")
-    backward = "backward" if case.backward else ""
+    backward = "backward" * case.backward
     at_this_shape = ", ".join(filter(None, (name, case.shape.name, rest, backward)))
     at_any = ", ".join(filter(None, (case.bench.name, backward)))
     for row in (at_this_shape, at_any):
         each = counted().get((row, KERNELS.get(provider, provider)))
         if each is not None:
-            count = case.shape.size * case.shape.batch
-            return Floor(each.bytes * count, each.flops * count)
+            return Floor(each.bytes * case.count, each.flops * case.count)
     return None

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.shapes_video import select, select_floor, select_hidden, select_hidden_floor
-from benchmarks.timing.bench import PREFILL, Bench, Form, Shape
+from benchmarks.shapes.calls import select, select_hidden
+from benchmarks.timing.bench import Bench, Form
 from benchmarks.timing.peers import topk_of_map, topk_of_projection, topk_with_masks
 
 
@@ -24,32 +24,12 @@ def judge(arguments: Mapping[str, Any], results: Sequence[torch.Tensor]) -> str 
     return None if bool((least >= most).all()) else "it dropped a token above one that it kept"
 
 
-SMALL = Shape("small", 64)
 SECONDS = 50
+OF_HIDDEN = {
+    "upstream's selection": Form(topk_with_masks),
+    "projected keys": Form(topk_of_projection),
+}
 BENCHES = (
-    Bench(
-        "selection",
-        select,
-        select_floor,
-        PREFILL,
-        SMALL,
-        forms={"repeated keys": Form(topk_of_map)},
-        judge=judge,
-    ),
-    Bench(
-        "selection from hidden states",
-        select_hidden,
-        select_hidden_floor,
-        PREFILL,
-        SMALL,
-        forms={
-            "upstream's selection": Form(topk_with_masks),
-            "projected keys": Form(topk_of_projection),
-        },
-        judge=judge,
-    ),
+    Bench("selection", select, forms={"repeated keys": Form(topk_of_map)}, judge=judge),
+    Bench("selection from hidden states", select_hidden, forms=OF_HIDDEN, judge=judge),
 )
-
-
-def test_case(measured: Any, provider: str, benchmark: Any) -> None:
-    measured.report(provider, benchmark)

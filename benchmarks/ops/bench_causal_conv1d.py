@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from benchmarks.shapes.calls import conv, conv_update
+from benchmarks.timing.bench import DECODE, Bench, Split
 
-from benchmarks.shapes import conv, conv_update
-from benchmarks.timing.bench import DECODE, FLOORS, PREFILL, Bench, Shape, Split
-
-CHANNELS = {"weight": 0, "bias": 0}
+CHANNELS = {"x": 1, "weight": 0, "bias": 0}
+STEP = Split(96, {**CHANNELS, "conv_state": 1}, (1,))
+NAME = "decode step of the convolution"
 SECONDS = 55
 BENCHES = (
-    Bench(
-        "convolution",
-        conv,
-        FLOORS["convolution"],
-        PREFILL,
-        Shape("small", 64),
-        split=Split(96, {"x": 1, **CHANNELS}, (1,)),
-        backward=FLOORS["convolution, backward"],
-    ),
-    Bench(
-        "decode step of the convolution",
-        conv_update,
-        FLOORS["decode step of the convolution, batch 1"],
-        DECODE,
-        Shape("small", 2),
-        split=Split(96, {"x": 1, "conv_state": 1, **CHANNELS}, (1,)),
-        changes=("conv_state",),
-    ),
+    Bench("convolution", conv, split=Split(96, CHANNELS, (1,))),
+    Bench(NAME, conv_update, DECODE, 2, split=STEP, changes=("conv_state",)),
 )
-
-
-def test_case(measured: Any, provider: str, benchmark: Any) -> None:
-    measured.report(provider, benchmark)

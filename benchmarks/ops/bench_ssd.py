@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from benchmarks.shapes import scan, scan_backward_floor, scan_floor
-from benchmarks.timing.bench import PREFILL, Bench, Shape, Split
+from benchmarks.shapes.calls import scan_of
+from benchmarks.timing.bench import Bench, Split
 
 ARGUMENTS = {"x": 2, "dt": 2, "A": 0, "B": 2, "C": 2, "D": 0, "dt_bias": 0}
 SECONDS = 150
-BENCHES = (
-    Bench(
-        "scan",
-        scan,
-        scan_floor,
-        PREFILL,
-        Shape("small", 64),
-        split=Split(8, ARGUMENTS, (2, 1)),
-        backward=scan_backward_floor,
-        # seconds a call beyond, and as much memory as the GPU has
-        plain_up_to=16_384,
-    ),
-)
-
-
-def test_case(measured: Any, provider: str, benchmark: Any) -> None:
-    measured.report(provider, benchmark)
+# longer, a call of plain PyTorch takes seconds and as much memory as the GPU has
+BENCHES = (Bench("scan", scan_of(), split=Split(8, ARGUMENTS, (2, 1)), plain_up_to=16_384),)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from benchmarks.shapes_video import merge, merge_backward_floor, merge_floor
-from benchmarks.timing.bench import FRAMES, Bench, Form, Shape, Split
+from benchmarks.shapes.calls import merge
+from benchmarks.timing.bench import FRAMES, Bench, Form, Split
 from benchmarks.timing.peers import tome_per_round
 
 
@@ -16,22 +14,8 @@ def per_round(x: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor | None, ..
     return tome_per_round(x, num_tokens), None, None
 
 
-# it rounds to x's dtype between rounds, which changes who matches whom: in 16 bits its values are
-# others, though its form is right
+# upstream's form rounds to x's dtype between rounds, which changes the matches: in 16 bits its
+# values differ though it is right
+FORMS = {"upstream's rounds": Form(per_round, checked_in=torch.float32)}
 SECONDS = 45
-BENCHES = (
-    Bench(
-        "token merging",
-        merge,
-        merge_floor,
-        FRAMES,
-        Shape("small", 2),
-        split=Split(None, {"x": 0}, (0, 0, 0)),
-        backward=merge_backward_floor,
-        forms={"upstream's rounds": Form(per_round, checked_in=torch.float32)},
-    ),
-)
-
-
-def test_case(measured: Any, provider: str, benchmark: Any) -> None:
-    measured.report(provider, benchmark)
+BENCHES = (Bench("token merging", merge, FRAMES, 2, Split(None, {"x": 0}, (0, 0, 0)), forms=FORMS),)

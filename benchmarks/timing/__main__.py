@@ -2,15 +2,13 @@
 
     python -m benchmarks.timing                            # contracts, then every benchmark
     python -m benchmarks.timing --part ssd rmsnorm         # these parts
-    python -m benchmarks.timing --part contracts:ops/test_ssd
+    python -m benchmarks.timing --part contracts:ops/ssd   # the tests under tests/ops/ssd
 
-A part is `contracts`, `contracts:` and how names of files under tests/ begin, or NAME of a file
-bench_NAME.py. Of several, each runs in a process of its own, so that a kernel that brings its
-device down ends one part only, and has its share of the time; what a part leaves unused goes to the
-next. Figures go to benchmarks/results/<gpu>.json and .md as they come.
-Needs torch, Triton and this folder's parent as the working directory; the contracts need pytest,
-hypothesis and safetensors too. Without a GPU everything runs small on the CPU, and figures are
-written only where --results says.
+Several parts run in a process each, so that a kernel that breaks the GPU ends one part only. A part
+has a share of the time and leaves the next what it does not use. Figures go to
+benchmarks/results/<gpu>.json and .md case by case. The contracts need pytest, pytest-xdist,
+hypothesis and safetensors; the rest needs torch and Triton. Without a GPU everything runs small on
+the CPU, and figures are written only where --results says.
 """
 
 from __future__ import annotations
@@ -28,27 +26,28 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import ROOT
+from benchmarks import RESULTS, ROOT
 from benchmarks.timing import contracts
-from benchmarks.timing.measure import DeviceLost, Lab, Row
+from benchmarks.timing.measure import DeviceLost, Lab
 from benchmarks.timing.precompile import compiled_together
-from benchmarks.timing.store import RESULTS, Results, gpu_name, table
-
-__all__ = ["main", "parts", "run_part"]
+from benchmarks.timing.store import Results, gpu_name, table
 
 TOTAL_SECONDS = 520.0
-# shares of the time: of the contracts, and of a bench_<op>.py that does not say SECONDS
-CONTRACT_SECONDS, PART_SECONDS = 130.0, 45.0
-# a part is told to stop so long before it is ended; of little time it is a fifth
-GRACE_SECONDS = 10.0
-# how often contracts say how far they are
-TELL_SECONDS = 20.0
+CONTRACT_SECONDS = 130.0  # the contracts' share, as SECONDS in bench_<op>.py
+# a part is told to stop so long before its process is killed; of little time, a fifth
+GRACE_SECONDS = 30.0
 
 
 def parts() -> list[str]:
-    """The contracts, then every bench_<op>.py: first what takes longest, and leaves most."""
+    """The contracts, then every bench_<op>.py: the longest first, since it leaves the most."""
     names = [p.stem.removeprefix("bench_") for p in (ROOT / "benchmarks/ops").glob("bench_*.py")]
     return ["contracts", *sorted(names, key=lambda name: (-share(name), name))]
+
+
+def share(part: str) -> float:
+    if part.startswith("contracts"):
+        return CONTRACT_SECONDS
+    return float(importlib.import_module(f"benchmarks.ops.bench_{part}").SECONDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if gpu and os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET is set: nothing would be compiled")
     folder = args.results.resolve() if args.results else RESULTS if gpu else None
-    # what this process started ends with it
+    # so that a killed part kills the processes that it started
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if len(wanted) > 1:
         if not gpu:
@@ -79,17 +78,16 @@ def run_all(wanted: Sequence[str], seconds: float, folder: Path | None) -> int:
     start, worst = time.monotonic(), 0
     shares = {part: share(part) for part in wanted}
     where = [] if folder is None else ["--results", str(folder)]
-    while shares:
-        part = next(iter(shares))
+    for part in wanted:
         left = seconds - (time.monotonic() - start)
         limit = max(1.0, left * shares[part] / sum(shares.values()))
-        budget = limit - min(GRACE_SECONDS, limit / 5)
         del shares[part]
+        budget = limit - min(GRACE_SECONDS, limit / 5)
         print(f"== {part}, at most {limit:.0f} s of {max(0.0, left):.0f}", flush=True)
         command = [sys.executable, "-m", "benchmarks.timing", "--part", part]
         code = run_process([*command, "--seconds", f"{budget:.1f}", *where], limit)
         if code < 0:
-            sentence = f"its process was ended after {limit:.0f} s, or died ({code})"
+            sentence = f"its process was killed after {limit:.0f} s, or died ({code})"
             Results(folder, gpu_name()).note(part.partition(":")[0], sentence)
             print(f"{part}: {sentence}", flush=True)
         worst = max(worst, abs(code))
@@ -98,7 +96,7 @@ def run_all(wanted: Sequence[str], seconds: float, folder: Path | None) -> int:
 
 
 def run_process(command: Sequence[str], seconds: float) -> int:
-    """The exit code; negative where the process, with all that it started, had to be ended."""
+    """The exit code; negative where the process, with all that it started, had to be killed."""
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
         return process.wait(seconds)
@@ -110,23 +108,15 @@ def run_process(command: Sequence[str], seconds: float) -> int:
             process.wait()
 
 
-def share(part: str) -> float:
-    if part.startswith("contracts"):
-        return CONTRACT_SECONDS
-    text = (ROOT / f"benchmarks/ops/bench_{part}.py").read_text(encoding="utf-8")
-    said = [line for line in text.splitlines() if line.startswith("SECONDS = ")]
-    return float(said[0].split(" = ")[1]) if said else PART_SECONDS
-
-
 def run_part(part: str, seconds: float, results: Results, gpu: bool) -> int:
-    """One part, here; 1 where something of ours is wrong."""
-    deadline = time.monotonic() + seconds
+    """One part, in this process; 1 where a kernel of ours is wrong."""
     if part.startswith("contracts"):
-        return run_contracts(contracts.chosen(part), deadline, results, gpu)
-    return run_benchmarks(part, Lab(gpu, deadline), results)
+        return run_contracts(contracts.chosen(part), seconds, results, gpu)
+    with compiled_together() if gpu else contextlib.nullcontext():
+        return run_cases(part, Lab(gpu, time.monotonic() + seconds), results)
 
 
-def run_contracts(names: Sequence[str], deadline: float, results: Results, gpu: bool) -> int:
+def run_contracts(names: Sequence[str], seconds: float, results: Results, gpu: bool) -> int:
     results.plan("contracts", contracts.files(), names)
     missing = contracts.missing()
     if missing or not gpu:
@@ -135,27 +125,11 @@ def run_contracts(names: Sequence[str], deadline: float, results: Results, gpu: 
         results.note("contracts", sentence)
         print(f"contracts: {sentence}", flush=True)
         return 0
-    rows: dict[str, Row] = {}
-    said = time.monotonic()
-
-    def done(name: str, row: Row) -> None:
-        nonlocal said
-        rows[name] = row
-        results.add("contracts", name, [row])
-        if time.monotonic() - said > TELL_SECONDS:
-            said = time.monotonic()
-            print(contracts.total(rows.values()), flush=True)
-
-    contracts.run(names, deadline, done, results.beside("failures.txt"))
-    print(
-        "\n".join(table(list(rows.values()))), contracts.total(rows.values()), sep="\n", flush=True
-    )
-    return int(any(row["failed"] for row in rows.values()))
-
-
-def run_benchmarks(part: str, lab: Lab, results: Results) -> int:
-    with compiled_together() if lab.gpu else contextlib.nullcontext():
-        return run_cases(part, lab, results)
+    rows = contracts.run(names, seconds, results.beside("failures.txt"))
+    for row in rows:
+        results.add("contracts", row["case"], [row])
+    print(*table(rows), contracts.total(rows), sep="\n", flush=True)
+    return int(any(row["failed"] for row in rows))
 
 
 def run_cases(part: str, lab: Lab, results: Results) -> int:
@@ -167,7 +141,7 @@ def run_cases(part: str, lab: Lab, results: Results) -> int:
     bandwidth, flops = lab.yardstick
     results.stamp["copy"] = f"{bandwidth / 1e9:,.0f} GB/s"
     results.stamp["product"] = f"{flops / 1e12:,.1f} TFLOP/s"
-    print("\n".join(table([])), flush=True)
+    print(*table([]), sep="\n", flush=True)
     wrong = 0
     for case in cases:
         if time.monotonic() >= lab.deadline:
@@ -177,14 +151,12 @@ def run_cases(part: str, lab: Lab, results: Results) -> int:
             rows = lab.run(case)
         except DeviceLost as lost:
             results.add(part, case.name, lost.rows)
-            results.note(part, f"stopped, the GPU answers no more: {lost}")
+            results.note(part, f"stopped, the GPU is lost: {lost}")
             return 1
         results.add(part, case.name, rows)
-        print("\n".join(table(rows)[2:]), flush=True)
-        wrong |= any(
-            row["provider"] == "ours" and row.get("reason", "").startswith("fails the contract")
-            for row in rows
-        )
+        print(*table(rows)[2:], sep="\n", flush=True)
+        reasons = [row.get("reason", "") for row in rows if row["provider"] == "ours"]
+        wrong |= any(reason.startswith("fails the contract") for reason in reasons)
     return wrong
 
 

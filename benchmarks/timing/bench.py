@@ -1,7 +1,7 @@
-"""What a benchmark is: one op at named shapes. A file bench_<op>.py is a list of these, BENCHES.
+"""What a benchmark is: one op at named shapes. ops/bench_<op>.py is a list of these, BENCHES.
 
-The same list serves `pytest benchmarks/ --benchmark-only` (conftest.py) and
-`python -m benchmarks.timing`; rows.py runs one case of it, on whatever machine there is.
+`python -m benchmarks.timing` and `pytest benchmarks --benchmark-only` run the same lists;
+measure.py runs one case.
 """
 
 from __future__ import annotations
@@ -15,12 +15,8 @@ import torch
 from torch import Tensor
 
 import tvkernels
-from benchmarks.shapes import CASES, Floor, Prepare
-
-__all__ = ["DECODE", "FLOORS", "FRAMES", "PREFILL", "Bench", "Case", "Form", "Shape", "Split"]
-
-# the floors of what is also counted, by the case's name
-FLOORS = {case.name: case.floor for case in CASES}
+from benchmarks.shapes.calls import Prepare
+from benchmarks.shapes.floors import FLOORS, Floor
 
 
 class Shape(NamedTuple):
@@ -31,15 +27,11 @@ class Shape(NamedTuple):
     batch: int = 1
 
 
-# what targets are set for comes first: where time runs out, it is the rest that is cut
+# the shapes that targets are set for come first, so that a lack of time cuts the others
 PREFILL = (
-    Shape("32k", 32_768),
-    Shape("80k", 80_000),
-    Shape("160k", 160_000),
-    Shape("2k", 2048),
-    Shape("8 x 2k", 2048, 8),
-    Shape("8 x 32k", 32_768, 8),
-)
+    Shape("32k", 32_768), Shape("80k", 80_000), Shape("160k", 160_000), Shape("2k", 2048),
+    Shape("8 x 2k", 2048, 8), Shape("8 x 32k", 32_768, 8),
+)  # fmt: skip
 DECODE = tuple(Shape(f"batch {n}", n) for n in (1, 8, 64))
 # 16 tokens a frame
 FRAMES = tuple(Shape(f"{s.name} tokens", s.batch * s.size // 16) for s in PREFILL)
@@ -48,9 +40,9 @@ FRAMES = tuple(Shape(f"{s.name} tokens", s.batch * s.size // 16) for s in PREFIL
 class Split(NamedTuple):
     """How a call falls into independent parts, so that a part can be checked by itself.
 
-    parts: how many, None for as many as the first argument's dimension is long; each argument in
-        `arguments` (name to dimension), and each result (a dimension each), is cut into as many
-        equal pieces. Other arguments are shared by all parts.
+    Each argument in `arguments` (name to dimension) and each result (a dimension each) is cut into
+    `parts` equal pieces, or where that is None into as many as the first argument's dimension is
+    long. All parts share the other arguments.
     """
 
     parts: int | None
@@ -63,7 +55,7 @@ class Form:
     """Another formulation of one op, as a provider of its own: `run` takes the op's arguments.
 
     checked_in: the dtype to check its values in, where its own rounding changes discrete choices.
-    before: the op's arguments to its own, outside the timing: what a model makes once.
+    before: turns the op's arguments into its own, outside the timing: what a model makes once.
     """
 
     run: Callable[..., Any]
@@ -76,38 +68,37 @@ class Bench:
     """One op with its shapes.
 
     Args:
-        name: as it stands in the tables, the first part of each case's name.
-        prepare: as in shapes.py; tells the function, its arguments and what to differentiate by.
-        floor: from all tokens (or sequences, frames) of a shape to the least of the forward pass.
+        name: as it stands in the tables, the first part of each case's name; FLOORS has its floor,
+            and where it has one of "<name>, backward", the backward pass is timed too.
+        prepare: the call, as in shapes/calls.py.
         shapes: what is timed on a GPU.
-        small: what runs where there is none.
+        small: the size that runs where there is none.
         split: independent parts; None checks the call as a whole.
-        backward: the floor of the backward pass, where the op has one.
         changes: names of the arguments that are written in place.
         forms: other formulations, by provider name.
         plain_up_to: tokens up to which plain PyTorch, compiled or not, is timed; None for all.
             Beyond, a single part is checked against it.
         judge: (arguments, results) -> what is wrong with the integer results, or None; in place of
-            equality with the truth's.
+            equality with the exact ones.
+        floors: by name, the least bytes and FLOPs from all tokens of a shape.
     """
 
     name: str
     prepare: Prepare
-    floor: Callable[[int], Floor]
-    shapes: Sequence[Shape]
-    small: Shape
+    shapes: Sequence[Shape] = PREFILL
+    small: int = 64
     split: Split | None = None
-    backward: Callable[[int], Floor] | None = None
     changes: Sequence[str] = ()
     forms: Mapping[str, Form] = field(default_factory=dict)
     plain_up_to: int | None = None
     judge: Callable[[Mapping[str, Any], Sequence[Tensor]], str | None] | None = None
+    floors: Mapping[str, Callable[[int], Floor]] = field(default_factory=lambda: FLOORS)
 
     def cases(self, small: bool) -> Iterator[Case]:
         """Shape by shape, forward and backward."""
-        for shape in (self.small,) if small else self.shapes:
+        for shape in (Shape("small", self.small),) if small else self.shapes:
             yield Case(self, shape, backward=False)
-            if self.backward is not None:
+            if f"{self.name}, backward" in self.floors:
                 yield Case(self, shape, backward=True)
 
 
@@ -121,19 +112,22 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.bench.name}, {self.shape.name}{', backward' if self.backward else ''}"
+        return f"{self.bench.name}, {self.shape.name}{', backward' * self.backward}"
+
+    @property
+    def count(self) -> int:
+        """Tokens, sequences or frames in all."""
+        return self.shape.size * self.shape.batch
 
     @property
     def floor(self) -> Floor:
-        least = self.bench.backward if self.backward else self.bench.floor
-        assert least is not None
-        return least(self.shape.size * self.shape.batch)
+        return self.bench.floors[self.bench.name + ", backward" * self.backward](self.count)
 
     @property
     def beyond_plain(self) -> bool:
-        """Whether plain PyTorch is too slow here to be asked more than it must."""
+        """Whether plain PyTorch is too slow here to be run more often than it must."""
         most = self.bench.plain_up_to
-        return most is not None and self.shape.size * self.shape.batch > most
+        return most is not None and self.count > most
 
     def call(self, device: torch.device | str, dtype: torch.dtype) -> Recorded:
         """The call's public name and fresh arguments on `device`."""
@@ -154,7 +148,7 @@ class Recorded(NamedTuple):
 
 
 class _Recorder:
-    """Stands where a provider's functions do; a call of one is returned instead of made."""
+    """In the place of a provider's functions: returns the name and arguments of a call."""
 
     def __getattr__(self, op: str) -> Callable[..., tuple[str, dict[str, Any]]]:
         signature = inspect.signature(getattr(tvkernels, op))

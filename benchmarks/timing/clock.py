@@ -1,9 +1,12 @@
-"""How long calls take on the device, each next to the others: interleaved, medians.
+"""How long calls take on the device, each beside the others: interleaved samples, medians.
 
-On a GPU a provider's calls are captured in one CUDA graph, each call on tensors of its own, and a
-sample is: the L2 cache filled with other bytes, an event, one replay, an event. So every call finds
-its tensors in memory, and no launch from Python is in the time. What cannot be captured, or takes
+On a GPU a provider's calls are captured in one CUDA graph, each call on tensors of its own. A
+sample is: the L2 cache filled with other bytes, an event, one replay, an event. So every call reads
+its tensors from memory, and no launch from Python is in the time. What cannot be captured, or takes
 longer than `SLOW`, runs eagerly between the same events.
+
+`triton.testing.do_bench_cudagraph` does less: it repeats one call on the same tensors, neither
+flushes the L2 cache nor interleaves, and fails with what cannot be captured.
 """
 
 from __future__ import annotations
@@ -12,16 +15,14 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-__all__ = ["Timing", "on_stream", "peak_bytes", "time_all"]
-
 Run = Callable[[], Any]
 
-SLOW = 0.05  # seconds of a call behind which launches no longer show
+SLOW = 0.05  # seconds of a call that hides its launches
 SECONDS_EACH = 0.2  # of samples per provider
 ROUNDS = (3, 20)
 
@@ -33,6 +34,7 @@ class Timing:
     seconds: float
     spread: float
     how: str
+    samples: tuple[float, ...] = field(default=(), compare=False)
 
 
 def time_all(runs: Mapping[str, Sequence[Run]], gpu: bool) -> dict[str, Timing | str]:
@@ -43,11 +45,11 @@ def time_all(runs: Mapping[str, Sequence[Run]], gpu: bool) -> dict[str, Timing |
     """
     samplers: dict[str, _Sampler] = {}
     timings: dict[str, Timing | str] = {}
-    clock = _GpuClock() if gpu else _CpuClock()
+    sampler_of = _GpuClock().sampler if gpu else cpu_sampler
     for name, calls in runs.items():
         try:
-            samplers[name] = clock.sampler(calls)
-        except Exception as error:  # another project's, or out of memory
+            samplers[name] = sampler_of(calls)
+        except Exception as error:  # of another project's kernel, or out of memory
             timings[name] = sentence(error)
     for turn in range(ROUNDS[1]):
         for name, sampler in list(samplers.items()):
@@ -55,7 +57,7 @@ def time_all(runs: Mapping[str, Sequence[Run]], gpu: bool) -> dict[str, Timing |
                 if turn < sampler.rounds:
                     sampler.samples.append(sampler.take())
             except torch.OutOfMemoryError as error:
-                # the other's graphs hold memory that it had before
+                # the graphs of the others hold memory that this call had before
                 timings[name] = sentence(error)
                 del samplers[name]
     return timings | {name: sampler.timing() for name, sampler in samplers.items()}
@@ -99,34 +101,29 @@ class _Sampler:
     rounds: int
     calls: int
     how: str
-
-    def __post_init__(self) -> None:
-        self.samples: list[float] = []
+    samples: list[float] = field(default_factory=list)
 
     def timing(self) -> Timing:
-        middle = statistics.median(self.samples)
-        quarters = (
-            statistics.quantiles(self.samples, n=4) if len(self.samples) > 1 else [middle] * 3
-        )
+        middle, some = statistics.median(self.samples), len(self.samples) > 1
+        quarters = statistics.quantiles(self.samples, n=4) if some else [middle] * 3
         spread = (quarters[2] - quarters[0]) / middle if middle else 0.0
-        how = f"{self.how}, {len(self.samples)} rounds"
-        return Timing(middle / self.calls, spread, how)
+        each = tuple(sample / self.calls for sample in self.samples)
+        return Timing(middle / self.calls, spread, f"{self.how}, {len(each)} rounds", each)
 
 
-class _CpuClock:
-    def sampler(self, calls: Sequence[Run]) -> _Sampler:
-        def take() -> float:
-            start = time.perf_counter()
-            calls[0]()
-            return time.perf_counter() - start
+def cpu_sampler(calls: Sequence[Run]) -> _Sampler:
+    def take() -> float:
+        start = time.perf_counter()
+        calls[0]()
+        return time.perf_counter() - start
 
-        return _Sampler(take, ROUNDS[0], 1, "CPU")
+    return _Sampler(take, ROUNDS[0], 1, "CPU")
 
 
 class _GpuClock:
     def __init__(self) -> None:
         cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-        # so large that what is launched behind it waits in line before it has been read
+        # so large that the launches behind it wait in line while it is read
         self.flushed = torch.zeros(max(8 * cache, 1 << 28) // 4, device="cuda")
 
     def sampler(self, calls: Sequence[Run]) -> _Sampler:
@@ -139,7 +136,7 @@ class _GpuClock:
         try:
             graph = self.captured(calls)
         except Exception as error:
-            # what ended the capture; that it ended is the rest of the story
+            # the context is the error that ended the capture
             how = f"eager, not capturable ({sentence(error.__context__ or error)})"
             return _Sampler(lambda: self.seconds(calls[0]), rounds, 1, how)
         graph.replay()
@@ -147,7 +144,7 @@ class _GpuClock:
         return _Sampler(lambda: self.seconds(graph.replay), rounds, len(calls), how)
 
     def captured(self, calls: Sequence[Run]) -> torch.cuda.CUDAGraph:
-        """All calls as one graph, in memory of its own: a capture that fails may spoil its pool."""
+        """All calls as one graph, in a pool of its own: a failed capture may spoil its pool."""
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         try:
             with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream()):
@@ -159,8 +156,8 @@ class _GpuClock:
         return graph
 
     def seconds(self, run: Run) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in "ab")
-        # read, not written: what was written would be written back within the sample
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        # read, not written: written bytes would go back to memory within the sample
         self.flushed.sum()
         start.record()
         run()
@@ -170,10 +167,10 @@ class _GpuClock:
 
 
 def _forget(pool: tuple[int, int]) -> None:
-    """Let the process go on behind a capture that failed.
+    """Let the process go on after a failed capture.
 
-    PyTorch goes on allocating for it, and never empties its cache again; and its random numbers are
-    drawn for a graph, which outside of one is an error.
+    PyTorch would go on allocating for it and never empty its cache again, and random numbers would
+    be drawn for a graph, which is an error outside of one.
     """
     device = torch.cuda.current_device()
     with contextlib.suppress(RuntimeError, AttributeError):

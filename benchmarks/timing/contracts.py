@@ -1,230 +1,174 @@
-"""The part "contracts": the kernels' tests, compiled, by as many processes as there are cores.
+"""The part "contracts": the kernels' tests, compiled, shared among processes by pytest-xdist.
 
-What takes long is compiling, on one core for each kernel. The processes share the tests one by one
-(lane.py); one that dies, or loses its GPU, costs the test that it was at, and another begins.
+Compiling takes the time, on one core for each kernel. A process that dies or loses its GPU
+(contracts_plugin.py) costs the test that it ran; another one takes its place.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from importlib import util
 from pathlib import Path
-from time import monotonic, sleep
-from typing import Any
+from typing import IO, Any
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 from benchmarks import ROOT
 
-__all__ = ["NEEDED", "WHERE", "chosen", "files", "missing", "run", "total"]
-
-# where the lanes of a run find the folder that they share
-WHERE = "CONTRACT_LANES"
-NEEDED = ("pytest", "hypothesis", "safetensors")
-FOLDERS = ("core", "ops", "model", "dropin")
-# a test that has kernels to run says so, or takes the fixture that does
+NEEDED = ("pytest", "xdist", "hypothesis", "safetensors")
+# folders of tests/ that run no kernel of ours through an op, or not in this way
+WITHOUT = ("benchmarks", "machine_code", "peers", "data")
+# a test that runs kernels is marked so, or takes the fixture that marks it
 TRITON = re.compile(r'mark\.triton|"backend"|\bbackend: str')
+# these compile longest, so they start first
+FIRST = ("ssd", "gated_cross_attention", "tome")
 KINDS = ("passed", "failed", "skipped")
 MOST_NAMED = 20
-POLL_SECONDS = 0.5
+# pytest is interrupted so long before it is killed
+GRACE_SECONDS = 20.0
 
 Row = dict[str, Any]
 
 
 def files() -> list[str]:
-    """The files of tests that have kernels to compile."""
-    paths = [p for folder in FOLDERS for p in (ROOT / "tests" / folder).glob("test_*.py")]
+    """The test files that have kernels to compile, the slowest first."""
+    every = (ROOT / "tests").glob("*/**/test_*.py")
+    paths = [p for p in every if p.relative_to(ROOT).parts[1] not in WITHOUT]
     found = [p for p in paths if TRITON.search(p.read_text(encoding="utf-8"))]
-    return sorted(p.relative_to(ROOT).as_posix() for p in found)
+    names = sorted(p.relative_to(ROOT).as_posix() for p in found)
+    return sorted(names, key=lambda name: not any(op in name for op in FIRST))
 
 
 def chosen(part: str) -> list[str]:
-    """The files of "contracts", or of "contracts:ops/test_ssd": those whose names begin so."""
+    """The files of "contracts", or of "contracts:ops/ssd": those whose names begin so."""
     begin = "tests/" + part.removeprefix("contracts").removeprefix(":")
     return [name for name in files() if name.startswith(begin)]
 
 
 def missing() -> list[str]:
-    """What the tests need and this machine has not."""
+    """The packages that the tests need and that are not installed."""
     return [name for name in NEEDED if util.find_spec(name) is None]
 
 
 def total(rows: Iterable[Row]) -> str:
     """All rows as one sentence."""
-    figures = [sum(row[kind] for row in rows) for rows in [list(rows)] for kind in KINDS]
-    return "contracts: " + ", ".join(f"{n} {kind}" for n, kind in zip(figures, KINDS))
-
-
-def lanes_here() -> int:
-    """Two cores stay for what drives the GPU."""
-    return max(1, min(14, (os.cpu_count() or 1) - 2))
+    counts = sum((Counter({kind: row[kind] for kind in KINDS}) for row in rows), Counter())
+    return "contracts: " + ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
 
 
 def run(
-    names: Sequence[str],
-    deadline: float,
-    done: Callable[[str, Row], None],
-    log: Path | None = None,
-    lanes: int | None = None,
-) -> None:
-    """Run the files, `done(name, row)` whenever there is more to say of one.
+    names: Sequence[str], seconds: float, log: Path | None = None, workers: int = 0
+) -> list[Row]:
+    """Run the files for at most `seconds`: a row for each file. Tracebacks go to `log`."""
+    # two cores stay free to drive the GPU
+    workers = workers or max(1, min(14, (os.cpu_count() or 1) - 2))
+    with tempfile.TemporaryDirectory() as folder:
+        report, plan, output = (Path(folder) / name for name in ("report.xml", "plan", "output"))
+        # not --dist loadgroup: it hangs when a worker crashes, since it gives the next one only one
+        # test, and a worker starts a test when it knows the test after it
+        command = [sys.executable, "-m", "pytest", *names, "-q", "--tb=short", "-m", "triton"]
+        command += ["-n", str(workers), "--dist", "load", "--maxschedchunk", "1"]
+        command += [
+            "-p",
+            "benchmarks.timing.contracts_plugin",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+        ]
+        command += ["--continue-on-collection-errors"]
+        # the project's own options need pytest-benchmark; only xunit1 writes the file's name
+        command += ["-o", "addopts=", "-o", "junit_family=xunit1"]
+        with output.open("w") as out:
+            environment = _environment() | {"CONTRACTS_FOLDER": folder}
+            stopped = _stopped(command, environment, out, seconds)
+        planned = json.loads(plan.read_text()) if plan.exists() else {}
+        rows = _rows(report, planned, stopped, log)
+        if not rows and not stopped:
+            last = output.read_text(errors="replace").strip().splitlines()[-1:]
+            reason = f"no test was found: {''.join(last)[:200]}"
+            rows = [{"case": "pytest", **dict.fromkeys(KINDS, 0), "failed": 1, "seconds": 0}]
+            rows[0]["reason"] = reason
+        return rows
 
-    At `deadline` (time.monotonic()) all is stopped; rows are of what was shown until then. How
-    tests failed is written to `log` whole.
-    """
-    if monotonic() >= deadline:
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        running = [_begin(names, folder) for _ in range(lanes or lanes_here())]
-        told: dict[str, Row] = {}
-        try:
-            while running and monotonic() < deadline:
-                sleep(POLL_SECONDS)
-                running = _still(running, names, folder)
-                _tell(_rows(folder), told, done)
-        finally:
-            stopped = [process for process in running if process.poll() is None]
-            for process in stopped:
-                process.kill()
-            for process in running:
-                process.wait()
-        _tell(_rows(folder, over=True, stopped=bool(stopped)), told, done)
-        _explain(folder, log)
 
-
-def _begin(names: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-m", "triton", *names]
-    # without this project's options, one of which pytest-benchmark would have to be there for
-    command += ["-o", "addopts=", "-p", "no:cacheprovider", "-p", "benchmarks.timing.lane"]
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {WHERE: str(folder), "OMP_NUM_THREADS": "1"}
-    # choices that were timed among so many processes are no benchmark's
+def _environment() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    # a configuration that was timed beside other processes must not become a benchmark's choice
     cache = Path(os.environ.get("TRITON_CACHE_DIR", Path.home() / ".triton/cache"))
-    environment["TRITON_CACHE_DIR"] = str(cache.with_name("contracts"))
-    with (folder / "output").open("ab") as output:
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
+    cache = cache.with_name("contracts")
+    return kept | {"TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
 
 
-def _still(
-    running: Sequence[subprocess.Popen[bytes]], names: Sequence[str], folder: Path
-) -> list[subprocess.Popen[bytes]]:
-    """What runs; a lane that died at a test is followed by another."""
-    still = []
-    for process in running:
-        code = process.poll()
-        if code is None:
-            still.append(process)
-        elif code not in (0, 1, 5) and _last(folder, process.pid):
-            # the test that it was at is over too
-            with (folder / f"{process.pid}.jsonl").open("a", encoding="utf-8") as file:
-                died = {"outcome": "failed", "seconds": 0.0, "why": f"its process died ({code})"}
-                file.write(json.dumps({"test": _last(folder, process.pid), **died}) + "\n")
-            still.append(_begin(names, folder))
-    return still
+def _stopped(
+    command: Sequence[str], environment: dict[str, str], output: IO[str], seconds: float
+) -> bool:
+    """Whether pytest had to be interrupted after `seconds`; it still writes its report then."""
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+    try:
+        process.wait(max(0.0, seconds))
+        return False
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
+        return True
+    finally:
+        process.kill()
+        process.wait()
 
 
-def _lines(path: Path) -> list[Row]:
-    lines = []
-    with suppress(FileNotFoundError):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):  # half of a line, while it is written
-                lines.append(json.loads(line))
-    return lines
-
-
-def _last(folder: Path, number: int) -> str | None:
-    tests = [line["test"] for line in _lines(folder / f"{number}.jsonl") if "test" in line]
-    return tests[-1] if tests else None
-
-
-def _seen(folder: Path) -> tuple[dict[str, int], dict[str, list[Row]]]:
-    """How many tests each file has, and what was said of each test."""
-    plan: dict[str, int] = {}
-    tests: dict[str, list[Row]] = {}
-    for path in folder.glob("*.jsonl"):
-        for line in _lines(path):
-            plan |= line.get("plan", {})
-            if "test" in line:
-                tests.setdefault(line["test"], []).append(line)
-    return plan, tests
-
-
-def _rows(folder: Path, over: bool = False, stopped: bool = False) -> dict[str, Row]:
-    plan, tests = _seen(folder)
-    by_file: dict[str, dict[str, list[Row]]] = {name: {} for name in plan}
-    for test, lines in tests.items():
-        by_file.setdefault(test.partition("::")[0], {})[test] = lines
-    rows = {name: _row(name, of, plan.get(name, 0), over) for name, of in by_file.items()}
-    if over and not plan and not stopped:
-        output = (folder / "output").read_text(encoding="utf-8", errors="replace").split("\n")
-        last = next((line for line in reversed(output) if line.strip()), "")
-        rows.setdefault("pytest", {"case": "pytest", **_counts([]), "failed": 1, "seconds": 0})
-        rows["pytest"]["reason"] = f"no test was found: {last[:200]}"
-    return {name: row for name, row in rows.items() if over or sum(_figures(row))}
-
-
-def _row(name: str, tests: dict[str, list[Row]], planned: int, over: bool) -> Row:
-    outcomes = {test: _outcome(lines) for test, lines in tests.items()}
-    row: Row = {"case": name, **_counts(outcomes.values())}
-    row["seconds"] = round(sum(x.get("seconds", 0) for of in tests.values() for x in of), 1)
-    failures = [
-        f"{test.partition('::')[2] or test}: {_reason(tests[test])}"
-        for test, outcome in outcomes.items()
-        if outcome == "failed"
-    ]
-    if failures:
-        row["failures"] = failures[:MOST_NAMED]
-    left = planned - sum(_figures(row))
-    if over and left > 0:
-        row["reason"] = f"stopped: its time was up, {left} of {planned} not run"
-    return row
-
-
-def _counts(outcomes: Any) -> Row:
-    every = list(outcomes)
-    return {kind: every.count(kind) for kind in KINDS}
-
-
-def _figures(row: Row) -> list[int]:
-    return [row[kind] for kind in KINDS]
-
-
-def _outcome(lines: Sequence[Row]) -> str:
-    """Of all that was said of a test (it began, its call, its end) the worst."""
-    said = {line["outcome"] for line in lines}
-    return next((kind for kind in ("failed", "skipped", "passed") if kind in said), "began")
-
-
-def _reason(lines: Sequence[Row]) -> str:
-    """The last line that pytest marks as the error's."""
-    whole = next(line["why"] for line in lines if line["outcome"] == "failed")
-    marked = [line[1:].strip() for line in whole.splitlines() if line.startswith("E ")]
-    return (marked[0] if marked else whole.strip().splitlines()[-1])[:200]
-
-
-def _tell(rows: dict[str, Row], told: dict[str, Row], done: Callable[[str, Row], None]) -> None:
-    for name, row in rows.items():
-        if told.get(name) != row:
-            told[name] = row
-            done(name, row)
-
-
-def _explain(folder: Path, log: Path | None) -> None:
-    failed = {
-        test: line["why"]
-        for test, lines in _seen(folder)[1].items()
-        for line in lines
-        if line["outcome"] == "failed"
-    }
-    if log is not None and failed:
+def _rows(report: Path, planned: dict[str, int], stopped: bool, log: Path | None) -> list[Row]:
+    """A row for each file of pytest's report; `planned` is how many tests each file has."""
+    tests: dict[str, dict[str, list[Element]]] = {name: {} for name in planned}
+    cases = ElementTree.parse(report).iter("testcase") if report.exists() else ()
+    for test in filter(lambda test: test.get("name"), cases):
+        # a file that cannot be imported is named like a module
+        file = test.get("file") or f"{test.get('name', '').replace('.', '/')}.py"
+        tests.setdefault(file, {}).setdefault(test.get("name", ""), []).append(test)
+    rows, failures = [], []
+    for file, of in tests.items():
+        kinds = {name: _kind(reports) for name, reports in of.items()}
+        row: Row = {"case": file, **{k: list(kinds.values()).count(k) for k in KINDS}}
+        seconds = sum(float(test.get("time", 0)) for reports in of.values() for test in reports)
+        row["seconds"] = round(seconds, 1)
+        texts = {name: _failure(of[name]) for name, kind in kinds.items() if kind == "failed"}
+        failures += [f"== {file}::{name}\n{text}\n" for name, text in texts.items()]
+        if texts:
+            row["failures"] = [f"{name}: {_reason(text)}" for name, text in texts.items()]
+            row["failures"] = row["failures"][:MOST_NAMED]
+        left = planned.get(file, 0) - len(kinds)
+        if stopped and left > 0:
+            row["reason"] = f"stopped: its time was up, {left} of {planned[file]} not run"
+        rows.append(row)
+    if log is not None and failures:
         log.parent.mkdir(parents=True, exist_ok=True)
-        text = "\n".join(f"== {test}\n{why}\n" for test, why in sorted(failed.items()))
-        log.write_text(text, encoding="utf-8")
+        log.write_text("\n".join(failures), encoding="utf-8")
+    return rows
+
+
+def _kind(reports: Sequence[Element]) -> str:
+    """The worst of what was reported of a test: its set-up, its call, its end."""
+    tags = {child.tag for test in reports for child in test}
+    if tags & {"failure", "error"}:
+        return "failed"
+    return "skipped" if "skipped" in tags else "passed"
+
+
+def _failure(reports: Sequence[Element]) -> str:
+    found = [c for test in reports for c in test if c.tag in ("failure", "error")]
+    return str(found[0].text or found[0].get("message"))
+
+
+def _reason(text: str) -> str:
+    """The first line that pytest marks as the error's."""
+    marked = [line[1:].strip() for line in text.splitlines() if line.startswith("E ")]
+    return (marked or text.strip().splitlines()[-1:] or ["no text"])[0][:200]

@@ -24,45 +24,44 @@ from torch import Tensor
 
 import tvkernels
 from benchmarks.counting.predicted import predicted
-from benchmarks.shapes import BYTES_PER_SECOND, FLOPS_PER_SECOND, Floor
+from benchmarks.shapes.floors import Floor
 from benchmarks.timing.bench import Case, Form, Recorded
 from benchmarks.timing.clock import Timing, on_stream, peak_bytes, sentence, time_all
-from benchmarks.timing.correctness import Truth, differentiable
+from benchmarks.timing.correctness import Exact, differentiable
 from benchmarks.timing.peers import Provider, providers, reference
 
-__all__ = ["DeviceLost", "Lab", "Row", "TimeIsUp"]
-
 Row = dict[str, Any]
+Run = Callable[..., Any]
 
 DTYPE = torch.bfloat16
-# a call is repeated on other tensors until its floors add up to this, at most as often as the 9B
-# model has such a layer: a few microseconds alone cannot be timed
+# a few microseconds cannot be timed: a call is repeated on other tensors until its floors add up to
+# this, at most as often as the 9B model has such a layer
 GRAPH_SECONDS, MOST_CALLS = 2e-4, 27
-# what a plain copy is timed on, at most
+# the most that a plain copy is timed on
 COPY_BYTES = 4e9
-# the yardstick that shapes.py gives, by what the GPU's name holds
-NOMINAL = {"H200": (BYTES_PER_SECOND, FLOPS_PER_SECOND)}
+# the speeds of floors.py hold for the GPU whose name contains this
+NOMINAL = "H200"
 # set-up of one provider at one case, compiling included; of the compiled reference less
 SETUP_SECONDS, COMPILE_SECONDS = 150.0, 30.0
 PLAIN = ("reference", "compiled")
-# what PyTorch says that it could not have
+# PyTorch's words for what it could not allocate
 TRIED = re.compile(r"Tried to allocate ([\d.]+ \w+)")
 
 
 class DeviceLost(RuntimeError):
-    """The GPU answers no more in this process; what was measured is in `rows`."""
+    """The GPU fails every later call of this process; what was measured is in `rows`."""
 
     def __init__(self, reason: str, rows: list[Row]) -> None:
         super().__init__(reason)
         self.rows = rows
 
 
-class LeftOut(RuntimeError):
-    """A provider that is not asked at a shape; the text says why."""
+class NoFigures(RuntimeError):
+    """A provider that is wrong or is not run at a shape; the text says why."""
 
 
 class TimeIsUp(BaseException):
-    """A provider's set-up took longer than it may; a compiler must not take it for its own."""
+    """A provider's set-up took too long. No Exception, since a compiler would catch that."""
 
 
 @dataclass
@@ -72,15 +71,14 @@ class Lab:
     Args:
         gpu: on the GPU, else small on the CPU.
         deadline: time.monotonic() that set-up must not pass.
-        keep: leave the calls of the last case in `ready`, by provider.
+        samples: of the last case, seconds of a call by case and provider.
+        given_up: providers that timed out at a shape, as they would at the next, longer one.
     """
 
     gpu: bool
     deadline: float = float("inf")
-    keep: bool = False
-    ready: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    samples: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
     given_up: dict[tuple[str, bool, str], str] = field(default_factory=dict)
-    """providers that timed out at a shape: at the next, longer one they would again"""
 
     def __post_init__(self) -> None:
         self.device = torch.device("cuda" if self.gpu else "cpu")
@@ -111,7 +109,6 @@ class Lab:
         Raises:
             DeviceLost: an error from which the process does not recover.
         """
-        self.ready = {}
         copies = self._copies(case.floor)
         needed, free = _bytes_of(case), self.free()
         if needed > free:
@@ -135,38 +132,38 @@ class Lab:
             return rows
         finally:
             gc.collect()
-            # a lost GPU has said so already
+            # a lost GPU has been reported already
             with contextlib.suppress(RuntimeError):
                 self.free()
 
     def _rows(self, case: Case, calls: list[Recorded]) -> list[Row]:
-        truth = Truth(case, calls[0], reference(calls[0].op), DTYPE)
+        exact = Exact(case, calls[0], reference(calls[0].op), DTYPE)
         rows: dict[str, Row] = {}
         runs: dict[str, list[Callable[[], Any]]] = {}
         for provider in self._able(case, calls[0].op):
+            name = provider.name
             try:
-                ready = self._prepare(case, provider, calls, truth)
-                rows[provider.name], runs[provider.name] = ready
+                rows[name], runs[name] = self._prepare(case, provider, calls, exact)
             except (Exception, TimeIsUp) as error:
-                rows[provider.name] = _none(
-                    case, provider.name, self._reason(error, case, provider)
-                )
+                rows[name] = _none(case, name, self._reason(error, case, provider))
                 error.__traceback__ = None  # it would keep the tensors alive
                 gc.collect()
                 lost = self._lost()
                 if lost:
-                    reason = f"{provider.name} at {case.name}: {lost}"
-                    raise DeviceLost(reason, list(rows.values())) from None
+                    every = list(rows.values())
+                    raise DeviceLost(f"{name} at {case.name}: {lost}", every) from None
         try:
             runs["copy"] = [self._copy(case.floor) for _ in calls]
             rows["copy"] = {"case": case.name, "provider": "copy"}
         except torch.OutOfMemoryError:
             rows["copy"] = _none(case, "copy", f"does not fit: {_gb(_copied(case.floor))}")
         for name, timing in time_all(runs, self.gpu).items():
+            if isinstance(timing, str):
+                rows[name]["reason"] = timing
+                continue
             self._enter(rows[name], case, timing)
+            self.samples[case.name, name] = timing.samples
         _compare(rows, case)
-        if self.keep:
-            self.ready = {name: calls[0] for name, calls in runs.items()}
         return list(rows.values())
 
     def names(self, case: Case) -> list[str]:
@@ -174,13 +171,13 @@ class Lab:
         return [p.name for p in self._able(case, case.call("meta", DTYPE).op)] + ["copy"]
 
     def _able(self, case: Case, op: str) -> Iterator[Provider]:
-        """Who has the op."""
+        """The providers that have the op."""
         yield from (p for p in self.providers if p.function(op) is not None)
         for name, form in case.bench.forms.items():
             yield Provider(name, functools.partial(_of_form, form))
 
     def _prepare(
-        self, case: Case, provider: Provider, calls: list[Recorded], truth: Truth
+        self, case: Case, provider: Provider, calls: list[Recorded], exact: Exact
     ) -> tuple[Row, list[Callable[[], Any]]]:
         """A provider's row so far, and its calls, each ready to be timed.
 
@@ -192,7 +189,7 @@ class Lab:
             raise TimeIsUp(given_up)
         if provider.name in PLAIN and case.beyond_plain:
             most = case.bench.plain_up_to
-            raise LeftOut(f"left out: plain PyTorch runs up to {most:,} tokens here")
+            raise NoFigures(f"left out: plain PyTorch runs up to {most:,} tokens here")
         run = provider.function(calls[0].op)
         assert run is not None
         row: Row = {"case": case.name, "provider": provider.name}
@@ -204,13 +201,13 @@ class Lab:
             if form is not None and form.before is not None:
                 sets = [form.before(arguments) for arguments in sets]
             if form is not None and form.checked_in is not None:
-                worst, over = truth.compare_in(run, form.checked_in)
+                worst, over = exact.compare_in(run, form.checked_in)
                 row["note"] = f"checked in {str(form.checked_in).removeprefix('torch.')}"
             else:
-                worst, over = truth.compare(run, sets[0])
-            row |= {"checked": truth.checked, "error_over_bound": round(over, 3)}
+                worst, over = exact.compare(run, sets[0])
+            row |= {"checked": exact.checked, "error_over_bound": round(over, 3)}
             if over > 1:
-                raise ArithmeticError(worst)
+                raise NoFigures(f"fails the contract: {worst}")
             ready = [_ready(case, run, arguments, calls[0].by) for arguments in sets]
             peak = peak_bytes(ready[0], self.gpu)
         if peak is not None:
@@ -224,11 +221,7 @@ class Lab:
         return min(SETUP_SECONDS, left)
 
     def _reason(self, error: BaseException, case: Case, provider: Provider) -> str:
-        if isinstance(error, LeftOut):
-            return str(error)
-        if isinstance(error, ArithmeticError):
-            return f"fails the contract: {error}"
-        if isinstance(error, tvkernels.BackendUnavailable):
+        if isinstance(error, (NoFigures, tvkernels.BackendUnavailable)):
             return str(error)
         if isinstance(error, torch.OutOfMemoryError):
             asked = TRIED.search(str(error))
@@ -247,10 +240,7 @@ class Lab:
             return sentence(error)
         return ""
 
-    def _enter(self, row: Row, case: Case, timing: Timing | str) -> None:
-        if isinstance(timing, str):
-            row["reason"] = timing
-            return
+    def _enter(self, row: Row, case: Case, timing: Timing) -> None:
         least = case.floor
         row |= {"ms": _figure(1e3 * timing.seconds), "spread": round(timing.spread, 3)}
         row["how"] = timing.how
@@ -259,17 +249,15 @@ class Lab:
         row["gb_per_s"] = _figure(least.bytes / timing.seconds / 1e9)
         if least.flops:
             row["tflop_per_s"] = _figure(least.flops / timing.seconds / 1e12)
-        measured, nominal = self.yardstick, self._nominal()
-        row["of_floor"] = _figure(_seconds(least, *measured) / timing.seconds)
-        if nominal:
+        row["of_floor"] = _figure(least.seconds(*self.yardstick) / timing.seconds)
+        if self._is_nominal():
             guess = predicted(case, row["provider"])
             if guess is not None:
-                row["predicted_ms"] = _figure(1e3 * _seconds(guess, *nominal))
-            row["of_nominal"] = _figure(_seconds(least, *nominal) / timing.seconds)
+                row["predicted_ms"] = _figure(1e3 * guess.seconds())
+            row["of_nominal"] = _figure(least.seconds() / timing.seconds)
 
-    def _nominal(self) -> tuple[float, float] | None:
-        name = torch.cuda.get_device_name() if self.gpu else ""
-        return next((figures for part, figures in NOMINAL.items() if part in name), None)
+    def _is_nominal(self) -> bool:
+        return self.gpu and NOMINAL in torch.cuda.get_device_name()
 
     def _copies(self, floor: Floor) -> int:
         if not self.gpu:
@@ -283,13 +271,13 @@ class Lab:
         return lambda: target.copy_(source)
 
 
-def _of_form(form: Form, op: str) -> Callable[..., Any]:
+def _of_form(form: Form, op: str) -> Run:
     return form.run
 
 
 @contextlib.contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """TimeIsUp after so many seconds; elsewhere than in the main thread there is no such limit."""
+    """TimeIsUp after so many seconds; only the main thread can have such a limit."""
     if threading.current_thread() is not threading.main_thread() or seconds == float("inf"):
         yield
         return
@@ -300,7 +288,7 @@ def within(seconds: float) -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
     try:
-        # stopped on its way into a no_grad, a thread would stay without gradients
+        # the alarm may ring inside a no_grad, whose end would then not run
         with torch.enable_grad():
             yield
     finally:
@@ -309,11 +297,11 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def _ready(
-    case: Case, run: Callable[..., Any], arguments: Mapping[str, Any], by: tuple[str, ...]
+    case: Case, run: Run, arguments: Mapping[str, Any], by: tuple[str, ...]
 ) -> Callable[[], Any]:
     """One call, or one backward pass behind a forward pass that was made here."""
     if not case.backward:
-        # what is written in place is each provider's own
+        # each provider writes into a copy of its own
         own = {n: arguments[n].clone() for n in case.bench.changes}
         plain = {n: x.detach() if isinstance(x, Tensor) else x for n, x in arguments.items()} | own
 
@@ -330,10 +318,10 @@ def _ready(
 
 
 def _in_reach(provider: Provider, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments as they are, or dense where a provider's offsets would not reach their end.
+    """The arguments, as dense copies where a provider's offsets would not reach their end.
 
     Raises:
-        OverflowError: not even then.
+        OverflowError: not even a dense copy is in reach.
     """
     if provider.reach is None:
         return arguments
@@ -389,7 +377,3 @@ def _figure(x: float) -> float:
 
 def _copied(floor: Floor) -> float:
     return min(floor.bytes, COPY_BYTES)
-
-
-def _seconds(floor: Floor, bytes_per_second: float, flops_per_second: float) -> float:
-    return max(floor.bytes / bytes_per_second, floor.flops / flops_per_second)

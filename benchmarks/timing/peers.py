@@ -18,24 +18,6 @@ import torch.nn.functional as F
 
 import tvkernels
 
-__all__ = [
-    "Provider",
-    "causal_conv1d",
-    "mamba_ssm",
-    "mixer_step_of_two",
-    "on_a_device",
-    "providers",
-    "reference",
-    "sdpa_transfer",
-    "tome_per_round",
-    "topk_of_map",
-    "topk_of_projection",
-    "topk_with_masks",
-    "with_A",
-    "without_cuda",
-]
-
-
 # an H200's
 MULTIPROCESSORS = 132
 
@@ -53,23 +35,22 @@ class Provider:
 
 
 def providers(gpu: bool) -> tuple[list[Provider], dict[str, str]]:
-    """Everybody who is there, in the order of the tables, and why the others are not.
+    """Every provider that is there, in the order of the tables, and why the others are not.
 
     The others' kernels and the compiled reference run on a GPU only.
     """
-    present = [Provider("ours", lambda op: getattr(tvkernels, op))]
-    present.append(Provider("reference", reference))
-    absent: dict[str, str] = {}
+    present = [
+        Provider("ours", lambda op: getattr(tvkernels, op)),
+        Provider("reference", reference),
+    ]
     if not gpu:
         return present, dict.fromkeys(("compiled", "mamba-ssm", "causal-conv1d"), "needs a GPU")
-    present.append(
-        Provider("compiled", functools.cache(functools.partial(reference, compiled=True)))
-    )
-    # causal-conv1d counts in unsigned 32 bits
-    for name, load, reach in (
-        ("mamba-ssm", mamba_ssm, 2**31),
-        ("causal-conv1d", causal_conv1d, 2**32),
-    ):
+    compiled = functools.cache(functools.partial(reference, compiled=True))
+    present.append(Provider("compiled", compiled))
+    absent: dict[str, str] = {}
+    # causal-conv1d's offsets are unsigned
+    others = {"mamba-ssm": (mamba_ssm, 2**31), "causal-conv1d": (causal_conv1d, 2**32)}
+    for name, (load, reach) in others.items():
         try:
             functions = load()
         except Exception as error:  # another project's import may fail in any way
@@ -86,7 +67,7 @@ def reference(op: str, compiled: bool = False) -> Callable[..., Any]:
     """A public function on plain PyTorch, wherever its tensors lie."""
     function = getattr(tvkernels, op)
     if compiled:
-        # a backward pass is timed many times behind one forward pass
+        # one forward pass is followed by many timed backward passes, so its buffers must stay
         importlib.import_module("torch._functorch.config").donated_buffer = False
         function = torch.compile(function)
 
@@ -100,29 +81,29 @@ def reference(op: str, compiled: bool = False) -> Callable[..., Any]:
 def mamba_ssm() -> SimpleNamespace | None:
     """mamba-ssm's Triton functions under our names, or None where it is not installed.
 
-    Its pure Python install asks for a compiled module when it is imported, which none of these
-    functions use: an empty one stands in for it.
+    Its pure Python install imports a compiled module that none of these functions use: an empty one
+    stands in for it.
     """
     if importlib.util.find_spec("mamba_ssm") is None:
         return None
     if importlib.util.find_spec("selective_scan_cuda") is None:
         sys.modules["selective_scan_cuda"] = ModuleType("selective_scan_cuda")
-    rooms = {
+    modules = {
         name: importlib.import_module(f"mamba_ssm.ops.triton.{name}")
         for name in ("layer_norm", "layernorm_gated", "selective_state_update", "ssd_combined")
     }
 
     def rms_norm(x: Any, weight: Any, eps: float, residual: Any) -> Any:
         options = {"residual": residual, "prenorm": True, "eps": eps}
-        return rooms["layer_norm"].rms_norm_fn(x, weight, None, **options)
+        return modules["layer_norm"].rms_norm_fn(x, weight, None, **options)
 
-    update = rooms["selective_state_update"].selective_state_update
+    update = modules["selective_state_update"].selective_state_update
     return SimpleNamespace(
-        rmsnorm_fn=rooms["layernorm_gated"].rmsnorm_fn,
+        rmsnorm_fn=modules["layernorm_gated"].rmsnorm_fn,
         rms_norm=rms_norm,
         selective_state_update=update,
         mamba2_decode_step=functools.partial(_mixer_step, update),
-        mamba_chunk_scan_combined=rooms["ssd_combined"].mamba_chunk_scan_combined,
+        mamba_chunk_scan_combined=modules["ssd_combined"].mamba_chunk_scan_combined,
     )
 
 
@@ -140,7 +121,7 @@ def _mixer_step(
     update: Any, zxbcdt: Any, conv_state: Any, ssm_state: Any, cache_seqlens: Any,
     conv1d_weight: Any, conv1d_bias: Any, dt_bias: Any, A_log: Any, D: Any,
 ) -> Any:  # fmt: skip
-    """What mamba-ssm's Mamba2.step does: two kernels, and A anew for every token.
+    """mamba-ssm's Mamba2.step: two kernels, and A computed for every token.
 
     Its convolution is causal-conv1d's, which is not in Triton; ours stands in for it.
     """
@@ -150,7 +131,7 @@ def _mixer_step(
 
 
 def mixer_step_of_two(**arguments: Any) -> Any:
-    """The mixer's step by our own two updates, its gate in the second's launch."""
+    """The mixer's step by our own two updates; the second applies the gate."""
     return _two_kernels(tvkernels.selective_state_update, **arguments)
 
 
@@ -198,7 +179,7 @@ def without_cuda() -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_a_device() -> Iterator[None]:
-    """Let our ops take CPU tensors as they take a GPU's: no value is read to be checked."""
+    """Let our ops skip the checks that read values, as they do for a GPU's tensors."""
     with contextlib.ExitStack() as stack:
         for name, module in list(sys.modules.items()):
             if name.startswith("tvkernels.") and hasattr(module, "on_host"):
@@ -246,7 +227,7 @@ def topk_of_map(
     scores = logits.softmax(-1).mean(1)[:, start : start + length]
     kept = scores.topk(keep).indices.sort(-1).values
     left = torch.ones_like(scores, dtype=torch.bool).scatter_(1, kept, False)
-    # what is left, in order, without asking the device how many there are
+    # the dropped ones in order, without a host sync for their number
     dropped = left.int().argsort(dim=1, descending=True, stable=True)[:, : length - keep]
     return kept, dropped, scores
 
@@ -262,10 +243,10 @@ def topk_of_projection(
 def topk_with_masks(
     q: torch.Tensor, hidden: torch.Tensor, k_weight: torch.Tensor, keep: int, span: tuple[int, int]
 ) -> tuple[torch.Tensor, ...]:
-    """Selection by the steps that upstream TimeViper takes, its round trip to the host left out.
+    """Selection by the steps of upstream TimeViper, without its round trip to the host.
 
-    It projects the queries of all tokens, repeats the keys, and makes a map of what each token may
-    see, of all of which it reads the last row. Of the queries made here none is read: q is given.
+    It projects the queries of all tokens, repeats the keys, makes the whole causal mask, and reads
+    the last row alone. The queries projected here are only timed: the given q replaces the last.
     """
     (batch, tokens, width), (start, length) = hidden.shape, span
     features = hidden.clone()

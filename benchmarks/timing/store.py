@@ -1,8 +1,8 @@
 """Where figures are kept: one JSON and one table per GPU under benchmarks/results/.
 
-Every case is written as soon as it is measured, over an older measurement of itself and nothing
-else, so parts may run alone, in any order, and be interrupted. Each case carries the versions and
-the commit that it was measured with.
+Every case is written as soon as it is measured and replaces its own older measurement only, so
+parts may run alone, in any order, and be interrupted. Each case carries the versions and the commit
+that it was measured with.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ from typing import Any
 
 import torch
 
-from benchmarks import RESULTS, ROOT
+from benchmarks import ROOT
+from benchmarks.table import markdown
 from tvkernels.core.backend import triton_version
-
-__all__ = ["RESULTS", "Results", "gpu_name", "stamp", "table"]
-
 
 Row = dict[str, Any]
 
-COLUMNS = (
-    "case", "provider", "ms", "predicted", "spread", "ratio", "to", "of floor", "of nominal",
-    "GB/s", "TFLOP/s", "peak MB", "how", "note",
-)  # fmt: skip
-CONTRACT_COLUMNS = ("tests", "passed", "failed", "skipped", "seconds", "note")
+# of each column the key in a row and the format of its number
+COLUMNS = {
+    "case": ("case", ""), "provider": ("provider", ""), "ms": ("ms", ",.4g"),
+    "predicted": ("predicted_ms", ",.4g"), "spread": ("spread", ".1%"), "ratio": ("ratio", ".2f"),
+    "to": ("peer", ""), "of floor": ("of_floor", ".0%"), "of nominal": ("of_nominal", ".0%"),
+    "GB/s": ("gb_per_s", ",.0f"), "TFLOP/s": ("tflop_per_s", ",.1f"),
+    "peak MB": ("peak_mb", ",.0f"), "how": ("how", ""),
+}  # fmt: skip
+COUNTS = ("passed", "failed", "skipped", "seconds")
+CONTRACTS = {"tests": ("case", ""), **{name: (name, "") for name in COUNTS}}
 
 
 def gpu_name() -> str:
@@ -41,15 +44,16 @@ def gpu_name() -> str:
 
 
 def stamp() -> dict[str, str]:
-    """What a figure depends on beside the GPU."""
+    """The versions that a figure depends on."""
     return {
         "commit": _commit(),
-        "driver": _driver(),
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        .partition("\n")[0] or "unknown",
         "torch": torch.__version__,
         "triton": triton_version() or "not installed",
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-    }
+    }  # fmt: skip
 
 
 class Results:
@@ -62,61 +66,54 @@ class Results:
         self.stamp = stamp()
         self.known: dict[str, Any] = {"gpu": gpu, "parts": {}}
 
+    def plan(self, part: str, cases: Sequence[str], now: Sequence[str] | None = None) -> None:
+        """Announce a run: each of its cases is left out until it is added.
+
+        now: the cases that this run measures; None for all.
+        """
+        with self._entry(part) as entry:
+            waiting = cases if now is None else {*now, *entry["left_out"]}
+            entry |= {"left_out": [name for name in cases if name in waiting], "notes": []}
+            # a case that was renamed or removed
+            entry["cases"] = {n: case for n, case in entry["cases"].items() if n in cases}
+
     def add(self, part: str, case: str, rows: Sequence[Row]) -> None:
-        """The rows of one case, measured just now."""
-        with self._open() as known:
-            entry = _part(known, part)
+        """The rows of a case, as soon as they are measured."""
+        with self._entry(part) as entry:
             entry["cases"][case] = {"stamp": self.stamp, "rows": list(rows)}
             entry["left_out"] = [name for name in entry["left_out"] if name != case]
 
-    def plan(self, part: str, cases: Sequence[str], now: Sequence[str] | None = None) -> None:
-        """What a run of `part` is about to measure: all of it is left out until it is not.
-
-        now: of the part's cases those that are measured this time; None for all.
-        """
-        with self._open() as known:
-            entry = _part(known, part)
-            waiting = cases if now is None else {*now, *entry["left_out"]}
-            entry |= {"left_out": [name for name in cases if name in waiting], "notes": []}
-            # a case that is no more, or has another name
-            entry["cases"] = {n: case for n, case in entry["cases"].items() if n in cases}
-
     def note(self, part: str, sentence: str) -> None:
-        """Something to know about the last run of `part`."""
-        with self._open() as known:
-            _part(known, part)["notes"].append(sentence)
+        """A sentence below the table of the last run of `part`."""
+        with self._entry(part) as entry:
+            entry["notes"].append(sentence)
 
     def beside(self, name: str) -> Path | None:
-        """A file of this GPU's beside the figures."""
+        """The path of another file of this GPU."""
         return None if self.path is None else self.path.with_name(f"{self.path.stem}-{name}")
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[dict[str, Any]]:
-        """What is known, to be changed; another process may be at it, so it is read anew."""
+    def _entry(self, part: str) -> Iterator[dict[str, Any]]:
+        """A part, to be changed. It is read again, since another process may have written."""
+        empty: dict[str, Any] = {"left_out": [], "notes": [], "cases": {}}
         if self.path is None:
-            yield self.known
+            yield self.known["parts"].setdefault(part, empty)
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with (self.path.parent / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self.path.exists():
                 self.known = json.loads(self.path.read_text(encoding="utf-8"))
-            yield self.known
+            yield self.known["parts"].setdefault(part, empty)
             _replace(self.path, json.dumps(self.known, indent=1, ensure_ascii=False) + "\n")
             _replace(self.path.with_suffix(".md"), rendered(self.known))
 
 
 def rendered(known: dict[str, Any]) -> str:
     """The file of one GPU as Markdown."""
-    lines = [
-        f"# {known['gpu']}",
-        "",
-        "Written by `python -m benchmarks.timing`; what the columns mean:",
-    ]
-    lines += ["`benchmarks/README.md`.", ""]
-    for part, entry in sorted(
-        known["parts"].items(), key=lambda item: (item[0] != "contracts", item)
-    ):
+    head = "Written by `python -m benchmarks.timing`; what the columns mean:"
+    lines = [f"# {known['gpu']}", "", head, "`benchmarks/README.md`.", ""]
+    for part, entry in sorted(known["parts"].items(), key=lambda x: (x[0] != "contracts", x)):
         lines += [f"## {part}", ""]
         cases = entry["cases"].values()
         for taken in {json.dumps(case["stamp"]): case["stamp"] for case in cases}.values():
@@ -131,38 +128,14 @@ def rendered(known: dict[str, Any]) -> str:
 
 def table(rows: Sequence[Row]) -> list[str]:
     """Rows as the lines of a Markdown table."""
-    contracts = any("passed" in row for row in rows)
-    columns, cells = (CONTRACT_COLUMNS, _contract_cells) if contracts else (COLUMNS, _cells)
-    body = [columns, tuple("---" for _ in columns), *map(cells, rows)]
-    return ["| " + " | ".join(line) + " |" for line in body]
+    columns = CONTRACTS if any("passed" in row for row in rows) else COLUMNS
 
+    def cells(row: Row) -> list[str]:
+        notes = [row.get("reason", ""), *row.get("failures", []), row.get("note", "")]
+        figures = [format(row[k], form) if k in row else "-" for k, form in columns.values()]
+        return [*figures, "; ".join(filter(None, notes)) or "-"]
 
-def _cells(row: Row) -> tuple[str, ...]:
-    def number(key: str, form: str = "{:,.4g}") -> str:
-        return form.format(row[key]) if key in row else "-"
-
-    notes = [row.get("reason", ""), row.get("note", "")]
-    ratio = number("ratio", "{:.2f}")
-    return (
-        row["case"], row["provider"], number("ms"), number("predicted_ms"),
-        number("spread", "{:.1%}"), ratio,
-        row.get("peer", "-"), number("of_floor", "{:.0%}"), number("of_nominal", "{:.0%}"),
-        number("gb_per_s", "{:,.0f}"), number("tflop_per_s", "{:,.1f}"),
-        number("peak_mb", "{:,.0f}"), row.get("how", "-"), "; ".join(filter(None, notes)) or "-",
-    )  # fmt: skip
-
-
-def _contract_cells(row: Row) -> tuple[str, ...]:
-    counts = (str(row[key]) for key in ("passed", "failed", "skipped", "seconds"))
-    notes = [row.get("reason", ""), *row.get("failures", [])]
-    return (row["case"], *counts, "; ".join(filter(None, notes)) or "-")
-
-
-def _part(known: dict[str, Any], part: str) -> dict[str, Any]:
-    entry: dict[str, Any] = known["parts"].setdefault(
-        part, {"left_out": [], "notes": [], "cases": {}}
-    )
-    return entry
+    return markdown([*columns, "note"], map(cells, rows))
 
 
 def _replace(path: Path, text: str) -> None:
@@ -173,21 +146,15 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _commit() -> str:
-    """What is checked out; where a copy has no git, what COMMIT says it is of."""
+    """The commit of the checkout; of a copy without git, what COMMIT says."""
     if os.environ.get("COMMIT"):
         return os.environ["COMMIT"]
-    commit = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
+    git = ("git", "-C", str(ROOT))
+    commit = _output(*git, "rev-parse", "--short=12", "HEAD")
     if not commit:
         return "unknown (no git checkout)"
-    changed = _output(
-        "git", "-C", str(ROOT), "status", "--porcelain", "--", ".", ":!benchmarks/results"
-    )
+    changed = _output(*git, "status", "--porcelain", "--", ".", ":!benchmarks/results")
     return f"{commit} with changes" if changed else commit
-
-
-def _driver() -> str:
-    found = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return found.splitlines()[0] if found else "unknown"
 
 
 def _output(*command: str) -> str:

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from benchmarks.machine_code import builds
+from benchmarks.machine_code import builds, table
 from benchmarks.machine_code.builds import Build, compile_all
 from benchmarks.machine_code.disassembly import read_sass
 from benchmarks.machine_code.gate import faults
@@ -209,3 +209,36 @@ def test_blocks_at_once_are_bounded_by_each_resource():
     assert SM_90.blocks_at_once(registers=32, shared=100 * 1024, warps=4) == 2
     assert SM_90.blocks_at_once(registers=32, shared=SM_90.shared_per_block, warps=4) == 1
     assert TARGETS["gfx942"].blocks_at_once(registers=128, shared=0, warps=4) == 4
+
+
+# the page
+
+
+def test_the_page_has_the_worst_build_of_each_kernel_and_target():
+    def line(kernel: str, target: str, *figures: int, config: str = "BLOCK=8") -> list[str]:
+        registers, stores, loops, loads, blocks = map(str, figures)
+        middle = [registers, stores, loops, loads, "0", "-", blocks]
+        return [kernel, config, target, *middle, "a case"]
+
+    broken = ["b", "BLOCK=8", "gfx942", table.BROKEN, *[""] * 6, "a case"]
+    lines = [
+        line("a", "sm_80", 255, 96, 0, 96, 1),
+        line("a", "sm_80", 64, 8, 8, 8, 2),
+        line("a", "sm_90", 40, 0, 0, 0, 6),
+        line("b", "gfx942", 99, 8, 8, 8, 1),
+        broken,
+    ]
+    text = table.page({"3.6.0": table.section("3.6.0", lines), "3.9.0": table.section("3.9.0", [])})
+    a, b = table.cells_of(table.sections(text)["3.6.0"])
+    assert [a[0], a[2:]] == ["a", ["64 / 8, 8, 8 / 2", "-", "40 / 0, 0, 0 / 6", "-", "-", "-"]]
+    assert b[2:] == ["-"] * 5 + [table.BROKEN]
+    # read back from the full table, the same
+    read = table.cells_of(table.sections(table.full("3.6.0", lines))["3.6.0"])
+    assert table.section("3.6.0", read) == table.section("3.6.0", lines)
+
+
+def test_the_digest_sees_values_and_not_names():
+    said = table.digest([("BLOCK=8 warps=4", "sm_80")])
+    assert said == table.digest([("WIDTH=8 warps=4", "sm_80")])
+    assert said != table.digest([("BLOCK=8 warps=8", "sm_80")])
+    assert said != table.digest([("BLOCK=8 warps=4", "sm_90")])

@@ -7,22 +7,20 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import tvkernels
-from benchmarks import shapes, shapes_video
+from benchmarks import ROOT
 from benchmarks.counting import cost
-from benchmarks.counting.cost import Row, fit, table_line
+from benchmarks.counting.cases import CASES, Case, backward
+from benchmarks.counting.cost import Row, cells, fit
 from benchmarks.counting.counter import Launch, Record
-from benchmarks.shapes import Call, Case, Floor
+from benchmarks.shapes.calls import Call, scan_of
+from benchmarks.shapes.floors import FLOORS, Floor
 from benchmarks.timing.peers import on_a_device
-
-ROOT = Path(__file__).parents[3]
-CASES = (*shapes.CASES, *shapes_video.CASES)
 
 
 def test_a_straight_line_is_continued_exactly():
@@ -54,10 +52,6 @@ def test_a_row_says_how_far_from_the_floor():
     assert cells(row._replace(floor=Floor(0)))[7:10] == ["0.00", "-", "-"]
 
 
-def cells(row: Row) -> list[str]:
-    return table_line(row).strip("| ").split(" | ")
-
-
 def by_hand(name: str, programs: int, flops: int) -> Record:
     return Record([Launch(name, counts=Counter({"programs": programs, "dot.fp16": flops}))])
 
@@ -67,7 +61,7 @@ def never(*_: object) -> Call:
 
 
 def test_the_shares_are_of_the_grid_at_the_size_and_of_all_heads():
-    case = Case("", "", never, Floor, size=10, part=2)
+    case = Case("", "", never, size=10, part=2, least="")
     grows = [by_hand("grows", 4 * size, 0) for size in (1, 2)]
     stays = [by_hand("stays", 4, 0) for _ in (1, 2)]
     torch_does = [by_hand("torch.sum", 0, 0) for _ in (1, 2)]
@@ -80,8 +74,8 @@ def test_the_shares_are_of_the_grid_at_the_size_and_of_all_heads():
 
 
 def test_what_a_case_adds_is_added_to_ours_alone(monkeypatch: pytest.MonkeyPatch):
-    first = Case("first", "", never, Floor, size=4, counted=(4,), part=3)
-    case = Case("both", "", never, Floor, size=100, plus=(first,))
+    first = Case("first", "", never, size=4, counted=(4,), part=3, least="")
+    case = Case("both", "", never, size=100, plus=(first,), least="")
     flops = {"first": 8, "both": 5}
     monkeypatch.setattr(
         cost, "_record", lambda case, provider, size: by_hand("", 1, flops[case.name] * size)
@@ -111,7 +105,7 @@ def test_results_without_a_gradient_are_left_out_of_the_backward():
     def forward(*_: object) -> Call:
         return Call(lambda: (2 * x, torch.zeros(3, dtype=torch.int32)), (x,))
 
-    (dx,) = shapes.backward(forward)(SimpleNamespace(), 1, torch.float32).run()
+    (dx,) = backward(forward)(SimpleNamespace(), 1, torch.float32).run()
     assert dx.shape == (3,)
 
 
@@ -119,7 +113,7 @@ def test_sixteen_heads_look_back_as_far_as_all_of_them():
     """Until 126 bits of the state are forgotten, or to the start of a piece of 8,064 tokens."""
 
     def tokens(part: int) -> float:
-        _, by = shapes.scan_of(part)(SimpleNamespace(), 2, torch.float32)
+        _, by = scan_of(part)(SimpleNamespace(), 2, torch.float32)
         step, A = torch.nn.functional.softplus(by[6].detach()), by[2].detach()
         assert len(A) == 128 // part
         assert 1e-3 < float(step.min()) < float(step.max()) < 0.1
@@ -139,7 +133,6 @@ def test_products_can_be_the_floor():
 
 def test_the_floors_are_those_of_the_model():
     """Per token of a prefill, or of a decode step, worked out by hand."""
-    floors = {case.name: case.floor for case in CASES}
     n = 1_000_000
     expected = {
         "gated norm": 61_440,
@@ -150,13 +143,13 @@ def test_the_floors_are_those_of_the_model():
         "activation of the MLP, backward": 94_080,
         "convolution": 49_152,
         "convolution, backward": 73_728,
-        "decode step of the convolution, batch 8": 245_760,
-        "decode step of the scan, batch 8, 32 bit state": 10_531_072,
-        "decode step of the scan, batch 8, 16 bit state": 5_288_192,
-        "decode step of the mixer, batch 8": 10_649_860,
+        "decode step of the convolution": 245_760,
+        "decode step of the scan, 32 bit state": 10_531_072,
+        "decode step of the scan, 16 bit state": 5_288_192,
+        "decode step of the mixer": 10_649_860,
         "transfer into the text": 4142,
     }
-    assert {k: round(floors[k](n).bytes / n) for k in expected} == expected
+    assert {k: round(FLOORS[k](n).bytes / n) for k in expected} == expected
 
 
 def test_names_are_distinct():
@@ -182,12 +175,3 @@ def test_the_command_counts_our_norm():
     assert backward[0] == "residual norm, backward"
     assert float(forward[8]) == pytest.approx(1.0, abs=0.002)
     assert ("| mamba-ssm |" in out) != ("mamba-ssm is not installed" in out)
-
-
-def test_a_triton_imported_too_early_is_an_error():
-    code = "import triton, benchmarks.counting.cost as c; c.main([])"
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert "Triton is already imported" in done.stderr

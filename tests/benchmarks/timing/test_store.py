@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.timing import store as record
-from benchmarks.timing.store import RESULTS, ROOT, Results, rendered, table
+from benchmarks import RESULTS, ROOT
+from benchmarks.timing import store
+from benchmarks.timing.store import Results, rendered, table
 
 ROW = {"case": "norm, 2k", "provider": "ours", "ms": 0.03125, "spread": 0.012, "of_floor": 0.914}
 ROW |= {"gb_per_s": 4021.0, "peer": "mamba-ssm", "ratio": 1.517, "how": "graph of 7, 20 rounds"}
@@ -113,13 +114,13 @@ def test_a_row_as_a_line() -> None:
 def test_outside_of_git_the_commit_is_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record, "ROOT", tmp_path)
-    assert record.stamp()["commit"] == "unknown (no git checkout)"
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    assert store.stamp()["commit"] == "unknown (no git checkout)"
 
 
 def test_without_nvidia_smi_the_driver_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert record.stamp()["driver"] == "unknown"
+    assert store.stamp()["driver"] == "unknown"
 
 
 # README
@@ -155,7 +156,7 @@ def test_our_readme() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert disagreements(text, RESULTS) == []
     tables = [path for path in RESULTS.glob("*.json") if "parts" in json.loads(path.read_text())]
-    assert ("No GPU figures yet" in text) == ("<!-- figures:" not in text)
+    assert ("No kernel has run on a GPU yet" in text) == ("<!-- figures:" not in text)
     for path in tables:
         assert path.with_suffix(".md").read_text() == rendered(json.loads(path.read_text()))
     # whoever shows a device's speed elsewhere forgot the comment
