@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from tests.model.goldens import TINY, golden, manifest
 from timeviper_fast.config import BackboneConfig, CompressionStage
+from timeviper_fast.demo import tiny_model
+from timeviper_fast.inference.encode import token_seconds
 from timeviper_fast.inference.generate import decode, prefill
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.cache import HybridCache
@@ -243,6 +245,15 @@ def test_a_run_that_stops_before_a_stage_goes_on_to_the_same_end(stop, interleav
 
 
 @pytest.mark.parametrize(
+    "part", [{"stop_stage": 4}, {"start_stage": -1}, {"start_stage": 2, "stop_stage": 1}]
+)
+def test_stages_that_are_none(part):
+    model = random_model()
+    with pytest.raises(ValueError, match="must name stages in order, 0 to 3, got"):
+        model.run(torch.zeros(1, 4, TINY.hidden_size, dtype=torch.float64), **part)
+
+
+@pytest.mark.parametrize(
     ("runs", "rule"),
     [
         ([VisualSpan(4, 3), VisualSpan(5, 2)], "ascend"),
@@ -262,3 +273,62 @@ def test_a_segment_of_counts_alone_plans_like_one_with_its_index():
     assert counted.after(5) == segment.after(5)
     assert counted.after(5).length == 17
     assert counted.after(5).vision_present == 5
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_model()
+
+
+def test_frames_with_labels_are_embedded_in_order(tiny):
+    width = tiny.config.backbone.hidden_size
+    frames = torch.randn(3, 4, width)
+    ids = [torch.tensor([[5, 6]]), torch.tensor([[7]]), torch.tensor([[8, 9]]), torch.tensor([[3]])]
+    embeddings, segment = tiny.embed(ids[0], frames, ids[3], between=ids[1:3])
+    words = [tiny.backbone.embeddings(x)[0] for x in ids]
+    want = [words[0], frames[0], words[1], frames[1], words[2], frames[2], words[3]]
+    assert torch.equal(embeddings[0], torch.cat(want))
+    assert (segment.span, segment.text_inside, segment.vision_tokens) == (VisualSpan(2, 15), 3, 12)
+    listed, same = tiny.embed(ids[0], list(frames), ids[3], between=ids[1:3])
+    assert torch.equal(listed, embeddings)
+    assert torch.equal(same.index, segment.index)
+
+
+def test_a_frame_may_keep_no_token(tiny):
+    width = tiny.config.backbone.hidden_size
+    runs = [torch.randn(3, width), torch.randn(0, width), torch.randn(2, width)]
+    ids = torch.tensor([[5]])
+    embeddings, segment = tiny.embed(ids, runs, ids, between=[ids, ids])
+    assert embeddings.shape[1] == 9
+    assert segment.index.tolist() == [[0, 1, 2, 5, 6]]
+
+
+def test_labels_are_generated_with(tiny):
+    frames = torch.randn(2, 4, tiny.config.backbone.hidden_size)
+    ids = torch.tensor([[5, 6]])
+    answer = tiny.generate(ids, frames, ids, between=[ids], max_new_tokens=2)
+    assert answer.token_ids.shape == (1, 2)
+    assert answer.stages[0].before == 8
+
+
+@pytest.mark.parametrize(
+    ("visual", "between", "words"),
+    [
+        (torch.zeros(3, 4, 128), [torch.zeros(1, 1).long()], r"one text fewer .* \(3\), got 1"),
+        (None, [torch.zeros(1, 1).long()], r"one text fewer than visual has runs \(0\), got 1"),
+        ([torch.zeros(4, 128), torch.zeros(2, 64)], [torch.zeros(1, 1).long()], "for each run"),
+        (torch.zeros(2, 4, 128), [torch.zeros(1, 1)], "between must be a tensor"),
+        (torch.zeros(2, 4, 128), [torch.zeros(2, 1).long()], r"have the batch of before \(1\)"),
+    ],
+)
+def test_embed_checks_its_runs(tiny, visual, between, words):
+    ids = torch.zeros(1, 2).long()
+    with pytest.raises(ValueError, match=words):
+        tiny.embed(ids, visual, ids, between=between)
+
+
+def test_each_token_has_the_second_of_its_frame():
+    times = torch.tensor([0.0, 0.5, 2.0])
+    assert token_seconds(times, [2, 0, 1]).tolist() == [0.0, 0.0, 2.0]
+    # a clip that was filled up with its last frame
+    assert token_seconds(times, [1, 1, 1, 2]).tolist() == [0.0, 0.5, 2.0, 2.0, 2.0]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from timeviper_fast.config import CompressionStage
-from timeviper_fast.errors import is_integer
+from timeviper_fast.errors import fail, is_integer
 from timeviper_fast.layout import Segment
 from timeviper_fast.model.cache import HybridCache
 from timeviper_fast.model.transv import StageRecord
@@ -117,14 +117,19 @@ class LayerStack(nn.Module):
             stop_stage: the stage to stop before; None runs to the last layer.
 
         Raises:
-            ValueError: segments do not cover the sequence, or a cache is given with several.
+            ValueError: segments do not cover the sequence, a cache is given with several, or there
+                is no such stage.
         """
         segments = segments or (Segment(hidden.shape[1]),)
         _check(hidden, segments, cache, chunk)
+        first = -1 if start_stage is None else start_stage
+        end = len(self.stages) if stop_stage is None else stop_stage
+        if not 0 <= (start_stage or 0) <= end <= len(self.stages):
+            rule = f"name stages in order, 0 to {len(self.stages)}"
+            fail("run", "start_stage, stop_stage", rule, (start_stage, stop_stage))
         records: list[list[StageRecord]] = []
         given = hidden
-        first = -1 if start_stage is None else start_stage
-        for number in range(first, len(self.stages) if stop_stage is None else stop_stage):
+        for number in range(first, end):
             layers = self._layers_behind(number)
             if number >= 0 and any(segment.vision_tokens for segment in segments):
                 mixer = self.layers[layers.start].mixer
