@@ -1,4 +1,13 @@
-"""Token selection: `attention_topk`, `attention_topk_hidden`, `uniform_topk`, `dropped_indices`."""
+"""Token selection: `attention_topk`, `attention_topk_hidden`, `uniform_topk`, `dropped_indices`.
+
+    op.py             the public ops: documentation, checks, autograd
+    reference.py      the same in plain PyTorch
+    kernel.py         the order of the launches
+    scores_kernel.py  scores: query rows against keys, softmax, mean over rows
+    select_kernel.py  the ordered top-k of a span
+
+Only the logits of the query rows are stored, and no key.
+"""
 
 from tvkernels.attention_topk.op import (
     TopKResult,

@@ -1,4 +1,11 @@
-"""Rows out of a sequence, and the rest moved together."""
+"""Rows taken out of a sequence, while the other rows close the gaps.
+
+    op.py         the public op: documentation, checks, autograd
+    reference.py  the same in plain PyTorch
+    kernel.py     both passes on Triton, and their launches
+
+Each row is read once and written once.
+"""
 
 from tvkernels.compact.op import CompactResult, compact
 
