@@ -1,4 +1,10 @@
-"""Causal depthwise convolution along the sequence: whole, one step in place, and varlen states."""
+"""Causal depthwise convolution along the sequence: whole, one step in place, and varlen states.
+
+op.py              the public ops: documentation, checks, autograd
+reference.py       plain PyTorch
+kernel.py          whole sequences on Triton, forward and backward
+state_kernel.py    the decode step and the states of packed tokens on Triton
+"""
 
 from tvkernels.causal_conv1d.op import (
     causal_conv1d_fn,

@@ -262,23 +262,23 @@ class _Convolution(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         seq_idx: Tensor | None,
-        before: Tensor | None,
+        initial: Tensor | None,
         final: bool,
         silu: bool,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x, weight, bias, seq_idx, before)
+        ctx.save_for_backward(x, weight, bias, seq_idx, initial)
         ctx.final, ctx.silu = final, silu
-        return _fwd(x, weight, bias, seq_idx, before, final, silu)
+        return _fwd(x, weight, bias, seq_idx, initial, final, silu)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dout: Tensor, dafter: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, seq_idx, before = ctx.saved_tensors
-        dx, dweight, dbias, dbefore = _bwd(
-            dout, dafter if ctx.final else None, x, weight, bias, seq_idx, before, ctx.silu
+    def backward(ctx: Any, dout: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, seq_idx, initial = ctx.saved_tensors
+        dx, dweight, dbias, dinitial = _bwd(
+            dout, dfinal if ctx.final else None, x, weight, bias, seq_idx, initial, ctx.silu
         )
-        dbefore = None if before is None else dbefore
-        return dx, dweight, None if bias is None else dbias, None, dbefore, None, None
+        dinitial = None if initial is None else dinitial
+        return dx, dweight, None if bias is None else dbias, None, dinitial, None, None
 
 
 def _like(x: Tensor) -> Tensor:
@@ -297,7 +297,7 @@ def _new_fwd(
     weight: Tensor,
     bias: Tensor | None,
     seq_idx: Tensor | None,
-    before: Tensor | None,
+    initial: Tensor | None,
     final: bool,
     silu: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -310,54 +310,54 @@ def _fwd(
     weight: Tensor,
     bias: Tensor | None,
     seq_idx: Tensor | None,
-    before: Tensor | None,
+    initial: Tensor | None,
     final: bool,
     silu: bool,
 ) -> tuple[Tensor, Tensor]:
     from tvkernels.causal_conv1d.kernel import conv_forward
 
-    out, after = _new_fwd(x, weight, bias, seq_idx, before, final, silu)
-    conv_forward(out, after if final else None, x, weight, bias, seq_idx, before, silu)
-    return out, after
+    out, final_states = _new_fwd(x, weight, bias, seq_idx, initial, final, silu)
+    conv_forward(out, final_states if final else None, x, weight, bias, seq_idx, initial, silu)
+    return out, final_states
 
 
 def _fake_bwd(
     dout: Tensor,
-    dafter: Tensor | None,
+    dfinal: Tensor | None,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     seq_idx: Tensor | None,
-    before: Tensor | None,
+    initial: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
     dbias = weight.new_empty(0) if bias is None else bias.new_empty(bias.shape)
-    dbefore = x.new_empty(0) if before is None else _states_like(x, weight.shape[1] - 1)
-    return _like(x), dweight, dbias, dbefore
+    dinitial = x.new_empty(0) if initial is None else _states_like(x, weight.shape[1] - 1)
+    return _like(x), dweight, dbias, dinitial
 
 
 @kernel_op("tvkernels::causal_conv1d_bwd", fake=_fake_bwd)
 def _bwd(
     dout: Tensor,
-    dafter: Tensor | None,
+    dfinal: Tensor | None,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     seq_idx: Tensor | None,
-    before: Tensor | None,
+    initial: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx, dweight, dbias, dbefore; the last two without elements where there is none."""
     from tvkernels.causal_conv1d.kernel import conv_backward
 
-    dx, dweight, dbias, dbefore = _fake_bwd(dout, dafter, x, weight, bias, seq_idx, before, silu)
-    given = None if before is None else dbefore
-    sums = conv_backward(dx, given, dout, dafter, x, weight, bias, seq_idx, before, silu)
+    dx, dweight, dbias, dinitial = _fake_bwd(dout, dfinal, x, weight, bias, seq_idx, initial, silu)
+    given = None if initial is None else dinitial
+    sums = conv_backward(dx, given, dout, dfinal, x, weight, bias, seq_idx, initial, silu)
     dweight.copy_(sums[: weight.shape[1]].t())
     if bias is not None:
         dbias.copy_(sums[-1])
-    return dx, dweight, dbias, dbefore
+    return dx, dweight, dbias, dinitial
 
 
 def _new_update(x: Tensor, *_: Any) -> Tensor:

@@ -1,4 +1,9 @@
-"""A Mamba-2 mixer's decode step between its projections, in place on its states."""
+"""A Mamba-2 mixer's decode step between its projections, in place on its states.
+
+op.py           the public op: documentation, checks
+reference.py    plain PyTorch
+kernel.py       convolution, state and gate in one launch on Triton
+"""
 
 from tvkernels.decode_step.op import mamba2_decode_step
 

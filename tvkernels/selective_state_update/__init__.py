@@ -1,4 +1,9 @@
-"""One decode step of the selective state space, in place on the state."""
+"""One decode step of the selective state space, in place on the state.
+
+op.py           the public op: documentation, checks
+reference.py    plain PyTorch
+kernel.py       the step on Triton
+"""
 
 from tvkernels.selective_state_update.op import selective_state_update
 

@@ -134,7 +134,7 @@ def mamba_chunk_scan_combined(
         )
     tensors = distinct(x, dt, A, B, C, D, z, dt_bias, initial_states)
     offsets = cu_seqlens if return_varlen_states else None
-    steps = _Steps(bool(dt_softplus), float(dt_limit[0]), float(dt_limit[1]))
+    steps = _StepSizes(bool(dt_softplus), float(dt_limit[0]), float(dt_limit[1]))
     out, final_states, states = _Scan.apply(*tensors, seq_idx, offsets, steps)
     results = [out]
     if return_final_states:
@@ -218,7 +218,7 @@ def _check_options(
         fail(_OP, "x", "have batch 1 with return_varlen_states", f"batch {x.shape[0]}")
 
 
-class _Steps(NamedTuple):
+class _StepSizes(NamedTuple):
     """How dt becomes delta."""
 
     softplus: bool
@@ -243,7 +243,7 @@ class _Scan(torch.autograd.Function):
         initial_states: Tensor | None,
         seq_idx: Tensor | None,
         cu_seqlens: Tensor | None,
-        steps: _Steps,
+        steps: _StepSizes,
     ) -> tuple[Tensor, Tensor, Tensor]:
         inputs = (x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens)
         ctx.save_for_backward(*inputs)
