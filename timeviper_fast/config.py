@@ -312,7 +312,7 @@ def check_stages(stages: tuple[CompressionStage, ...], backbone: BackboneConfig)
     for i, stage in enumerate(stages):
         owner, last = f"stages[{i}]", backbone.num_hidden_layers - 1
         if not isinstance(stage, CompressionStage):
-            raise ValueError(f"{owner} must be a CompressionStage, got {stage!r}")
+            fail("", owner, "be a CompressionStage", stage)
         if stage.layer > last:
             fail(owner, "layer", f"be at most {last}, the last layer", stage.layer)
         if stage.layer <= layer_before:

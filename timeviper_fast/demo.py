@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from timeviper_fast.errors import ArgumentError
 from timeviper_fast.model.initialize import init_weights
 from timeviper_fast.presets import preset
 from timeviper_fast.text.byte_tokenizer import byte_tokenizer
@@ -57,9 +58,11 @@ def write_demo_video(
         ValueError: a length, rate or size that no such file can have.
     """
     if seconds < 1 or fps < 1 or height < 16 or width < 16 or height % 2 or width % 2:
-        raise ValueError(
-            "write_demo_video: seconds and fps must be positive, height and width even and at "
-            f"least 16, got {seconds} s, {fps} fps, {height} x {width}"
+        raise ArgumentError(
+            "write_demo_video",
+            "seconds and fps",
+            "be positive, height and width even and at least 16",
+            f"{seconds} s, {fps} fps, {height} x {width}",
         )
     path = Path(path)
     scene = _scene(seconds * fps, height, width, progress or (lambda done, total: None))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 __all__ = [
     "COUNT",
     "INTEGER",
+    "ArgumentError",
     "CheckpointError",
     "Kind",
     "VideoError",
@@ -22,17 +23,66 @@ __all__ = [
 ]
 
 
-class VideoError(ValueError):
-    """A video that cannot be read, or not whole; one line that names it and says why."""
+class ArgumentError(ValueError):
+    """An argument breaks its rule: `<owner>: <argument> must <rule>, got <value>; <remedy>`.
+
+    Args:
+        owner: whose argument it is; "" leaves it out of the sentence.
+        argument: its name, as in the signature.
+        rule: what it must do or be.
+        value: what was given, as the sentence shows it.
+        remedy: what to do instead; "" where the rule says it already.
+        part: which part of the argument is meant, written directly behind its name.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        argument: str,
+        rule: str,
+        value: object,
+        remedy: str = "",
+        part: str = "",
+    ) -> None:
+        # all of them, because unpickling calls the class with `args`
+        super().__init__(owner, argument, rule, value, remedy, part)
+        self.owner, self.argument, self.rule = owner, argument, rule
+        self.value, self.remedy, self.part = value, remedy, part
+
+    def with_name(self, name: str) -> str:
+        """The sentence with another name for the argument, such as a command line's option."""
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        return f"{name}{self.part} must {self.rule}, got {self.value}{remedy}"
+
+    def __str__(self) -> str:
+        sentence = self.with_name(self.argument)
+        return f"{self.owner}: {sentence}" if self.owner else sentence
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ArgumentError):
     """A checkpoint cannot be read, does not fit the model, or cannot be written."""
 
 
-def fail(owner: str, name: str, rule: str, value: Any) -> NoReturn:
-    """Raise the ValueError `<owner>: <name> must <rule>, got <value>`."""
-    raise ValueError(f"{owner}: {name} must {rule}, got {value!r}")
+class VideoError(ValueError):
+    """A video that cannot be read, or not whole.
+
+    Args:
+        fault: names the video and says what is wrong with it.
+        argument: the argument by which it can be read all the same, if there is one.
+        remedy: how to set that argument.
+    """
+
+    def __init__(self, fault: str, argument: str | None = None, remedy: str = "") -> None:
+        super().__init__(fault, argument, remedy)
+        self.fault, self.argument, self.remedy = fault, argument, remedy
+
+    def __str__(self) -> str:
+        return f"{self.fault}; {self.remedy}" if self.remedy else self.fault
+
+
+def fail(owner: str, argument: str, rule: str, value: object, remedy: str = "") -> NoReturn:
+    """Raise the ArgumentError that shows `value` as Python writes it."""
+    raise ArgumentError(owner, argument, rule, repr(value), remedy)
 
 
 def not_built(owner: str, name: str, rule: str, value: Any) -> NoReturn:

@@ -8,6 +8,7 @@ from timeviper_fast.config import (
     TimeViperConfig,
     VisionConfig,
 )
+from timeviper_fast.errors import fail
 
 __all__ = ["PRESETS", "VISION_PRESETS", "preset"]
 
@@ -90,5 +91,5 @@ def preset(name: str) -> TimeViperConfig:
     """
     if name not in list(PRESETS):
         rule = f"be one of {', '.join(map(repr, PRESETS))}"
-        raise ValueError(f"preset: name must {rule}, got {name!r}")
+        fail("preset", "name", rule, name)
     return PRESETS[name]

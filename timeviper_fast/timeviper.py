@@ -13,7 +13,7 @@ from torch import Tensor
 from timeviper_fast.checkpoint.load import load_pretrained, load_tokenizer
 from timeviper_fast.checkpoint.save import save_pretrained
 from timeviper_fast.config import TimeViperConfig
-from timeviper_fast.errors import expect_function
+from timeviper_fast.errors import expect_function, fail
 from timeviper_fast.inference.ask import ask
 from timeviper_fast.inference.generate import (
     Sampling,
@@ -175,8 +175,8 @@ def _usable(device: torch.device | str | None) -> torch.device:
     except (RuntimeError, TypeError):
         found = torch.device("meta")
     if str(found) != "cpu" and found.type != "cuda":
-        raise ValueError(f"device must be cpu, cuda or cuda:N, got {str(device)!r}")
+        fail("", "device", "be cpu, cuda or cuda:N", str(device))
     if found.type == "cuda" and (found.index or 0) >= (torch.cuda.device_count() if cuda else 0):
         what = f"{torch.cuda.device_count()} CUDA devices" if cuda else "no CUDA device"
-        raise ValueError(f"device must be one that is here ({what}), got {str(device)!r}")
+        fail("", "device", f"be one that is here ({what})", str(device))
     return found

@@ -15,11 +15,12 @@ from timeviper_fast.config import (
     TimeViperConfig,
     VisionConfig,
 )
-from timeviper_fast.errors import CheckpointError
+from timeviper_fast.errors import ArgumentError, CheckpointError
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "config_from_dict", "config_to_dict"]
 
 FORMAT, FORMAT_VERSION = "timeviper_fast", 1
+_FILE = "config.json"
 
 C = TypeVar("C")
 
@@ -44,37 +45,39 @@ def config_from_dict(values: Mapping[str, Any]) -> TimeViperConfig:
         CheckpointError: a field that does not exist or is missing, or a value that breaks a rule.
     """
     parts = {"backbone": BackboneConfig, "vision": VisionConfig, "projector": ProjectorConfig}
-    try:
-        given = dict(values)
-        for name, kind in parts.items():
-            if name in given:
-                given[name] = _build(kind, given[name], name)
-        if "stages" in given:
-            stages = given["stages"]
-            if not isinstance(stages, list):
-                raise ValueError(f"stages must be a list of objects, got {stages!r}")
-            given["stages"] = tuple(
-                _build(CompressionStage, s, f"stages[{i}]") for i, s in enumerate(stages)
-            )
-        return _build(TimeViperConfig, given, "config")
-    except ValueError as error:
-        raise CheckpointError(f"config.json: {error}") from None
+    given = dict(values)
+    for name, kind in parts.items():
+        if name in given:
+            given[name] = _build(kind, given[name], name)
+    if "stages" in given:
+        stages = given["stages"]
+        if not isinstance(stages, list):
+            raise CheckpointError(_FILE, "stages", "be a list of objects", repr(stages))
+        given["stages"] = tuple(
+            _build(CompressionStage, s, f"stages[{i}]") for i, s in enumerate(stages)
+        )
+    return _build(TimeViperConfig, given, "config")
 
 
-def _build(kind: type[C], values: Any, owner: str) -> C:
+def _build(kind: type[C], values: Any, part: str) -> C:
+    """The `part` of the file that is a `kind`."""
     if not isinstance(values, Mapping):
-        raise ValueError(f"{owner} must be an object with fields, got {values!r}")
+        raise CheckpointError(_FILE, part, "be an object with fields", repr(values))
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    strangers, lacks = sorted(values.keys() - known), sorted(known - values.keys())
-    if strangers:
-        raise ValueError(f"{owner} must have only known fields, got {some(strangers)}")
-    if lacks:
-        raise ValueError(f"{owner} must have all of its fields, got no {some(lacks)}")
+    unknown, missing = sorted(values.keys() - known), sorted(known - values.keys())
+    if unknown:
+        raise CheckpointError(_FILE, part, "have only known fields", some(unknown))
+    if missing:
+        raise CheckpointError(_FILE, part, "have all of its fields", f"no {some(missing)}")
     try:
         return kind(**{name: _revive(value) for name, value in values.items()})
-    except ValueError as error:
-        # in a file the part has the name of its field, not that of our class
-        raise ValueError(str(error).replace(kind.__name__, owner, 1)) from None
+    except ArgumentError as error:
+        # the file knows the part by the name of its field, not of our class
+        inner = part if error.owner == kind.__name__ else error.owner
+        owner = f"{_FILE}: {inner}" if inner else _FILE
+        raise CheckpointError(
+            owner, error.argument, error.rule, error.value, error.remedy
+        ) from None
 
 
 def _revive(value: Any) -> Any:

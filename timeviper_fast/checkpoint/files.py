@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,12 +22,12 @@ __all__ = [
     "Entry",
     "PathLike",
     "as_path",
-    "fail",
     "has_weights",
     "local_directory",
     "model_json",
     "open_weights",
     "read_json",
+    "reason",
     "some",
     "weight_files",
 ]
@@ -47,11 +47,6 @@ TOKENIZER_FILES = (
 _DOWNLOADED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer*")
 
 
-def fail(owner: str, name: str, rule: str, value: Any) -> NoReturn:
-    """Raise the CheckpointError `owner: name must <rule>, got <value>`."""
-    raise CheckpointError(f"{owner}: {name} must {rule}, got {value}")
-
-
 def as_path(owner: str, name: str, value: Any) -> Path:
     """`value` as a path, `~` expanded, once it could be one.
 
@@ -65,8 +60,13 @@ def as_path(owner: str, name: str, value: Any) -> Path:
         with suppress(FileNotFoundError, NotADirectoryError):
             path.stat()
     except (TypeError, ValueError, OSError, RuntimeError) as error:
-        fail(owner, name, "be a usable path", f"{value!r} ({error})")
+        raise CheckpointError(owner, name, "be a usable path", f"{value!r} ({error})") from error
     return path
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error of another library; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def some(items: Sequence[str], limit: int = 6) -> str:
@@ -86,23 +86,24 @@ def local_directory(path_or_hub_id: PathLike, patterns: Sequence[str] = _DOWNLOA
         return path
     name, rule = str(path_or_hub_id), "be a directory or a Hugging Face hub id (owner/name)"
     if path.exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
-        fail("checkpoint", "path", rule, repr(name))
+        raise CheckpointError("checkpoint", "path", rule, repr(name))
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     # whatever the network makes the hub's client raise means the same: it is not there
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"checkpoint: path must {rule}, got {name!r}: no such directory, and the hub was not "
-            f"reached or does not have it ({reason})"
-        ) from None
+        why = (
+            f"no such directory, and the hub was not reached or does not have it ({reason(error)})"
+        )
+        raise CheckpointError("checkpoint", "path", rule, f"{name!r}: {why}") from None
 
 
 def model_json(directory: Path) -> dict[str, Any]:
     if not (directory / "config.json").is_file():
-        fail("checkpoint", "path", "be a model's directory (with a config.json)", directory)
+        raise CheckpointError(
+            "checkpoint", "path", "be a model's directory (with a config.json)", directory
+        )
     return read_json(directory / "config.json")
 
 
@@ -123,7 +124,7 @@ def open_weights(path: Path) -> Iterator[tuple[dict[str, Entry], Callable[[str],
             file = safe_open(path, framework="pt")
         except SafetensorError as error:
             raise CheckpointError(
-                f"load_weights: file must be readable safetensors, got {path} ({error})"
+                "load_weights", "file", "be readable safetensors", f"{path} ({error})"
             ) from None
         with file as tensors:
             slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118
@@ -144,14 +145,18 @@ def _unpickle(path: Path) -> dict[str, Any]:
     # whatever a foreign file makes the reader raise means the same: it is not read
     except Exception as error:
         found = re.search(r"Unsupported \w+ .*|unsupported \w+ \S+", str(error))
-        reason = (found[0] if found else str(error)).splitlines()[:1]
+        first = (found[0] if found else str(error)).splitlines()[:1]
         raise CheckpointError(
-            f"load_weights: file must hold plain tensors that load without running code, "
-            f"got {path} ({type(error).__name__}: {''.join(reason)})"
+            "load_weights",
+            "file",
+            "hold plain tensors that load without running code",
+            f"{path} ({type(error).__name__}: {''.join(first)})",
         ) from None
     if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
         held = f"keys {', '.join(map(str, state))[:80]}" if isinstance(state, dict) else type(state)
-        fail("load_weights", "file", "hold a flat dictionary of tensors", f"{path} ({held})")
+        raise CheckpointError(
+            "load_weights", "file", "hold a flat dictionary of tensors", f"{path} ({held})"
+        )
     return state
 
 
@@ -175,19 +180,21 @@ def weight_files(path: PathLike) -> list[Path]:
     found = path if path.is_file() else next((c for c in candidates if c.is_file()), None)
     if found is None:
         rule = f"be a weight file, or a directory with {' or '.join(names)} (or their index)"
-        fail("load_weights", "path", rule, path)
+        raise CheckpointError("load_weights", "path", rule, path)
     if found.suffix != ".json":
         return [found]
     shards = read_json(found).get("weight_map")
     if not (
         isinstance(shards, dict) and shards and all(isinstance(v, str) for v in shards.values())
     ):
-        fail("load_weights", "index", "have a weight_map of names to files", found)
+        raise CheckpointError("load_weights", "index", "have a weight_map of names to files", found)
     files = [found.parent / name for name in sorted(set(shards.values()))]
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         rule = f"have all {len(files)} shards of its index beside it"
-        fail("load_weights", "path", rule, f"{found.parent} without {some(absent)}")
+        raise CheckpointError(
+            "load_weights", "path", rule, f"{found.parent} without {some(absent)}"
+        )
     return files
 
 
@@ -200,7 +207,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name}: file must be readable JSON, got {error}") from None
+        raise CheckpointError(path.name, "file", "be readable JSON", error) from None
     if not isinstance(content, dict):
-        fail(path.name, "file", "hold a JSON object", path)
+        raise CheckpointError(path.name, "file", "hold a JSON object", path)
     return content

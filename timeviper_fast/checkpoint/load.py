@@ -13,9 +13,9 @@ from timeviper_fast.checkpoint.config_file import FORMAT, FORMAT_VERSION, config
 from timeviper_fast.checkpoint.files import (
     TOKENIZER_FILES,
     PathLike,
-    fail,
     local_directory,
     model_json,
+    reason,
 )
 from timeviper_fast.checkpoint.weights import Progress, Source, load_weights
 from timeviper_fast.config import TimeViperConfig
@@ -39,10 +39,10 @@ def read_config(path_or_hub_id: PathLike) -> TimeViperConfig:
     values = model_json(directory)
     if values.pop("format", None) != FORMAT:
         rule = "be a timeviper_fast checkpoint (other formats are converted first)"
-        fail("from_pretrained", "path", rule, f"{directory} of another format")
+        raise CheckpointError("from_pretrained", "path", rule, f"{directory} of another format")
     version = values.pop("format_version", None)
     if version != FORMAT_VERSION:
-        fail("config.json", "format_version", f"be {FORMAT_VERSION}", version)
+        raise CheckpointError("config.json", "format_version", f"be {FORMAT_VERSION}", version)
     return config_from_dict(values)
 
 
@@ -66,10 +66,11 @@ def load_tokenizer(directory: PathLike) -> PreTrainedTokenizerBase | None:
         )
     # whatever foreign files make transformers raise means the same
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"load_tokenizer: directory must hold a Hugging Face tokenizer, "
-            f"got {directory} ({reason})"
+            "load_tokenizer",
+            "directory",
+            "hold a Hugging Face tokenizer",
+            f"{directory} ({reason(error)})",
         ) from None
 
 

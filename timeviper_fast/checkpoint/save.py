@@ -18,9 +18,10 @@ from typing import Any
 from torch import nn
 
 from timeviper_fast.checkpoint.config_file import FORMAT, FORMAT_VERSION, config_to_dict
-from timeviper_fast.checkpoint.files import TOKENIZER_FILES, PathLike, as_path, fail, read_json
+from timeviper_fast.checkpoint.files import TOKENIZER_FILES, PathLike, as_path, read_json
 from timeviper_fast.checkpoint.weights import Progress, tied_names
 from timeviper_fast.config import TimeViperConfig
+from timeviper_fast.errors import CheckpointError
 
 __all__ = ["free_target", "save_pretrained"]
 
@@ -57,7 +58,7 @@ def save_pretrained(
     """
     target = free_target(directory, overwrite)
     if any(t.is_meta for t in module.state_dict().values()):
-        fail("save_pretrained", "module", "hold weights", "one on the meta device")
+        raise CheckpointError("save_pretrained", "module", "hold weights", "one on the meta device")
     target.parent.mkdir(parents=True, exist_ok=True)
     # a directory that is there stays the same one: someone may stand in it, or it is a mount
     home = target if target.exists() else target.parent
@@ -111,18 +112,18 @@ def free_target(directory: PathLike, overwrite: bool = False) -> Path:
         CheckpointError: it holds something that must not be replaced, or cannot be written.
     """
     if not str(directory):
-        fail("save_pretrained", "directory", "be named", "''")
+        raise CheckpointError("save_pretrained", "directory", "be named", "''")
     target = as_path("save_pretrained", "directory", directory).resolve()
     if target.exists() and not (target.is_dir() and _may_replace(target, overwrite)):
         rule = "be new or empty" if not overwrite else "be new, empty or a checkpoint to overwrite"
-        fail("save_pretrained", "directory", rule, target)
+        raise CheckpointError("save_pretrained", "directory", rule, target)
     above = next(path for path in (target, *target.parents) if path.exists())
     try:
         # asking for permissions would not do: some file systems refuse those who have them
         tempfile.TemporaryDirectory(prefix=".", dir=above).cleanup()
     except OSError as error:
         rule = f"be one that can be written ({above}: {error.strerror})"
-        fail("save_pretrained", "directory", rule, target)
+        raise CheckpointError("save_pretrained", "directory", rule, target) from error
     return target
 
 

@@ -21,7 +21,6 @@ from timeviper_fast.checkpoint.files import (
     model_json,
     read_json,
 )
-from timeviper_fast.checkpoint.files import fail as refuse
 from timeviper_fast.checkpoint.mapping import NameMap, Piece, under
 from timeviper_fast.checkpoint.nemotron_h import backbone_config_from_hf, llm_names
 from timeviper_fast.checkpoint.siglip import vision_config_from_hf, vision_names
@@ -33,7 +32,7 @@ from timeviper_fast.config import (
     TimeViperConfig,
     VisionConfig,
 )
-from timeviper_fast.errors import fail, not_built
+from timeviper_fast.errors import ArgumentError, CheckpointError, fail, not_built
 from timeviper_fast.presets import VISION_PRESETS
 
 __all__ = [
@@ -85,8 +84,9 @@ def _stage(text: str, transfers: bool) -> CompressionStage:
             keep,
             transfer=transfers and "drop" not in kind,
         )
-    except ValueError as error:
-        raise ValueError(f"upstream: pdrop_type stage {text!r}: {error}") from None
+    except ArgumentError as error:
+        part = f" stage {text!r}: {error.owner}: {error.argument}"
+        raise ArgumentError("upstream", "pdrop_type", error.rule, error.value, part=part) from None
 
 
 def stages_from_hf(config: Mapping[str, Any]) -> tuple[CompressionStage, ...]:
@@ -159,7 +159,9 @@ def _llm_json(llm_dir: PathLike) -> dict[str, Any]:
     values = model_json(local_directory(llm_dir, ["*.json"]))
     if values.get("format") == FORMAT:
         rule = "be the language model's Hugging Face directory"
-        refuse("checkpoint", "llm", rule, f"{llm_dir}, a timeviper_fast checkpoint already")
+        raise CheckpointError(
+            "checkpoint", "llm", rule, f"{llm_dir}, a timeviper_fast checkpoint already"
+        )
     return values
 
 
@@ -188,7 +190,9 @@ def upstream_config(
     """
     llm = _llm_json(llm_dir)
     if merge is not None and pdrop is None:
-        refuse("checkpoint", "merge", "be left out without pdrop (config.json has its own)", merge)
+        raise CheckpointError(
+            "checkpoint", "merge", "be left out without pdrop (config.json has its own)", merge
+        )
     tower = Path(vision) / "config.json"
     return TimeViperConfig(
         backbone=backbone_config_from_hf(llm),
@@ -240,7 +244,9 @@ def load_upstream(
     if vlm_file is not None:
         sources.append(Source(vlm_file, vlm_names(config)))
     if not sources:
-        refuse("load_upstream", "llm_dir, vision_file, vlm_file", "name at least one", "none")
+        raise CheckpointError(
+            "load_upstream", "llm_dir, vision_file, vlm_file", "name at least one", "none"
+        )
     with torch.device("meta"):
         module = build(config)
     return load_weights(module, *sources, device=device, dtype=dtype, progress=progress)

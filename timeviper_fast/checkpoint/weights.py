@@ -22,11 +22,11 @@ from timeviper_fast.checkpoint.files import (
     FLOATS,
     Entry,
     PathLike,
-    fail,
     open_weights,
     weight_files,
 )
 from timeviper_fast.checkpoint.mapping import NameMap, Piece, own_names
+from timeviper_fast.errors import CheckpointError
 
 __all__ = ["Progress", "Source", "load_weights", "tied_names"]
 
@@ -195,7 +195,9 @@ def load_weights(
     problems = plan.problems()
     if problems:
         where = " + ".join(str(source.path) for source in sources)
-        fail("load_weights", where, "hold exactly the weights of this model", problems)
+        raise CheckpointError(
+            "load_weights", where, "hold exactly the weights of this model", problems
+        )
     state = _read(plan, torch.device(device), dtype, progress)
     _check_twins(plan, state)
     for alias, name in plan.aliases.items():
@@ -212,7 +214,9 @@ def _float_dtype(dtype: torch.dtype | str) -> torch.dtype:
     by_name = {str(known).removeprefix("torch."): known for known in FLOATS}
     found = by_name.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if found not in list(FLOATS):
-        fail("load_weights", "dtype", f"be one of {', '.join(by_name)}", repr(dtype))
+        raise CheckpointError(
+            "load_weights", "dtype", f"be one of {', '.join(by_name)}", repr(dtype)
+        )
     return found
 
 
@@ -251,7 +255,7 @@ def _check_twins(plan: _Plan, state: dict[str, Tensor]) -> None:
         with open_weights(path) as (_, read):
             if not torch.equal(state[name], read(key).to(state[name])):
                 rule = f"equal {name}, with which this model ties it"
-                fail("load_weights", key, rule, f"other values in {path}")
+                raise CheckpointError("load_weights", key, rule, f"other values in {path}")
 
 
 def _place(

@@ -25,8 +25,11 @@ def ask(
     model: Annotated[
         str, typer.Option(help="A local directory or a Hugging Face Hub id.", callback=named)
     ],
-    sample: Annotated[
-        str, typer.Option(help="fps:1, fps:2:max=256, uniform:32, upstream, videochat-flash.")
+    policy: Annotated[
+        str,
+        typer.Option(
+            "--sample", help="fps:1, fps:2:max=256, uniform:32, upstream, videochat-flash."
+        ),
     ] = "fps:1",
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -54,7 +57,7 @@ def ask(
     """Answer a question about a video."""
     sampling = Sampling(temperature, top_k, top_p, seed)
     request: dict[str, Any] = {
-        "policy": sample,
+        "policy": policy,
         "max_new_tokens": max_new_tokens,
         "answer_prefix": answer_prefix,
         "frame_batch": frame_batch,

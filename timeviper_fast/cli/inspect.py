@@ -14,6 +14,7 @@ from timeviper_fast.checkpoint.config_file import config_to_dict
 from timeviper_fast.checkpoint.load import read_config
 from timeviper_fast.cli.app import REMEDY, Json
 from timeviper_fast.cli.terminal import out, print_table, say
+from timeviper_fast.errors import fail
 from timeviper_fast.inference.plan import model_facts
 from timeviper_fast.presets import PRESETS, preset
 from tvkernels import __version__, explain, providers
@@ -30,7 +31,7 @@ def info(
     """What a model is made of, without loading its weights."""
     if model not in PRESETS and "/" not in model and not Path(model or "-").exists():
         kinds = f"a preset ({', '.join(PRESETS)}), a model directory or a Hub id (owner/name)"
-        raise ValueError(f"info: MODEL must be {kinds}, got {model!r}")
+        fail("info", "MODEL", f"be {kinds}", model)
     config = preset(model) if model in PRESETS else read_config(model)
     facts = model_facts(config)
     if as_json:

@@ -6,7 +6,6 @@ one line on standard error and exit code 2; Ctrl-C is exit code 130; --debug sho
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +18,7 @@ from timeviper_fast.cli.convert import convert
 from timeviper_fast.cli.demo import demo
 from timeviper_fast.cli.inspect import doctor, info
 from timeviper_fast.cli.terminal import err, say
+from timeviper_fast.errors import ArgumentError, VideoError
 from tvkernels import BackendUnavailable
 
 __all__ = ["app", "main"]
@@ -80,11 +80,16 @@ def _in_options(error: Exception, arguments: Sequence[str]) -> str:
     if isinstance(error, BackendUnavailable):
         return f"{line.partition('; ')[0]}; {REMEDY}"
 
-    def option(found: re.Match[str]) -> str:
-        return f"{names[found[1]]} must" if found[1] in names else found[0]
+    if isinstance(error, VideoError) and error.argument == "on_error":
+        return f"{error.fault}; --salvage takes what can be decoded"
+    if isinstance(error, ArgumentError):
+        option = _options(arguments).get(error.argument)
+        return error.with_name(option) if option else line
+    return line
 
+
+def _options(arguments: Sequence[str]) -> dict[str, str]:
+    """The library's name of each option of the command that was called, to the option itself."""
     commands = typer.main.get_group(app).commands
-    params = next((commands[word].params for word in arguments if word in commands), [])
-    names = {p.name: p.opts[0] for p in params if p.param_type_name == "option"}
-    line = re.sub(r"^(?:\w+: )?(\w+) must", option, line)
-    return re.sub(r"^policy\b", "--sample", line).replace("on_error='use'", "--salvage")
+    parameters = next((commands[word].params for word in arguments if word in commands), [])
+    return {p.name: p.opts[0] for p in parameters if p.name and p.param_type_name == "option"}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from timeviper_fast.errors import ArgumentError
 from timeviper_fast.inference.encode import Progress, encode_video, shape_of, token_seconds
 from timeviper_fast.inference.generate import (
     Prefill,
@@ -129,7 +130,7 @@ def ask(
     )
     if model.tokenizer is None:
         remedy = "set model.tokenizer, or put the tokenizer's files beside the weights"
-        raise ValueError(f"ask: model must have a tokenizer, got None; {remedy}")
+        raise ArgumentError("ask", "model", "have a tokenizer", "None", remedy)
     watch = StopWatch(model.device)
     with watch.at("decode"):
         opened = video if isinstance(video, Video) else open_video(video, on_error=on_error)
@@ -180,9 +181,12 @@ def _check_fits(model: TimeViper, prompt: Prompt, frames: int, max_new_tokens: i
     config = model.config
     highest = max(*prompt.before, *prompt.after, *_stop_ids(model))
     if highest >= config.backbone.vocab_size:
-        raise ValueError(
-            "ask: the tokenizer must give ids below the model's vocabulary size "
-            f"({config.backbone.vocab_size}), got {highest}; they belong to different models"
+        raise ArgumentError(
+            "ask",
+            "the tokenizer",
+            f"give ids below the model's vocabulary size ({config.backbone.vocab_size})",
+            highest,
+            "they belong to different models",
         )
     clip = config.projector.clip_frames
     vision = -(-frames // clip) * clip * config.tokens_per_frame

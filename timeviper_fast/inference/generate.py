@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from timeviper_fast.config import BackboneConfig
-from timeviper_fast.errors import is_integer, is_number
+from timeviper_fast.errors import ArgumentError, fail, is_integer, is_number
 from timeviper_fast.inference.plan import check_window
 from timeviper_fast.layout import Segment, tokens_before_layer
 from timeviper_fast.model.cache import HybridCache
@@ -50,13 +50,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (is_number(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"Sampling: temperature must be 0 or more, got {self.temperature!r}")
+            fail("Sampling", "temperature", "be 0 or more", self.temperature)
         if not (is_integer(self.top_k) and self.top_k >= 0):
-            raise ValueError(f"Sampling: top_k must be 0 (off) or more, got {self.top_k!r}")
+            fail("Sampling", "top_k", "be 0 (off) or more", self.top_k)
         if not (is_number(self.top_p) and 0 < self.top_p <= 1):
-            raise ValueError(f"Sampling: top_p must lie in (0, 1], got {self.top_p!r}")
+            fail("Sampling", "top_p", "lie in (0, 1]", self.top_p)
         if self.seed is not None and not (is_integer(self.seed) and abs(self.seed) < 2**63):
-            raise ValueError(f"Sampling: seed must be an int of 64 bits, got {self.seed!r}")
+            fail("Sampling", "seed", "be an int of 64 bits", self.seed)
 
     def generator(self, device: torch.device) -> torch.Generator:
         """The random source of one request on `device`."""
@@ -71,7 +71,7 @@ class Sampling:
 def check_sampling(sampling: Sampling | None) -> None:
     """Raise a ValueError for anything else."""
     if not (sampling is None or isinstance(sampling, Sampling)):
-        raise ValueError(f"generate: sampling must be a Sampling or None, got {sampling!r}")
+        fail("generate", "sampling", "be a Sampling or None", sampling)
 
 
 def check_stop_ids(stop_ids: Collection[int], config: BackboneConfig) -> None:
@@ -79,7 +79,7 @@ def check_stop_ids(stop_ids: Collection[int], config: BackboneConfig) -> None:
     ids = stop_ids if isinstance(stop_ids, Collection) else [None]
     if not all(is_integer(i) and 0 <= i < config.vocab_size for i in ids):
         rule = f"be a collection of token ids in 0 .. {config.vocab_size - 1}"
-        raise ValueError(f"generate: stop_ids must {rule}, got {stop_ids!r}")
+        fail("generate", "stop_ids", rule, stop_ids)
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,11 @@ def prefill(
     config = backbone.config
     if not (is_integer(max_new_tokens) and max_new_tokens >= 1):
         rule = "be an integer of 1 or more"
-        raise ValueError(f"prefill: max_new_tokens must {rule}, got {max_new_tokens!r}")
+        fail("prefill", "max_new_tokens", rule, max_new_tokens)
     lengths = tokens_before_layer((segment,), backbone.stages, config.num_hidden_layers)
     if 0 in lengths:
         layer = lengths.index(0)
-        raise ValueError(f"prefill: the prompt must have a token left at layer {layer}, got 0")
+        raise ArgumentError("prefill", "the prompt", f"have a token left at layer {layer}", "0")
     check_window(config, lengths, max_new_tokens)
     capacities = [length + max_new_tokens for length in lengths]
     cache = HybridCache(
@@ -201,9 +201,12 @@ def decode(
     if not bool(logits.isfinite().all()):
         kind = str(backbone.embeddings.weight.dtype).removeprefix("torch.")
         narrow = ", or float16 is too narrow for them (try bfloat16)" if kind == "float16" else ""
-        raise ValueError(
-            f"generate: the prompt's logits must be finite, got NaN or infinity in {kind}; the "
-            f"weights are damaged{narrow}"
+        raise ArgumentError(
+            "generate",
+            "the prompt's logits",
+            "be finite",
+            f"NaN or infinity in {kind}",
+            f"the weights are damaged{narrow}",
         )
     generator = sampling.generator(device) if sampling.temperature > 0 else None
     stops = torch.tensor(sorted(set(stop_ids)), dtype=torch.long, device=device)

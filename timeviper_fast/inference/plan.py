@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from timeviper_fast.config import ATTENTION, BackboneConfig, TimeViperConfig
+from timeviper_fast.errors import ArgumentError
 from timeviper_fast.model.model import TimeViperNetwork
 
 __all__ = ["check_window", "model_facts"]
@@ -29,11 +30,13 @@ def check_window(config: BackboneConfig, lengths: list[int], max_new_tokens: int
     window = config.max_position_embeddings
     longest = max((lengths[layer] for layer in config.layers_of(ATTENTION)), default=0)
     if longest + max_new_tokens > window:
-        raise ValueError(
-            f"prefill: prompt and answer must fit the model's window of {window} tokens, got "
-            f"{longest} at its attention layers (of {lengths[0]} in the prompt) + "
-            f"{max_new_tokens} new; "
-            "sample fewer frames, allow fewer new tokens or drop more vision tokens earlier"
+        attended = f"{longest} at its attention layers (of {lengths[0]} in the prompt)"
+        raise ArgumentError(
+            "prefill",
+            "prompt and answer",
+            f"fit the model's window of {window} tokens",
+            f"{attended} + {max_new_tokens} new",
+            "sample fewer frames, allow fewer new tokens or drop more vision tokens earlier",
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from timeviper_fast.errors import expect_function, is_integer
+from timeviper_fast.errors import expect_function, fail, is_integer
 from timeviper_fast.inference.encode import Progress
 from timeviper_fast.inference.generate import Sampling, check_sampling
 from timeviper_fast.text.prompt import conversation
@@ -37,4 +37,4 @@ def check_request(
 
 def _expect_positive(name: str, value: int | None, unit: str) -> None:
     if value is not None and (not is_integer(value) or value < 1):
-        raise ValueError(f"ask: {name} must be a positive number of {unit}, got {value!r}")
+        fail("ask", name, f"be a positive number of {unit}", value)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from timeviper_fast.config import ProjectorConfig
+from timeviper_fast.errors import ArgumentError
 from tvkernels import tome_merge
 
 __all__ = ["Projector"]
@@ -51,18 +52,23 @@ class Projector(nn.Module):
         """
         config, vision_size = self.config, self.vision_size
         if features.ndim != 3 or features.shape[-1] != vision_size:
-            raise ValueError(
-                f"Projector: features must be (frames, patches, {vision_size}), "
-                f"got shape {tuple(features.shape)}"
+            raise ArgumentError(
+                "Projector",
+                "features",
+                f"be (frames, patches, {vision_size})",
+                f"shape {tuple(features.shape)}",
             )
         if not config.merges:
             return features
         frames, patches, _ = features.shape
         clip = config.clip_frames
         if frames % clip:
-            raise ValueError(
-                f"Projector: frames must come in whole clips of {clip} (they are merged together), "
-                f"got {frames}; repeat the last frame or drop the rest"
+            raise ArgumentError(
+                "Projector",
+                "frames",
+                f"come in whole clips of {clip} (they are merged together)",
+                frames,
+                "repeat the last frame or drop the rest",
             )
         clips = features.reshape(frames // clip, clip * patches, vision_size)
         merged = tome_merge(

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from timeviper_fast.errors import ArgumentError, fail
 from timeviper_fast.layout import VisualSpan
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def chat_template(name: str) -> ChatTemplate:
     """
     if name not in _TEMPLATES:
         known = ", ".join(map(repr, _TEMPLATES))
-        raise ValueError(f"prompt: template must be one of {known}, got {name!r}")
+        fail("prompt", "template", f"be one of {known}", name)
     return _TEMPLATES[name]
 
 
@@ -166,9 +167,12 @@ def conversation(question: str | Sequence[Message], answer_prefix: str = "") -> 
     _check_turns(messages)
     _expect_unicode("answer_prefix", answer_prefix)
     if messages[-1]["role"] == "assistant" and messages[-1]["content"]:
-        raise ValueError(
-            "prompt: messages must end with the user's turn, got an answered assistant turn; "
-            "pass the words an answer begins with as answer_prefix"
+        raise ArgumentError(
+            "prompt",
+            "messages",
+            "end with the user's turn",
+            "an answered assistant turn",
+            "pass the words an answer begins with as answer_prefix",
         )
     return messages
 
@@ -188,7 +192,7 @@ def training_prompt(
     """
     _check_turns(messages)
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
-        raise ValueError("prompt: messages must end with an answer, got none to learn from")
+        raise ArgumentError("prompt", "messages", "end with an answer", "none to learn from")
     placed = _place_vision(messages, vision, preface)
     return _encode(tokenizer, _pieces(placed, chat_template(template)))
 
@@ -220,33 +224,35 @@ def _check_turns(messages: Sequence[Message]) -> None:
     if not isinstance(messages, (list, tuple)):
         _refuse_question(type(messages).__name__)
     if not messages:
-        raise ValueError("prompt: question must not be empty or blank, got no messages")
+        raise ArgumentError("prompt", "question", "not be empty or blank", "no messages")
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping):
             _refuse_question(f"{type(message).__name__} as turn {i}")
         role, content = message.get("role"), message.get("content")
         if role != _ROLES[i % 2]:
             rule = "take turns, user first, then assistant"
-            raise ValueError(f"prompt: messages must {rule}, got {role!r} as turn {i}")
+            raise ArgumentError("prompt", "messages", rule, f"{role!r} as turn {i}")
         if not isinstance(content, str):
             kind = type(content).__name__
-            raise ValueError(f"prompt: content must be a string, got {kind} in turn {i}")
+            raise ArgumentError("prompt", "content", "be a string", f"{kind} in turn {i}")
         _expect_unicode("question" if role == "user" else "answer", content)
         if role == "user" and not _RUN.sub("", content).strip():
-            raise ValueError(f"prompt: question must not be empty or blank, got {content!r}")
+            fail("prompt", "question", "not be empty or blank", content)
         if role == "assistant" and not content and i < len(messages) - 1:
-            raise ValueError(f"prompt: answer must not be empty before the last turn, got turn {i}")
+            raise ArgumentError(
+                "prompt", "answer", "not be empty before the last turn", f"turn {i}"
+            )
 
 
 def _expect_unicode(name: str, text: Any) -> None:
     """Refuse lone surrogates, as which bytes arrive from a command line that is no UTF-8."""
     if not isinstance(text, str) or any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"prompt: {name} must be valid UTF-8 text, got {text!r}")
+        fail("prompt", name, "be valid UTF-8 text", text)
 
 
 def _refuse_question(value: str) -> NoReturn:
     rule = "be text, or a list of messages {role, content}"
-    raise ValueError(f"prompt: question must {rule}, got {value}")
+    raise ArgumentError("prompt", "question", rule, value)
 
 
 def _place_vision(messages: Sequence[Message], vision: bool, preface: str) -> list[Message]:
@@ -255,12 +261,14 @@ def _place_vision(messages: Sequence[Message], vision: bool, preface: str) -> li
     if not vision:
         if places or preface:
             what = "a preface" if preface else "a placeholder for vision tokens"
-            raise ValueError(f"prompt: question must be plain text without vision, got {what}")
+            raise ArgumentError("prompt", "question", "be plain text without vision", what)
         return list(messages)
     if len(places) > 1:
-        raise ValueError(
-            "prompt: vision tokens must have one place (<image> or <video>; they form one "
-            f"contiguous span), got {len(places)} places"
+        raise ArgumentError(
+            "prompt",
+            "vision tokens",
+            "have one place (<image> or <video>; they form one contiguous span)",
+            f"{len(places)} places",
         )
     at = places[0] if places else 0
     content, mark = messages[at]["content"], PLACEHOLDER + preface

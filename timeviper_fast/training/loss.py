@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from timeviper_fast.errors import ArgumentError
 from timeviper_fast.layout import Segment, VisualSpan, shorten
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.text.prompt import IGNORE_INDEX
@@ -66,10 +67,10 @@ def _supervised(
     """Positions in the compressed sequence that predict a supervised token, and those tokens."""
     total = sum(segment.length for segment in segments)
     if len(embeddings) != 1:
-        raise ValueError(f"packed_loss: embeddings must be of batch 1, got {len(embeddings)}")
+        raise ArgumentError("packed_loss", "embeddings", "be of batch 1", len(embeddings))
     if labels.shape != (total,) or labels.dtype != torch.int64:
         kind = f"{labels.dtype} {tuple(labels.shape)}"
-        raise ValueError(f"packed_loss: labels must be int64 ({total},), got {kind}")
+        raise ArgumentError("packed_loss", "labels", f"be int64 ({total},)", kind)
     left = segments
     for stage in backbone.stages:
         left = shorten(left, stage)
@@ -78,18 +79,20 @@ def _supervised(
         at = (labels[start : start + before.length] != IGNORE_INDEX).nonzero().flatten()
         in_span = (at >= before.span.start) & (at < before.span.stop)
         if bool(in_span.any()) or (len(at) and int(at[0]) == 0):
-            raise ValueError(
-                "packed_loss: labels must be -100 at vision tokens and at a sample's first token, "
-                f"got a label at token {int(at[in_span][0]) if bool(in_span.any()) else 0}"
+            raise ArgumentError(
+                "packed_loss",
+                "labels",
+                "be -100 at vision tokens and at a sample's first token",
+                f"a label at token {int(at[in_span][0]) if bool(in_span.any()) else 0}",
             )
         moved = at - (at >= before.span.stop).long() * (before.length - after.length)
         positions.append(moved - 1 + new_start)
         start, new_start = start + before.length, new_start + after.length
     targets = labels[labels != IGNORE_INDEX]
     if not len(targets):
-        raise ValueError("packed_loss: labels must supervise at least one token, got none")
+        raise ArgumentError("packed_loss", "labels", "supervise at least one token", "none")
     vocabulary = backbone.config.vocab_size
     if int(targets.min()) < 0 or int(targets.max()) >= vocabulary:
         strange = targets[(targets < 0) | (targets >= vocabulary)][0]
-        raise ValueError(f"packed_loss: labels must be -100 or below {vocabulary}, got {strange}")
+        raise ArgumentError("packed_loss", "labels", f"be -100 or below {vocabulary}", strange)
     return torch.cat(positions), targets

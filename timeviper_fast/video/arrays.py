@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from timeviper_fast.errors import VideoError
+from timeviper_fast.errors import ArgumentError, VideoError
 
 __all__ = ["ArrayReader", "load_array", "timeline"]
 
@@ -52,7 +52,7 @@ def timeline(
         rate = fps or _DEFAULT_FPS
         return torch.arange(frames, dtype=torch.float64) / rate, rate, frames / rate
     if fps is not None:
-        raise ValueError(f"open_video: fps must be left out where the file has seconds, got {fps}")
+        raise ArgumentError("open_video", "fps", "be left out where the file has seconds", fps)
     if seconds.dtype.kind not in "fiu":
         raise VideoError(f"{name}: seconds must be numbers, got dtype {seconds.dtype}")
     times = torch.from_numpy(seconds.astype(np.float64))

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NoReturn
 
 import torch
 from torch import Tensor
+
+from timeviper_fast.errors import ArgumentError
 
 __all__ = ["resize_bicubic", "resize_normalize"]
 
@@ -55,9 +56,11 @@ def resize_normalize(
     _expect_sizes("resize_normalize", "size", (size,))
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != 3:
-            _fail("resize_normalize", name, "have one value per channel (3)", tuple(values))
+            raise ArgumentError(
+                "resize_normalize", name, "have one value per channel (3)", tuple(values)
+            )
     if min(std) <= 0:
-        _fail("resize_normalize", "std", "be above 0", tuple(std))
+        raise ArgumentError("resize_normalize", "std", "be above 0", tuple(std))
     if strategy == "naive":
         pixels = resize_bicubic(rgb, size, size)
     elif strategy == "crop":
@@ -66,7 +69,7 @@ def resize_normalize(
         pixels = resize_bicubic(_pad_to_square(rgb, mean), size, size)
     else:
         rule = "be one of naive, crop, letterbox"
-        _fail("resize_normalize", "strategy", rule, repr(strategy))
+        raise ArgumentError("resize_normalize", "strategy", rule, repr(strategy))
     shift, scale = (
         torch.tensor(values, dtype=torch.float32, device=rgb.device).view(3, 1, 1)
         for values in (mean, std)
@@ -163,15 +166,11 @@ def _pad_to_square(rgb: Tensor, mean: Sequence[float]) -> Tensor:
 
 def _expect_frames(op: str, rgb: Tensor) -> None:
     if rgb.ndim != 4 or rgb.shape[-1] != 3 or 0 in rgb.shape[1:]:
-        _fail(op, "rgb", "be (frames, height, width, 3)", f"shape {tuple(rgb.shape)}")
+        raise ArgumentError(op, "rgb", "be (frames, height, width, 3)", f"shape {tuple(rgb.shape)}")
     if rgb.dtype != torch.uint8:
-        _fail(op, "rgb", "be of dtype uint8", str(rgb.dtype).removeprefix("torch."))
+        raise ArgumentError(op, "rgb", "be of dtype uint8", str(rgb.dtype).removeprefix("torch."))
 
 
 def _expect_sizes(op: str, argument: str, sizes: Sequence[int]) -> None:
     if min(sizes) < 1:
-        _fail(op, argument, "be at least 1 pixel", ", ".join(map(str, sizes)))
-
-
-def _fail(op: str, argument: str, rule: str, value: object) -> NoReturn:
-    raise ValueError(f"{op}: {argument} must {rule}, got {value}")
+        raise ArgumentError(op, argument, "be at least 1 pixel", ", ".join(map(str, sizes)))

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, floor
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from timeviper_fast.errors import is_integer, is_number
+from timeviper_fast.errors import ArgumentError, fail, is_integer, is_number
 
 __all__ = ["Fps", "Policy", "Uniform", "Upstream", "VideoChatFlash", "parse_policy"]
 
@@ -158,7 +158,7 @@ def parse_policy(text: str | Policy) -> Policy:
     """
     if not isinstance(text, str):
         if isinstance(text, type) or not callable(getattr(text, "choose", None)):
-            _fail("policy", "be a string as 'fps:1', or an object that can choose", repr(text))
+            fail("", "policy", "be a string as 'fps:1', or an object that can choose", text)
         return text
     name, *parts = text.strip().split(":")
     if name == "fps":
@@ -166,17 +166,15 @@ def parse_policy(text: str | Policy) -> Policy:
         return Fps(_number(text, "fps", rate), **_options(text, parts, ("max",)))
     if name == "uniform":
         if len(parts) != 1:
-            _fail(f"policy {text!r}", "have the form uniform:N (N frames)", repr(text))
+            raise ArgumentError(
+                "", "policy", "have the form uniform:N (N frames)", repr(text), part=f" {text!r}"
+            )
         return Uniform(_whole(text, "frames", parts[0]))
     if name == "upstream":
         return Upstream(**_options(text, parts, ("fps", "max", "min")))
     if name == "videochat-flash":
         return VideoChatFlash(**_options(text, parts, ("max", "min")))
-    _fail(
-        "policy",
-        "be one of fps:RATE[:max=N], uniform:N, upstream, videochat-flash",
-        repr(text),
-    )
+    fail("", "policy", "be one of fps:RATE[:max=N], uniform:N, upstream, videochat-flash", text)
 
 
 def _interval_centres(count: int, total: int) -> Tensor:
@@ -208,7 +206,9 @@ def _options(text: str, parts: list[str], allowed: tuple[str, ...]) -> dict[str,
         key, equals, value = part.partition("=")
         if not equals or key not in allowed:
             forms = ", ".join(f"{one}=VALUE" for one in allowed)
-            _fail(f"policy {text!r}: option", f"be one of {forms}", repr(part))
+            raise ArgumentError(
+                "", "policy", f"be one of {forms}", repr(part), part=f" {text!r}: option"
+            )
         if key == "fps":
             given[key] = _number(text, key, value)
         else:
@@ -220,32 +220,32 @@ def _number(text: str, part: str, value: str) -> float:
     try:
         return float(value)
     except ValueError:
-        _fail(f"policy {text!r}: {part}", "be a number", repr(value))
+        raise ArgumentError(
+            "", "policy", "be a number", repr(value), part=f" {text!r}: {part}"
+        ) from None
 
 
 def _whole(text: str, part: str, value: str) -> int:
     try:
         return int(value)
     except ValueError:
-        _fail(f"policy {text!r}: {part}", "be a whole number", repr(value))
+        raise ArgumentError(
+            "", "policy", "be a whole number", repr(value), part=f" {text!r}: {part}"
+        ) from None
 
 
 def _expect_fps(policy: str, value: float) -> None:
     if not (is_number(value) and value > 0):
-        _fail(f"{policy}: fps", "be a finite number above 0", repr(value))
+        fail(policy, "fps", "be a finite number above 0", value)
 
 
 def _expect_count(policy: str, field: str, value: int) -> None:
     if not (is_integer(value) and value >= 1):
-        _fail(f"{policy}: {field}", "be an integer of 1 or more", repr(value))
+        fail(policy, field, "be an integer of 1 or more", value)
 
 
 def _expect_counts(policy: str, least: int, most: int) -> None:
     _expect_count(policy, "min", least)
     _expect_count(policy, "max", most)
     if least > most:
-        _fail(f"{policy}: min", f"be at most max ({most})", least)
-
-
-def _fail(what: str, rule: str, value: object) -> NoReturn:
-    raise ValueError(f"{what} must {rule}, got {value}")
+        fail(policy, "min", f"be at most max ({most})", least)

@@ -9,17 +9,17 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 from typing import NoReturn, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from timeviper_fast.errors import VideoError, is_integer, is_number
+from timeviper_fast.errors import ArgumentError, VideoError, fail, is_integer, is_number
 from timeviper_fast.video.arrays import ArrayReader, load_array, timeline
 from timeviper_fast.video.file import FileReader
 from timeviper_fast.video.images import (
@@ -64,7 +64,7 @@ class Reader(Protocol):
         ...
 
 
-class Video:
+class Video(AbstractContextManager["Video"]):
     """A video's timeline, and its frames on request. Use it in a `with` block, or `close` it.
 
     Attributes:
@@ -118,14 +118,14 @@ class Video:
         """
         wanted = (indices if isinstance(indices, Tensor) else np.asarray(indices)).tolist()
         if not (isinstance(wanted, list) and all(map(is_integer, wanted))):
-            raise ValueError(f"frames: indices must be a list of integers, got {wanted!r:.60}")
+            raise ArgumentError("frames", "indices", "be a list of integers", f"{wanted!r:.60}")
         if not (is_integer(batch_size) and batch_size >= 1):
-            raise ValueError(f"frames: batch_size must be an integer above 0, got {batch_size!r}")
+            fail("frames", "batch_size", "be an integer above 0", batch_size)
         if any(late < early for early, late in pairwise(wanted)):
-            raise ValueError("frames: indices must ascend, got a smaller one after a larger one")
+            raise ArgumentError("frames", "indices", "ascend", "a smaller one after a larger one")
         if wanted and not 0 <= wanted[0] <= wanted[-1] < self.num_frames:
             rule = f"lie in 0 .. {self.num_frames - 1}"
-            raise ValueError(f"frames: indices must {rule}, got {wanted[0]} .. {wanted[-1]}")
+            raise ArgumentError("frames", "indices", rule, f"{wanted[0]} .. {wanted[-1]}")
         self.close()
         self._reading = reading = self._batches(Counter(wanted), batch_size)
         return reading
@@ -136,15 +136,7 @@ class Video:
             self._reading.close()  # type: ignore[attr-defined]
             self._reading = None
 
-    def __enter__(self) -> Video:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _batches(self, wanted: Counter[int], batch_size: int) -> Iterator[Frames]:
@@ -192,7 +184,7 @@ class Video:
 
     def _refuse(self, what: str) -> NoReturn:
         remedy = "on_error='use' takes what can be decoded"
-        raise VideoError(f"{self.name}: {what}; {remedy}")
+        raise VideoError(f"{self.name}: {what}", "on_error", remedy)
 
 
 def open_video(
@@ -218,16 +210,16 @@ def open_video(
         ValueError: an argument breaks its rule.
     """
     if fps is not None and not (is_number(fps) and fps > 0):
-        raise ValueError(f"open_video: fps must be a finite number above 0, got {fps!r}")
+        fail("open_video", "fps", "be a finite number above 0", fps)
     if on_error not in ("raise", "use"):
-        raise ValueError(f"open_video: on_error must be one of raise, use, got {on_error!r}")
+        fail("open_video", "on_error", "be one of raise, use", on_error)
     if isinstance(source, (Tensor, np.ndarray)):
         return Video("frames", ArrayReader("frames", source, None, fps), on_error)
     if not isinstance(source, (str, os.PathLike)):
         rule = "be a path, a tensor or an array"
-        raise ValueError(f"open_video: source must {rule}, got {type(source).__name__}")
+        raise ArgumentError("open_video", "source", rule, type(source).__name__)
     if not os.fspath(source):
-        raise ValueError("open_video: source must not be empty (the current directory is '.')")
+        fail("open_video", "source", "not be empty (the current directory is '.')", source)
     path = Path(source)
     if not path.exists():
         # not the path: it would write one slash of a web address, of which none is read
@@ -261,5 +253,5 @@ def _reader(path: Path, fps: float | None) -> Reader:
         return ImagesReader(path, [path], timeline(str(path), 1, None, fps))
     if fps is not None:
         rule = "be left out for a video file (it carries its own times)"
-        raise ValueError(f"open_video: fps must {rule}, got {fps}")
+        raise ArgumentError("open_video", "fps", rule, fps)
     return AnimationReader(path) if is_image(path) else FileReader(path)

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import nn
 
 from timeviper_fast.config import VisionConfig
+from timeviper_fast.errors import ArgumentError
 
 __all__ = ["VisionTransformer"]
 
@@ -48,11 +49,13 @@ class VisionTransformer(nn.Module):
         if not (isinstance(pixels, torch.Tensor) and pixels.is_floating_point()):
             rule = "be a tensor of floats (preprocess.resize_normalize makes them of uint8 frames)"
             kind = pixels.dtype if isinstance(pixels, torch.Tensor) else type(pixels).__name__
-            raise ValueError(f"VisionTransformer: pixels must {rule}, got {kind}")
+            raise ArgumentError("VisionTransformer", "pixels", rule, kind)
         if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"VisionTransformer: pixels must be (frames, 3, {size}, {size}), "
-                f"got shape {tuple(pixels.shape)}"
+            raise ArgumentError(
+                "VisionTransformer",
+                "pixels",
+                f"be (frames, 3, {size}, {size})",
+                f"shape {tuple(pixels.shape)}",
             )
         x = self.patch_embed(pixels.to(self.pos_embed.dtype)) + self.pos_embed
         for block in self.blocks:
