@@ -1,4 +1,4 @@
-"""Replay counted memory accesses through a cache: what a GPU's L2 would still ask memory for.
+"""Replay counted memory accesses through a cache: the traffic between a GPU's L2 and memory.
 
 The cache is exact LRU over lines of 128 bytes, each with four sectors of 32 that are fetched, and
 written back, one by one. It starts empty, writes without fetching, and is flushed at the end.
@@ -19,7 +19,7 @@ from benchmarks.counting.counter import SECTOR, Access, Launch
 SECTORS_OF_LINE = 4
 # two programs on each of the 132 processors of an H200
 RESIDENT = 264
-# the fewest that show what programs share which lie side by side in a grid
+# the fewest programs that show how neighbours in a grid share data
 NEIGHBOURS = 8
 
 
@@ -50,9 +50,9 @@ def together(launches: Iterable[Launch], shares: Iterable[float], capacity: floa
     """Bytes where as many programs as the GPU holds advance together, each launch by itself.
 
     Args:
-        shares: of each launch, which part of its whole grid was counted. So many of the RESIDENT
-            programs are there, but NEIGHBOURS at least, and each has its part of the cache.
-        capacity: bytes of the whole cache, which is empty where a launch begins.
+        shares: for each launch, the fraction of its grid that was counted. The same fraction of
+            RESIDENT programs advances, at least NEIGHBOURS, each with its share of the cache.
+        capacity: bytes of the whole cache, which is empty when a launch begins.
     """
     moved = []
     for launch, share in zip(launches, shares, strict=True):

@@ -73,7 +73,7 @@ def count(case: Case, provider: str, sizes: Sequence[int]) -> Row | None:
         return None
     series = []
     for size, record, shares in zip(sizes, records, _shares(case, sizes, records)):
-        # the cache is as much smaller as what passes it
+        # the cache is scaled like the size
         cached = traffic(record.launches, L2_BYTES * size / case.size / case.part)
         resident = together(record.launches, shares, L2_BYTES)
         series.append(summary(record) | {"cached": sum(cached), "together": sum(resident)})
@@ -102,7 +102,7 @@ def summary(record: Record) -> Counts:
 
 
 def _shares(case: Case, sizes: Sequence[int], records: Sequence[Record]) -> list[list[float]]:
-    """Of each launch at each size: the part of its programs at the case's size that was counted."""
+    """For each launch at each size: the counted fraction of its programs at the case's size."""
     grids = [
         # a PyTorch operation has no programs: it grows with the size
         [float(launch.counts["programs"] or size) for launch in record.launches]
@@ -115,7 +115,7 @@ def _shares(case: Case, sizes: Sequence[int], records: Sequence[Record]) -> list
     return [[n / most for n, most in zip(grid, whole)] for grid in grids]
 
 
-# the same call stands in several rows where only the target size differs
+# several rows count the same call and differ in the target size alone
 @functools.lru_cache(maxsize=8)
 def _record_of(
     prepare: Prepare,
@@ -128,7 +128,7 @@ def _record_of(
     torch.manual_seed(0)
     with tvkernels.use_backend("triton"), _smaller(smaller), without_cuda(), on_a_device():
         with interpretable():
-            # as wide as bfloat16, which the interpreter gets wrong, and quicker
+            # float16 is as wide as bfloat16, which the interpreter gets wrong, and faster
             run, _ = prepare(_providers()[provider], size, torch.float16)
         with counting(kernels) as record:
             run()

@@ -63,7 +63,7 @@ class Launch:
             self.accesses.append(Access(self.program, writes, sectors))
 
     def distinct(self, writes: bool) -> int:
-        """Bytes that this launch moves when every byte has to come, or go, once."""
+        """Bytes that this launch moves if every byte moves once."""
         parts = [access.sectors for access in self.accesses if access.writes == writes]
         return SECTOR * np.unique(np.concatenate(parts)).size if parts else 0
 
@@ -90,7 +90,7 @@ def counting(kernels: Collection[str] | None = None) -> Iterator[Record]:
     """Count every Triton launch and PyTorch operation inside the block, backward passes included.
 
     Args:
-        kernels: names of the only kernels to run and to count; what others would leave is missing.
+        kernels: names of the only kernels that run and count; the others' results are missing.
 
     Raises:
         RuntimeError: another counting is in progress.
@@ -121,13 +121,13 @@ def _replaced(replacements: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
 
 
 class _Hooks:
-    """What the interpreter's methods report, filed under the launch in progress."""
+    """Counts the calls of the interpreter's methods, for the launch in progress."""
 
     def __init__(self, record: Record, kernels: Collection[str] | None) -> None:
         self.record = record
         self.kernels = kernels
         self.now = Launch("none")
-        # a freed tensor's address could come back as another tensor: nothing is freed meanwhile
+        # keep every tensor alive: another one could get a freed address
         self.alive: list[Any] = []
 
     def launch(self, executor: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -238,7 +238,7 @@ class _TorchOperations(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func.namespace != "aten":
-            # a kernel op: what happens inside it counts, itself it is nothing
+            # a kernel op: its inner operations count, the op itself does not
             keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
             with self:
                 return func.redispatch(keys, *args, **kwargs)
@@ -253,7 +253,7 @@ class _TorchOperations(TorchDispatchMode):
                 if not (overwritten and name in ("copy_", "fill_", "zero_")):
                     self.note(launch, value, writes=False)
             self.note(launch, result, writes=True)
-            # a question about dtypes touches no tensor, and launches nothing
+            # an operation that touches no tensor, such as a dtype query, launches nothing
             if launch.accesses:
                 self.record.launches.append(launch)
         return result
@@ -266,7 +266,7 @@ class _TorchOperations(TorchDispatchMode):
 
 
 def _addresses(tensor: torch.Tensor) -> np.ndarray:
-    """Of every element, those repeated by a stride of 0 once."""
+    """The address of every element; those repeated by a stride of 0 count once."""
     addresses = np.array(tensor.data_ptr(), dtype=np.int64)
     for size, stride in zip(tensor.shape, tensor.stride()):
         steps = np.arange(size if stride else min(size, 1), dtype=np.int64)

@@ -29,7 +29,7 @@ SECONDS = 300
 
 @dataclass(frozen=True)
 class Build:
-    """What became of one launch on one target: its figures, or the compiler's last words."""
+    """The result of compiling one launch for one target: its figures, or the compiler's error."""
 
     launch: Launch
     target: Target
@@ -54,7 +54,7 @@ def compile_all(
     """Compile `work`, `jobs` at a time (all processors if None), in the order given."""
     jobs = jobs or os.cpu_count() or 1
     items = list(work)
-    # a hash over all of Triton, which else every child makes for itself
+    # hashes Triton's files once; otherwise every child process does it
     triton_key()
     builds: dict[int, Build] = {}
     waiting, running = deque(enumerate(items)), {}
@@ -74,7 +74,7 @@ def compile_all(
 
 
 class _Child:
-    """One compilation in a forked process, with what it writes to stderr kept for the report."""
+    """One compilation in a forked process; its stderr is kept for the report."""
 
     def __init__(self, launch: Launch, target: Target) -> None:
         self.launch, self.target = launch, target
@@ -113,19 +113,19 @@ class _Child:
 
 def _compile(launch: Launch, target: Target, answer: Connection, words: int) -> None:
     os.dup2(words, 2)
-    # it would write the whole stack of an abort to the parent's terminal
+    # it would write the stack of an abort to the parent's terminal
     faulthandler.disable()
     try:
         answer.send(_figures(launch, target))
     except Exception as error:
         answer.send({"error": _told(error)})
     answer.close()
-    # nothing of the parent is finished here: its pytest, its files
+    # leave without the parent's clean-up of pytest and open files
     os._exit(0)
 
 
 def _told(error: BaseException) -> str:
-    """What went wrong, where and why: Triton shows the source in between, and chains reasons."""
+    """An error's first and last line, without the source between them, and its cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     short = " ".join(dict.fromkeys([*lines[:1], *lines[-1:]])).removesuffix(" ^")
     cause = f"; {_told(error.__cause__)}" if error.__cause__ else ""

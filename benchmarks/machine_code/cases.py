@@ -1,7 +1,7 @@
-"""The calls whose kernels are compiled: the 9B model's layers, and what else a room can be asked.
+"""The calls whose kernels are compiled: the 9B model's layers, and other uses of each op.
 
-A room that gets a kernel has a line in `ROOMS`: what the model does not ask of it, but callers may,
-so that every kernel and every switch of it is launched. What the model asks needs no line.
+An op with a kernel has a line in `OP_CASES`: calls that callers may make and the model does not, so
+that every kernel is launched with every switch.
 """
 
 from __future__ import annotations
@@ -21,13 +21,11 @@ from timeviper_fast.model.nemotron_h import Block
 from timeviper_fast.model.stack import Packing
 from timeviper_fast.presets import preset
 
-__all__ = ["ROOMS", "Case", "launches_of", "launches_on", "scan_corners"]
-
 Case = Callable[[], object]
 
 CONFIG: BackboneConfig = preset("nemotron-nano-9b-v2").backbone
 DTYPE = torch.bfloat16
-# the second is an hour and a half of video: offsets pass 2^31, sizes of int64 change the code
+# 160,000 tokens are an hour and a half of video: offsets pass 2^31, and int64 sizes change the code
 TOKENS = (2048, 160_000)
 BATCHES = (1, 8, 64)
 
@@ -36,7 +34,15 @@ def empty(*shape: int, dtype: torch.dtype = DTYPE, grad: bool = False) -> Tensor
     return torch.empty(shape, dtype=dtype, device="meta", requires_grad=grad)
 
 
-# what the model asks
+def ints(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.int32, device="meta")
+
+
+def backward(*outs: Tensor) -> None:
+    torch.autograd.backward(outs, [torch.empty_like(out) for out in outs])
+
+
+# the model's calls
 
 
 @lru_cache
@@ -52,11 +58,11 @@ def prefill(kind: str, tokens: int) -> None:
 
 
 def train(kind: str, tokens: int) -> None:
-    """Two samples packed behind each other, and the gradients of all there is."""
-    seq_idx = torch.empty(1, tokens, dtype=torch.int32, device="meta")
+    """Two packed samples, and the gradients of every parameter."""
+    seq_idx = ints(1, tokens)
     packing = Packing((tokens // 2,) * 2, seq_idx)
     out = layer(kind)(empty(1, tokens, CONFIG.hidden_size, grad=True), packing, None)
-    out.backward(torch.empty_like(out))
+    backward(out)
 
 
 def decode(kind: str, batch: int) -> None:
@@ -74,7 +80,7 @@ def model_cases() -> Iterator[tuple[str, Case]]:
             yield f"{name}, decode {batch}", partial(decode, kind, batch)
 
 
-# what else a room can be asked
+# calls that the model does not make
 
 
 def norms() -> Iterator[tuple[str, Case]]:
@@ -88,13 +94,13 @@ def norms() -> Iterator[tuple[str, Case]]:
             x, weight, None if rms else bias, z if gate else None, group_size=group,
             norm_before_gate=before, is_rms_norm=rms,
         )  # fmt: skip
-        out.backward(torch.empty_like(out))
+        backward(out)
 
     def residual() -> None:
         width = CONFIG.hidden_size
         x, weight = empty(*rows, width, grad=True), empty(width, grad=True)
         outs = tvkernels.rms_norm(x, weight, CONFIG.norm_eps, empty(*rows, width, grad=True))
-        torch.autograd.backward(outs, [torch.empty_like(out) for out in outs])
+        backward(*outs)
 
     yield "rms_norm with residual", residual
     yield "rmsnorm_fn, no gate", partial(gated, False, True, True)
@@ -103,12 +109,12 @@ def norms() -> Iterator[tuple[str, Case]]:
 
 
 def activations() -> Iterator[tuple[str, Case]]:
-    """Of a slice of a wider product, forward and backward."""
+    """relu2 of a slice of a wider product, forward and backward."""
 
     def slices() -> None:
         x = empty(1, TOKENS[0], 2 * CONFIG.intermediate_size, grad=True)
         y = tvkernels.relu2(x[..., : CONFIG.intermediate_size])
-        y.backward(torch.empty_like(y))
+        backward(y)
 
     yield "relu2 of a slice", slices
 
@@ -122,7 +128,7 @@ def steps() -> Iterator[tuple[str, Case]]:
         A = empty(nheads, 1, 1, dtype=torch.float32).expand(-1, headdim, dstate)
         D = empty(nheads, 1, dtype=torch.float32).expand(-1, headdim)
         B = empty(batch, CONFIG.n_groups, dstate)
-        rows = torch.empty(batch, dtype=torch.int32, device="meta") if indices else None
+        rows = ints(batch) if indices else None
         tvkernels.selective_state_update(
             empty(batch, nheads, headdim, dstate, dtype=dtype), x, dt, A, B, B, D, x, D, True, rows
         )
@@ -148,16 +154,15 @@ def convolutions() -> Iterator[tuple[str, Case]]:
         shape = (1, dim, tokens) if by_channel else (1, tokens, dim)
         x = empty(*shape, grad=True)
         x = x if by_channel else x.mT
-        seq_idx = torch.empty(1, tokens, dtype=torch.int32, device="meta") if packed else None
+        seq_idx = ints(1, tokens) if packed else None
         before = empty(1, width - 1, dim, grad=True).mT if states else None
         outs = tvkernels.causal_conv1d_fn(
             x, empty(dim, width, grad=True), None, seq_idx, before, states
         )
-        outs = outs if isinstance(outs, tuple) else (outs,)
-        torch.autograd.backward(outs, [torch.empty_like(out) for out in outs])
+        backward(*(outs if isinstance(outs, tuple) else (outs,)))
 
     def update(turns: bool, rows: bool) -> None:
-        index = torch.empty(8, dtype=torch.int32, device="meta")
+        index = ints(8)
         plain = not turns and not rows
         tvkernels.causal_conv1d_update(
             empty(8, 3, dim).mT, empty(16 if rows else 8, 7, dim).mT, empty(dim, width),
@@ -166,10 +171,10 @@ def convolutions() -> Iterator[tuple[str, Case]]:
         )  # fmt: skip
 
     def varlen() -> None:
-        cu_seqlens = torch.empty(9, dtype=torch.int32, device="meta")
+        cu_seqlens = ints(9)
         x = empty(tokens, dim, grad=True)
         states = tvkernels.causal_conv1d_varlen_states(x, cu_seqlens, width)
-        states.backward(torch.empty_like(states))
+        backward(states)
 
     yield "causal_conv1d_fn, channel first", partial(whole, width, True, False, False)
     yield "causal_conv1d_fn, packed, width 2", partial(whole, 2, False, False, True)
@@ -181,25 +186,24 @@ def convolutions() -> Iterator[tuple[str, Case]]:
 
 
 def decode_steps() -> Iterator[tuple[str, Case]]:
-    """A head dimension of 64; 16 bit states, rows by index, and without what may be left out."""
+    """A head dimension of 64; 16 bit states; rows by index and no optional argument."""
 
     def step(headdim: int, state: torch.dtype, bare: bool) -> None:
         batch, heads, width = BATCHES[1], CONFIG.mamba_num_heads, CONFIG.conv_kernel
         dim, d_state = heads * headdim, CONFIG.ssm_state_size
         channels = dim + 2 * CONFIG.n_groups * d_state
-        ints = partial(torch.empty, batch, dtype=torch.int32, device="meta")
         tvkernels.mamba2_decode_step(
             empty(batch, dim + channels + heads),
             empty(batch, width, channels).mT,
             empty(batch, heads, headdim, d_state, dtype=state),
-            ints(),
+            ints(batch),
             empty(channels, width),
             None if bare else empty(channels),
             None if bare else empty(heads),
             empty(heads),
             None if bare else empty(heads),
             activation=None if bare else "silu",
-            state_batch_indices=ints() if bare else None,
+            state_batch_indices=ints(batch) if bare else None,
         )
 
     yield "mamba2_decode_step, headdim 64", partial(step, 64, torch.float32, False)
@@ -218,7 +222,6 @@ def scans() -> Iterator[tuple[str, Case]]:
             (1, tokens, CONFIG.n_groups, CONFIG.ssm_state_size),
         )
         per_head = partial(empty, heads, dtype=torch.float32, grad=True)
-        ints = partial(torch.empty, dtype=torch.int32, device="meta")
         outs = tvkernels.mamba_chunk_scan_combined(
             empty(*x, grad=True),
             empty(1, tokens, heads, grad=True),
@@ -236,7 +239,7 @@ def scans() -> Iterator[tuple[str, Case]]:
             return_final_states=True,
             return_varlen_states=packed,
         )
-        torch.autograd.backward(outs, [torch.empty_like(out) for out in outs])
+        backward(*outs)
 
     yield "scan, headdim 64", partial(run, 64, False, False)
     yield "scan with a gate and a first state", partial(run, CONFIG.mamba_head_dim, True, False)
@@ -254,12 +257,12 @@ def scans() -> Iterator[tuple[str, Case]]:
             dt_bias=per_head, dt_softplus=True,
         )  # fmt: skip
 
-    # chunks whose own offsets take 64 bits
+    # offsets within a chunk need 64 bits
     yield "scan of tokens far apart", far_apart
 
 
 def scan_corners() -> Iterator[tuple[str, Case]]:
-    """The largest states there may be, and float32: to fit a target, slow as they may be."""
+    """The largest states that are allowed, and float32: they must fit a target, however slow."""
 
     def run(headdim: int, d_state: int, dtype: torch.dtype) -> None:
         make = partial(empty, dtype=dtype, grad=True)
@@ -269,7 +272,7 @@ def scan_corners() -> Iterator[tuple[str, Case]]:
         out = tvkernels.mamba_chunk_scan_combined(
             x, dt, A, B, B, CONFIG.chunk_size, D, x, A, first, dt_softplus=True
         )
-        out.backward(torch.empty_like(out))
+        backward(out)
 
     for headdim, d_state in ((256, 256), (256, 128), (128, 256)):
         yield f"scan, {headdim} x {d_state}", partial(run, headdim, d_state, DTYPE)
@@ -283,7 +286,7 @@ def merges() -> Iterator[tuple[str, Case]]:
     def merge(batch: int, seqlen: int, dim: int, left: int, order: str, dtype: torch.dtype) -> None:
         x = empty(batch, seqlen, dim, dtype=dtype, grad=True)
         tokens, _, _ = tvkernels.tome_merge(x, left, order=order)
-        tokens.backward(torch.empty_like(tokens))
+        backward(tokens)
 
     yield "tome_merge, 10,000 frames", partial(merge, 10_000, 729, 1152, 16, "raw", DTYPE)
     yield "tome_merge, by size", partial(merge, 8, 256, 1024, 16, "ascending", DTYPE)
@@ -305,7 +308,7 @@ def selections() -> Iterator[tuple[str, Case]]:
         options = {
             "keep": tokens // 8,
             "span": [(16, tokens // 2)] if packed else (16, tokens // 2),
-            "cu_seqlens": torch.empty(2, dtype=torch.int32, device="meta") if packed else None,
+            "cu_seqlens": ints(2) if packed else None,
         }
         if form == "keys":
             tvkernels.attention_topk(q, empty(1, tokens, kv_heads, headdim), **options)
@@ -329,10 +332,10 @@ def compactions() -> Iterator[tuple[str, Case]]:
     def run(tokens: int, whole: bool) -> None:
         x = empty(1, tokens, CONFIG.hidden_size, grad=True)
         dropped = torch.empty(1, tokens // 4, dtype=torch.int64, device="meta")
-        positions = torch.empty(1, tokens, dtype=torch.int32, device="meta") if whole else None
+        positions = ints(1, tokens) if whole else None
         got = tvkernels.compact(x, dropped, positions, return_dropped=whole)
         outs = [got.kept, got.dropped] if whole else [got.kept]
-        torch.autograd.backward(outs, [torch.empty_like(out) for out in outs])
+        backward(*outs)
 
     yield "rows taken out", partial(run, TOKENS[1], False)
     yield "rows taken out, with positions", partial(run, TOKENS[1], True)
@@ -349,7 +352,7 @@ def transfers() -> Iterator[tuple[str, Case]]:
         bare = width == heads * headdim
         q = empty(1, n, heads, headdim, grad=grad)
         k, v = (empty(1, m, kv_heads, headdim, grad=grad) for _ in "kv")
-        offsets = torch.empty(9, dtype=torch.int32, device="meta") if packed else None
+        offsets = ints(9) if packed else None
         with torch.set_grad_enabled(grad):
             out = tvkernels.gated_cross_attention(
                 empty(1, n, width, grad=grad), q, k, v, empty(1, dtype=torch.float32, grad=grad),
@@ -357,7 +360,7 @@ def transfers() -> Iterator[tuple[str, Case]]:
                 cu_seqlens_q=offsets, cu_seqlens_k=offsets,
             )  # fmt: skip
         if grad:
-            out.backward(torch.empty_like(out))
+            backward(out)
 
     yield "transfer into a question", partial(run, 64, 80_000)
     yield "transfer into a word", partial(run, 7, TOKENS[1], grad=False)
@@ -366,7 +369,7 @@ def transfers() -> Iterator[tuple[str, Case]]:
     yield "transfer, headdim 256", partial(run, 64, 4096, 256)
 
 
-ROOMS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
+OP_CASES: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
     "attention_topk": selections,
     "causal_conv1d": convolutions,
     "compact": compactions,
@@ -383,8 +386,8 @@ ROOMS: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
 @lru_cache
 def launches_on(target: Target) -> tuple[Launch, ...]:
     """Every distinct compilation for `target` that the cases ask for, the model's first."""
-    rooms = (case for room in ROOMS.values() for case in room())
-    return launches_of([*model_cases(), *rooms], target)
+    ops = (case for op in OP_CASES.values() for case in op())
+    return launches_of([*model_cases(), *ops], target)
 
 
 def launches_of(cases: Iterable[tuple[str, Case]], target: Target) -> tuple[Launch, ...]:

@@ -76,7 +76,7 @@ def read_sass(text: str, mma: str) -> Figures:
     repeated = _in_loops(code)
     spills = [i for i in code if i.opcode.split(".")[0] == "STL"]
     kinds = [i.opcode for i in code if re.match(mma, i.opcode)]
-    # what stands behind the last exit is the assembler's padding
+    # the assembler pads the code behind the last exit
     ends = [n for n, i in enumerate(code) if i.opcode == "EXIT"]
     return Figures(
         registers=int(usage[1]),
@@ -172,10 +172,10 @@ def _successors(code: list[Instruction]) -> dict[int, list[int]]:
 
 
 def _in_loops(code: list[Instruction]) -> set[int]:
-    """Addresses that lie on a cycle. A branch to itself, which ends every kernel, is none.
+    """Addresses that lie on a cycle, but for the branch to itself that ends every kernel.
 
-    Every cycle has an edge that leads back; what is both reachable from where it leads and able to
-    reach where it starts lies on one.
+    Every cycle has an edge back from `source` to `target`. An address lies on such a cycle if
+    `target` reaches it and it reaches `source`.
     """
     forward = _successors(code)
     backward: dict[int, list[int]] = {address: [] for address in forward}

@@ -1,4 +1,4 @@
-"""What must hold of every build, as sentences about what does not."""
+"""The rules that every build must keep; each broken one gives a sentence."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Launch:
 
     kernel: JITFunction
     case: str
-    """what was running, for the reader"""
+    """the name of the case that made the launch"""
     config: str
     """the tuned arguments and launch options, as "BLOCK=1024 warps=4 stages=3" """
     grid: tuple[int, ...]
@@ -54,7 +54,7 @@ class Launch:
 
 @contextmanager
 def recorded(target: Target, case: str) -> Iterator[list[Launch]]:
-    """What launches inside the block, on meta tensors, as if on `target`; nothing runs.
+    """Record the launches inside the block, on meta tensors, as on `target`; no kernel runs.
 
     Each launch of a tuned kernel counts once per configuration that `target` has.
     """
@@ -82,7 +82,7 @@ def _triton(x: Tensor, kernel: str) -> str:
 
 
 class _Bodies(TorchDispatchMode):
-    """Runs the body of our operators on meta tensors, which else get only their fake."""
+    """Runs the body of our operators on meta tensors; PyTorch would call only their fake."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -120,7 +120,7 @@ class _Pointer:
 def _launch(
     kernel: JITFunction, target: Target, case: str, grid: Any, args: tuple[Any, ...], kwargs: Any
 ) -> Launch:
-    """What the JIT makes of these arguments: its own binder decides types and specialisation."""
+    """The launch as the JIT specialises it: the JIT's own binder decides types and attributes."""
     on = make_backend(target.triton)
     binder = create_function_from_signature(kernel.signature, kernel.params, on)
     values = [_Pointer(a) if isinstance(a, Tensor) else a for a in args]

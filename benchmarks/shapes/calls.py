@@ -113,7 +113,7 @@ def mixer_step(ops: SimpleNamespace, batch: int, dtype: torch.dtype) -> Call:
 
 
 def scan_of(part: int = 1, endless: bool = False) -> Prepare:
-    """The scan of 1/part of the heads, of steps and decays as the family draws them.
+    """The scan of 1/part of the heads, with steps and decays as Mamba-2 draws them.
 
     endless: decays so weak that every token counts to the end.
     """
@@ -130,7 +130,7 @@ def scan_of(part: int = 1, endless: bool = False) -> Prepare:
         packed = torch.empty(batch, tokens, IN_PROJ, dtype=dtype)
         dt = packed[..., -NHEADS:].normal_(std=0.1)[..., :nheads].requires_grad_()
         # a step log-uniform in [1e-3, 0.1], A uniform in [-16, -1]: spread evenly over the heads,
-        # in step with each other in no way, so that a few heads are like all
+        # without correlation, so that a few heads represent all
         head = torch.arange(nheads, dtype=torch.float32)
         step = 10 ** (-3 + 2 * (head + 0.5) / nheads)
         dt_bias = torch.log(torch.expm1(step)).requires_grad_()
@@ -168,7 +168,7 @@ def select_hidden(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: 
 
 
 def leave(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
-    """What the selection drops goes, and is handed to the transfer."""
+    """Take the rows out that the selection drops, and return them for the transfer."""
     x = torch.randn(batch, tokens, HIDDEN, dtype=dtype).requires_grad_()
     # one of KEEP stays: 2, 7, 12, ...
     gone = torch.arange(tokens - (tokens + 2) // KEEP)
@@ -182,7 +182,7 @@ def transfer_of(part: int = 1) -> Prepare:
     def prepare(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
         """The question's tokens read the dropped ones; their keys and values are given.
 
-        Fewer tokens than a question has are a try on a CPU: there with one query head per key head.
+        Fewer tokens than a question has are a small run on a CPU, with one query head per key head.
         """
         kv_heads = KV_HEADS // part
         length, heads = (TEXT, HEADS // part) if tokens > TEXT else (tokens, kv_heads)

@@ -14,9 +14,10 @@ __all__ = ["compiled_together"]
 
 @contextlib.contextmanager
 def compiled_together(workers: int = os.cpu_count() or 1) -> Iterator[None]:
-    """Whatever kernel is tuned in here, anybody's: Triton by itself compiles one by one.
+    """Compile all configurations of a kernel in parallel before the autotuner times them.
 
-    What does not compile is left to the tuner, which knows what to say of it.
+    This holds for the kernels of any library; Triton alone compiles them one by one. The tuner
+    reports configurations that do not compile.
     """
     from triton.runtime import _async_compile
     from triton.runtime.autotuner import Autotuner
@@ -25,7 +26,7 @@ def compiled_together(workers: int = os.cpu_count() or 1) -> Iterator[None]:
     pool = ThreadPoolExecutor(workers)
 
     def pruned(tuner: Any, kwargs: dict[str, Any]) -> Any:
-        """Asked for the configurations, the tuner knows the arguments and has timed nothing."""
+        """The tuner calls this with its arguments known, before it times anything."""
         configs = prune(tuner, kwargs)
         if active.get() is None and not kwargs.get("warmup"):
             launch = {**tuner.nargs, **kwargs, "warmup": True}
@@ -37,7 +38,7 @@ def compiled_together(workers: int = os.cpu_count() or 1) -> Iterator[None]:
                     for config in configs:
                         tuner.fn.run(**{**launch, **config.all_kwargs()})
             finally:
-                # an alarm may ring while it waits
+                # the alarm of measure.within may interrupt the wait
                 active.set(None)
         return configs
 

@@ -63,7 +63,9 @@ def builds(request: pytest.FixtureRequest) -> dict[tuple[str, str], list[Build]]
 @pytest.mark.parametrize(("kernel", "target"), CASES)
 def test_every_build_is_what_it_should_be(builds, kernel, target):
     made = builds[kernel, target]
-    assert made, f"no case launches {kernel}: add one to ROOMS in benchmarks/machine_code/cases.py"
+    assert made, (
+        f"no case launches {kernel}: add one to OP_CASES in benchmarks/machine_code/cases.py"
+    )
     wrong = [
         f"{kernel} [{build.launch.config}] of '{build.launch.case}' {fault}"
         for build in made
