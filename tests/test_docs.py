@@ -44,6 +44,15 @@ def test_links_between_pages_lead_somewhere():
     assert not wrong
 
 
+def test_changelog_and_citation_know_the_version_and_the_papers():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\nversion: {tvkernels.__version__}\n" in citation
+    assert f"\n## {tvkernels.__version__}\n" in changelog
+    papers = re.findall(r"arXiv:([\d.]+)", citation)
+    assert papers == ["2511.16595", "2501.00574", "2405.21060"]
+
+
 # the picture
 
 
