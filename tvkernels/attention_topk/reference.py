@@ -112,7 +112,7 @@ def dropped_indices_ref(kept: torch.Tensor, length: int) -> torch.Tensor:
     """`dropped_indices` in plain PyTorch."""
     flags = torch.zeros(*kept.shape[:-1], length, dtype=torch.uint8, device=kept.device)
     flags.scatter_(-1, kept, 1)
-    # a stable sort puts the unflagged positions first, in order, without asking how many there are
+    # a stable sort puts the unflagged positions first, in order; counting them would be a host sync
     return flags.argsort(dim=-1, stable=True)[..., : length - kept.shape[-1]]
 
 

@@ -17,7 +17,7 @@ import triton.language as tl
 from tvkernels.core.tl import LOG2_E, accumulator, dot, dot_dtype, strides
 from tvkernels.core.tune import tuned
 
-# tokens of a program, which stores one maximum and one sum per query row
+# tokens of a program; it stores one maximum and one sum per query row
 TILE = 128
 # most query rows of a program; channels of a program of the fold
 MOST_ROWS, WIDE = 64, 64
@@ -50,7 +50,7 @@ def fold_kernel(
     heads = tl.num_programs(1) // blocks
     batch = tl.program_id(2).to(tl.int64)
     row = (tl.program_id(1) % blocks * QUERIES + tl.arange(0, QUERIES)).to(tl.int64)[None, :]
-    # channels are the rows of the product: matrix instructions need 64, and queries are few
+    # channels are the rows of the product: matrix instructions take many rows, and queries are few
     col = (tl.program_id(0) * WIDE + tl.arange(0, WIDE)).to(tl.int64)[:, None]
     live, inside = row < n_rows, col < d_model
     q_ptr += batch * q_batch + head * q_head + row * q_row

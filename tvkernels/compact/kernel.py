@@ -18,7 +18,8 @@ def _configs(*rows_width_warps):
     ]
 
 
-# a program moves ROWS rows, WIDTH channels at a time. A warp of gfx942 is 64 lanes
+# a program moves ROWS rows, WIDTH channels at a time. A warp of gfx942 has 64 lanes, so half as
+# many warps hold a tile
 CONFIGS = {
     "default": _configs((16, 512, 8), (16, 256, 4), (8, 512, 4)),
     "gfx942": _configs((16, 512, 4), (16, 256, 2)),

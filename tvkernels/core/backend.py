@@ -36,7 +36,7 @@ _REMEDY = (
     '(device="cpu")'
 )
 
-# looked up once: torch.compile cannot trace a look at the disk
+# looked up at import: torch.compile cannot trace a search for a module
 _HAS_TRITON = util.find_spec("triton") is not None
 
 # by kernel; a plain global, because torch.compile can guard on one and cannot trace a ContextVar

@@ -10,7 +10,7 @@ __all__ = ["gather_rows", "no_autocast", "scatter_rows"]
 
 def no_autocast(x: Tensor) -> torch.autocast:
     """A context in which autocast does not lower matrix products on the device of `x`."""
-    # autocast rejects the meta device; nothing is computed there, so name the CPU
+    # autocast does not know the meta device; nothing is computed there, so name the CPU
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 

@@ -85,7 +85,7 @@ class Tuned(KernelInterface):
     def run(self, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         config = next((c for c in self.shipped() if c is _forced), None)
         if config is None and not isinstance(self.fn, JITFunction):
-            # the interpreter: timing would say nothing, and needs a driver
+            # the interpreter: do not tune, because timing means nothing there and needs a driver
             config = self.configs()[0]
         if config is None and self.repeatable and not kwargs[self.repeatable]:
             config = self.configs(_target())[0]

@@ -28,7 +28,7 @@ from tvkernels.gated_cross_attention.reference import gated_cross_attention_ref
 
 __all__ = ["gated_cross_attention"]
 
-# headdim that the kernels hold in registers
+# largest headdim that the kernels hold in registers
 MOST = 256
 
 
@@ -209,7 +209,7 @@ def _transfer_fwd(
     cu_k: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """out; what was read, (tokens, nheads, headdim); by what a row's logits are normed."""
+    """out; what was read, (tokens, nheads, headdim); maximum and inverse sum of each row."""
     from tvkernels.gated_cross_attention.kernel import transfer_forward
 
     dtype = _attended_dtype(text, out_proj)

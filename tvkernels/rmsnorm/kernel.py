@@ -91,8 +91,8 @@ def _configs(*tiles_and_warps):
 
 
 # TILE: channels times rows that a program holds in MAIN at a time; at least one row. sm_120 runs 48
-# warps at once, not 64, so blocks of 16 warps would leave a quarter of it idle. A warp of gfx942
-# has 64 lanes, so half as many warps hold a tile
+# warps at once, not 64, and has no configuration of 16 warps: too few such blocks fit. A warp of
+# gfx942 has 64 lanes, so half as many warps hold a tile
 FORWARD_CONFIGS = {
     "default": _configs((2048, 4), (1024, 4), (4096, 8), (8192, 8), (8192, 16)),
     "sm_120": _configs((2048, 4), (1024, 4), (4096, 8), (8192, 8)),

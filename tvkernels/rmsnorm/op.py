@@ -279,7 +279,7 @@ def _fake_residual_bwd(
 def _residual_bwd(
     dout: Tensor, dtotal: Tensor, total: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of x and of the residual alike, and dweight."""
+    """The gradient of x, which is also the residual's, and dweight."""
     from tvkernels.rmsnorm.kernel import norm_backward
 
     form = (eps, total.shape[-1], True, True)

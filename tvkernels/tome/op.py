@@ -57,7 +57,7 @@ def tome_merge(
     16-bit input, and Triton's is bounded however large the batch.
     """
     _check(x, num_tokens, num_heads, order)
-    # with nothing to merge there is nothing to launch
+    # nothing to merge: launch nothing
     idle = num_tokens == x.shape[1] or x.numel() == 0
     if backend_for(x, "tome") == "reference" or idle:
         return tome_merge_ref(x, num_tokens, num_heads=num_heads, order=order)
