@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from timeviper_fast.checkpoint.load import load_pretrained, load_tokenizer
 from timeviper_fast.checkpoint.save import save_pretrained
 from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.errors import expect_function, fail
-from timeviper_fast.inference.ask import ask
+from timeviper_fast.inference.ask import Answer, answer
+from timeviper_fast.inference.encode import Progress
 from timeviper_fast.inference.generate import (
     Sampling,
     StageCount,
@@ -23,7 +24,10 @@ from timeviper_fast.inference.generate import (
     decode,
     prefill,
 )
+from timeviper_fast.inference.request import Request
 from timeviper_fast.model.model import TimeViperNetwork
+from timeviper_fast.text.prompt import Message
+from timeviper_fast.video.sampling import Policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -158,7 +162,60 @@ class TimeViper(TimeViperNetwork):
         )
         return Generation(torch.stack(tokens, dim=1), read.stages, read.kept)
 
-    ask = ask
+    def ask(
+        self,
+        video: Any,
+        question: str | Sequence[Message],
+        *,
+        policy: str | Policy = Request.policy,
+        max_new_tokens: int = Request.max_new_tokens,
+        sampling: Sampling | None = Request.sampling,
+        answer_prefix: str = Request.answer_prefix,
+        mention_duration: bool = Request.mention_duration,
+        frame_batch: int | None = Request.frame_batch,
+        chunk: int | None = Request.chunk,
+        on_error: str = Request.on_error,
+        on_text: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
+    ) -> Answer:
+        """Answer a question about a video.
+
+        The video is decoded, encoded and forgotten in batches of frames, so an hour of it needs no
+        more memory than a minute.
+
+        Args:
+            video: a file, a directory of images, an .npz or .npy file, a (frames, height, width,
+                3) uint8 tensor or array, or an opened `Video`.
+            question: the question, or a conversation as [{"role": ..., "content": ...}, ...] that
+                ends with the user.
+            policy: which frames are looked at: "fps:1", "fps:2:max=256", "uniform:32", "upstream"
+                or "videochat-flash".
+            max_new_tokens: longest answer, in tokens.
+            sampling: how tokens are drawn; greedy when None.
+            answer_prefix: words that the answer is made to begin with.
+            mention_duration: tell the model how long the video is and how many frames it sees.
+            frame_batch: frames encoded at a time; 256 on CUDA, else 16.
+            chunk: prompt tokens per pass through the LLM; the answer does not depend on it.
+            on_error: "raise" on damaged video, or "use" what can be decoded (an opened `Video`
+                knows already).
+            on_text: called with each piece of the answer as it appears.
+            progress: called with (what, done, total) during long work.
+
+        Raises:
+            ValueError: a bad argument, a video that cannot be read, or one too long for the model.
+        """
+        request = Request(
+            question,
+            policy=policy,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            answer_prefix=answer_prefix,
+            mention_duration=mention_duration,
+            frame_batch=frame_batch,
+            chunk=chunk,
+            on_error=on_error,
+        )
+        return answer(self, self.tokenizer, video, request, on_text=on_text, progress=progress)
 
 
 def _usable(device: torch.device | str | None) -> torch.device:
@@ -170,12 +227,13 @@ def _usable(device: torch.device | str | None) -> torch.device:
     cuda = torch.cuda.is_available()
     if device is None:
         return torch.device("cuda" if cuda else "cpu")
+    rule = "be cpu, cuda or cuda:N"
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
-        found = torch.device("meta")
+        fail("", "device", rule, str(device))
     if str(found) != "cpu" and found.type != "cuda":
-        fail("", "device", "be cpu, cuda or cuda:N", str(device))
+        fail("", "device", rule, str(device))
     if found.type == "cuda" and (found.index or 0) >= (torch.cuda.device_count() if cuda else 0):
         what = f"{torch.cuda.device_count()} CUDA devices" if cuda else "no CUDA device"
         fail("", "device", f"be one that is here ({what})", str(device))

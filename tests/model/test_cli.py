@@ -92,7 +92,7 @@ def test_out_of_memory_is_one_line_with_a_remedy(run, home, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB. ...")
 
-    monkeypatch.setattr(TimeViper, "ask", full)
+    monkeypatch.setattr(cli_ask, "answer", full)
     ask = ("ask", home / "video.mp4", "What?", "--model", home / "model")
     one_line(run(*ask), "ran out of memory", "--frame-batch", "--sample")
 

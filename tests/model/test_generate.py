@@ -52,7 +52,7 @@ def test_chunks_of_any_size_equal_one_pass(vision, before, after, chunk):
     whole = prefill(MODEL, embeddings, segment, max_new_tokens=3)
     parts = prefill(MODEL, embeddings, segment, max_new_tokens=3, chunk=chunk)
     torch.testing.assert_close(parts.logits, whole.logits, rtol=1e-4, atol=1e-4)
-    for [a], [b] in zip(whole.records, parts.records):
+    for a, b in zip(whole.records, parts.records):
         assert torch.equal(a.kept, b.kept)
     first, second = (
         torch.cat(list(decode(MODEL, read, max_new_tokens=3))) for read in (whole, parts)
@@ -100,11 +100,11 @@ def test_rows_of_a_batch_choose_their_own_tokens():
     embeddings = prompt(50, seed=5, batch=3)
     read = prefill(MODEL, embeddings, segment, max_new_tokens=4)
     tokens = torch.stack(list(decode(MODEL, read, max_new_tokens=4)), dim=1)
-    kept = [record.kept for [record] in read.records][-1]
+    kept = [record.kept for record in read.records][-1]
     assert not torch.equal(kept[0], kept[1])
     for row in range(3):
         alone = prefill(MODEL, embeddings[row : row + 1], segment, max_new_tokens=4)
-        assert torch.equal(alone.records[-1][0].kept[0], kept[row])
+        assert torch.equal(alone.records[-1].kept[0], kept[row])
         single = torch.stack(list(decode(MODEL, alone, max_new_tokens=4)), dim=1)
         assert torch.equal(single[0], tokens[row])
 
@@ -143,7 +143,7 @@ def test_a_stage_may_keep_nothing_and_text_alone_may_lack():
     model = build((CompressionStage(2, "uniform", 0.01), CompressionStage(8, "attention", 0.01)))
     segment = Segment(34, VisualSpan(2, 30))
     read = prefill(model, prompt(34), segment, max_new_tokens=2)
-    assert [record.tokens_after for [record] in read.records] == [0, 0]
+    assert [record.tokens_after for record in read.records] == [0, 0]
     assert read.lengths[-1] == 4
     bare = Segment(30, VisualSpan(0, 30))
     read = prefill(build((STAGES[0],)), prompt(30), bare, max_new_tokens=2)

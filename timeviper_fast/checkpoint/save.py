@@ -146,12 +146,14 @@ def _write_weights(
         state, max_shard_size=max_shard_size, filename_pattern="model{suffix}.safetensors"
     )
     report = progress or (lambda done, total: None)
-    report(written := 0, len(state))
+    written = 0
+    report(written, len(state))
     for filename, names in split.filename_to_tensors.items():
         save_file({n: state[n].contiguous() for n in names}, directory / filename)
         # safetensors writes files that only their owner can read
         (directory / filename).chmod(directory.stat().st_mode & 0o666)
-        report(written := written + len(names), len(state))
+        written += len(names)
+        report(written, len(state))
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         path = directory / "model.safetensors.index.json"

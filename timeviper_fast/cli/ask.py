@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from timeviper_fast.cli.app import VIDEO_HELP, BackendName, Device, Dtype, Json, named
 from timeviper_fast.cli.terminal import err, out, progress_bars, show, speaking
+from timeviper_fast.inference.ask import answer
 from timeviper_fast.inference.generate import Sampling
-from timeviper_fast.inference.request import check_request
+from timeviper_fast.inference.request import Request
 from timeviper_fast.timeviper import TimeViper
 from timeviper_fast.video import open_video
 from tvkernels import use_backend
@@ -30,21 +31,31 @@ def ask(
         typer.Option(
             "--sample", help="fps:1, fps:2:max=256, uniform:32, upstream, videochat-flash."
         ),
-    ] = "fps:1",
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Draw from the k most likely; 0: from all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw from this much probability.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Makes a draw repeatable.")] = None,
-    answer_prefix: Annotated[str, typer.Option(help="Words the answer must begin with.")] = "",
+    ] = str(Request.policy),
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Longest answer, in tokens.")
+    ] = Request.max_new_tokens,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = Sampling.temperature,
+    top_k: Annotated[
+        int, typer.Option(help="Draw from the k most likely; 0: from all.")
+    ] = Sampling.top_k,
+    top_p: Annotated[float, typer.Option(help="Draw from this much probability.")] = Sampling.top_p,
+    seed: Annotated[int | None, typer.Option(help="Makes a draw repeatable.")] = Sampling.seed,
+    answer_prefix: Annotated[
+        str, typer.Option(help="Words the answer must begin with.")
+    ] = Request.answer_prefix,
     mention_duration: Annotated[
         bool, typer.Option(help="Tell the model the video's length and frame count.")
     ] = False,
     salvage: Annotated[
         bool, typer.Option(help="Use what can be decoded of damaged video.")
     ] = False,
-    frame_batch: Annotated[int | None, typer.Option(help="Frames encoded at a time.")] = None,
-    chunk: Annotated[int, typer.Option(help="Prompt tokens per pass through the LLM.")] = 8192,
+    frame_batch: Annotated[
+        int | None, typer.Option(help="Frames encoded at a time.")
+    ] = Request.frame_batch,
+    chunk: Annotated[
+        int | None, typer.Option(help="Prompt tokens per pass through the LLM.")
+    ] = Request.chunk,
     stream: Annotated[
         bool, typer.Option(help="Print the answer as it is written; no progress bars.")
     ] = False,
@@ -55,32 +66,26 @@ def ask(
     backend: BackendName = None,
 ) -> None:
     """Answer a question about a video."""
-    sampling = Sampling(temperature, top_k, top_p, seed)
-    request: dict[str, Any] = {
-        "policy": policy,
-        "max_new_tokens": max_new_tokens,
-        "answer_prefix": answer_prefix,
-        "frame_batch": frame_batch,
-        "chunk": chunk,
-    }
-    # a mistake here or in the video's name is not worth loading a model for
-    check_request(question, **request)
+    # made first: a mistake in it is not worth loading a model for
+    request = Request(
+        question,
+        policy=policy,
+        max_new_tokens=max_new_tokens,
+        sampling=Sampling(temperature, top_k, top_p, seed),
+        answer_prefix=answer_prefix,
+        mention_duration=mention_duration,
+        frame_batch=frame_batch,
+        chunk=chunk,
+        on_error="use" if salvage else "raise",
+    )
     with (
         use_backend(backend) if backend else nullcontext(),
         progress_bars(err, hidden=stream) as progress,
-        open_video(video, on_error="use" if salvage else "raise") as source,
+        open_video(video, on_error=request.on_error) as source,
         speaking(out, stream and not as_json) as on_text,
     ):
         loaded = TimeViper.from_pretrained(
             model, device=device, dtype=dtype, progress=partial(progress, "weights")
         )
-        answer = loaded.ask(
-            source,
-            question,
-            **request,
-            sampling=sampling,
-            mention_duration=mention_duration,
-            on_text=on_text,
-            progress=progress,
-        )
-    show(answer, times=times, as_json=as_json, streamed=stream)
+        said = answer(loaded, loaded.tokenizer, source, request, on_text=on_text, progress=progress)
+    show(said, times=times, as_json=as_json, streamed=stream)

@@ -11,7 +11,8 @@ import typer
 from timeviper_fast.cli.app import VIDEO_HELP, Json, named
 from timeviper_fast.cli.terminal import err, progress_bars, say, show
 from timeviper_fast.demo import QUESTION, tiny_model, write_demo_video
-from timeviper_fast.inference.request import check_request
+from timeviper_fast.inference.ask import answer
+from timeviper_fast.inference.request import Request
 from timeviper_fast.video import open_video
 
 __all__ = ["demo"]
@@ -30,7 +31,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Answer a question about a real video with a tiny random model."""
-    check_request(question)
+    request = Request(question, max_new_tokens=24, mention_duration=True)
     path = video or str(Path(directory) / f"demo-{seconds}s.mp4")
     with progress_bars(err) as progress:
         if video is None:
@@ -43,8 +44,7 @@ def demo(
             wrap=True,
         )
         with progress_bars(err) as progress:
-            answer = tiny_model().ask(
-                source, question, max_new_tokens=24, mention_duration=True, progress=progress
-            )
+            model = tiny_model()
+            said = answer(model, model.tokenizer, source, request, progress=progress)
     say(err, f"Q {question}", wrap=True)
-    show(answer, times=True, as_json=as_json)
+    show(said, times=True, as_json=as_json)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from timeviper_fast.config import BackboneConfig
 from timeviper_fast.errors import ArgumentError, fail, is_integer, is_number
-from timeviper_fast.inference.plan import check_window
-from timeviper_fast.layout import Segment, tokens_before_layer
+from timeviper_fast.inference.plan import prompt_lengths
+from timeviper_fast.layout import Segment
 from timeviper_fast.model.cache import HybridCache
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.model.transv import StageRecord
@@ -76,8 +76,9 @@ def check_sampling(sampling: Sampling | None) -> None:
 
 def check_stop_ids(stop_ids: Collection[int], config: BackboneConfig) -> None:
     """Raise a ValueError unless all of them are tokens that the model could say."""
-    ids = stop_ids if isinstance(stop_ids, Collection) else [None]
-    if not all(is_integer(i) and 0 <= i < config.vocab_size for i in ids):
+    if not isinstance(stop_ids, Collection) or not all(
+        is_integer(i) and 0 <= i < config.vocab_size for i in stop_ids
+    ):
         rule = f"be a collection of token ids in 0 .. {config.vocab_size - 1}"
         fail("generate", "stop_ids", rule, stop_ids)
 
@@ -98,28 +99,28 @@ class Prefill:
     Attributes:
         cache: the request's states; `decode` continues it in place.
         logits: (batch, vocab) float32, of the last position.
-        records: per compression stage, one record per sample.
+        records: what each compression stage did.
         lengths: tokens that entered each layer.
         segment: where the vision tokens lay in the prompt.
     """
 
     cache: HybridCache
     logits: Tensor
-    records: list[list[StageRecord]]
+    records: list[StageRecord]
     lengths: list[int]
     segment: Segment
 
     @property
     def stages(self) -> tuple[StageCount, ...]:
         """Vision tokens before and after each compression stage."""
-        return tuple(StageCount(r.layer, r.tokens_before, r.tokens_after) for [r] in self.records)
+        return tuple(StageCount(r.layer, r.tokens_before, r.tokens_after) for r in self.records)
 
     @property
     def kept(self) -> Tensor:
         """(batch, n) int64: which of the prompt's vision tokens the last layers still see."""
         kept = torch.arange(self.segment.vision_present, device=self.logits.device)
         kept = kept.expand(len(self.logits), -1)
-        for [record] in self.records:
+        for record in self.records:
             kept = kept.gather(1, record.kept)
         return kept
 
@@ -154,18 +155,15 @@ def prefill(
     if not (is_integer(max_new_tokens) and max_new_tokens >= 1):
         rule = "be an integer of 1 or more"
         fail("prefill", "max_new_tokens", rule, max_new_tokens)
-    lengths = tokens_before_layer((segment,), backbone.stages, config.num_hidden_layers)
-    if 0 in lengths:
-        layer = lengths.index(0)
-        raise ArgumentError("prefill", "the prompt", f"have a token left at layer {layer}", "0")
-    check_window(config, lengths, max_new_tokens)
+    lengths = prompt_lengths(config, backbone.stages, segment, max_new_tokens)
     capacities = [length + max_new_tokens for length in lengths]
     cache = HybridCache(
         config, capacities, batch=batch, device=embeddings.device, dtype=embeddings.dtype
     )
     hidden, records = backbone(embeddings, (segment,), cache, chunk, watch)
     logits = backbone.logits(hidden[:, -1:])[:, 0]
-    return Prefill(cache, logits, records, lengths, segment)
+    # a prompt is one sample, so each stage made one record
+    return Prefill(cache, logits, [samples[0] for samples in records], lengths, segment)
 
 
 @torch.no_grad()

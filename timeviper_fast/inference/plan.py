@@ -7,26 +7,38 @@ from typing import Any
 import torch
 from torch import nn
 
-from timeviper_fast.config import ATTENTION, BackboneConfig, TimeViperConfig
-from timeviper_fast.errors import ArgumentError
+from timeviper_fast.config import ATTENTION, BackboneConfig, CompressionStage, TimeViperConfig
+from timeviper_fast.errors import ArgumentError, fail
+from timeviper_fast.layout import Segment, tokens_before_layer
 from timeviper_fast.model.model import TimeViperNetwork
 
-__all__ = ["check_window", "model_facts"]
+__all__ = ["model_facts", "prompt_lengths"]
 
 
-def check_window(config: BackboneConfig, lengths: list[int], max_new_tokens: int) -> None:
-    """Prompt and answer fit the model's window.
+def prompt_lengths(
+    config: BackboneConfig,
+    stages: tuple[CompressionStage, ...],
+    segment: Segment,
+    max_new_tokens: int,
+) -> list[int]:
+    """Prompt tokens that enter each layer, once the prompt fits the model with its answer.
 
-    Only attention looks back token by token, so what reaches the attention layers is counted.
+    Only attention looks back token by token, so the window counts the tokens that reach the
+    attention layers.
 
     Args:
         config: the backbone's shape.
-        lengths: prompt tokens that enter each layer (`tokens_before_layer`).
+        stages: where vision tokens are dropped.
+        segment: the prompt's length and where its vision tokens lie.
         max_new_tokens: room for the answer.
 
     Raises:
-        ValueError: they do not fit.
+        ValueError: the prompt is empty or becomes so, or does not fit the window.
     """
+    lengths = tokens_before_layer((segment,), stages, config.num_hidden_layers)
+    if 0 in lengths:
+        rule = f"have a token left at layer {lengths.index(0)}"
+        fail("prefill", "the prompt", rule, 0)
     window = config.max_position_embeddings
     longest = max((lengths[layer] for layer in config.layers_of(ATTENTION)), default=0)
     if longest + max_new_tokens > window:
@@ -38,6 +50,7 @@ def check_window(config: BackboneConfig, lengths: list[int], max_new_tokens: int
             f"{attended} + {max_new_tokens} new",
             "sample fewer frames, allow fewer new tokens or drop more vision tokens earlier",
         )
+    return lengths
 
 
 def model_facts(config: TimeViperConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChatTemplate",
+    "Message",
     "Prompt",
     "build_prompt",
     "chat_template",
