@@ -28,7 +28,7 @@ NEEDED = ("pytest", "xdist", "hypothesis", "safetensors")
 # folders of tests/ that run no kernel of ours through an op, or not in this way
 WITHOUT = ("benchmarks", "machine_code", "peers", "data")
 # a test that runs kernels is marked so, or takes the fixture that marks it
-TRITON = re.compile(r'mark\.triton|"backend"|\bbackend: str')
+TRITON = re.compile(r'mark\.triton|"backend"|\bbackend: str|def test\w*\([^)]*\bbackend\b')
 # these compile longest, so they start first
 FIRST = ("ssd", "gated_cross_attention", "tome")
 KINDS = ("passed", "failed", "skipped")
