@@ -10,14 +10,14 @@ from typing import NoReturn
 
 def main() -> None:
     """Import the command line, which takes a second or more, and run it."""
-    # a parent may have chosen that Ctrl-C is ignored
+    # a parent process may have set SIGINT to be ignored: leave it so
     heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if heeded:
         signal.signal(signal.SIGINT, _leave)
     from timeviper_fast.cli.main import main as run
 
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        # so end job queues and `timeout`: what is half-written goes then too
+        # Job queues and `timeout` send SIGTERM. SystemExit runs the cleanup of partial files.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if heeded:
@@ -26,7 +26,7 @@ def main() -> None:
     except KeyboardInterrupt:
         _leave()
     finally:
-        # the work is done and said; what remains is to end
+        # The answer is out. Ignore SIGINT while the interpreter shuts down.
         if heeded:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 

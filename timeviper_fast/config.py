@@ -54,7 +54,7 @@ def _is_range(value: Any) -> bool:
 
 
 _BOOL = Kind("be True or False", lambda v: isinstance(v, bool))
-# beyond the bound no tensor could be made, which PyTorch would say less clearly
+# above the bound no tensor could be allocated; this error says so more clearly than PyTorch's
 _SIZE = Kind("be a positive integer up to 2^24", lambda v: is_integer(v) and 0 < v <= 1 << 24)
 _ABOVE_0 = Kind("be a finite number above 0", lambda v: is_number(v) and v > 0)
 _FROM_0 = Kind("be a finite number of 0 or more", lambda v: is_number(v) and v >= 0)

@@ -44,7 +44,7 @@ class ArgumentError(ValueError):
         remedy: str = "",
         part: str = "",
     ) -> None:
-        # all of them, because unpickling calls the class with `args`
+        # unpickling calls the class with `args`, so pass every field
         super().__init__(owner, argument, rule, value, remedy, part)
         self.owner, self.argument, self.rule = owner, argument, rule
         self.value, self.remedy, self.part = value, remedy, part

@@ -29,7 +29,7 @@ _NEMOTRON_H_8B = BackboneConfig(
     max_position_embeddings=8192,
 )
 
-# same parts, same rules, a thousandth of the width: runs on a laptop with random weights
+# every part of the 9B model at a small width, for random weights on a laptop
 _TINY = TimeViperConfig(
     backbone=BackboneConfig(
         vocab_size=320,
@@ -58,7 +58,7 @@ _TINY = TimeViperConfig(
     stages=(CompressionStage(2, "uniform", 0.5), CompressionStage(8, "attention", 0.1)),
 )
 
-# SigLIP encoders under upstream's ids; timm gives all of them the exact GELU
+# SigLIP encoders under upstream's ids. timm uses the exact GELU in all of them.
 VISION_PRESETS = {
     "siglip-vit-so400m-384px": VisionConfig(),
     "siglip-vit-so400m": VisionConfig(image_size=224),

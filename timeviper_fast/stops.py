@@ -70,8 +70,10 @@ def _memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
-        return 0  # its standard library does not tell
+        # Windows: the standard library has no peak memory
+        return 0
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+    # ru_maxrss is in bytes on macOS and in KiB on Linux
+    return peak if sys.platform == "darwin" else peak * 1024

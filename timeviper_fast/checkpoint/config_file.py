@@ -72,7 +72,7 @@ def _build(kind: type[C], values: Any, part: str) -> C:
     try:
         return kind(**{name: _revive(value) for name, value in values.items()})
     except ArgumentError as error:
-        # the file knows the part by the name of its field, not of our class
+        # name the part as the file does, by its field and not by our class
         inner = part if error.owner == kind.__name__ else error.owner
         owner = f"{_FILE}: {inner}" if inner else _FILE
         raise CheckpointError(

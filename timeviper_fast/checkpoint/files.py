@@ -91,7 +91,7 @@ def local_directory(path_or_hub_id: PathLike, patterns: Sequence[str] = _DOWNLOA
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
-    # whatever the network makes the hub's client raise means the same: it is not there
+    # the hub's client raises many types of error; each means that the model was not reached
     except Exception as error:
         why = (
             f"no such directory, and the hub was not reached or does not have it ({reason(error)})"
@@ -142,7 +142,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
         state = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
-    # whatever a foreign file makes the reader raise means the same: it is not read
+    # a file of another kind can make the reader raise anything; each means it cannot be read
     except Exception as error:
         found = re.search(r"Unsupported \w+ .*|unsupported \w+ \S+", str(error))
         first = (found[0] if found else str(error)).splitlines()[:1]

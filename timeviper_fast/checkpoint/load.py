@@ -59,12 +59,12 @@ def load_tokenizer(directory: PathLike) -> PreTrainedTokenizerBase | None:
     try:
         return AutoTokenizer.from_pretrained(
             str(directory),
-            # the tokenizer's files alone decide: config.json may be of a model that transformers
-            # does not know, of which it would warn
+            # Use the tokenizer's files alone. Transformers would warn about a config.json whose
+            # model type it does not know.
             config=PreTrainedConfig(),
             local_files_only=True,
         )
-    # whatever foreign files make transformers raise means the same
+    # damaged files can make transformers raise anything; each means there is no tokenizer
     except Exception as error:
         raise CheckpointError(
             "load_tokenizer",

@@ -22,7 +22,7 @@ class Piece(NamedTuple):
     take: tuple[int, int] | None = None
 
 
-# stored name -> where it goes; () is ignored on purpose, None is not expected at all
+# Stored name -> where it goes. () means that it is ignored, None that it is unknown.
 NameMap = Callable[[str], Sequence[Piece] | None]
 
 

@@ -13,7 +13,7 @@ from timeviper_fast.errors import fail, not_built
 
 __all__ = ["backbone_config_from_hf", "llm_names"]
 
-# ours: theirs, wherever a field has several names or another one
+# our field -> its names in config.json, where they differ from ours
 _ALIASES = {
     "pattern": ("hybrid_override_pattern", "layers_block_type", "layer_types"),
     "head_dim": ("head_dim", "attention_head_dim"),
@@ -30,7 +30,7 @@ _ALIASES = {
     "time_step_floor": ("time_step_floor", "mamba_dt_init_floor"),
     "eos_token_ids": ("eos_token_id",),
 }
-# what a missing key means to the class that wrote the file, where it differs from our defaults
+# defaults of the class that wrote the file, where they differ from ours
 _HF_DEFAULTS = {
     "hidden_size": 4096,
     "intermediate_size": 21504,
@@ -88,7 +88,7 @@ def _read_field(config: Mapping[str, Any], field: str, default: Any) -> dict[str
     found = {
         name: _normalise(field, name, config[name], default)
         for name in _ALIASES.get(field, (field,))
-        # null means absent, but for "no such token"
+        # null counts as absent, except for eos_token_id, where it means "no such token"
         if name in config and (config[name] is not None or field == "eos_token_ids")
     }
     (first, value), *others = found.items() or [(field, None)]

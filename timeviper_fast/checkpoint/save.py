@@ -25,7 +25,7 @@ from timeviper_fast.errors import CheckpointError
 
 __all__ = ["free_target", "save_pretrained"]
 
-# what a model's directory consists of; what else lies there is somebody's
+# Files that we may replace. Anything else in the directory belongs to the user.
 _OURS = re.compile(
     r"config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|"
     + "|".join(map(re.escape, TOKENIZER_FILES))
@@ -60,7 +60,7 @@ def save_pretrained(
     if any(t.is_meta for t in module.state_dict().values()):
         raise CheckpointError("save_pretrained", "module", "hold weights", "one on the meta device")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # a directory that is there stays the same one: someone may stand in it, or it is a mount
+    # keep an existing directory: it may be a mount, or the current directory of a process
     home = target if target.exists() else target.parent
     work = home / f".{target.name}.{uuid.uuid4().hex}"
     try:
@@ -97,7 +97,7 @@ def _replace_contents(target: Path, work: Path) -> None:
             source.rename(goal)
     except BaseException:
         for source, goal in reversed(moved):
-            # the last one may not have been moved yet
+            # the last rename may have failed
             if os.path.lexists(goal):
                 goal.rename(source)
         raise
@@ -119,7 +119,7 @@ def free_target(directory: PathLike, overwrite: bool = False) -> Path:
         raise CheckpointError("save_pretrained", "directory", rule, target)
     above = next(path for path in (target, *target.parents) if path.exists())
     try:
-        # asking for permissions would not do: some file systems refuse those who have them
+        # try to write: some file systems refuse writers whose permission bits look fine
         tempfile.TemporaryDirectory(prefix=".", dir=above).cleanup()
     except OSError as error:
         rule = f"be one that can be written ({above}: {error.strerror})"
@@ -150,7 +150,7 @@ def _write_weights(
     report(written, len(state))
     for filename, names in split.filename_to_tensors.items():
         save_file({n: state[n].contiguous() for n in names}, directory / filename)
-        # safetensors writes files that only their owner can read
+        # safetensors creates files that only their owner can read
         (directory / filename).chmod(directory.stat().st_mode & 0o666)
         written += len(names)
         report(written, len(state))

@@ -12,7 +12,7 @@ from timeviper_fast.errors import fail
 
 __all__ = ["vision_config_from_hf", "vision_names"]
 
-# what a missing key means to transformers' SiglipVisionConfig; all but the last are our names too
+# defaults of transformers' SiglipVisionConfig, for keys that the file leaves out
 _HF_SIGLIP_DEFAULTS = {
     "image_size": 224,
     "patch_size": 16,
@@ -54,7 +54,7 @@ _VISION_BLOCK = {
     "self_attn.out_proj": "attn.proj",
 }
 _VISION_QKV = {f"self_attn.{letter}_proj": i for i, letter in enumerate("qkv")}
-# behind the feature layer, or of SigLIP's text side
+# weights behind the feature layer, and of SigLIP's text side
 _VISION_UNUSED = re.compile(
     r"(norm|attn_pool|fc_norm|post_layernorm|head|text_model)\.|logit_(scale|bias)$"
     r"|embeddings\.position_ids$"

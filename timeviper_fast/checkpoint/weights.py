@@ -43,7 +43,7 @@ class Source:
     names: NameMap = own_names
 
 
-# where one part of a parameter is stored: file, name there, how it translates
+# where one part of a parameter is stored: file, stored name, translation
 _Stored = tuple[Path, str, Piece]
 
 
@@ -52,10 +52,10 @@ class _Plan:
     """Which stored tensor fills which part of which parameter, and all that does not fit."""
 
     shapes: dict[str, tuple[int, ...]]
-    # a parameter under its second name -> under its first (tied embeddings)
+    # second name of a tied parameter -> its first name
     aliases: dict[str, str]
     reads: dict[str, dict[int, _Stored]] = field(default_factory=dict)
-    # what is stored under a second name although the first is stored too
+    # tensors stored under a second name although the first is stored too
     twins: dict[str, _Stored] = field(default_factory=dict)
     stored: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -274,5 +274,5 @@ def _place(
         stored = stored[piece.take[0]]
     if piece.put:
         target = target.chunk(piece.put[1])[piece.put[0]]
-    # a copy, never a view: a mapped file may change or vanish under the model
+    # copy, never view: a memory-mapped file may change or vanish while the model is in use
     target.copy_(stored.reshape(target.shape))

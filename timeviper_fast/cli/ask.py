@@ -66,7 +66,7 @@ def ask(
     backend: BackendName = None,
 ) -> None:
     """Answer a question about a video."""
-    # made first: a mistake in it is not worth loading a model for
+    # check the options before the model is loaded
     request = Request(
         question,
         policy=policy,

@@ -51,7 +51,8 @@ def convert(
     ] = False,
 ) -> None:
     """Turn upstream's checkpoints into one directory that `ask` loads."""
-    free_target(output, overwrite)  # known before gigabytes are read
+    # fail before gigabytes are read
+    free_target(output, overwrite)
     config = upstream_config(
         llm, vision=vision, arch=arch, pdrop=pdrop, merge=merge, template=template
     )

@@ -52,7 +52,7 @@ def doctor(as_json: Json = False) -> None:
         typer.echo(json.dumps([row.__dict__ for row in rows]))
         return
     typer.echo(f"timeviper-fast {__version__}")
-    # its own word says which build it is, as 2.13.0+cu130; what is installed as need not
+    # torch.__version__ includes the build tag (+cu130); the package metadata may not
     typer.echo(f"torch {torch.__version__}")
     for name in ("triton", "transformers", "av", "pillow"):
         typer.echo(f"{name} {_version(name)}")

@@ -27,7 +27,7 @@ app = typer.Typer(
     help="Questions and answers about hour-long videos.",
     add_completion=False,
     pretty_exceptions_enable=False,
-    # boxes leave the words no room in a terminal of 80 columns
+    # Rich draws boxes, which leave too little width for help texts in 80 columns
     rich_markup_mode=None,
 )
 app.callback()(options)
@@ -59,7 +59,8 @@ def main() -> None:
     ) as caught:
         error, code, line = caught, 2, _in_options(caught, arguments)
     if code == 130:
-        line = "interrupted"  # typer turns Ctrl-C into this code
+        # Typer turns Ctrl-C into this exit code
+        line = "interrupted"
     if error is not None and debug:
         raise error
     if line:

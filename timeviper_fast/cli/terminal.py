@@ -87,7 +87,7 @@ def print_stops(console: Console, stops: Sequence[Stop]) -> None:
         )
         for stop in stops
     ]
-    # a compression stage is a part of prefill
+    # the time of a compression stage is already part of prefill's
     total = sum(stop.milliseconds for stop in stops if stop.name in STOPS)
     peak = max(stop.peak_bytes for stop in stops) / 2**20
     rows.append(("total", "", "", f"{total:,.1f}", f"{peak:,.0f} MiB"))

@@ -96,7 +96,7 @@ def answer(
         visual, times = encode_video(model, source, indices, request.frame_batch, watch, progress)
         lost = source.lost_frames
     if len(times) != len(indices) and request.mention_duration:
-        # some frames could not be decoded: the prompt must not count them
+        # Some frames did not decode. Write the prompt again, with the number that did.
         prompt = _write_prompt(tokenizer, model.config, request, source, len(times))
     read = _read(model, prompt, visual, request, watch)
     with watch.at("generate") as stop:

@@ -195,7 +195,7 @@ def decode(
     check_sampling(sampling)
     sampling = sampling or Sampling()
     logits, device = read.logits, read.logits.device
-    # looked at once, before the first token, which is waited for as well
+    # checked once: this syncs the host, but the first token does so anyway
     if not bool(logits.isfinite().all()):
         kind = str(backbone.embeddings.weight.dtype).removeprefix("torch.")
         narrow = ", or float16 is too narrow for them (try bfloat16)" if kind == "float16" else ""
@@ -216,7 +216,7 @@ def decode(
         token = torch.where(ended, token, sample(logits, sampling, generator))
         yield token
         ended = ended | torch.isin(token, stops)
-        # the one host synchronisation of a step: whoever streams the token waits for it anyway
+        # The one host sync of a step. A caller that streams the token waits for it anyway.
         if bool(ended.all()) or step + 1 == max_new_tokens:
             return
         hidden, _ = backbone(backbone.embeddings(token)[:, None], cache=read.cache)
@@ -230,7 +230,8 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    # measured from the highest, by no number that a float would make 0: 0 / 0 is no choice
+    # Subtract the maximum first and clamp the temperature: a tiny temperature would give
+    # 0 / 0 = NaN.
     temperature = max(sampling.temperature, torch.finfo(logits.dtype).tiny)
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
     if 0 < sampling.top_k < logits.shape[-1]:
@@ -239,7 +240,7 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
     if sampling.top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True, stable=True)
         probability = ordered.softmax(dim=-1)
-        # a token goes when those before it already hold top_p; the first always stays
+        # Mask a token when more likely ones already sum to top_p. The first always stays.
         beyond = probability.cumsum(dim=-1) - probability >= sampling.top_p
         logits = logits.masked_fill(beyond.gather(-1, order.argsort(dim=-1)), float("-inf"))
     return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]

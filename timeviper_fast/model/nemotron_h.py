@@ -93,7 +93,7 @@ def _attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if n == m or n == 1:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1, enable_gqa=True)
         return out.transpose(1, 2)
-    # imported late, because torch loads its compiler, and with it Triton, for this class
+    # imported late: this class makes torch load its compiler, and with it Triton
     from torch.nn.attention.bias import causal_lower_right
 
     block = n if q.is_cuda and q.dtype != torch.float32 else 256

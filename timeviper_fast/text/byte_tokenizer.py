@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SPECIAL_TOKENS", "byte_tokenizer"]
 
-# ids from 256 on, in this order
+# their ids start at 256, in this order
 SPECIAL_TOKENS = (
     "</s>",
     "<SPECIAL_10>",

@@ -33,7 +33,7 @@ __all__ = [
 PLACEHOLDER = "<image>"
 IGNORE_INDEX = -100  # torch's cross entropy skips these labels
 
-# one run of placeholders, however many frames it was written for, is one span
+# adjacent placeholders count as one place, whatever the number of frames
 _RUN = re.compile(r"(?:<image>|<video>)+")
 _ROLES = ("user", "assistant")
 
@@ -147,7 +147,7 @@ def build_prompt(
     """
     messages = conversation(question, answer_prefix)
     pieces = _pieces(_place_vision(messages, vision, preface), chat_template(template))
-    # in one piece, so that a tokenizer without the role markers still sees running text
+    # tokenise the text in one piece: a tokenizer without the role markers may merge across them
     prompt = _encode(tokenizer, [("".join(text for text, _ in pieces), False)])
     forced = tokenizer.encode(answer_prefix, add_special_tokens=False) if answer_prefix else []
     return Prompt(
@@ -215,7 +215,7 @@ def stop_token_ids(
     ids = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
     for token in chat_template(template).stop_tokens:
         found = tokenizer.convert_tokens_to_ids(token)
-        # a token it does not have comes back as that of <unk>
+        # an unknown token gets the id of <unk>
         if found is not None and tokenizer.convert_ids_to_tokens(found) == token:
             ids.add(found)
     return tuple(sorted(ids))

@@ -14,7 +14,7 @@ from timeviper_fast.errors import ArgumentError, VideoError
 
 __all__ = ["ArrayReader", "load_array", "timeline"]
 
-# the rate of frames that come without times, as VideoChat-Flash takes image folders
+# Frames per second of frames without times. VideoChat-Flash uses it for image folders.
 _DEFAULT_FPS = 1.0
 
 
@@ -62,7 +62,7 @@ def timeline(
     if not (torch.isfinite(times).all() and (times.diff() > 0).all()):
         raise VideoError(f"{name}: seconds must be finite and ascend, got times that do not")
     span = float(times[-1] - times[0])
-    # the last frame is taken to last as long as the others do on average
+    # the last frame gets the average duration of the others
     rate = (frames - 1) / span if span else _DEFAULT_FPS
     return times, rate, frames / rate
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FileReader", "import_av"]
 
-# two stretches this close are decoded as one: draining and refilling the decoder costs more
+# stretches this close are decoded as one: draining and refilling the decoder costs more
 _JOIN_PACKETS = 8
 # a jump over fewer packets reads on without decoding, which costs less than a seek
 _SEEK_PACKETS = 256
@@ -72,7 +72,7 @@ class FileReader:
         self.seconds = ticks * scan.tick.numerator / scan.tick.denominator
         last = scan.entries[index.packet_of[-1]].duration * scan.tick or 1 / scan.rate
         self.duration = float((index.stamps[-1] - index.stamps[0]) * scan.tick + last)
-        # the declared rate is exact where it is true, and untrue in some variable-rate files
+        # Some variable-rate files declare a wrong rate. Trust it only if it is near the count.
         declared, counted = float(scan.rate), len(ticks) / self.duration
         self.fps = declared if abs(declared / counted - 1) < 0.01 else counted
         self._coded_size, self._turns = _first_picture(path)
@@ -104,8 +104,8 @@ class FileReader:
                         continue
                     if may_skip and position != positions[done]:
                         break
-                    # a stream may change its size midway: every frame takes the first one's;
-                    # PyAV 15 heeds the file's colour matrix only when the target's is named
+                    # A stream may change its size midway: scale every frame to the first one's.
+                    # PyAV 15 reads the file's colour matrix only if a target matrix is given.
                     converted = reformat(picture, width, height, "rgb24", dst_colorspace=rgb)
                     yield position, np.rot90(converted.to_ndarray(), self._turns)
                     done = positions.index(position, done) + 1
@@ -113,8 +113,8 @@ class FileReader:
                     break
                 stream.codec_context.flush_buffers()
         if may_skip and done < len(positions):
-            # a seek went astray, frames are damaged, or what the file calls key frames cannot be
-            # started from (periodic intra refresh): the plain way through decides
+            # A seek failed, frames are damaged, or decoding cannot start at the declared key frames
+            # (periodic intra refresh). Decode the file from its start instead.
             faults.clear()
             yield from self.read(positions[done:], faults, may_skip=False)
 
@@ -128,7 +128,8 @@ class FileReader:
         for picture in _decoded(feed.stream, feed.until(stop), faults):
             position = index.position_of.get(picture.pts) if self._is_timed else expected
             if position is None or position < expected:
-                continue  # shown before the key frame, decoded without what it refers to
+                # shown before the key frame: decoded without its reference frames
+                continue
             entry = index.entries[index.packet_of[position]]
             if entry.is_key:
                 broken = False
@@ -138,7 +139,7 @@ class FileReader:
             if picture.is_corrupt or entry.is_damaged:
                 broken = True
                 faults.append("frames are damaged")
-            # where frames are counted, a lost one makes the number of every later one uncertain
+            # without time stamps frames are counted: one fault makes all later positions uncertain
             broken = broken or (not self._is_timed and bool(faults))
             expected = position + 1
             if not broken:
@@ -215,8 +216,8 @@ class _Index:
         """The packets to decode for `positions` (ascending), those of neighbours joined."""
         found: list[_Stretch] = []
         for position in positions:
-            # not the last key frame stored, but the last one shown, no later than the frame:
-            # what a key frame overtakes still refers to the one before it
+            # Take the last key frame in display order, not in file order: a frame that is stored
+            # behind a key frame but shown before it refers to the previous key frame.
             key = bisect_right(self.key_stamps, self.stamps[position]) - 1
             start, stop = self.key_numbers[key], self.packet_of[position] + 1
             first = bisect_left(self.stamps, self.key_stamps[key])
@@ -289,7 +290,7 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         why = _NO_INDEX if _lacks_index(path) else error.strerror
         raise VideoError(f"{path}: it cannot be opened as a video ({why})") from error
     with container:
-        # FFmpeg draws text files as pictures of a terminal
+        # FFmpeg's tty demuxer renders text files as video
         if container.format.name == "tty":
             raise VideoError(f"{path}: it is a text file, not a video")
         stream = container.streams.best("video")
@@ -320,7 +321,7 @@ def _lacks_index(path: Path) -> bool:
             size, kind = int.from_bytes(head[:4], "big"), head[4:8]
             if size == 1:
                 size = int.from_bytes(head[8:], "big")
-            # 0 is a box that reaches to the end of the file
+            # size 0: the box reaches to the end of the file
             start = start + size if size >= 8 else end
             if kind == b"moov":
                 return start > end
@@ -331,7 +332,7 @@ def _scan(path: Path) -> _Scan:
     """Read the packets of a file undecoded, and find out whether its end is there."""
     faults: list[str] = []
     with _opened(path) as (container, stream):
-        # as the fields of _Entry; the time stamp may still be None
+        # in the order of _Entry's fields; the time stamp may be None
         packets: list[tuple[Any, ...]] = [
             (p.pts, p.dts, p.duration or 0, p.is_keyframe, _is_shown(p), p.is_corrupt)
             for p in _packets(container, stream, faults)
@@ -339,7 +340,7 @@ def _scan(path: Path) -> _Scan:
         rate = Fraction(stream.average_rate or stream.guessed_rate or 1)
         tick = Fraction(stream.time_base or 1)
         declared_end, unseen = _declared_end(container, stream), stream.frames - len(packets)
-        # AVI stores no presentation times; PyAV then shows the file order, wrong with B-frames
+        # AVI stores no presentation times. PyAV reports the file order, wrong with B-frames.
         reordered = container.format.name == "avi" and stream.codec_context.has_b_frames
     stamps = {packet[0] for packet in packets}
     is_timed = not reordered and None not in stamps and len(stamps) == len(packets)
@@ -349,7 +350,7 @@ def _scan(path: Path) -> _Scan:
     entries = [_Entry(*packet) for packet in packets]
     end = max((entry.stamp + entry.duration for entry in entries), default=0) * tick
     late = (declared_end - float(end)) * float(rate) if declared_end else 0.0
-    # a declared duration may be rounded or another stream's, a table of samples is exact
+    # A declared duration may be rounded, or another stream's. A table of samples is exact.
     ends_early = late > 1.5 if unseen > 0 else late > max(2.0, float(rate))
     if entries and (faults or entries[-1].is_damaged or ends_early):
         missing = max(unseen, round(late), 0) + 1
@@ -373,7 +374,7 @@ def _declared_end(container: InputContainer, stream: VideoStream) -> float | Non
 
 def _packets(container: InputContainer, stream: VideoStream, faults: list[str]) -> Iterator[Packet]:
     """The stream's packets up to the end of the file or of what can be read of it."""
-    # named here: an abandoned generator must not import anything while it is collected
+    # import before the loop: a generator that is garbage-collected must not import anything
     failure = import_av().FFmpegError
     try:
         for packet in container.demux(stream):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["AnimationReader", "ImagesReader", "images_in", "is_animation", "is_image"]
 
 _IMAGES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-# what Pillow calls animated of other formats are pages, or views of one scene
+# in other formats, images that Pillow calls animated are pages, or views of one scene
 _ANIMATED = frozenset({"GIF", "PNG", "WEBP"})
 
 
@@ -33,14 +33,14 @@ class AnimationReader:
         try:
             with _opened_image(path) as image:
                 self.size = (image.height, image.width)
-                # a PNG may begin with a picture for viewers that know no animation
+                # a PNG may begin with a still image for viewers without animation
                 self._first = int(bool(image.info.get("default_image")))
                 for number in range(self._first, image.n_frames):
                     self.missing = image.n_frames - number
                     image.seek(number)
                     image.load()
                     milliseconds = image.info.get("duration") or 0
-                    # shorter was never meant: every browser shows it for a tenth of a second
+                    # browsers show frames of 10 ms or less for a tenth of a second
                     delays.append(milliseconds / 1000 if milliseconds > 10 else 0.1)
                 self.missing = 0
         except _UnreadableImage as error:
@@ -121,7 +121,7 @@ def _opened_image(file: Path) -> Iterator[Any]:
         remedy = 'pip install "timeviper-fast[vision]"'
         raise VideoError(f"images need the package pillow; {remedy}") from error
     try:
-        # as a stream: by its path, Pillow maps a TIFF file and scrambles one that is turned
+        # open a stream: given a path, Pillow maps a TIFF file and scrambles a rotated one
         with file.open("rb") as stream, Image.open(stream) as image:
             yield image
     except VideoError:
@@ -161,7 +161,7 @@ def _load_image(file: Path, faults: list[str]) -> np.ndarray | None:
 def _to_rgb(image: PillowImage) -> np.ndarray:
     """(H, W, 3) uint8 as Pillow converts it, which would clip deeper pixels to 255."""
     if image.mode.startswith("I;16"):
-        # the high byte, as Pillow itself takes it of 16-bit colours
+        # keep the high byte, as Pillow does for 16-bit colours
         grey = np.asarray(image) >> 8
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
     if image.mode in ("I", "F"):

@@ -25,7 +25,7 @@ from timeviper_fast.errors import ArgumentError
 __all__ = ["resize_bicubic", "resize_normalize"]
 
 _FIXED_POINT = 2.0**22
-# output pixels per matrix product: wider blocks multiply by more zeros, narrower ones launch more
+# Output pixels per matrix product. Wider blocks multiply more zeros, narrower ones launch more.
 _BLOCK = 16
 
 
@@ -146,7 +146,7 @@ def _cubic(x: Tensor) -> Tensor:
 def _resize_then_crop(rgb: Tensor, size: int) -> Tensor:
     height, width = rgb.shape[1:3]
     shorter = min(height, width)
-    # the longer side is truncated and the crop's corner rounded half to even, as torchvision does
+    # as torchvision: truncate the longer side, round the crop's corner half to even
     new_height, new_width = (int(size * side / shorter) for side in (height, width))
     pixels = resize_bicubic(rgb, new_height, new_width)
     top, left = round((new_height - size) / 2), round((new_width - size) / 2)

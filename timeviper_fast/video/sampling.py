@@ -19,7 +19,7 @@ from timeviper_fast.errors import ArgumentError, fail, is_integer, is_number
 __all__ = ["Fps", "Policy", "Uniform", "Upstream", "VideoChatFlash", "parse_policy"]
 
 CLIP_FRAMES = 4
-# a millionth of a sampling interval: times that differ by rounding alone count as equal
+# in sampling intervals: times that differ by less count as equal (rounding)
 _TIE = 1e-6
 
 
@@ -67,8 +67,8 @@ class Fps:
     def choose(self, seconds: Tensor, fps: float, duration: float) -> Tensor:
         elapsed = seconds - seconds[0]
         end = elapsed.new_tensor([max(duration, float(elapsed[-1]))])
-        # frame i is the nearest one from the middle before it to the middle after it, so it is
-        # chosen where an instant k / fps falls between the two; linear in T, whatever the times
+        # Frame i is nearest between the midpoints to its neighbours. It is chosen if an instant
+        # k / fps falls between them. This is linear in T.
         middles = (elapsed + torch.cat([elapsed[1:], end])) / 2
         passed = torch.floor(middles * self.fps + _TIE)
         chosen = torch.ones(len(seconds), dtype=torch.bool)
@@ -113,7 +113,7 @@ class Upstream:
     def choose(self, seconds: Tensor, fps: float, duration: float) -> Tensor:
         total = len(seconds)
         step = fps / self.fps
-        # no more than are kept: a file of a million frames per second may be asked for
+        # build no more positions than are kept: `fps` may be a million
         end = min(total, step * (self.max_frames + 1))
         positions = torch.arange(0, end, step, dtype=torch.float32).round().long()
         positions = _fill_clips(positions[positions < total][: self.max_frames])

@@ -222,7 +222,7 @@ def open_video(
         fail("open_video", "source", "not be empty (the current directory is '.')", source)
     path = Path(source)
     if not path.exists():
-        # not the path: it would write one slash of a web address, of which none is read
+        # Print the original string: Path turns https:// into https:/. URLs are not supported.
         raise FileNotFoundError(f"{os.fspath(source)}: no such file or directory")
     return Video(str(path), _reader(path, fps), on_error)
 

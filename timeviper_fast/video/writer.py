@@ -44,7 +44,7 @@ def write_video(
     target = Path(path)
     partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
     rate = Fraction(fps).limit_denominator(1001)
-    # the coarsest clock that states the times: some codecs allow no finer one
+    # use the coarsest time base that can express the times: some codecs allow no finer one
     tick = 1 / rate if seconds is None else Fraction(1, 90_000)
     stamps = count() if seconds is None else (round(Fraction(time) / tick) for time in seconds)
     av = import_av()
