@@ -63,6 +63,9 @@ class Segment:
         expect("Segment", self, instance_of(VisualSpan), "span")
         if self.text_inside > self.span.length:
             fail("Segment", "text_inside", f"be at most {self.span.length}", self.text_inside)
+        if self.index is not None and not self._holds_the_vision(self.index):
+            rule = f"be None or an int64 tensor (batch, {self.vision_present})"
+            fail("Segment", "index", rule, self.index)
         if self.vision_tokens < 0:
             object.__setattr__(self, "vision_tokens", self.vision_present)
         if self.span.stop > self.length:
@@ -112,6 +115,14 @@ class Segment:
             places = [torch.arange(run.start - start, run.stop - start) for run in runs]
             index = torch.cat(places)[None].to(device)
         return cls(length, span, query_from_end, text_inside=text_inside, index=index)
+
+    def _holds_the_vision(self, index: object) -> bool:
+        return (
+            isinstance(index, Tensor)
+            and index.dtype == torch.int64
+            and index.ndim == 2
+            and index.shape[1] == self.vision_present
+        )
 
     @property
     def vision_present(self) -> int:

@@ -169,6 +169,7 @@ WRONG: dict[type, list] = {
                                  (0.5, 0.5, math.inf), (0.5, 0.5, True)],
     tuple[int, ...]: [2, None, ("x",), (-1,), (True,), (2.0,), [2]],
     tuple[CompressionStage, ...]: [None, 3, [], "uni_7_0.5"],
+    torch.Tensor | None: [3, [0], torch.zeros(1, 0), torch.zeros(0).long(), torch.zeros(1, 2).long()],
 }  # fmt: skip
 LEAST = {
     VisualSpan: VisualSpan(0, 0),

@@ -73,7 +73,7 @@ def read_recorded(recorded, run, **options):
 def check_recorded(recorded, run, model, read, count, steps):
     data, _ = recorded
     kept, scores = torch.arange(count), []
-    for stage, [record] in enumerate(read.records):
+    for stage, record in enumerate(read.records):
         kept = kept[record.kept[0]]
         assert torch.equal(kept, data[f"{run}.stage{stage}.kept"])
         scores += [] if record.scores is None else [record.scores[0]]
