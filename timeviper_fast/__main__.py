@@ -1,4 +1,4 @@
-"""`timeviper-fast` and `python -m timeviper_fast`: the command line, and Ctrl-C at any moment."""
+"""`timeviper-fast` and `python -m timeviper_fast`: start the command line, heed Ctrl-C at once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def _leave(*_: object) -> NoReturn:
-    """End at once: nothing has been begun."""
+    """Exit at once: no work has started."""
     os.write(2, b"timeviper-fast: interrupted\n")
     os._exit(130)
 

@@ -1,8 +1,8 @@
 """The model's shape in frozen dataclasses: every field with its unit, every rule checked once.
 
 Sizes are counts of channels, heads or layers unless said otherwise. Paper letters follow Mamba-2
-(arXiv 2405.21060): H heads, P head dimension, N state size, G groups, Q chunk length. How other
-projects spell these fields is known to `checkpoint/` alone.
+(arXiv 2405.21060): H heads, P head dimension, N state size, G groups, Q chunk length. Other
+projects' names of these fields appear in `checkpoint/` only.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ MAMBA, ATTENTION, MLP = "M", "*", "-"
 
 
 def _all(holds: Callable[[Any], bool], value: Any, length: int | None = None) -> bool:
-    """A tuple (of this length) whose items all hold."""
+    """Whether `value` is a tuple (of this length) and `holds` is true of every item."""
     return isinstance(value, tuple) and length in (None, len(value)) and all(map(holds, value))
 
 
 def _is_range(value: Any) -> bool:
-    """(low, high), of which only high may be infinite."""
+    """Whether `value` is a (low, high) of which only high may be infinite."""
     if not (isinstance(value, tuple) and len(value) == 2):
         return False
     low, high = value
@@ -84,8 +84,8 @@ class CompressionStage:
             this layer (which must be an attention layer) looks at most.
         keep: fraction of the ORIGINAL vision tokens that remain, in (0, 1]. The count is
             trunc(N0 * keep) in float64; a count of 0 is legal.
-        transfer: True moves what the dropped tokens say into the text behind the span by gated
-            cross-attention (TransV); False only drops.
+        transfer: True adds the dropped tokens' content to the text behind the span by gated
+            cross-attention (TransV); False only drops them.
     """
 
     layer: int
@@ -110,9 +110,9 @@ class BackboneConfig:
     """Hybrid LLM of the Nemotron-H family: one residual per layer, each layer one mixer.
 
     `pattern` has one letter per layer: M Mamba-2, * attention, - MLP. Attention has no positional
-    encoding. `time_step_limit` clamps dt after softplus; the family's checkpoints want no clamp.
-    `time_step_min/max/floor` only serve the initialisation of dt_bias. `eos_token_ids` holds every
-    token id that ends an answer by itself.
+    encoding. `time_step_limit` clamps dt after softplus; the family's checkpoints use no clamp.
+    `time_step_min/max/floor` are used to initialise dt_bias only. `eos_token_ids` are the token ids
+    that end an answer.
     """
 
     vocab_size: int = 131072
@@ -271,7 +271,7 @@ class ProjectorConfig:
 
 @dataclass(frozen=True)
 class TimeViperConfig:
-    """The whole model: what each part looks like, and where vision tokens are dropped."""
+    """The whole model: the shape of each part, and the stages that drop vision tokens."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)

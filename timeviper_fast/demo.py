@@ -21,10 +21,10 @@ QUESTION = "What moves across the picture, and when does it turn back?"
 
 
 def tiny_model(seed: int = 0) -> TimeViper:
-    """TimeViper in miniature: every part of the real model, seeded random weights.
+    """A tiny TimeViper with every part of the real model and seeded random weights.
 
-    The TransV gates are opened (alpha 0.5), so that the transfer takes part too, and only
-    printable ASCII scores well, so that a terminal can show a greedy answer.
+    The TransV gates are open (alpha 0.5), so the transfer has an effect. The vocabulary head
+    favours printable ASCII, so a terminal can show a greedy answer.
     """
     model = TimeViper(preset("tiny"), byte_tokenizer())
     init_weights(model, seed=seed)

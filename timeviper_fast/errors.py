@@ -1,4 +1,4 @@
-"""Errors that users see, in one wording, and the checks that config and layout share."""
+"""The errors that users see, and the checks that config and layout share."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class ArgumentError(ValueError):
     """An argument breaks its rule: `<owner>: <argument> must <rule>, got <value>; <remedy>`.
 
     Args:
-        owner: whose argument it is; "" leaves it out of the sentence.
+        owner: the function or class that takes the argument; "" leaves it out of the sentence.
         argument: its name, as in the signature.
         rule: what it must do or be.
-        value: what was given, as the sentence shows it.
+        value: the given value, as the sentence shows it.
         remedy: what to do instead; "" where the rule says it already.
-        part: which part of the argument is meant, written directly behind its name.
+        part: the part of the argument that is wrong, written directly behind its name.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class VideoError(ValueError):
 
     Args:
         fault: names the video and says what is wrong with it.
-        argument: the argument by which it can be read all the same, if there is one.
+        argument: the argument that makes it readable nevertheless, if there is one.
         remedy: how to set that argument.
     """
 
@@ -91,21 +91,21 @@ def not_built(owner: str, name: str, rule: str, value: Any) -> NoReturn:
 
 
 def expect_function(owner: str, **given: Any) -> None:
-    """Raise a ValueError for what cannot be called; None is no function and may be left out."""
+    """Raise an ArgumentError for values that are neither callable nor None."""
     for name, value in given.items():
         if value is not None and not callable(value):
             fail(owner, name, "be a function or None", value)
 
 
 class Kind(NamedTuple):
-    """What every field of one kind must be, in words and as a test."""
+    """A rule for fields, in words and as a test."""
 
     rule: str
     holds: Callable[[Any], bool]
 
 
 def is_integer(value: Any) -> bool:
-    """In Python a bool is an int, here it is not."""
+    """Whether `value` is an int and no bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -1,4 +1,4 @@
-"""The stops between a video file and its answer: what passed through each, how long, how big."""
+"""The stops between a video file and its answer: shape, time and peak memory of each."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Stop:
 
     Attributes:
         name: one of STOPS, or a compression stage ("prefill: uniform stage before layer 7").
-        shape: what came out, in words, as "3600 x 16 x 4480".
-        tokens: tokens that came out, as "57600" or "57600 -> 28800"; empty where there are none.
+        shape: of the output, as "3600 x 16 x 4480".
+        tokens: number of output tokens, as "57600" or "57600 -> 28800"; empty if there are none.
         milliseconds: wall clock spent in it.
-        peak_bytes: most memory that was ever in use up to its last end, by whatever: of the device
-            on CUDA, of the process elsewhere. Stops that take turns, as decode and vision do, may
-            end in another order than that of their rows.
+        peak_bytes: peak memory up to the stop's last end: of the device on CUDA, of the process
+            elsewhere. Interleaved stops, such as decode and vision, may end in another order than
+            that of their rows.
     """
 
     name: str
@@ -45,7 +45,7 @@ class StopWatch:
 
     @contextmanager
     def at(self, name: str) -> Iterator[Stop]:
-        """Add the block's time to the stop `name`; the CUDA device is waited for on both ends."""
+        """Add the block's time to the stop `name`; a CUDA device is synchronised on both ends."""
         stop = self.stops.setdefault(name, Stop(name))
         self._wait()
         start = time.perf_counter()

@@ -84,7 +84,7 @@ class TimeViper(TimeViperNetwork):
             progress: called with (tensors read, all tensors).
 
         Raises:
-            ValueError: no such model, device or dtype, or weights that do not fit, all in one.
+            ValueError: no such model, device or dtype, or weights that do not fit.
         """
         expect_function("from_pretrained", progress=progress)
         device = _usable(device)
@@ -103,11 +103,11 @@ class TimeViper(TimeViperNetwork):
         overwrite: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Write config, sharded safetensors and tokenizer; nothing is left half-written.
+        """Write config, sharded safetensors and tokenizer, completely or not at all.
 
         Args:
             directory: new or empty, unless `overwrite` replaces a model of this format: its
-                config, weights and tokenizer; whatever else lies there stays.
+                config, weights and tokenizer; other files stay.
             progress: called with (tensors written, all tensors).
 
         Raises:
@@ -180,8 +180,7 @@ class TimeViper(TimeViperNetwork):
     ) -> Answer:
         """Answer a question about a video.
 
-        The video is decoded, encoded and forgotten in batches of frames, so an hour of it needs no
-        more memory than a minute.
+        The video is decoded and encoded in batches of frames, and only its visual tokens are kept.
 
         Args:
             video: a file, a directory of images, an .npz or .npy file, a (frames, height, width,

@@ -39,7 +39,7 @@ def config_to_dict(config: TimeViperConfig) -> dict[str, Any]:
 
 
 def config_from_dict(values: Mapping[str, Any]) -> TimeViperConfig:
-    """The inverse of `config_to_dict`; what a file does not say is not guessed.
+    """The inverse of `config_to_dict`. Every field must be given: nothing is filled in.
 
     Raises:
         CheckpointError: a field that does not exist or is missing, or a value that breaks a rule.

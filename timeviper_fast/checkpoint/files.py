@@ -1,4 +1,4 @@
-"""Files of a checkpoint: where they lie, what they say of themselves, and how they are opened."""
+"""Files of a checkpoint: find them, read their JSON, open their weights."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ _DOWNLOADED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer*")
 
 
 def as_path(owner: str, name: str, value: Any) -> Path:
-    """`value` as a path, `~` expanded, once it could be one.
+    """`value` as a path with `~` expanded.
 
     Raises:
-        CheckpointError: it is of another kind, or nothing can lie there.
+        CheckpointError: it is of another type, or no file can have this path.
     """
     try:
         path = Path(value).expanduser()
@@ -65,7 +65,7 @@ def as_path(owner: str, name: str, value: Any) -> Path:
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error of another library; its type where it says nothing."""
+    """The first line of another library's error message, or its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -76,7 +76,7 @@ def some(items: Sequence[str], limit: int = 6) -> str:
 
 
 def local_directory(path_or_hub_id: PathLike, patterns: Sequence[str] = _DOWNLOADED) -> Path:
-    """A local directory as it is, or what a Hugging Face hub id holds under these file patterns.
+    """A local directory, or the download of a Hugging Face hub id (files that match `patterns`).
 
     Raises:
         CheckpointError: neither a directory nor a repository that can be reached.
@@ -108,7 +108,7 @@ def model_json(directory: Path) -> dict[str, Any]:
 
 
 class Entry(NamedTuple):
-    """What a file says about one tensor before it is read; shape is None for other objects."""
+    """Shape and dtype of one stored tensor; shape is None for other objects."""
 
     shape: tuple[int, ...] | None
     dtype: str
@@ -116,7 +116,7 @@ class Entry(NamedTuple):
 
 @contextmanager
 def open_weights(path: Path) -> Iterator[tuple[dict[str, Entry], Callable[[str], Tensor]]]:
-    """The entries of a weight file, and how to read one of them. Tensors are memory-mapped."""
+    """The entries of a weight file, and a function that reads one. Tensors are memory-mapped."""
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError, safe_open
 

@@ -47,7 +47,7 @@ def read_config(path_or_hub_id: PathLike) -> TimeViperConfig:
 
 
 def load_tokenizer(directory: PathLike) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that lies beside the weights; None if no tokenizer files do.
+    """The tokenizer beside the weights; None if there are no tokenizer files.
 
     Raises:
         CheckpointError: the files are there and no tokenizer can be made of them.

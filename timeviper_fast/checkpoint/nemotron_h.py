@@ -56,8 +56,8 @@ def backbone_config_from_hf(config: Mapping[str, Any]) -> BackboneConfig:
     """The language model's shape, from the contents of a Hugging Face config.json.
 
     Every spelling of the Nemotron-H family is read (model_type "nemotron_h", or upstream
-    TimeViper's "nano"); a missing key means what it means to that class. dt is clamped by
-    `time_step_limit` alone, never by `time_step_min`, which only serves initialisation.
+    TimeViper's "nano"), and a missing key has that class's default. dt is clamped by
+    `time_step_limit` alone; `time_step_min` is used for initialisation only.
 
     Raises:
         ValueError: a value breaks a rule, or two spellings of one field disagree.
@@ -84,7 +84,7 @@ def backbone_config_from_hf(config: Mapping[str, Any]) -> BackboneConfig:
 
 
 def _read_field(config: Mapping[str, Any], field: str, default: Any) -> dict[str, Any]:
-    """{field: value} under whichever spelling it has; empty when there is none."""
+    """{field: value}, read under any of the field's names; empty if the file has none of them."""
     found = {
         name: _normalise(field, name, config[name], default)
         for name in _ALIASES.get(field, (field,))
@@ -117,7 +117,7 @@ def _normalise(field: str, name: str, value: Any, default: Any) -> Any:
 
 
 def _number(name: str, value: Any) -> float:
-    """A float, also as "inf", "Infinity" or {"__float__": "Infinity"}."""
+    """A float, also written as "inf", "Infinity" or {"__float__": "Infinity"}."""
     text = value.get("__float__") if isinstance(value, Mapping) else value
     with suppress(TypeError, ValueError, OverflowError):
         if not isinstance(text, bool):

@@ -1,7 +1,7 @@
-"""Writing a model in our own format: all or nothing, in place of what may be replaced.
+"""Write a model in our own format: completely, or not at all.
 
 `config.json` (with format and version), sharded safetensors under the module's own names, tokenizer
-files; `load.py` reads them.
+files. `load.py` reads them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def save_pretrained(
         tokenizer: something with `save_pretrained`, a directory whose tokenizer files are copied,
             or None.
         directory: new or empty, unless `overwrite` replaces a checkpoint of this format: its
-            config, weights and tokenizer; whatever else lies there stays.
+            config, weights and tokenizer; other files stay.
         max_shard_size: bytes, or a string as "5GB".
         progress: called with (tensors written, all tensors) at first and after each shard.
 
@@ -80,7 +80,7 @@ def save_pretrained(
 
 
 def _replace_contents(target: Path, work: Path) -> None:
-    """Put what lies in `work`, a folder of `target`, in place of the model there, or nothing."""
+    """Move the files of `work`, a folder in `target`, to `target`; restore the old on an error."""
     old = work.with_name(work.name + ".old")
     come = [(path, target / path.name) for path in work.iterdir()]
     new = {path.name for path, _ in come}
@@ -106,7 +106,7 @@ def _replace_contents(target: Path, work: Path) -> None:
 
 
 def free_target(directory: PathLike, overwrite: bool = False) -> Path:
-    """The real path (no symbolic link) of a directory that `save_pretrained` may write, and can.
+    """Check that `save_pretrained` may and can write a directory; return its real path.
 
     Raises:
         CheckpointError: it holds something that must not be replaced, or cannot be written.

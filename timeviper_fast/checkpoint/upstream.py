@@ -1,6 +1,6 @@
-"""Upstream TimeViper's parts: its specifiers in our configuration, its weights in our model.
+"""Upstream TimeViper's checkpoints: its specifiers to our config, its weights into our model.
 
-What other projects call things is known to this folder alone.
+Other projects' names appear in this folder only.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def stages_from_upstream(pdrop_type: str, merge_module: str) -> tuple[Compressio
     """Upstream's stage grammar: TYPE_LAYER_RATIO joined by "-", as "uni_7_0.5-attn_39_0.1".
 
     RATIO is the fraction of the original vision tokens that STAYS (the paper writes what is
-    dropped). TYPE counts by what it contains: `attn` selects by attention, else `uni` uniformly;
+    dropped). TYPE is matched by substring: `attn` selects by attention, otherwise `uni` uniformly;
     `drop` never transfers. `merge_module` is "CrossAttention" (transfer) or "no_merge".
 
     Raises:
@@ -182,7 +182,7 @@ def upstream_config(
         arch: projector specifier, as "tome_mlp-16".
         pdrop: TransV's stages, as "uni_7_0.5-attn_39_0.1" (ratios stay); None takes those that
             config.json holds, if any.
-        merge: what stages of `pdrop` do with the tokens they drop: "CrossAttention" (also when
+        merge: how stages of `pdrop` treat dropped tokens: "CrossAttention" (also when
             None) or "no_merge".
 
     Raises:
@@ -222,7 +222,7 @@ def load_upstream(
     dtype: torch.dtype | str | None = None,
     progress: Progress | None = None,
 ) -> M:
-    """A whole model from upstream's parts; what several hold is taken from the later argument.
+    """A whole model from upstream's parts. If several hold a weight, the last argument wins.
 
     Args:
         build: makes the module from `config`; it is called on the meta device.

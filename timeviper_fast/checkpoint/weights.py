@@ -1,9 +1,9 @@
 """Files of weights into a module: compare everything first, then read shard by shard.
 
 Reading goes in two passes. The first opens only headers and compares every name, shape and dtype
-with the model, so that a checkpoint that does not fit ends in one error before a byte of weights is
-read. The second copies each tensor straight to its device and dtype; with a module built on the
-meta device, host memory peaks at the model plus the one file that is open.
+with the model: a checkpoint that does not fit gives one error before any weights are read. The
+second copies each tensor straight to its device and dtype; with a module built on the meta device,
+host memory peaks at the model plus the one file that is open.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Source:
-    """Weights somewhere (a file or a directory) and how their names translate to the module's."""
+    """A file or directory of weights, and the map from its names to the module's."""
 
     path: PathLike
     names: NameMap = own_names
@@ -49,7 +49,7 @@ _Stored = tuple[Path, str, Piece]
 
 @dataclass
 class _Plan:
-    """Which stored tensor fills which part of which parameter, and all that does not fit."""
+    """Which stored tensor fills which part of which parameter, and every mismatch."""
 
     shapes: dict[str, tuple[int, ...]]
     # second name of a tied parameter -> its first name
@@ -105,7 +105,7 @@ class _Plan:
         return {} if fits else {piece.name: f"{key} {have} instead of {want}"}
 
     def problems(self) -> str:
-        """All that does not fit in one line, nothing left out; empty if everything does."""
+        """Every mismatch in one line; empty if everything fits."""
         names = [name for name in self.shapes if name not in self.aliases]
         lacks = {name: lack for name in names if (lack := self._lack(name))}
         strangers = {key: key for key in self.unexpected}
@@ -117,7 +117,7 @@ class _Plan:
         return "; ".join(f"{n} {kind}: {', '.join(_alike(lines))}" for kind, n, lines in found if n)
 
     def _lack(self, name: str) -> str:
-        """What to call missing of this parameter; empty if it is filled."""
+        """How to report this parameter as missing; empty if it is filled."""
         stored = self.reads.get(name)
         if not stored:
             return name
@@ -134,7 +134,7 @@ def _entries(source: Source) -> Iterator[tuple[Path, str, Entry]]:
 
 
 def _whole_parts(wrong: dict[str, str], names: list[str]) -> list[str]:
-    """What is wrong, name by name, but for one line where all names of a part are."""
+    """One line per wrong name; a single line for a part whose names are all wrong."""
     total = Counter(prefix for name in names for prefix in _prefixes(name))
     gone = Counter(prefix for name in wrong for prefix in _prefixes(name))
     lines = []
@@ -145,8 +145,7 @@ def _whole_parts(wrong: dict[str, str], names: list[str]) -> list[str]:
 
 
 def _alike(lines: list[str]) -> list[str]:
-    """The same lines; those that differ in their name's first number alone become one, as
-    layers.{0,2}.norm.weight."""
+    """Merge lines whose names differ only in the first number, as layers.{0,2}.norm.weight."""
     numbers: dict[tuple[str, str], list[str]] = defaultdict(list)
     for line in dict.fromkeys(lines):
         match = re.fullmatch(r"((?:\S*?\.)??)(\d+)((?:[. ].*)?)", line)
@@ -176,16 +175,16 @@ def load_weights(
     Args:
         module: best built under `torch.device("meta")`; its tensors are replaced, not written.
         sources: together they must hold every parameter, and nothing that no name map ignores.
-        device, dtype: where and as what (a float dtype or its name) the weights arrive; None keeps
-            the stored dtype.
+        device: where the weights go.
+        dtype: a float dtype or its name; None keeps the stored dtype.
         progress: called with (tensors read, tensors in all).
 
     Returns:
         `module`. Tied parameters stay tied; the checkpoint may hold them under any of their names.
 
     Raises:
-        CheckpointError: one error that lists all that is missing, unexpected or does not fit
-            (a part that is so as a whole by its prefix). The module is then unchanged.
+        CheckpointError: one error that lists everything missing, unexpected or of another shape
+            (by its prefix if that holds for a whole part). The module is then unchanged.
     """
     dtype = None if dtype is None else _float_dtype(dtype)
     shapes = {name: tuple(t.shape) for name, t in module.state_dict().items()}

@@ -25,7 +25,7 @@ REMEDY = "--backend reference (plain PyTorch) or --device cpu runs it"
 
 
 def named(value: str | None) -> str | None:
-    """An empty path would mean the current directory: a shell variable that was never set."""
+    """Refuse an empty path (an unset shell variable): it would mean the current directory."""
     if value is not None and not value.strip():
         raise typer.BadParameter("must not be empty")
     return value

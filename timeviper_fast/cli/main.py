@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _in_options(error: Exception, arguments: Sequence[str]) -> str:
-    """What is wrong, in the words of the command line: its options, not the library's arguments."""
+    """The error as one line, with the command's options in place of the library's arguments."""
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         see = f"; see {context.command_path} --help" if context else ""
@@ -90,7 +90,7 @@ def _in_options(error: Exception, arguments: Sequence[str]) -> str:
 
 
 def _options(arguments: Sequence[str]) -> dict[str, str]:
-    """The library's name of each option of the command that was called, to the option itself."""
+    """{argument of the library: option} of the command that was called."""
     commands = typer.main.get_group(app).commands
     parameters = next((commands[word].params for word in arguments if word in commands), [])
     return {p.name: p.opts[0] for p in parameters if p.name and p.param_type_name == "option"}

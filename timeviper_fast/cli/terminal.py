@@ -28,14 +28,14 @@ out, err = Console(), Console(stderr=True)
 
 
 def say(console: Console, text: str, *, wrap: bool = False) -> None:
-    """Print `text` as it is, `wrap` between words on a terminal; a pipe gets whole lines."""
+    """Print `text` without markup. `wrap` breaks lines between words, on terminals only."""
     soft = not (wrap and console.is_terminal)
     console.print(text, markup=False, highlight=False, soft_wrap=soft)
 
 
 @contextmanager
 def speaking(console: Console, wanted: bool) -> Iterator[Callable[[str], None] | None]:
-    """Prints an answer as it comes; its line is ended also where it breaks off."""
+    """Print an answer as it is generated, and end its line even if it is interrupted."""
     said = False
 
     def speak(text: str) -> None:
@@ -76,7 +76,7 @@ def progress_bars(
 
 
 def print_stops(console: Console, stops: Sequence[Stop]) -> None:
-    """A table of the stops, those of compression indented, and what the eight took in all."""
+    """A table of the stops, compression stages indented, with the total time of the eight."""
     rows = [
         (
             re.sub(r"prefill: (\w+) stage before layer", r"  \1 at layer", stop.name),

@@ -1,4 +1,4 @@
-"""Asking: a video file goes in, an answer comes out, with eight stops on the way.
+"""From a video and a request to an answer, in eight timed stops.
 
 decode -> resize -> vision -> merge -> project -> prompt -> prefill -> generate
 """

@@ -27,7 +27,7 @@ def encode_video(
 ) -> tuple[Tensor, Tensor]:
     """Visual tokens (frames, n, d_model) of the frames at `indices`, and the frames' seconds.
 
-    Where the last clip lacks frames its last one is repeated: more tokens than seconds.
+    If the last clip lacks frames, its last frame is repeated: there are more tokens than seconds.
     """
     vision, clip = model.config.vision, model.config.projector.clip_frames
     batch = frame_batch or (256 if model.device.type == "cuda" else 16)

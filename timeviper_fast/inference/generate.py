@@ -69,13 +69,13 @@ class Sampling:
 
 
 def check_sampling(sampling: Sampling | None) -> None:
-    """Raise a ValueError for anything else."""
+    """Raise an ArgumentError unless it is a Sampling or None."""
     if not (sampling is None or isinstance(sampling, Sampling)):
         fail("generate", "sampling", "be a Sampling or None", sampling)
 
 
 def check_stop_ids(stop_ids: Collection[int], config: BackboneConfig) -> None:
-    """Raise a ValueError unless all of them are tokens that the model could say."""
+    """Raise an ArgumentError unless all are ids of the model's vocabulary."""
     if not isinstance(stop_ids, Collection) or not all(
         is_integer(i) and 0 <= i < config.vocab_size for i in stop_ids
     ):
@@ -178,8 +178,8 @@ def decode(
 ) -> Iterator[Tensor]:
     """Generate token by token, yielding (batch,) int64 ids as they come.
 
-    Ends after `max_new_tokens`, or once every row has produced one of `stop_ids` (which is yielded
-    too). A row that has ended repeats its stop id while others go on.
+    Ends after `max_new_tokens`, or when every row has produced one of `stop_ids`, which is yielded
+    too. A row that has ended repeats its stop id until the others end.
 
     Args:
         backbone: the language model.
@@ -190,7 +190,7 @@ def decode(
         on_logits: called with each step's (batch, vocab) float32 logits before the draw.
 
     Raises:
-        ValueError: the prompt's logits are not finite, so every token would mean nothing.
+        ValueError: the prompt's logits are not finite.
     """
     check_sampling(sampling)
     sampling = sampling or Sampling()

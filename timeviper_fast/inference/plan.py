@@ -1,4 +1,4 @@
-"""What a model and a request need, known before anything is loaded or run."""
+"""What a model and a request need, computed before anything is loaded or run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def prompt_lengths(
     segment: Segment,
     max_new_tokens: int,
 ) -> list[int]:
-    """Prompt tokens that enter each layer, once the prompt fits the model with its answer.
+    """Check that prompt and answer fit the model; return the prompt tokens that enter each layer.
 
     Only attention looks back token by token, so the window counts the tokens that reach the
     attention layers.
@@ -54,7 +54,7 @@ def prompt_lengths(
 
 
 def model_facts(config: TimeViperConfig) -> dict[str, Any]:
-    """What a person wants to know of a model before loading it."""
+    """A model's sizes and settings, for `timeviper-fast info`."""
     with torch.device("meta"):
         model = TimeViperNetwork(config)
     backbone = config.backbone

@@ -1,8 +1,8 @@
-"""What a request remembers between calls: keys and values, convolution and SSM states.
+"""The states of a request between calls: keys and values, convolution and SSM states.
 
-Allocated once for the whole request and written in place. An attention layer gets room for the
-tokens that reach it, which after a compression stage are few; a Mamba-2 layer's state has constant
-size. Nothing of a request lives on the model.
+They are allocated once per request and written in place. An attention layer's capacity is the
+number of tokens that reach it, few after a compression stage; a Mamba-2 layer's state has constant
+size. The model itself holds no state of a request.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class AttentionState:
         self.length = 0
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the next tokens' keys and values; return views of all that is stored.
+        """Write the next tokens' keys and values; return views of everything stored.
 
         Raises:
-            ValueError: there is no room; nothing was written.
+            ValueError: the tokens exceed the capacity; nothing was written.
         """
         stop, capacity = self.length + key.shape[1], self.key.shape[1]
         if stop > capacity:
@@ -59,8 +59,8 @@ class MambaState:
     Attributes:
         ring: (batch, conv_dim, conv_kernel), channels contiguous: the last columns that entered the
             convolution. Column t lies in slot t % conv_kernel, so that a decode step writes one.
-        position: (batch,) int32, the column that comes next. It lies on the device, for the host to
-            wait for nothing.
+        position: (batch,) int32, the number of the next column. It is kept on the device to avoid a
+            host sync.
         ssm: (batch, nheads, headdim, d_state), float32.
     """
 
@@ -85,7 +85,7 @@ class MambaState:
         return self.ring.gather(2, slots[:, None].expand_as(self.ring))
 
     def push_conv(self, columns: Tensor) -> None:
-        """Let `columns` (batch, conv_dim, seqlen) pass through; the newest stay."""
+        """Append `columns` (batch, conv_dim, seqlen); the newest conv_kernel columns are kept."""
         width = self.ring.shape[2]
         kept = self.conv[..., min(columns.shape[2], width) :]
         self.ring.copy_(torch.cat([kept, columns[..., -width:]], dim=2))

@@ -1,4 +1,4 @@
-"""Random weights as the family initialises them, for tests, demos and training from nothing."""
+"""Random weights as the family initialises them, for tests, demos and training from scratch."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The hybrid LLM of the Nemotron-H family: Mamba-2, attention and MLP layers; `stack.py` runs them.
 
-Every layer is y = x + mixer(RMSNorm(x)). Attention knows no positions; Mamba-2 carries the order.
-Parameters keep Hugging Face's Nemotron-H names. A_log, D and dt_bias live in the model's dtype, as
-in upstream's checkpoints (bf16 there), and are widened to float32 where they are used.
+Every layer is y = x + mixer(RMSNorm(x)). Attention has no positional encoding; the order comes from
+Mamba-2. Parameters keep Hugging Face's Nemotron-H names. A_log, D and dt_bias live in the model's
+dtype, as in upstream's checkpoints (bf16 there), and are widened to float32 where they are used.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     q (batch, n, nheads, headdim), k and v (batch, m, nkvheads, headdim). Where torch has no fused
     kernel for the bottom-right mask (on the CPU, and in float32 on CUDA) it writes the mask out, so
-    queries go in blocks that keep it at 256 x m.
+    queries are processed in blocks of 256, which bounds it at 256 x m.
     """
     n, m = q.shape[1], k.shape[1]
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -173,7 +173,7 @@ class Mamba2(nn.Module):
         return y.flatten(2)
 
     def _step(self, zxBCdt: Tensor, state: MambaState) -> Tensor:
-        """One token, up to and with the gate that the scan leaves to the norm."""
+        """One token through convolution, scan and gate. (`_scan` leaves the gate to the norm.)"""
         y = mamba2_decode_step(
             zxBCdt, state.ring, state.ssm, state.position,
             self.conv1d.weight.squeeze(1), self.conv1d.bias, self.dt_bias, self.A_log, self.D,

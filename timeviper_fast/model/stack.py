@@ -23,7 +23,7 @@ __all__ = ["LayerStack", "Packing", "Passage"]
 
 
 class Packing(NamedTuple):
-    """How samples lie one behind the other; with a cache there is one, and nothing reads this.
+    """The packed samples of a sequence. With a cache there is one sample, and this is not read.
 
     Attributes:
         lengths: tokens of each sample.
@@ -45,7 +45,7 @@ def _pack(segments: tuple[Segment, ...], hidden: Tensor) -> Packing:
 
 
 class Passage(NamedTuple):
-    """What comes out of a part of the stack, and what the next part begins with.
+    """The result of running a part of the stack, from which the next part continues.
 
     Attributes:
         hidden: (batch, seqlen after dropping, d_model), the residual stream.

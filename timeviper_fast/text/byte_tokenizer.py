@@ -28,8 +28,8 @@ SPECIAL_TOKENS = (
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A Hugging Face tokenizer whose ids 0..255 are the bytes of the UTF-8 text.
 
-    Ids from 256 are SPECIAL_TOKENS, of which `</s>` (256) ends a text. Any text comes back from
-    its ids exactly; bytes that are not UTF-8 come back as U+FFFD. Nothing is read or downloaded.
+    Ids from 256 are SPECIAL_TOKENS, of which `</s>` (256) ends a text. Decoding gives any text back
+    exactly; bytes that are not UTF-8 give U+FFFD. Nothing is read or downloaded.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -42,7 +42,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _byte_vocabulary() -> dict[str, int]:
-    """The character by which the byte-level scheme of GPT-2 writes each byte, to that byte."""
+    """{character: byte} of GPT-2's byte-level scheme."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = [byte for byte in range(256) if byte not in printable]
     vocabulary = {chr(byte): byte for byte in printable}

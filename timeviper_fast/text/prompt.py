@@ -1,8 +1,8 @@
 """A question, or a conversation, to token ids around one run of vision tokens.
 
-The text knows the run as one placeholder, `<image>`; it is cut there, the pieces are tokenised one
-by one, and no placeholder is ever embedded. Where a tokenizer holds `<image>` and the role markers
-as special tokens it splits there too, so the ids are those of the whole text.
+In the text one placeholder, `<image>`, stands for the run. The text is cut there and its pieces are
+tokenised one by one, so no placeholder is embedded. A tokenizer that has `<image>` and the role
+markers as special tokens splits there too, so the ids are those of the whole text.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Message = Mapping[str, str]  # {"role": "user" or "assistant", "content": text}
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """How a conversation is written: the system text, then each turn between its two markers."""
+    """A conversation's format: the system text, then each turn between its two markers."""
 
     system: str
     user: tuple[str, str]
@@ -111,7 +111,7 @@ def chat_template(name: str) -> ChatTemplate:
 
 
 def video_sentence(seconds: float, frames: int) -> str:
-    """The sentence by which questions about times tell the model how its frames were taken."""
+    """The sentence that tells the model how its frames were sampled, for questions about times."""
     return (
         f"The video lasts for {round(seconds, 2)} seconds, "
         f"and {frames} frames are uniformly sampled from it. "
@@ -159,7 +159,7 @@ def build_prompt(
 
 
 def conversation(question: str | Sequence[Message], answer_prefix: str = "") -> Sequence[Message]:
-    """The question as messages, once they can be answered.
+    """Check a question and return it as messages.
 
     Raises:
         ValueError: as `build_prompt` of these two.
@@ -186,8 +186,8 @@ def training_prompt(
     vision: bool = True,
     preface: str = "",
 ) -> Prompt:
-    """An answered conversation with the mask of what is learnt: every assistant turn whole, its
-    role header and closing marker included.
+    """An answered conversation with its training mask: whole assistant turns are supervised, with
+    their role header and closing marker.
 
     Takes its arguments, and raises, as `build_prompt`; messages end with the assistant's turn.
     """
@@ -246,7 +246,7 @@ def _check_turns(messages: Sequence[Message]) -> None:
 
 
 def _expect_unicode(name: str, text: Any) -> None:
-    """Refuse lone surrogates, as which bytes arrive from a command line that is no UTF-8."""
+    """Refuse lone surrogates: Python makes them of command-line bytes that are not UTF-8."""
     if not isinstance(text, str) or any("\ud800" <= character <= "\udfff" for character in text):
         fail("prompt", name, "be valid UTF-8 text", text)
 

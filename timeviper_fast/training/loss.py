@@ -1,7 +1,7 @@
 """The training loss of packed samples, each with its own vision span and compression.
 
 Mean next-token cross entropy over the supervised tokens of all samples, in float32. Logits are
-computed at supervised positions only: with a vocabulary of 131,072 the others would cost more
+computed at supervised positions only: with a vocabulary of 131,072 all of them would take more
 memory than the model.
 """
 
@@ -52,8 +52,8 @@ def packed_loss(
         Scalar float32 loss.
 
     Raises:
-        ValueError: a batch, labels of another length, kind or value, a supervised vision or first
-            token, or none at all.
+        ValueError: a batch above 1, labels of another length, dtype or range, a supervised vision
+            token or first token, or no supervised token.
     """
     positions, targets = _supervised(backbone, embeddings, segments, labels)
     hidden, _ = backbone(embeddings, segments)

@@ -1,4 +1,4 @@
-"""Frames that lie in arrays: in memory, in an .npy file or in an .npz file with their times."""
+"""Frames in arrays: in memory, in an .npy file or in an .npz file with their times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DEFAULT_FPS = 1.0
 
 
 class ArrayReader:
-    """Frames that lie in memory, or in a memory-mapped .npy file."""
+    """Frames in memory, or in a memory-mapped .npy file."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class ArrayReader:
 def timeline(
     name: str, frames: int, seconds: np.ndarray | None, fps: float | None
 ) -> tuple[Tensor, float, float]:
-    """(seconds, fps, duration) of frames that come with their times, or with a rate only."""
+    """(seconds, fps, duration) of frames with given times, or with a rate only."""
     if seconds is None:
         rate = fps or _DEFAULT_FPS
         return torch.arange(frames, dtype=torch.float64) / rate, rate, frames / rate

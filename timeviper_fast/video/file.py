@@ -1,10 +1,10 @@
-"""Video files through PyAV: which frames a file holds, and exactly those frames.
+"""Video files through PyAV: index the frames of a file, then decode exactly the wanted ones.
 
 Opening reads the packets once, undecoded: their presentation times number the frames, on constant
 and variable rates alike. Reading then decodes only stretches of packets, each from a key frame to
-the last frame wanted of it, and recognises frames by their time stamps, so a seek that lands early
-costs a little and one that lands late is noticed. Files without usable time stamps (raw streams,
-AVI with B-frames) are decoded from the start and counted instead.
+its last wanted frame, and identifies frames by their time stamps. A seek that lands early only
+costs time; one that lands late is detected. Files without usable time stamps (raw streams, AVI with
+B-frames) are decoded from the start and counted instead.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class FileReader:
     """The frames of one video file, by position in presentation order.
 
     Frames shown before the first key frame, as in a recording that was cut, cannot be decoded by
-    any player: they are no frames of this video, and `skipped` counts them.
+    any player: they are not counted as frames of the video, but in `skipped`.
 
     Colours are swscale's conversion from the colour space that the file states; HDR is not
     tone-mapped. No file stays open between calls.
@@ -52,8 +52,8 @@ class FileReader:
         fps: average frames per second.
         duration: seconds from the first frame's appearance to the last one's end.
         size: (height, width) in pixels, display rotation applied.
-        missing: frames that the file declares and does not hold because it ends early, with the
-            one that is cut off; where it declares a duration only, estimated from that.
+        missing: declared frames that are not in the file because it ends early, including the one
+            that is cut off; estimated from the duration if no frame count is declared.
         skipped: frames shown before the first key frame.
 
     Raises:
@@ -84,8 +84,8 @@ class FileReader:
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Decode the frames at `positions` (ascending, each once): pairs (position, (H, W, 3) rgb).
 
-        Frames that are damaged, or may show damage because they follow a damaged frame before the
-        next key frame, are left out; what is wrong with them is added to `faults`.
+        Damaged frames, and those between a damaged frame and the next key frame, are left out;
+        their faults are added to `faults`.
         """
         index = self._index
         stretches = index.stretches(positions) if may_skip else index.whole(positions)
@@ -121,7 +121,7 @@ class FileReader:
     def _sound_pictures(
         self, stretch: _Stretch, feed: _Feed, faults: list[str]
     ) -> Iterator[tuple[int, VideoFrame]]:
-        """The stretch's pictures and positions, without those that damage may have reached."""
+        """The stretch's pictures and positions, without those that damage may affect."""
         index = self._index
         expected, broken = stretch.first, False
         stop = stretch.stop if self._is_timed else len(index.entries)
@@ -149,7 +149,7 @@ class FileReader:
 
 
 class _Entry(NamedTuple):
-    """What the index keeps of one packet; times in units of the scan's `tick`."""
+    """One packet in the index; times in units of the scan's `tick`."""
 
     stamp: int
     dts: int | None
@@ -160,7 +160,7 @@ class _Entry(NamedTuple):
 
 
 class _Stretch(NamedTuple):
-    """Packets start .. stop - 1, what it takes to decode the frames at the positions `wanted`.
+    """Packets start .. stop - 1, which must be decoded to get the frames at positions `wanted`.
 
     `first` is the position of the key frame that it starts with.
     """
@@ -172,7 +172,7 @@ class _Stretch(NamedTuple):
 
 
 class _Scan(NamedTuple):
-    """What reading its packets undecoded tells about a file; `tick` is in seconds."""
+    """What the undecoded packets tell about a file; `tick` is in seconds."""
 
     entries: list[_Entry]
     tick: Fraction
@@ -183,7 +183,7 @@ class _Scan(NamedTuple):
 
 
 class _Index:
-    """Which packet holds which frame: positions count frames as shown, numbers packets in file."""
+    """Which packet holds which frame: positions in display order, packet numbers in file order."""
 
     def __init__(self, entries: list[_Entry]) -> None:
         self.entries = entries
@@ -230,7 +230,7 @@ class _Index:
 
 
 class _Feed:
-    """The packets of an opened file, in order, from wherever it is sent."""
+    """The packets of an open file in order, with seeking."""
 
     def __init__(
         self, container: InputContainer, stream: VideoStream, index: _Index, faults: list[str]
@@ -240,7 +240,7 @@ class _Feed:
         self.next = 0
 
     def reach(self, number: int, may_seek: bool) -> bool:
-        """Make packet `number` the next one; False where a seek went past it or astray."""
+        """Make packet `number` the next one; False if a seek went past it or failed."""
         if may_seek and number - self.next > _SEEK_PACKETS and not self._seek(number):
             return False
         for _ in self.until(number):
@@ -248,7 +248,7 @@ class _Feed:
         return self.next <= number
 
     def until(self, stop: int) -> Iterator[Packet]:
-        """The packets up to number `stop`, which comes next then."""
+        """The packets before number `stop`, which is then the next one."""
         for packet in islice(self.packets, max(stop - self.next, 0)):
             self.next += 1
             yield packet
@@ -282,7 +282,7 @@ def import_av(module: str = "") -> Any:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file and its video stream; closed at the end of the block however it ends."""
+    """The file and its video stream, closed at the end of the block."""
     av = import_av()
     try:
         container = av.open(str(path))
@@ -309,7 +309,7 @@ _NO_INDEX = (
 
 
 def _lacks_index(path: Path) -> bool:
-    """Whether it is an mp4 or mov file that ends before the end of the box that is its index."""
+    """Whether an mp4 or mov file ends before the end of its index (the moov box)."""
     end = path.stat().st_size
     with path.open("rb") as file:
         if file.read(8)[4:] != b"ftyp":
@@ -329,7 +329,7 @@ def _lacks_index(path: Path) -> bool:
 
 
 def _scan(path: Path) -> _Scan:
-    """Read the packets of a file undecoded, and find out whether its end is there."""
+    """Read the packets of a file undecoded, and check whether its end is missing."""
     faults: list[str] = []
     with _opened(path) as (container, stream):
         # in the order of _Entry's fields; the time stamp may be None
@@ -359,7 +359,7 @@ def _scan(path: Path) -> _Scan:
 
 
 def _declared_end(container: InputContainer, stream: VideoStream) -> float | None:
-    """When the video ends, in seconds of its own clock, if the container says so."""
+    """The end of the video in seconds of its own clock, if the container declares it."""
     tick = stream.time_base
     if stream.duration and tick:
         return float((stream.duration + (stream.start_time or 0)) * tick)
@@ -373,7 +373,7 @@ def _declared_end(container: InputContainer, stream: VideoStream) -> float | Non
 
 
 def _packets(container: InputContainer, stream: VideoStream, faults: list[str]) -> Iterator[Packet]:
-    """The stream's packets up to the end of the file or of what can be read of it."""
+    """The stream's packets up to the end of the file, or to the first read error."""
     # import before the loop: a generator that is garbage-collected must not import anything
     failure = import_av().FFmpegError
     try:
@@ -385,7 +385,7 @@ def _packets(container: InputContainer, stream: VideoStream, faults: list[str]) 
 
 
 def _is_shown(packet: Packet) -> bool:
-    """Whether the packet's picture is seen: not cut by an edit list, not a VP8 hidden reference."""
+    """Whether the picture is displayed: not cut by an edit list, not a hidden VP8 reference."""
     if packet.is_discard:
         return False
     return packet.stream.codec_context.name not in ("vp8", "libvpx") or bool(bytes(packet)[0] & 16)
@@ -394,7 +394,7 @@ def _is_shown(packet: Packet) -> bool:
 def _decoded(
     stream: VideoStream, packets: Iterable[Packet], faults: list[str]
 ) -> Iterator[VideoFrame]:
-    """All pictures of the packets, those that the decoder holds back at the end included."""
+    """All pictures of the packets, including those that the decoder buffers until the end."""
     failure = import_av().FFmpegError
     for packet in chain(packets, [None]):
         try:
@@ -406,7 +406,7 @@ def _decoded(
 def _first_picture(path: Path) -> tuple[tuple[int, int], int]:
     """(height, width) as coded and quarter turns to the left, from the first decodable frame.
 
-    It takes a decoded frame because PyAV shows the display rotation on those only.
+    A frame must be decoded, because only decoded frames have the display rotation in PyAV.
     """
     faults: list[str] = []
     with _opened(path) as (container, stream):

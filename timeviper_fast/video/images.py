@@ -25,7 +25,7 @@ _ANIMATED = frozenset({"GIF", "PNG", "WEBP"})
 
 
 class AnimationReader:
-    """An animated GIF, PNG or WebP: its frames as they are shown, one over the other."""
+    """An animated GIF, PNG or WebP: its frames as displayed, each composited over the previous."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -114,7 +114,7 @@ class _UnreadableImage(VideoError):
 
 @contextmanager
 def _opened_image(file: Path) -> Iterator[Any]:
-    """The file in Pillow's hands; what goes wrong in the block is an _UnreadableImage."""
+    """The file opened by Pillow; errors in the block become _UnreadableImage."""
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
@@ -144,7 +144,7 @@ def _is_animated(image: PillowImage) -> bool:
 
 
 def _load_image(file: Path, faults: list[str]) -> np.ndarray | None:
-    """(H, W, 3) uint8, upright; None, and a word in `faults`, where it cannot be decoded."""
+    """(H, W, 3) uint8, upright; None if it cannot be decoded, with the reason added to `faults`."""
     try:
         with _opened_image(file) as image:
             if _is_animated(image):
@@ -159,7 +159,7 @@ def _load_image(file: Path, faults: list[str]) -> np.ndarray | None:
 
 
 def _to_rgb(image: PillowImage) -> np.ndarray:
-    """(H, W, 3) uint8 as Pillow converts it, which would clip deeper pixels to 255."""
+    """(H, W, 3) uint8 by Pillow's conversion, except for 16-bit pixels, which it would clip."""
     if image.mode.startswith("I;16"):
         # keep the high byte, as Pillow does for 16-bit colours
         grey = np.asarray(image) >> 8

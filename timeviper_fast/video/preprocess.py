@@ -2,14 +2,14 @@
 
 Pillow resizes 8-bit images in two passes, horizontal then vertical, with weights in 22-bit fixed
 point, and rounds and clamps to 0..255 after each. One float pass differs by up to 21/255. Here
-each pass is a band of small float64 matrix products over the same whole-number weights, whose sums
-are exact, so every device gives the same pixels.
+each pass is a band of small float64 matrix products with the same integer weights. Their sums are
+exact, so every device gives the same pixels.
 
-The order is Pillow's before 13 (but for 12.3 and strips over 100 times as high as wide). Pillow 13
-runs the vertical pass first where the height shrinks much more than the width (its pull request
-9549): there, portrait video in the main, one call of its `resize` gives other pixels than this
-module, because rounding and clamping between the passes happen elsewhere. White noise is the worst
-case, some by about 20/255; landscape frames are the same.
+The order is Pillow's before 13 (except in 12.3, for strips over 100 times as high as wide). Pillow
+13 runs the vertical pass first if the height shrinks much more than the width (its pull request
+9549), mainly for portrait video. One call of its `resize` then gives other pixels than this module,
+because it rounds and clamps between the passes in another order. White noise is the worst case
+(some pixels differ by about 20/255); landscape frames are equal.
 """
 
 from __future__ import annotations

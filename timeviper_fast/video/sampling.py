@@ -1,4 +1,4 @@
-"""Which frames of a video are looked at: pure functions from frame times to frame positions.
+"""Sampling policies: pure functions from the times of a video's frames to frame positions.
 
 A policy is a small frozen dataclass with one method, `choose(seconds, fps, duration)`, that returns
 ascending positions into `seconds`. `parse_policy` reads one from its short text form. Only
@@ -42,7 +42,7 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class Fps:
-    """`fps` frames per second of presentation time, whatever the file's own rate does.
+    """`fps` frames per second of presentation time, independent of the file's own rate.
 
     For the instants t0, t0 + 1/fps, ... up to the video's end the frame nearest in time is chosen
     (the earlier one of two equally near). A frame is chosen once, so where the file has fewer
@@ -50,10 +50,10 @@ class Fps:
     them are kept, spread evenly over the whole video (upstream cuts the end off: policy
     `upstream`).
 
-    On a constant rate of at least `fps` these are upstream's positions round(k * file_fps / fps),
-    but for ties: of two frames equally near, upstream takes the one of even number (at 12.5 frames
-    per second every fourth position is one later than here). Numbers say nothing about time, least
-    of all where the rate varies; who needs upstream's very frames takes `upstream`.
+    At a constant rate of at least `fps` these are upstream's positions round(k * file_fps / fps),
+    except for ties: of two frames equally near, upstream takes the one of even number (at 12.5
+    frames per second every fourth position is one later than here). At a variable rate, frame
+    numbers do not tell times. Use `upstream` to get exactly upstream's frames.
     """
 
     fps: float = 1.0
@@ -96,10 +96,10 @@ class Uniform:
 class Upstream:
     """The rule of upstream TimeViper's evaluation, by frame number and average rate.
 
-    Positions round(k * file_fps / fps) in float32, half to even; of more than `max_frames` the
-    first ones are kept and the rest of the video is not seen; the last position is repeated up to
-    a multiple of 4; fewer than `min_frames` are replaced by `min_frames` uniform ones (all frames,
-    possibly no multiple of 4, where the video has fewer).
+    Positions are round(k * file_fps / fps) in float32, half to even. If there are more than
+    `max_frames`, the first ones are kept and the rest of the video is ignored. The last position is
+    repeated up to a multiple of 4. Fewer than `min_frames` are replaced by `min_frames` uniform
+    ones (all frames if the video has fewer, possibly no multiple of 4).
     """
 
     fps: float = 1.0
@@ -200,7 +200,7 @@ def _fill_clips(positions: Tensor) -> Tensor:
 
 
 def _options(text: str, parts: list[str], allowed: tuple[str, ...]) -> dict[str, Any]:
-    """`max=256` and its kin as keyword arguments of the policy."""
+    """Options such as `max=256` as keyword arguments of the policy."""
     given: dict[str, Any] = {}
     for part in parts:
         key, equals, value = part.partition("=")

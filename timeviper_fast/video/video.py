@@ -1,7 +1,7 @@
-"""A video, wherever it comes from, to frames: rgb (T, H, W, 3) uint8 with the second of each.
+"""Videos of any kind to frames: rgb (T, H, W, 3) uint8 with the second of each.
 
 `open_video` takes a video file, a directory of images, an .npz or .npy file, a tensor or an array.
-Frames are read in batches, so an hour of video never lies in memory at once.
+Frames are read in batches, so a long video is never in memory at once.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Frames:
 
 
 class Reader(Protocol):
-    """Where a video's frames come from; `FileReader` says what each attribute means."""
+    """A source of frames; `FileReader` documents the attributes."""
 
     seconds: Tensor
     fps: float
@@ -160,7 +160,7 @@ class Video(AbstractContextManager["Video"]):
         return Frames(torch.from_numpy(rgb), self.seconds[positions], self.lost_frames)
 
     def _pictures(self, wanted: Counter[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """What decodes of the frames wanted; the others are counted, or refused."""
+        """The wanted frames that decode; the others are counted, or raise."""
         faults: list[str] = []
         due = list(wanted)
         end = (self.num_frames, None)

@@ -1,4 +1,4 @@
-"""Video files written through PyAV, whole or not at all."""
+"""Write video files through PyAV, completely or not at all."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def write_video(
     codec: str = "libx264",
     options: dict[str, str] | None = None,
 ) -> None:
-    """Encode frames to a video file, in full or not at all: it appears when it is complete.
+    """Encode frames to a video file, which appears only when it is complete.
 
     Args:
         path: the file; its suffix chooses the container (.mp4, .mkv, .ts, ...). Its directory is
             made.
         frames: (H, W, 3) uint8 each, all of one even height and width; taken one at a time.
-        fps: frames per second, where `seconds` does not say otherwise.
+        fps: frames per second, unless `seconds` is given.
         seconds: presentation time of every frame, ascending: a variable frame rate.
         codec: an encoder of FFmpeg that takes yuv420p.
         options: the encoder's own, as {"g": "250", "crf": "18"}.

@@ -1,7 +1,7 @@
-"""Frames to patch features: a plain vision transformer that stops at the layer it is asked for.
+"""Frames to patch features: a vision transformer that stops at the feature layer.
 
-The encoders are SigLIP's; parameter names are timm's. What stands behind the feature layer (later
-blocks, final norm, pooling) is never built, and the features are not normalised.
+The encoders are SigLIP's; parameter names are timm's. Modules behind the feature layer (later
+blocks, final norm, pooling) are never built, and the features are not normalised.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class VisionTransformer(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Features of normalised pixels (frames, 3, image_size, image_size), in the model's dtype.
 
-        Frames do not see each other, so a video may be encoded in batches of any size.
+        Frames do not attend to each other, so a video may be encoded in batches of any size.
 
         Raises:
             ValueError: the pixels have another shape, or are no floats.
@@ -64,7 +64,7 @@ class VisionTransformer(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """One linear map per patch; pixels right of and below the last whole patch are not seen."""
+    """One linear map per patch; pixels right of and below the last whole patch are ignored."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
