@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig
+from timeviper_fast.errors import ArgumentError
 
 __all__ = ["AttentionState", "HybridCache", "MambaState"]
 
@@ -42,7 +43,7 @@ class AttentionState:
         """
         stop, capacity = self.length + key.shape[1], self.key.shape[1]
         if stop > capacity:
-            raise ValueError(f"cache: tokens must fit its capacity of {capacity}, got {stop}")
+            raise ArgumentError("cache", "tokens", f"fit its capacity of {capacity}", stop)
         self.key[:, self.length : stop] = key
         self.value[:, self.length : stop] = value
         self.length = stop
@@ -117,9 +118,11 @@ class HybridCache:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         if len(capacities) != config.num_hidden_layers:
-            raise ValueError(
-                f"HybridCache: capacities must have one number per layer "
-                f"({config.num_hidden_layers}), got {len(capacities)}"
+            raise ArgumentError(
+                "HybridCache",
+                "capacities",
+                f"have one number per layer ({config.num_hidden_layers})",
+                len(capacities),
             )
         self.batch = batch
         self.layers: list[AttentionState | MambaState | None] = []

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from timeviper_fast.config import TimeViperConfig
+from timeviper_fast.errors import ArgumentError, fail
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.model.projector import Projector
@@ -30,9 +31,7 @@ class TimeViperNetwork(nn.Module):
         super().__init__()
         if not isinstance(config, TimeViperConfig):
             remedy = "preset() makes one, and TimeViper.from_pretrained() loads a model"
-            raise ValueError(
-                f"TimeViper: config must be a TimeViperConfig, got {config!r}; {remedy}"
-            )
+            fail("TimeViper", "config", "be a TimeViperConfig", config, remedy)
         self.config = config
         self.vision = VisionTransformer(config.vision)
         sizes = (config.vision.hidden_size, config.backbone.hidden_size)
@@ -137,7 +136,7 @@ class TimeViperNetwork(nn.Module):
 
 
 def _refuse(name: str, rule: str, got: object) -> NoReturn:
-    raise ValueError(f"embed: {name} must {rule}, got {got}")
+    raise ArgumentError("embed", name, rule, got)
 
 
 def _is_tensor(value: object, dimensions: int) -> bool:

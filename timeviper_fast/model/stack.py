@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from timeviper_fast.config import CompressionStage
-from timeviper_fast.errors import fail, is_integer
+from timeviper_fast.errors import ArgumentError, fail, is_integer
 from timeviper_fast.layout import Segment
 from timeviper_fast.model.cache import HybridCache
 from timeviper_fast.model.transv import StageRecord
@@ -189,8 +189,8 @@ def _check(
 ) -> None:
     total = sum(segment.length for segment in segments)
     if total != hidden.shape[1]:
-        raise ValueError(f"segments must cover the sequence ({hidden.shape[1]}), got {total}")
+        raise ArgumentError("", "segments", f"cover the sequence ({hidden.shape[1]})", total)
     if cache is not None and len(segments) > 1:
-        raise ValueError(f"segments must be one when a cache is given, got {len(segments)}")
+        raise ArgumentError("", "segments", "be one when a cache is given", len(segments))
     if chunk is not None and not (is_integer(chunk) and chunk > 0):
-        raise ValueError(f"chunk must be a positive number of tokens, got {chunk!r}")
+        fail("", "chunk", "be a positive number of tokens", chunk)
