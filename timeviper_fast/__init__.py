@@ -7,7 +7,7 @@
     errors.py     the errors that users see, in one wording
     stops.py      time, tokens and memory of each stop
     demo.py       the demo's video and tiny model
-    __main__.py   python -m timeviper_fast
+    __main__.py   starts the command line; handles SIGTERM and Ctrl-C from the first moment
 
 A name is imported when it is first asked for, so the command line is there before torch is.
 """

@@ -1,6 +1,6 @@
 """The network: vision transformer, projector and hybrid LLM.
 
-    model.py       the three parts as one module
+    model.py       the three parts as one module; text and vision as one sequence, checked
     projector.py   patch features to merged visual tokens
     nemotron_h.py  the hybrid LLM's layers: Mamba-2, attention, MLP
     stack.py       the loop through the layers, with compression stages between them

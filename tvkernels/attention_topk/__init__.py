@@ -6,7 +6,8 @@
     scores_kernel.py  scores: query rows against keys, softmax, mean over rows
     select_kernel.py  the ordered top-k of a span
 
-Only the logits of the query rows are stored, and no key.
+Only the logits of the query rows are stored, and no key. TERMS is the number of 16 bit numbers that
+a float32 operand of a dot is split into: a value, and what its rounding lost.
 """
 
 from tvkernels.attention_topk.op import (
