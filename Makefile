@@ -23,7 +23,7 @@ INPUTS := pyproject.toml setup.py constraints.txt
 
 help:
 	@echo 'make demo    write a one-minute video, ask the tiny model about it, show the eight stops'
-	@echo 'make test    the tests                 one file: make test ARGS=tests/ops/test_tome.py'
+	@echo 'make test    the tests                 one file: make test ARGS=tests/ops/tome'
 	@echo '             and, without ARGS, the contracts of the kernels in the interpreter'
 	@echo 'make aot     compile every kernel for six GPU targets and judge the machine code: minutes'
 	@echo 'make lint    ruff and mypy'

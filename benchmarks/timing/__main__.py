@@ -2,7 +2,7 @@
 
     python -m benchmarks.timing                            # contracts, then every benchmark
     python -m benchmarks.timing --part ssd rmsnorm         # these parts
-    python -m benchmarks.timing --part contracts:ops/test_ssd   # these tests
+    python -m benchmarks.timing --part contracts:ops/ssd   # these tests
 
 Several parts run in a process each, so that a kernel that breaks the GPU ends one part only. A part
 has a share of the time and leaves the next what it does not use. Figures go to

@@ -49,7 +49,7 @@ def files() -> list[str]:
 
 
 def chosen(part: str) -> list[str]:
-    """The files of "contracts", or of "contracts:ops/test_ssd": those whose names begin so."""
+    """The files of "contracts", or of "contracts:ops/ssd": those whose names begin so."""
     begin = "tests/" + part.removeprefix("contracts").removeprefix(":")
     return [name for name in files() if name.startswith(begin)]
 

@@ -14,9 +14,12 @@ NAMED = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`(?: \(([^)]+)\))?", PAGE)
 
 @pytest.mark.parametrize(("file", "test", "variants"), NAMED)
 def test_what_is_listed_is_there(file, test, variants):
-    text = (ROOT / file).read_text(encoding="utf-8")
+    path = ROOT / file
+    text = path.read_text(encoding="utf-8")
     assert f"\ndef {test}(" in text
     if not variants.startswith("each"):
+        shared = path.with_name("common.py")
+        text += shared.read_text(encoding="utf-8") if shared.exists() else ""
         # a variant's name may go on: "D per channel, groups = heads"
         assert all(f'"{variant}' in text for variant in filter(None, variants.split(", ")))
 
