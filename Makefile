@@ -38,7 +38,7 @@ test: $(FRESH)-test
 	@$(BIN)/python -m pytest $(or $(strip $(ARGS)),--ignore=tests/machine_code)
 ifeq ($(strip $(ARGS)),)
 	@echo 'the same contracts on the kernels, through the interpreter'
-	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto -m triton tests/core tests/ops tests/model tests/dropin
+	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto -m triton tests/core tests/ops tests/model tests/integrations
 endif
 
 # a process of its own: under TRITON_INTERPRET=1 nothing can be compiled

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import tvkernels
-from tests.dropin.models import MODELS, build, tokens
+from tests.integrations.models import MODELS, build, tokens
 from tests.test_house import DROP_INS
 from tvkernels import provide
 from tvkernels.integrations import stand_ins
@@ -237,7 +237,7 @@ def test_providing_twice_is_providing_once():
 IN_ITS_OWN_PROCESS = """
 import sys, torch, tvkernels
 tvkernels.provide("mamba_ssm", "causal_conv1d")
-from tests.dropin.models import MODELS, build, tokens
+from tests.integrations.models import MODELS, build, tokens
 
 ids = tokens(2, 19)
 out = {}

@@ -11,8 +11,8 @@ from transformers.integrations import hub_kernels
 from transformers.utils import is_kernels_available
 
 import tvkernels
-from tests.dropin.models import MODELS, build, tokens
-from tests.dropin.test_patched_models import CONV, SCAN, STEP, UPDATE, close
+from tests.integrations.models import MODELS, build, tokens
+from tests.integrations.test_patched_models import CONV, SCAN, STEP, UPDATE, close
 from tvkernels.integrations.hub import LAYERS
 
 # kernels warns about the tiny models' other layers, for which there is no kernel

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tvkernels
-from tests.dropin.models import build
+from tests.integrations.models import build
 from tvkernels import patch_transformers, provide, providers
 from tvkernels.integrations import patching
 from tvkernels.integrations.providers import PACKAGES

@@ -15,7 +15,7 @@ import transformers
 
 import tvkernels
 from tests.contract import on_device
-from tests.dropin.models import build, tokens
+from tests.integrations.models import build, tokens
 from tvkernels import patch_transformers, unpatch_transformers
 from tvkernels.integrations import patching
 

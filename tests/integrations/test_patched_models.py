@@ -15,7 +15,7 @@ import torch
 
 import tvkernels
 from tests.contract import device
-from tests.dropin.models import ATTENTION, LAYERS, MODELS, WORDS, build, tokens
+from tests.integrations.models import ATTENTION, LAYERS, MODELS, WORDS, build, tokens
 from tvkernels.integrations import patching
 
 CLOSE = 5e-5
