@@ -1,11 +1,11 @@
-"""A video, wherever it comes from, to frames and their seconds, and frames to pixel values.
+"""Read videos from any source as frames with their times, and turn frames into pixel values.
 
     video.py       open a file, directory, array or tensor; read its frames in batches
-    file.py        exactly the asked frames of a video file, through PyAV
-    images.py      images, one by one or animated, through Pillow
+    file.py        decode exactly the requested frames of a video file, with PyAV
+    images.py      read image files, single or animated, with Pillow
     arrays.py      arrays in memory, and NumPy files
-    writer.py      frames to a video file, whole or not at all
-    sampling.py    which frames of a video are looked at
+    writer.py      write frames to a video file, completely or not at all
+    sampling.py    policies that choose which frames of a video are used
     preprocess.py  frames to pixel values, as Pillow resizes them
 
 The names below are public.

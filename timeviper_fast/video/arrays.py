@@ -14,7 +14,7 @@ from timeviper_fast.errors import ArgumentError, VideoError
 
 __all__ = ["ArrayReader", "load_array", "timeline"]
 
-# Frames per second of frames without times. VideoChat-Flash uses it for image folders.
+# Default frame rate of frames without times. VideoChat-Flash uses it for image folders.
 _DEFAULT_FPS = 1.0
 
 

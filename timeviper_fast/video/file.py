@@ -33,7 +33,7 @@ __all__ = ["FileReader", "import_av"]
 
 # stretches this close are decoded as one: draining and refilling the decoder costs more
 _JOIN_PACKETS = 8
-# a jump over fewer packets reads on without decoding, which costs less than a seek
+# to skip at most this many packets, read them undecoded: it costs less than a seek
 _SEEK_PACKETS = 256
 
 
@@ -172,7 +172,7 @@ class _Stretch(NamedTuple):
 
 
 class _Scan(NamedTuple):
-    """What the undecoded packets tell about a file; `tick` is in seconds."""
+    """Properties of a file, read from its undecoded packets; `tick` is in seconds."""
 
     entries: list[_Entry]
     tick: Fraction
@@ -213,7 +213,7 @@ class _Index:
         return [_Stretch(self.key_numbers[0], last + 1, 0, positions.copy())]
 
     def stretches(self, positions: list[int]) -> list[_Stretch]:
-        """The packets to decode for `positions` (ascending), those of neighbours joined."""
+        """The packets to decode for `positions` (ascending); those close together are joined."""
         found: list[_Stretch] = []
         for position in positions:
             # Take the last key frame in display order, not in file order: a frame that is stored
@@ -270,7 +270,7 @@ class _Feed:
 
 
 def import_av(module: str = "") -> Any:
-    """PyAV, or the module of it."""
+    """PyAV, or its submodule `module`."""
     try:
         return import_module(f"av.{module}" if module else "av")
     except ModuleNotFoundError as error:
@@ -350,7 +350,8 @@ def _scan(path: Path) -> _Scan:
     entries = [_Entry(*packet) for packet in packets]
     end = max((entry.stamp + entry.duration for entry in entries), default=0) * tick
     late = (declared_end - float(end)) * float(rate) if declared_end else 0.0
-    # A declared duration may be rounded, or another stream's. A table of samples is exact.
+    # If the sample table lists more frames than were read, allow 1.5 frames. Otherwise allow 1 s,
+    # at least 2 frames: a declared duration may be rounded, or another stream's.
     ends_early = late > 1.5 if unseen > 0 else late > max(2.0, float(rate))
     if entries and (faults or entries[-1].is_damaged or ends_early):
         missing = max(unseen, round(late), 0) + 1

@@ -1,4 +1,4 @@
-"""Image files as videos: a directory of them, one of them, or an animated one, through Pillow."""
+"""Image files as videos: a directory of images, a single image or an animation, with Pillow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["AnimationReader", "ImagesReader", "images_in", "is_animation", "is_image"]
 
 _IMAGES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-# in other formats, images that Pillow calls animated are pages, or views of one scene
+# in other formats, the frames that Pillow counts are pages, or views of one scene
 _ANIMATED = frozenset({"GIF", "PNG", "WEBP"})
 
 
@@ -93,7 +93,7 @@ class ImagesReader:
 
 
 def is_image(path: Path) -> bool:
-    """Whether the name is that of an image file."""
+    """Whether the file name has the suffix of an image format."""
     return path.suffix.lower() in _IMAGES
 
 
@@ -121,7 +121,7 @@ def _opened_image(file: Path) -> Iterator[Any]:
         remedy = 'pip install "timeviper-fast[vision]"'
         raise VideoError(f"images need the package pillow; {remedy}") from error
     try:
-        # open a stream: given a path, Pillow maps a TIFF file and scrambles a rotated one
+        # pass a stream: given a path, Pillow memory-maps TIFF files and scrambles rotated ones
         with file.open("rb") as stream, Image.open(stream) as image:
             yield image
     except VideoError:

@@ -5,11 +5,11 @@ point, and rounds and clamps to 0..255 after each. One float pass differs by up 
 each pass is a band of small float64 matrix products with the same integer weights. Their sums are
 exact, so every device gives the same pixels.
 
-The order is Pillow's before 13 (except in 12.3, for strips over 100 times as high as wide). Pillow
-13 runs the vertical pass first if the height shrinks much more than the width (its pull request
-9549), mainly for portrait video. One call of its `resize` then gives other pixels than this module,
-because it rounds and clamps between the passes in another order. White noise is the worst case
-(some pixels differ by about 20/255); landscape frames are equal.
+The horizontal pass runs first, as in Pillow before 13 (except in 12.3, for strips over 100 times as
+high as wide). Pillow 13 runs the vertical pass first if the height shrinks much more than the width
+(its pull request 9549), mainly for portrait video. One call of its `resize` then gives other pixels
+than this module, because its passes, each rounded and clamped, run in the other order. White noise
+is the worst case (some pixels differ by about 20/255); landscape frames are equal.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from timeviper_fast.errors import ArgumentError
 __all__ = ["resize_bicubic", "resize_normalize"]
 
 _FIXED_POINT = 2.0**22
-# Output pixels per matrix product. Wider blocks multiply more zeros, narrower ones launch more.
+# Output pixels per matrix product. Wide blocks multiply more zeros, narrow ones cost more launches.
 _BLOCK = 16
 
 
@@ -78,9 +78,9 @@ def resize_normalize(
 
 
 def resize_bicubic(rgb: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic, antialiased resize, equal to Pillow's of the width and then of the height.
+    """Bicubic, antialiased resize, equal to Pillow resizing first the width, then the height.
 
-    One call of Pillow 13's `resize` runs the height first on portrait frames, and differs there.
+    One call of Pillow 13's `resize` takes the height of portrait frames first, and differs there.
 
     Args:
         rgb: (T, H, W, 3) uint8, any device with float64.

@@ -45,10 +45,10 @@ class Fps:
     """`fps` frames per second of presentation time, independent of the file's own rate.
 
     For the instants t0, t0 + 1/fps, ... up to the video's end the frame nearest in time is chosen
-    (the earlier one of two equally near). A frame is chosen once, so where the file has fewer
-    frames than asked for, each of them is taken. If more than `max_frames` result, that many of
-    them are kept, spread evenly over the whole video (upstream cuts the end off: policy
-    `upstream`).
+    (the earlier one of two equally near). Each frame is chosen at most once: where the file has
+    fewer frames per second than `fps`, all of them are taken. If more than `max_frames` result,
+    that many of them are kept, spread evenly over the whole video (policy `upstream` drops the end
+    instead).
 
     At a constant rate of at least `fps` these are upstream's positions round(k * file_fps / fps),
     except for ties: of two frames equally near, upstream takes the one of even number (at 12.5
@@ -98,8 +98,8 @@ class Upstream:
 
     Positions are round(k * file_fps / fps) in float32, half to even. If there are more than
     `max_frames`, the first ones are kept and the rest of the video is ignored. The last position is
-    repeated up to a multiple of 4. Fewer than `min_frames` are replaced by `min_frames` uniform
-    ones (all frames if the video has fewer, possibly no multiple of 4).
+    repeated up to a multiple of 4. If there are then fewer than `min_frames`, `min_frames` uniform
+    ones are taken instead (all frames if the video has fewer; this may be no multiple of 4).
     """
 
     fps: float = 1.0

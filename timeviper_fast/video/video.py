@@ -1,4 +1,4 @@
-"""Videos of any kind to frames: rgb (T, H, W, 3) uint8 with the second of each.
+"""Read videos of any kind as frames: rgb (T, H, W, 3) uint8, with the time of each in seconds.
 
 `open_video` takes a video file, a directory of images, an .npz or .npy file, a tensor or an array.
 Frames are read in batches, so a long video is never in memory at once.
@@ -41,7 +41,7 @@ class Frames:
     Attributes:
         rgb: (T, H, W, 3) uint8.
         seconds: (T,) float64, when each is shown.
-        lost_frames: frames of the video that were not decodable up to here (`on_error="use"`).
+        lost_frames: the video's `lost_frames` when these were decoded (`on_error="use"`).
     """
 
     rgb: Tensor
@@ -68,7 +68,7 @@ class Video(AbstractContextManager["Video"]):
     """A video's timeline, and its frames on request. Use it in a `with` block, or `close` it.
 
     Attributes:
-        name: what it was opened from, for messages.
+        name: the source, as error messages print it.
         seconds: (T,) float64, when each of its frames is shown.
         fps: average frames per second.
         duration: seconds from the first frame's appearance to the last one's end.
@@ -93,8 +93,8 @@ class Video(AbstractContextManager["Video"]):
 
     @property
     def lost_frames(self) -> int:
-        """Frames the file should hold and does not (an estimate where its end is cut off), and
-        those asked for that did not decode."""
+        """Frames missing from the file (an estimate if its end is cut off), frames shown before its
+        first key frame, and requested frames that did not decode."""
         reader = self._reader
         return reader.missing + reader.skipped + len(self._undecodable)
 
@@ -106,7 +106,7 @@ class Video(AbstractContextManager["Video"]):
         """Decode the frames at `indices`, `batch_size` at a time.
 
         Args:
-            indices: positions in 0 .. num_frames - 1, ascending; one given twice comes twice.
+            indices: positions in 0 .. num_frames - 1, ascending; a repeated one repeats its frame.
             batch_size: frames per batch (the last one may be smaller); it bounds the memory.
 
         Returns:

@@ -34,9 +34,9 @@ def write_video(
             made.
         frames: (H, W, 3) uint8 each, all of one even height and width; taken one at a time.
         fps: frames per second, unless `seconds` is given.
-        seconds: presentation time of every frame, ascending: a variable frame rate.
+        seconds: presentation time of every frame, ascending, for a variable frame rate.
         codec: an encoder of FFmpeg that takes yuv420p.
-        options: the encoder's own, as {"g": "250", "crf": "18"}.
+        options: the encoder's own options, such as {"g": "250", "crf": "18"}.
 
     Raises:
         VideoError: no frames, frames of an odd or changing size, or no such encoder or container.
