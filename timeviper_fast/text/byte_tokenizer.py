@@ -28,8 +28,8 @@ SPECIAL_TOKENS = (
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A Hugging Face tokenizer whose ids 0..255 are the bytes of the UTF-8 text.
 
-    Ids from 256 are SPECIAL_TOKENS, of which `</s>` (256) ends a text. Decoding gives any text back
-    exactly; bytes that are not UTF-8 give U+FFFD. Nothing is read or downloaded.
+    Ids from 256 are SPECIAL_TOKENS; the first, `</s>` (256), ends a text. Decoding restores any
+    text exactly; bytes that are not UTF-8 give U+FFFD. Nothing is read or downloaded.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -73,8 +73,9 @@ class Prompt:
     Attributes:
         before: text ids in front of the vision tokens; empty for a prompt without vision.
         after: text ids behind them.
-        text: what was tokenised, one `<image>` standing for all vision tokens.
-        supervised: whether training learns each id of before + after; nowhere in a question.
+        text: the tokenised text, in which one `<image>` stands for all vision tokens.
+        supervised: for each id of before + after, whether training learns it; all False in a
+            question.
     """
 
     before: list[int]
@@ -133,7 +134,7 @@ def build_prompt(
         tokenizer: any Hugging Face tokenizer.
         question: text, or messages {"role", "content"} that take turns and end with the user's.
             The vision tokens go in front of the first question; a `<video>` or `<image>` in the
-            text takes them to its place instead.
+            text moves them to its place instead.
         template: nano_base or qwen2.
         vision: whether vision tokens are part of the prompt.
         preface: text directly behind the vision tokens, such as `video_sentence(...)`.
@@ -162,7 +163,7 @@ def conversation(question: str | Sequence[Message], answer_prefix: str = "") -> 
     """Check a question and return it as messages.
 
     Raises:
-        ValueError: as `build_prompt` of these two.
+        ValueError: as `build_prompt` for these arguments.
     """
     messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
     _check_turns(messages)
@@ -189,7 +190,7 @@ def training_prompt(
     """An answered conversation with its training mask: whole assistant turns are supervised, with
     their role header and closing marker.
 
-    Takes its arguments, and raises, as `build_prompt`; messages end with the assistant's turn.
+    Arguments and errors are those of `build_prompt`; the messages end with the assistant's turn.
     """
     _check_turns(messages)
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
@@ -199,8 +200,8 @@ def training_prompt(
 
 
 def render_chat(messages: Sequence[Message], template: str = "nano_base") -> str:
-    """The conversation as text, placeholders untouched; ends with the header of an answer to come
-    when the last turn is the user's (or an assistant's without content)."""
+    """The conversation as text, placeholders untouched. If the last turn is the user's (or an
+    assistant's without content), the text ends with the header of the next answer."""
     _check_turns(messages)
     return "".join(text for text, _ in _pieces(messages, chat_template(template)))
 
@@ -279,7 +280,7 @@ def _place_vision(messages: Sequence[Message], vision: bool, preface: str) -> li
 
 
 def _pieces(messages: Sequence[Message], template: ChatTemplate) -> list[tuple[str, bool]]:
-    """(text, learnt in training) pieces that, joined, are the conversation."""
+    """The conversation as (text, learnt in training) pieces, to be joined."""
     pieces = [(template.system, False)]
     for message in messages:
         learnt = message["role"] == "assistant"
