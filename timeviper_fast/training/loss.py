@@ -1,8 +1,8 @@
 """The training loss of packed samples, each with its own vision span and compression.
 
 Mean next-token cross entropy over the supervised tokens of all samples, in float32. Logits are
-computed at supervised positions only: with a vocabulary of 131,072 all of them would take more
-memory than the model.
+computed at supervised positions only: with a vocabulary of 131,072 the logits of every position
+would take more memory than the model.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def packed_loss(
         backbone: the language model.
         embeddings: (1, seqlen, d_model), text and vision.
         segments: one per sample, as `training_segment` builds them.
-        labels: (seqlen,) int64 on the CPU; -100 at vision tokens and at every sample's first.
+        labels: (seqlen,) int64 on the CPU; -100 at vision tokens and at each sample's first token.
 
     Returns:
         Scalar float32 loss.
