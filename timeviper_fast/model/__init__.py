@@ -4,9 +4,9 @@
     projector.py   patch features to merged visual tokens
     nemotron_h.py  the hybrid LLM's layers: Mamba-2, attention, MLP
     stack.py       the loop through the layers, with compression stages between them
-    transv.py      one compression stage: drop vision tokens, write what they say into the text
+    transv.py      one compression stage: drop vision tokens, add their content to the text
     cache.py       keys, values and states between calls
-    initialize.py  random weights as the family draws them
+    initialize.py  random weights as the family initialises them
 
 `vision/` turns pixel values into patch features.
 """

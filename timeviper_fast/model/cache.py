@@ -59,7 +59,7 @@ class MambaState:
 
     Attributes:
         ring: (batch, conv_dim, conv_kernel), channels contiguous: the last columns that entered the
-            convolution. Column t lies in slot t % conv_kernel, so that a decode step writes one.
+            convolution. Column t lies in slot t % conv_kernel, so a decode step writes one slot.
         position: (batch,) int32, the number of the next column. It is kept on the device to avoid a
             host sync.
         ssm: (batch, nheads, headdim, d_state), float32.

@@ -19,7 +19,7 @@ __all__ = ["TimeViperNetwork"]
 
 
 class TimeViperNetwork(nn.Module):
-    """Pixels to visual tokens, visual tokens and text to one sequence, and the LLM that reads it.
+    """Vision encoder, projector and LLM; `embed` joins visual tokens and text into one sequence.
 
     Args:
         config: what to build.
@@ -81,7 +81,7 @@ class TimeViperNetwork(nn.Module):
 
         Raises:
             ValueError: shapes or dtypes that do not fit together, or an id outside the vocabulary
-                (looked for on the CPU only; a GPU is not waited for).
+                (checked for ids on the CPU only; on a GPU the check would be a host sync).
         """
         runs = self._runs_of(visual, between)
         self._check_texts(before=before, between=between, after=after)
@@ -144,7 +144,7 @@ def _is_tensor(value: object, dimensions: int) -> bool:
 
 
 def _kind(value: object) -> str:
-    """What a tensor, or what is none, looks like in an error."""
+    """A value as errors describe it: a tensor by shape and dtype, anything else by its type."""
     if isinstance(value, (list, tuple)):
         return f"{type(value).__name__} of {', '.join(map(_kind, value)) or 'nothing'}"
     if not isinstance(value, Tensor):

@@ -85,15 +85,15 @@ def _attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention of the LAST n of m tokens.
 
     q (batch, n, nheads, headdim), k and v (batch, m, nkvheads, headdim). Where torch has no fused
-    kernel for the bottom-right mask (on the CPU, and in float32 on CUDA) it writes the mask out, so
-    queries are processed in blocks of 256, which bounds it at 256 x m.
+    kernel for the bottom-right mask (on the CPU, and in float32 on CUDA) it materialises the mask.
+    Queries are then processed in blocks of 256, which bounds the mask at 256 x m.
     """
     n, m = q.shape[1], k.shape[1]
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     if n == m or n == 1:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1, enable_gqa=True)
         return out.transpose(1, 2)
-    # imported late: this class makes torch load its compiler, and with it Triton
+    # imported here: the import makes torch load its compiler, and with it Triton
     from torch.nn.attention.bias import causal_lower_right
 
     block = n if q.is_cuda and q.dtype != torch.float32 else 256

@@ -41,10 +41,10 @@ class Projector(nn.Module):
         self.layers = nn.Sequential(linears[0], *rest)
 
     def merge(self, features: torch.Tensor) -> torch.Tensor:
-        """Similar patches become one, their mean: (frames, patches, vision_size) -> (frames, n, .).
+        """Merge similar patches into their mean: (frames, patches, vision_size) -> (frames, n, .).
 
-        With `clip_frames` above 1 that many frames are merged as one set of patches; the result is
-        only viewed as n tokens per frame, so a token may hold patches of any frame of its clip.
+        With `clip_frames` above 1 that many frames are merged as one set of patches. The result is
+        reshaped to n tokens per frame, but a token may hold patches of any frame of its clip.
 
         Raises:
             ValueError: features of another shape, fewer patches than `num_tokens`, or frames that

@@ -1,6 +1,6 @@
 """The loop through an LLM's layers, with compression stages between them; it can stop at a stage.
 
-The layers' own mathematics is in `nemotron_h.py`, that of a stage in `transv.py`.
+`nemotron_h.py` computes a layer, `transv.py` a stage.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _pack(segments: tuple[Segment, ...], hidden: Tensor) -> Packing:
     lengths = tuple(segment.length for segment in segments)
     if len(lengths) == 1:
         return Packing(lengths, None)
-    # made where it is used: a copy from the host would wait for the device
+    # create it on the device: a copy from the host would be a host sync
     made = partial(torch.full, dtype=torch.int32, device=hidden.device)
     index = torch.cat([made((length,), i) for i, length in enumerate(lengths)])
     return Packing(lengths, index.expand(len(hidden), -1))
@@ -82,7 +82,7 @@ class LayerStack(nn.Module):
         chunk: int | None = None,
         watch: StopWatch | None = None,
     ) -> tuple[Tensor, list[list[StageRecord]]]:
-        """Run every layer and every compression stage; takes its arguments, and raises, as `run`.
+        """Run every layer and every compression stage; arguments and errors are those of `run`.
 
         Returns:
             The last layer's residual stream (batch, seqlen after dropping, d_model), before
@@ -105,8 +105,8 @@ class LayerStack(nn.Module):
         """Run the layers from one stage up to another.
 
         Args:
-            hidden: (batch, seqlen, d_model) embeddings, or what an earlier call returned for
-                `start_stage`. Left unchanged.
+            hidden: (batch, seqlen, d_model) embeddings, or the result of an earlier call that
+                stopped before `start_stage`. Not modified.
             segments: the samples packed one behind the other, with their vision spans; None means
                 one sample without vision. Every row of the batch has the same layout.
             cache: continued and written in place (inference, one segment); None for training.
@@ -157,11 +157,11 @@ class LayerStack(nn.Module):
         chunk: int | None,
         own: bool,
     ) -> Tensor:
-        """`hidden` after `layers`; written over it if it is our `own`."""
+        """Run `layers` on `hidden`. `own`: `hidden` is not the caller's and may be overwritten."""
         if cache is None or chunk is None or chunk >= hidden.shape[1]:
             return self._step(layers, hidden, packing, cache)
-        # out may be hidden itself: each chunk is read before its result is written over it, and no
-        # later chunk reads it again, because what layers remember is in the cache
+        # out may be hidden itself: each chunk is read before its result overwrites it, and no later
+        # chunk reads it again, because the layers keep their keys and states in the cache
         out = hidden if own else torch.empty_like(hidden)
         for start in range(0, hidden.shape[1], chunk):
             part = hidden[:, start : start + chunk]

@@ -1,11 +1,12 @@
-"""TransV: drop vision tokens inside the LLM, after moving what they say into the text behind them.
+"""TransV: drop vision tokens inside the LLM, after adding their content to the text behind them.
 
     text + tanh(alpha) * W_o attend(W_q text, W_k dropped, W_v dropped)       (arXiv 2511.16595)
 
-Which tokens stay is either a uniform rule or the attention that one query token pays them in the
-layer ahead. Two choices look odd and are kept because upstream's checkpoints were trained with
-them: scores come from the residual stream BEFORE the layer's RMSNorm, and the query is a single
-token, at inference the last of the prompt. Counts are relative to the original vision tokens.
+A stage keeps either evenly spaced tokens, or those with the highest attention from one query token
+under the projections of the layer that follows. Two choices look odd and are kept because
+upstream's checkpoints were trained with them: scores come from the residual stream BEFORE the
+layer's RMSNorm, and the query is a single token, at inference the last of the prompt. Counts are
+relative to the original vision tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ __all__ = ["StageRecord", "TransV"]
 
 
 class StageRecord(NamedTuple):
-    """What one stage did to one sample.
+    """The result of one stage for one sample.
 
     Attributes:
         layer: the stage ran before this layer.
@@ -68,7 +69,7 @@ class TransV(nn.Module):
 
         Args:
             hidden: (batch, seqlen, d_model), the residual stream that enters the stage's layer.
-            segments: the samples that lie one behind the other in it.
+            segments: the samples packed in it, in order.
             mixer: the layer's mixer; its q_proj and k_proj score the tokens of attention stages.
 
         Returns:
@@ -94,7 +95,7 @@ class TransV(nn.Module):
     def _choose(
         self, sample: Tensor, segment: Segment, mixer: nn.Module
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Which vision tokens stay and which leave: (batch, n) numbers among the present ones."""
+        """(kept, dropped, scores); kept and dropped are (batch, n) numbers of present tokens."""
         keep = self.stage.kept_count(segment.vision_tokens)
         if self.stage.select == "attention":
             return self._by_attention(sample, segment, keep, mixer)
@@ -116,7 +117,7 @@ class TransV(nn.Module):
             if segment.index is None:
                 chosen = attention_topk_hidden(q, seen, weight, keep, span)
                 return chosen.kept, chosen.dropped, chosen.scores
-            # The op chooses among a whole span, text included: take only its scores from it.
+            # The op would choose among the whole span, text included: use only its scores.
             scores = attention_topk_hidden(q, seen, weight, 0, span).scores
             scores = scores.gather(1, segment.index.expand(len(sample), -1))
             # stable: equal scores keep the lower index, as in the op
@@ -132,9 +133,9 @@ class TransV(nn.Module):
         shorter: Tensor,
         after: list[Segment],
     ) -> None:
-        """Write what each sample's rows of `dropped` say into its text in `shorter`.
+        """Add the content of each sample's rows of `dropped` to its text in `shorter`, in place.
 
-        Only the text behind the last vision token reads them: text between runs must not see
+        Only the text behind the last vision token is changed: text between runs must not see
         tokens that follow it.
         """
         start = row = end = 0
