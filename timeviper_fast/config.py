@@ -46,7 +46,7 @@ def _all(holds: Callable[[Any], bool], value: Any, length: int | None = None) ->
 
 
 def _is_range(value: Any) -> bool:
-    """Whether `value` is a (low, high) of which only high may be infinite."""
+    """Whether `value` is a tuple (low, high), 0 <= low <= high; only high may be infinite."""
     if not (isinstance(value, tuple) and len(value) == 2):
         return False
     low, high = value
@@ -80,8 +80,8 @@ class CompressionStage:
 
     Attributes:
         layer: the stage runs on the residual stream that enters this layer (0-based).
-        select: "uniform" keeps evenly spaced tokens; "attention" those that the query token of
-            this layer (which must be an attention layer) looks at most.
+        select: "uniform" keeps evenly spaced tokens; "attention" those with the highest attention
+            from the query token, scored by this layer, which must be an attention layer.
         keep: fraction of the ORIGINAL vision tokens that remain, in (0, 1]. The count is
             trunc(N0 * keep) in float64; a count of 0 is legal.
         transfer: True adds the dropped tokens' content to the text behind the span by gated
@@ -303,7 +303,7 @@ class TimeViperConfig:
 
 
 def check_stages(stages: tuple[CompressionStage, ...], backbone: BackboneConfig) -> None:
-    """Stages fit the backbone: layers exist, rise strictly, keep ratios never rise.
+    """Check that stages fit the backbone: layers exist and rise strictly, keep ratios never rise.
 
     Raises:
         ValueError: naming the stage, the rule and the value.

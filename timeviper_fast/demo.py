@@ -1,4 +1,4 @@
-"""What `timeviper-fast demo` shows: a real video file and a tiny model with random weights."""
+"""The video file and the tiny model with random weights that `timeviper-fast demo` uses."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def write_demo_video(
     width: int = 640,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write an H.264 file of a bright square that crosses a slowly turning sky and comes back.
+    """Write an H.264 file of a bright square that crosses a sky of changing colours and back.
 
     Args:
-        path: where to; directories are made.
+        path: the file to write; its directory is made.
         seconds, fps: length and rate.
         height, width: pixels, even numbers.
         progress: called with (frames written, all frames).

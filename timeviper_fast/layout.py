@@ -41,9 +41,9 @@ class Segment:
         length: tokens of the sample.
         span: from its first vision token to its last, relative to the sample's first token; length
             0 when it has none.
-        query_from_end: the token that asks in an attention stage, counted back from the sample's
-            last token (0). Dropping vision tokens in front of it does not move it.
-        vision_tokens: vision tokens before any stage dropped some (N0); defaults to the present.
+        query_from_end: the query token of attention stages, counted back from the sample's last
+            token (0). Dropping vision tokens in front of it does not change it.
+        vision_tokens: vision tokens before any stage dropped some (N0); defaults to those present.
         text_inside: text tokens inside the span; 0 when vision is one contiguous run.
         index: (1 or batch, vision_present) int64, where the vision tokens lie, counted from the
             span's first token, ascending. None for one contiguous run, and in a segment that only
@@ -93,10 +93,10 @@ class Segment:
 
         Args:
             length: tokens of the sample.
-            runs: each relative to the sample's first token, ascending; empty ones count nothing,
-                and runs that touch are one.
+            runs: each relative to the sample's first token, ascending; empty runs are ignored, and
+                adjacent ones are joined.
             query_from_end: as the attribute.
-            device: where the sequence will be; `index` is put there once.
+            device: the sequence's device; `index` is copied there once.
 
         Raises:
             ValueError: runs overlap, descend or leave the sample.
@@ -130,13 +130,13 @@ class Segment:
         return self.span.length - self.text_inside
 
     def after(self, kept: int) -> Segment:
-        """The same sample once only `kept` of its present vision tokens remain; counts alone."""
+        """The sample after `kept` of its present vision tokens remain: counts only, no index."""
         dropped = self.vision_present - kept
         span = replace(self.span, length=self.span.length - dropped)
         return replace(self, length=self.length - dropped, span=span, index=None)
 
     def keep(self, kept: Tensor) -> Segment:
-        """The same sample once only the vision tokens `kept` remain.
+        """The sample after only the vision tokens `kept` remain.
 
         Args:
             kept: (batch, n) int64, numbers among the present vision tokens, ascending.
@@ -144,7 +144,7 @@ class Segment:
         left = self.after(kept.shape[1])
         if self.index is None:
             return left
-        # number - rank = vision tokens dropped in front of a kept one: so far it moves forward
+        # a kept token moves forward by the vision tokens dropped before it: its number - its rank
         rank = torch.arange(kept.shape[1], device=kept.device)
         places = self.index.expand(len(kept), -1).gather(1, kept)
         return replace(left, index=places - (kept - rank))
@@ -157,14 +157,14 @@ class Segment:
 
 
 def shorten(segments: tuple[Segment, ...], stage: CompressionStage) -> tuple[Segment, ...]:
-    """What `stage` leaves of every sample."""
+    """The segments after `stage` has dropped its vision tokens."""
     return tuple(s.after(stage.kept_count(s.vision_tokens)) for s in segments)
 
 
 def tokens_before_layer(
     segments: tuple[Segment, ...], stages: tuple[CompressionStage, ...], num_layers: int
 ) -> list[int]:
-    """Tokens of the whole sequence that enter each layer; nothing has to run to know them."""
+    """Tokens of the whole sequence that enter each layer, computed without running the model."""
     stage_at = {stage.layer: stage for stage in stages}
     counts = []
     for layer in range(num_layers):

@@ -24,9 +24,9 @@ class Stop:
         shape: of the output, as "3600 x 16 x 4480".
         tokens: number of output tokens, as "57600" or "57600 -> 28800"; empty if there are none.
         milliseconds: wall clock spent in it.
-        peak_bytes: peak memory up to the stop's last end: of the device on CUDA, of the process
+        peak_bytes: peak memory until the stop last ended: of the device on CUDA, of the process
             elsewhere. Interleaved stops, such as decode and vision, may end in another order than
-            that of their rows.
+            they are listed.
     """
 
     name: str
@@ -70,7 +70,7 @@ def _memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
-        # Windows: the standard library has no peak memory
+        # the standard library cannot read peak memory on Windows
         return 0
     import resource
 
