@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.model.goldens import TINY, golden, manifest
+from tests.goldens import golden, manifest
+from tests.model.common import random_model, runs_of
+from tests.tiny import TINY
 from timeviper_fast.config import BackboneConfig, CompressionStage
-from timeviper_fast.demo import tiny_model
-from timeviper_fast.inference.encode import token_seconds
 from timeviper_fast.inference.generate import decode, prefill
-from timeviper_fast.layout import Segment, VisualSpan
-from timeviper_fast.model.cache import HybridCache
-from timeviper_fast.model.initialize import init_weights
+from timeviper_fast.layout import Segment
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.model.stack import Packing
 
 NAME = "interleaved_stages"
 CLOSE = {"rtol": 0, "atol": 2e-4}
-SCHEDULE = (
-    CompressionStage(2, "uniform", 0.7, transfer=False),
-    CompressionStage(3, "attention", 0.4),
-    CompressionStage(8, "attention", 0.2, transfer=False),
-)
-
-
-def runs_of(mask: torch.Tensor) -> list[VisualSpan]:
-    """The runs of True in a one-dimensional mask."""
-    edges = torch.cat([torch.zeros(1), mask.float(), torch.zeros(1)]).diff()
-    starts, stops = (edges == 1).nonzero().flatten(), (edges == -1).nonzero().flatten()
-    return [VisualSpan(a, b - a) for a, b in zip(starts.tolist(), stops.tolist())]
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +81,6 @@ def test_recorded_stages(recorded, run, chunk):
 def test_recorded_stages_on_each_backend(recorded, backend):
     read = read_recorded(recorded, "after_evs", max_new_tokens=2)
     check_recorded(recorded, "after_evs", *read, steps=2)
-
-
-def random_model(stages=SCHEDULE) -> HybridBackbone:
-    model = HybridBackbone(TINY, stages)
-    init_weights(model, seed=3)
-    for stage in model.transv:
-        if stage.stage.transfer:
-            torch.nn.init.constant_(stage.alpha, 0.8)
-    return model.double().eval()
 
 
 def heads(x: torch.Tensor) -> torch.Tensor:
@@ -177,13 +152,6 @@ def test_any_runs_equal_a_restatement_by_lists(runs, behind, asks):
     assert hidden.shape[1] == int((~vision).sum()) + len(kept)
 
 
-def test_touching_runs_are_one_span():
-    whole = Segment(20, VisualSpan(3, 12))
-    runs = [VisualSpan(3, 4), VisualSpan(7, 0), VisualSpan(7, 8)]
-    assert Segment.of_runs(20, runs) == whole
-    assert Segment.of_runs(20, runs).index is None
-
-
 def test_rows_of_a_batch_keep_their_own_tokens():
     vision = torch.tensor([False, True, True, True, False, True, True, True, True, False] * 2)
     segment = Segment.of_runs(20, runs_of(vision))
@@ -217,118 +185,3 @@ def test_packed_samples_see_only_themselves():
     (packed,) = torch.autograd.grad((hidden * weight).sum(), x, retain_graph=True)
     (apart,) = torch.autograd.grad((torch.cat(alone, 1) * weight).sum(), x)
     torch.testing.assert_close(packed, apart, rtol=1e-8, atol=1e-9)
-
-
-@pytest.mark.parametrize("stop", [0, 1, 2, 3])
-@pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("chunk", [None, 4])
-def test_a_run_that_stops_before_a_stage_goes_on_to_the_same_end(stop, interleaved, chunk):
-    mask = torch.tensor([False] * 2 + [True] * 6 + [False] * interleaved + [True] * 9 + [False] * 4)
-    segment = Segment.of_runs(len(mask), runs_of(mask))
-    model = random_model()
-    x = torch.randn(1, len(mask), TINY.hidden_size, dtype=torch.float64)
-
-    def cache() -> HybridCache:
-        return HybridCache(TINY, [len(mask)] * TINY.num_hidden_layers, dtype=torch.float64)
-
-    with torch.no_grad():
-        whole = model.run(x, (segment,), cache=cache(), chunk=chunk)
-        states = cache()
-        first = model.run(x, (segment,), cache=states, chunk=chunk, stop_stage=stop)
-        assert len(first.records) == stop
-        before = first.hidden.clone()
-        rest = model.run(first.hidden, first.segments, cache=states, chunk=chunk, start_stage=stop)
-    assert torch.equal(rest.hidden, whole.hidden)
-    assert torch.equal(first.hidden, before)
-    for [got], [want] in zip(first.records + rest.records, whole.records):
-        assert torch.equal(got.kept, want.kept)
-
-
-@pytest.mark.parametrize(
-    "part", [{"stop_stage": 4}, {"start_stage": -1}, {"start_stage": 2, "stop_stage": 1}]
-)
-def test_stages_that_are_none(part):
-    model = random_model()
-    with pytest.raises(ValueError, match="must name stages in order, 0 to 3, got"):
-        model.run(torch.zeros(1, 4, TINY.hidden_size, dtype=torch.float64), **part)
-
-
-@pytest.mark.parametrize(
-    ("runs", "rule"),
-    [
-        ([VisualSpan(4, 3), VisualSpan(5, 2)], "ascend"),
-        ([VisualSpan(4, 3), VisualSpan(1, 2)], "ascend"),
-        ([VisualSpan(4, 30)], "lie inside"),
-    ],
-)
-def test_runs_that_are_none(runs, rule):
-    with pytest.raises(ValueError, match=rule):
-        Segment.of_runs(20, runs)
-
-
-def test_a_segment_of_counts_alone_plans_like_one_with_its_index():
-    mask = torch.tensor([False, True, True, False] * 6)
-    segment = Segment.of_runs(24, runs_of(mask))
-    counted = replace(segment, index=None)
-    assert counted.after(5) == segment.after(5)
-    assert counted.after(5).length == 17
-    assert counted.after(5).vision_present == 5
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_model()
-
-
-def test_frames_with_labels_are_embedded_in_order(tiny):
-    width = tiny.config.backbone.hidden_size
-    frames = torch.randn(3, 4, width)
-    ids = [torch.tensor([[5, 6]]), torch.tensor([[7]]), torch.tensor([[8, 9]]), torch.tensor([[3]])]
-    embeddings, segment = tiny.embed(ids[0], frames, ids[3], between=ids[1:3])
-    words = [tiny.backbone.embeddings(x)[0] for x in ids]
-    want = [words[0], frames[0], words[1], frames[1], words[2], frames[2], words[3]]
-    assert torch.equal(embeddings[0], torch.cat(want))
-    assert (segment.span, segment.text_inside, segment.vision_tokens) == (VisualSpan(2, 15), 3, 12)
-    listed, same = tiny.embed(ids[0], list(frames), ids[3], between=ids[1:3])
-    assert torch.equal(listed, embeddings)
-    assert torch.equal(same.index, segment.index)
-
-
-def test_a_frame_may_keep_no_token(tiny):
-    width = tiny.config.backbone.hidden_size
-    runs = [torch.randn(3, width), torch.randn(0, width), torch.randn(2, width)]
-    ids = torch.tensor([[5]])
-    embeddings, segment = tiny.embed(ids, runs, ids, between=[ids, ids])
-    assert embeddings.shape[1] == 9
-    assert segment.index.tolist() == [[0, 1, 2, 5, 6]]
-
-
-def test_labels_are_generated_with(tiny):
-    frames = torch.randn(2, 4, tiny.config.backbone.hidden_size)
-    ids = torch.tensor([[5, 6]])
-    answer = tiny.generate(ids, frames, ids, between=[ids], max_new_tokens=2)
-    assert answer.token_ids.shape == (1, 2)
-    assert answer.stages[0].before == 8
-
-
-@pytest.mark.parametrize(
-    ("visual", "between", "words"),
-    [
-        (torch.zeros(3, 4, 128), [torch.zeros(1, 1).long()], r"one text fewer .* \(3\), got 1"),
-        (None, [torch.zeros(1, 1).long()], r"one text fewer than visual has runs \(0\), got 1"),
-        ([torch.zeros(4, 128), torch.zeros(2, 64)], [torch.zeros(1, 1).long()], "for each run"),
-        (torch.zeros(2, 4, 128), [torch.zeros(1, 1)], "between must be a tensor"),
-        (torch.zeros(2, 4, 128), [torch.zeros(2, 1).long()], r"have the batch of before \(1\)"),
-    ],
-)
-def test_embed_checks_its_runs(tiny, visual, between, words):
-    ids = torch.zeros(1, 2).long()
-    with pytest.raises(ValueError, match=words):
-        tiny.embed(ids, visual, ids, between=between)
-
-
-def test_each_token_has_the_second_of_its_frame():
-    times = torch.tensor([0.0, 0.5, 2.0])
-    assert token_seconds(times, [2, 0, 1]).tolist() == [0.0, 0.0, 2.0]
-    # a clip that was filled up with its last frame
-    assert token_seconds(times, [1, 1, 1, 2]).tolist() == [0.0, 0.5, 2.0, 2.0, 2.0]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.goldens import DATA
 from timeviper_fast.config import ProjectorConfig
 from timeviper_fast.model.projector import Projector
-
-DATA = Path(__file__).parents[1] / "data"
 
 Tensors = dict[str, torch.Tensor]
 

@@ -10,10 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tests.model.checkpoints import (
-    CONFIG,
-    HF_TINY,
-    SIGLIP,
+from tests.checkpoint.parts import (
     Whole,
     assert_same,
     llm_directory,
@@ -24,7 +21,8 @@ from tests.model.checkpoints import (
     timm_state,
     vlm_state,
 )
-from tests.model.goldens import DROP_ONLY, TINY, TRANSV, golden, tiny_backbone
+from tests.goldens import golden
+from tests.tiny import CONFIG, DROP_ONLY, HF_TINY, SIGLIP, TINY, TRANSV, tiny_backbone
 from timeviper_fast.checkpoint.files import weight_files
 from timeviper_fast.checkpoint.save import save_pretrained
 from timeviper_fast.checkpoint.siglip import vision_names

@@ -1,61 +1,16 @@
-"""One Mamba-2 mixer and the TransV stages alone, against upstream's own code."""
+"""The stages of TransV alone, against upstream's own code."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tests.model.goldens import TINY, golden, manifest
-from timeviper_fast.config import BackboneConfig, CompressionStage
+from tests.goldens import golden, manifest
+from tests.tiny import TINY
+from timeviper_fast.config import CompressionStage
 from timeviper_fast.layout import Segment, VisualSpan
-from timeviper_fast.model.cache import MambaState
-from timeviper_fast.model.nemotron_h import Attention, Mamba2
-from timeviper_fast.model.stack import Packing
+from timeviper_fast.model.nemotron_h import Attention
 from timeviper_fast.model.transv import TransV
-
-
-@pytest.fixture
-def mixer():
-    shape = manifest("mamba_mixer")["config"]
-    config = BackboneConfig(
-        hidden_size=shape["hid"],
-        pattern="M",
-        mamba_num_heads=shape["heads"],
-        mamba_head_dim=shape["hd"],
-        n_groups=shape["G"],
-        ssm_state_size=shape["N"],
-        chunk_size=shape["chunk"],
-    )
-    data = golden("mamba_mixer")
-    module = Mamba2(config)
-    weights = {n.removeprefix("weight."): t for n, t in data.items() if n.startswith("weight.")}
-    module.load_state_dict(weights)
-    return config, module.eval(), data
-
-
-@torch.no_grad()
-def test_mamba_prefill_states_and_steps(mixer):
-    config, module, data = mixer
-    state = MambaState(2, config, None, torch.float32)
-    out = module(data["input"], Packing((150,), None), state)
-    torch.testing.assert_close(out, data["output"], rtol=0, atol=2e-4)
-    torch.testing.assert_close(state.ssm, data["ssm_state"], rtol=0, atol=1e-4)
-    torch.testing.assert_close(state.conv, data["conv_state"], rtol=0, atol=1e-4)
-    steps = [module(data["step_input"][:, i : i + 1], Packing((1,), None), state) for i in range(4)]
-    torch.testing.assert_close(torch.cat(steps, 1), data["step_output"], rtol=0, atol=2e-4)
-    torch.testing.assert_close(state.ssm, data["ssm_state_after_steps"], rtol=0, atol=1e-4)
-    torch.testing.assert_close(state.conv, data["conv_state_after_steps"], rtol=0, atol=1e-4)
-
-
-@torch.no_grad()
-def test_mamba_training_and_packed(mixer):
-    _, module, data = mixer
-    out = module(data["input"], Packing((150,), None), None)
-    torch.testing.assert_close(out, data["fused_training_output"], rtol=0, atol=2e-4)
-    packing = Packing((60, 41, 49), data["packed_seq_idx"])
-    out = module(data["input"][:1], packing, None)
-    torch.testing.assert_close(out, data["packed_output"], rtol=0, atol=2e-4)
-
 
 STAGES = (CompressionStage(0, "uniform", 0.5), CompressionStage(1, "attention", 0.2))
 

@@ -1,4 +1,4 @@
-"""Prefill, decode and sampling: laws, batches, stop ids, the window, and every sentence."""
+"""Prefill, decode and sampling: laws, batches, stop ids, and every sentence."""
 
 from __future__ import annotations
 
@@ -9,32 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.inference.common import CONFIG, STAGES, build, prompt
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.inference.generate import Sampling, decode, prefill, sample
 from timeviper_fast.layout import Segment, VisualSpan
-from timeviper_fast.model.cache import AttentionState, HybridCache
-from timeviper_fast.model.initialize import init_weights
-from timeviper_fast.model.nemotron_h import HybridBackbone
-from timeviper_fast.presets import preset
-
-CONFIG = replace(preset("tiny").backbone, time_step_limit=(0.0, float("inf")))
-STAGES = (CompressionStage(0, "uniform", 0.7), CompressionStage(8, "attention", 0.3))
-
-
-def build(stages=STAGES, config=CONFIG, seed=1):
-    model = HybridBackbone(config, stages)
-    init_weights(model, seed=seed)
-    with torch.no_grad():
-        for module in model.transv:
-            if module.stage.transfer:
-                module.alpha.fill_(0.8)
-    return model.eval()
-
-
-def prompt(length, seed=0, batch=1):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, length, CONFIG.hidden_size, generator=generator)
-
+from timeviper_fast.model.cache import HybridCache
 
 MODEL = build()
 
@@ -220,19 +199,6 @@ class TestSampling:
             Sampling(**kwargs)
 
 
-def test_the_window_counts_what_reaches_attention():
-    model = build(
-        (CompressionStage(2, "uniform", 0.1),), replace(CONFIG, max_position_embeddings=32)
-    )
-    segment = Segment(104, VisualSpan(2, 100))
-    prefill(model, prompt(104), segment, max_new_tokens=18)
-    with pytest.raises(
-        ValueError,
-        match=r"window of 32 tokens, got 14 at its attention layers \(of 104 in the prompt\) \+ 19",
-    ):
-        prefill(model, prompt(104), segment, max_new_tokens=19)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_no_numbers_are_refused(value, temperature):
@@ -299,22 +265,3 @@ def test_logits_that_are_no_numbers_are_refused(value, temperature):
 def test_sentences(call, words):
     with pytest.raises(ValueError, match=words):
         call()
-
-
-def test_a_full_cache_says_so_and_writes_nothing():
-    state = AttentionState((1, 3, 2, 4), None, torch.float32)
-    key = torch.ones(1, 2, 2, 4)
-    state.append(key, key)
-    before = state.key.clone()
-    with pytest.raises(ValueError, match="tokens must fit its capacity of 3, got 4"):
-        state.append(2 * key, 2 * key)
-    assert state.length == 2
-    assert torch.equal(state.key[:, :2], before[:, :2])
-
-
-def test_cache_bytes_are_what_the_shapes_say():
-    config = preset("nemotron-nano-9b-v2").backbone
-    cache = HybridCache(config, [1000] * 56, device="meta", dtype=torch.bfloat16)
-    mamba = 27 * (128 * 80 * 128 * 4 + 12288 * 4 * 2 + 4)
-    attention = 4 * 2 * 1000 * 8 * 128 * 2
-    assert cache.nbytes == mamba + attention

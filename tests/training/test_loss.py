@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.model.goldens import TRANSV, golden, manifest, tiny_backbone
+from tests.goldens import golden, manifest
+from tests.tiny import TRANSV, tiny_backbone
 from timeviper_fast.config import ProjectorConfig
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.projector import Projector

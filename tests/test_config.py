@@ -1,4 +1,4 @@
-"""Configurations: presets are the published models, and every broken rule has its sentence."""
+"""Configurations: every broken rule has its sentence, and no field takes another kind of value."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Literal, get_origin, get_type_hints
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from timeviper_fast.config import (
     BackboneConfig,
@@ -19,42 +17,8 @@ from timeviper_fast.config import (
     TimeViperConfig,
     VisionConfig,
 )
-from timeviper_fast.layout import Segment, VisualSpan, tokens_before_layer
-from timeviper_fast.model.nemotron_h import HybridBackbone
+from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.presets import preset
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters", "attention_layers"),
-    [
-        ("nemotron-nano-9b-v2", 8_888_227_328, (14, 21, 30, 39)),
-        ("nemotron-nano-12b-v2", 12_310_001_152, (7, 16, 25, 34, 43, 52)),
-        ("nemotron-h-8b", 8_100_852_736, (7, 18, 29, 40)),
-    ],
-)
-def test_presets_have_the_published_size(name, parameters, attention_layers):
-    config = preset(name)
-    with torch.device("meta"):
-        model = HybridBackbone(config.backbone)
-    assert sum(p.numel() for p in model.parameters()) == parameters
-    assert config.backbone.layers_of("*") == attention_layers
-
-
-def test_transv_of_the_9b_has_about_100m_parameters():
-    config = preset("nemotron-nano-9b-v2")
-    with torch.device("meta"):
-        model = HybridBackbone(config.backbone, config.stages)
-    assert sum(p.numel() for p in model.transv.parameters()) == 2 * (55_050_240 + 1)
-
-
-def test_tied_embeddings_are_counted_once():
-    with torch.device("meta"):
-        tied = HybridBackbone(replace(preset("tiny").backbone, tie_word_embeddings=True))
-        free = HybridBackbone(preset("tiny").backbone)
-    size = tied.embeddings.weight.numel()
-    counts = [sum(p.numel() for p in model.parameters()) for model in (tied, free)]
-    assert counts[1] - counts[0] == size
-
 
 TINY = preset("tiny")
 
@@ -225,14 +189,3 @@ def test_keep_counts_are_float64_and_may_be_zero():
     assert CompressionStage(1, "uniform", 0.7).kept_count(720) == 503
     assert CompressionStage(1, "uniform", 0.29).kept_count(100) == 28
     assert CompressionStage(1, "uniform", 0.1).kept_count(9) == 0
-
-
-@given(frames=st.integers(0, 10_000), before=st.integers(1, 20), after=st.integers(1, 600))
-def test_the_9b_schedule_counts_tokens(frames, before, after):
-    config = preset("nemotron-nano-9b-v2")
-    vision = frames * config.tokens_per_frame
-    segment = Segment(before + vision + after, VisualSpan(before, vision))
-    counts = tokens_before_layer((segment,), config.stages, 56)
-    assert counts[:7] == [segment.length] * 7
-    assert counts[7:39] == [before + vision // 2 + after] * 32
-    assert counts[39:] == [before + int(vision * 0.1) + after] * 17

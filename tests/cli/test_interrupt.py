@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.model.checkpoints import llm_directory, siglip_tower, vlm_state
+from tests.checkpoint.parts import llm_directory, siglip_tower, vlm_state
 from timeviper_fast.demo import tiny_model, write_demo_video
 from timeviper_fast.text.byte_tokenizer import byte_tokenizer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -16,30 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tests.model.checkpoints import (
-    CONFIG,
-    SIGLIP,
-    Whole,
-    assert_same,
-    llm_directory,
-    meta,
-    randomise,
-    siglip_tower,
-)
-from tests.model.goldens import TINY, TRANSV
-from timeviper_fast import config, errors
+from tests.checkpoint.parts import Whole, assert_same, llm_directory, meta, randomise, siglip_tower
+from tests.tiny import CONFIG, SIGLIP, TINY, TRANSV
 from timeviper_fast.checkpoint import (
-    config_file,
-    files,
-    load,
-    mapping,
-    nemotron_h,
-    save,
-    siglip,
-    upstream,
     weights,
 )
-from timeviper_fast.checkpoint.files import weight_files
 from timeviper_fast.checkpoint.load import load_pretrained
 from timeviper_fast.checkpoint.mapping import Piece
 from timeviper_fast.checkpoint.save import save_pretrained
@@ -167,74 +147,6 @@ def test_a_later_source_heals_an_earlier_one(tmp_path):
         load_weights(meta(nn.Linear, 2, 2), *reversed(sources))
 
 
-class Malicious:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def test_a_pickle_that_runs_code_is_refused(tmp_path):
-    victim = tmp_path / "was-here"
-    torch.save({"weight": Malicious(victim)}, tmp_path / "w.bin")
-    with pytest.raises(CheckpointError, match="plain tensors that load without running code") as e:
-        load_weights(meta(nn.Linear, 2, 2), Source(tmp_path / "w.bin"))
-    assert not victim.exists()
-    assert re.search(r"unsupported GLOBAL posix.mkdir|Unsupported .*mkdir", str(e.value))
-    assert "\n" not in str(e.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "held"),
-    [({"model": {"projector": {}}}, r"\(keys model\)"), ([torch.ones(1)], "class 'list'")],
-)
-def test_a_pickle_of_another_form(tmp_path, content, held):
-    torch.save(content, tmp_path / "w.bin")
-    words = f"file must hold a flat dictionary of tensors, got .*{held}"
-    with pytest.raises(CheckpointError, match=words):
-        load_weights(meta(nn.Linear, 2, 2), Source(tmp_path / "w.bin"))
-
-
-def test_objects_among_tensors(tmp_path):
-    torch.save({"weight": torch.ones(2, 2), "bias": "none"}, tmp_path / "w.bin")
-    with pytest.raises(CheckpointError, match="bias of type str instead of floats"):
-        load_weights(meta(nn.Linear, 2, 2), Source(tmp_path / "w.bin"))
-
-
-def test_files_that_are_no_weights(tmp_path):
-    (tmp_path / "w.safetensors").write_bytes(b"hello world, this is no tensor")
-    with pytest.raises(CheckpointError, match="file must be readable safetensors, got"):
-        load_weights(meta(nn.Linear, 2, 2), Source(tmp_path / "w.safetensors"))
-    (tmp_path / "w.bin").write_bytes(b"hello world, this is no tensor")
-    with pytest.raises(CheckpointError, match="without running code, got"):
-        load_weights(meta(nn.Linear, 2, 2), Source(tmp_path / "w.bin"))
-    save_file({"weight": torch.zeros(100)}, tmp_path / "cut.safetensors")
-    whole = (tmp_path / "cut.safetensors").read_bytes()
-    (tmp_path / "cut.safetensors").write_bytes(whole[:-40])
-    with pytest.raises(CheckpointError, match="file must be readable safetensors, got"):
-        load_weights(meta(nn.Linear, 2, 2), Source(tmp_path / "cut.safetensors"))
-
-
-def test_directories_that_hold_no_weights(tmp_path):
-    words = "path must be a weight file, or a directory with model.safetensors or pytorch_model.bin"
-    for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(CheckpointError, match=words):
-            weight_files(path)
-    index = tmp_path / "model.safetensors.index.json"
-    index.write_text('{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}')
-    with pytest.raises(CheckpointError, match=r"all 2 shards .* without 1.safetensors, 2.safe"):
-        weight_files(tmp_path)
-    for path in (tmp_path, index):
-        (tmp_path / "1.safetensors").touch()
-        (tmp_path / "2.safetensors").touch()
-        assert [file.name for file in weight_files(path)] == ["1.safetensors", "2.safetensors"]
-    for wrong in ("{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}'):
-        index.write_text(wrong)
-        with pytest.raises(CheckpointError, match="index must have a weight_map of names to files"):
-            weight_files(tmp_path)
-
-
 def test_a_leading_dimension_of_one_may_be_left_out(tmp_path):
     save_file({"x": torch.arange(6.0).view(2, 3)}, tmp_path / "w.safetensors")
     module = nn.ParameterDict({"y": nn.Parameter(torch.zeros(1, 2, 3))})
@@ -297,30 +209,3 @@ def test_peak_memory_is_one_shard_beyond_the_model(tmp_path):
     assert last == 1.0
     assert 5.9 * shard < after < 6.3 * shard
     assert peak < 7.6 * shard
-
-
-@pytest.mark.parametrize(
-    "room",
-    [
-        config,
-        errors,
-        config_file,
-        files,
-        load,
-        mapping,
-        nemotron_h,
-        save,
-        siglip,
-        upstream,
-        weights,
-    ],
-)
-def test_a_room_exports_what_its_siblings_take(room):
-    """In `__all__` is what other files take from the room, and nothing that is not there."""
-    taken = set()
-    for file in Path(config.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module == room.__name__:
-                taken |= {alias.name for alias in node.names}
-    assert taken
-    assert taken <= set(room.__all__) <= set(vars(room))

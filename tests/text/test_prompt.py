@@ -1,18 +1,18 @@
-"""Prompts against those of upstream TimeViper, their tokens, and the byte tokenizer."""
+"""Prompts against those of upstream TimeViper, their tokens and labels."""
 
 from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.goldens import DATA
+from tests.text.common import BYTES
 from timeviper_fast.layout import VisualSpan
-from timeviper_fast.presets import preset
 from timeviper_fast.text.byte_tokenizer import SPECIAL_TOKENS, byte_tokenizer
 from timeviper_fast.text.prompt import (
     build_prompt,
@@ -22,10 +22,8 @@ from timeviper_fast.text.prompt import (
     video_sentence,
 )
 
-BYTES = byte_tokenizer()
 IMAGE = 256 + SPECIAL_TOKENS.index("<image>")
-
-GOLDEN = Path(__file__).parents[1] / "data" / "prompts.json"
+GOLDEN = DATA / "prompts.json"
 PROMPTS = json.loads(GOLDEN.read_text())["prompts"]
 ANSWERED = [case for case in PROMPTS if "supervised_spans_toy_tokenizer" in case]
 TEMPLATES = ["nano_base", "qwen2"]
@@ -305,40 +303,3 @@ def test_nothing_to_learn_from() -> None:
     for turns in ([user("a")], [user("a"), assistant("")]):
         with pytest.raises(ValueError, match="messages must end with an answer, got none"):
             training_prompt(BYTES, turns)
-
-
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(st.text(max_size=60))
-def test_byte_tokenizer_returns_any_text(text: str) -> None:
-    ids = BYTES.encode(text, add_special_tokens=False)
-    assert BYTES.decode(ids) == text
-    if not any(token in text for token in SPECIAL_TOKENS):
-        assert ids == list(text.encode())
-
-
-def test_byte_tokenizer_ids() -> None:
-    text = "  a  . , 'n\r\n\t\0 中 é é 👩‍👩‍👧‍👦 <s> \u2028"
-    assert BYTES.encode(text) == list(text.encode())
-    assert BYTES.decode(list(text.encode())) == text
-    assert BYTES(text)["input_ids"] == list(text.encode())
-    assert BYTES.encode("".join(SPECIAL_TOKENS)) == list(range(256, 256 + len(SPECIAL_TOKENS)))
-    assert BYTES.encode("a</s>b") == [97, 256, 98]
-    assert BYTES.decode([97, 256, 98]) == "a</s>b"
-    assert BYTES.decode([97, 256, 98], skip_special_tokens=True) == "ab"
-    assert BYTES.decode([104, 0xFF, 105]) == "h\ufffdi"
-    assert BYTES.eos_token_id == 256
-    assert len(BYTES) <= preset("tiny").backbone.vocab_size
-    assert BYTES.eos_token_id in preset("tiny").backbone.eos_token_ids
-
-
-def test_byte_tokenizer_survives_saving(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    BYTES.save_pretrained(tmp_path)
-    again = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    text = "<SPECIAL_11>User\n <image> what's  this .  🙂 \n<SPECIAL_12>"
-    assert again.encode(text) == BYTES.encode(text)
-    assert again.decode(again.encode(text)) == text
-    assert again.eos_token_id == 256
-    assert again.get_vocab() == BYTES.get_vocab()
-    assert stop_token_ids(again) == stop_token_ids(BYTES)
-    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["eos_token"] == "</s>"

@@ -1,4 +1,4 @@
-"""Other projects' words: every spelling is read, every mistake is named."""
+"""Nemotron-H in other projects' words: every spelling is read, every mistake is named."""
 
 from __future__ import annotations
 
@@ -6,32 +6,18 @@ import json
 import math
 
 import pytest
-import torch
 
-from tests.model.goldens import DROP_ONLY, TINY, TRANSV, golden, manifest
-from timeviper_fast.checkpoint.mapping import Piece, own_names, under
+from tests.checkpoint.common import expected_names
+from tests.goldens import golden
+from tests.tiny import TRANSV
+from timeviper_fast.checkpoint.mapping import Piece
 from timeviper_fast.checkpoint.nemotron_h import backbone_config_from_hf, llm_names
-from timeviper_fast.checkpoint.siglip import vision_config_from_hf, vision_names
-from timeviper_fast.checkpoint.upstream import (
-    projector_from_upstream,
-    projector_names,
-    stages_from_hf,
-    stages_from_upstream,
-    vision_from_upstream,
-    vlm_names,
-)
 from timeviper_fast.config import (
     BackboneConfig,
-    CompressionStage,
-    ProjectorConfig,
-    TimeViperConfig,
-    VisionConfig,
 )
-from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.presets import preset
 
 PATTERN_9B = "M-M-M-MM-M-M-M*-M-M-M*-M-M-M-M*-M-M-M-M*-M-MM-M-M-M-M-M-"
-
 HF_9B = {
     "architectures": ["NemotronHForCausalLM"],
     "model_type": "nemotron_h",
@@ -244,153 +230,11 @@ def test_what_is_legal_and_not_built(change, words):
         backbone_config_from_hf({"layer_types": "M*"} | change)
 
 
-# ---- one-line specifiers
-
-UNI, ATTN = CompressionStage(7, "uniform", 0.5), CompressionStage(39, "attention", 0.1)
-
-
-def test_stage_grammar():
-    assert stages_from_upstream("uni_7_0.5-attn_39_0.1", "CrossAttention") == (UNI, ATTN)
-    assert preset("nemotron-nano-9b-v2").stages == (UNI, ATTN)
-    drop = stages_from_upstream("uni_7_0.5-attn_39_0.1", "no_merge")
-    assert [(s.select, s.transfer) for s in drop] == [("uniform", False), ("attention", False)]
-    mixed = stages_from_upstream("unidrop_2_0.8-attndrop_14_0.6-attn_39_1", "CrossAttention")
-    assert [(s.layer, s.select, s.keep, s.transfer) for s in mixed] == [
-        (2, "uniform", 0.8, False),
-        (14, "attention", 0.6, False),
-        (39, "attention", 1.0, True),
-    ]
-    run = manifest("tiny_weights")["config"]
-    assert stages_from_upstream(run["pdrop_type_of_dropping_runs"], run["merge_module"]) == TRANSV
-
-
-def test_stages_stored_beside_the_llm():
-    hf = {"pdrop_type": "uni_7_0.5-attn_39_0.1", "merge_module": "CrossAttention"}
-    assert stages_from_hf(hf | {"use_pdrop": True}) == (UNI, ATTN)
-    assert stages_from_hf(hf | {"use_pdrop": False}) == stages_from_hf({}) == ()
-    with pytest.raises(ValueError, match="use_pdrop must be true or false, got 'false'"):
-        stages_from_hf(hf | {"use_pdrop": "false"})
-    dropping = stages_from_hf({"use_pdrop": True, "pdrop_type": "uni_7_0.5"})
-    assert dropping == (CompressionStage(7, "uniform", 0.5, transfer=False),)
-
-
-@pytest.mark.parametrize(
-    ("pdrop", "words"),
-    [
-        ("", "pdrop_type must be stages of the form TYPE_LAYER_RATIO.*got ''"),
-        ("uni_7", "of the form TYPE_LAYER_RATIO.*got 'uni_7'"),
-        ("uni_7_0.5_x", "of the form TYPE_LAYER_RATIO.*got 'uni_7_0.5_x'"),
-        ("uni_seven_0.5", "of the form TYPE_LAYER_RATIO.*got 'uni_seven_0.5'"),
-        ("uni_7_0.5-attn_39_half", "of the form TYPE_LAYER_RATIO.*got 'attn_39_half'"),
-        ("rand_7_0.5", "stage types that contain attn or uni, got 'rand_7_0.5'"),
-        ("uni_7_0", r"stage 'uni_7_0': .*keep must lie in \(0, 1\], got 0.0"),
-        ("uni_7_1.5", r"stage 'uni_7_1.5': .*keep must lie in \(0, 1\], got 1.5"),
-        ("uni_7_nan", r"stage 'uni_7_nan': .*keep must lie in \(0, 1\], got nan"),
-    ],
-)
-def test_mistakes_in_stages(pdrop, words):
-    with pytest.raises(ValueError, match=words):
-        stages_from_upstream(pdrop, "CrossAttention")
-
-
-def test_mistakes_in_the_merge_module():
-    with pytest.raises(ValueError, match=r"merge_module must be .*got 'pool'"):
-        stages_from_upstream("uni_7_0.5", "pool")
-
-
-def test_projector_specifiers():
-    assert projector_from_upstream("tome_mlp-16") == ProjectorConfig()
-    assert projector_from_upstream("gelu_mlp") == ProjectorConfig(kind="gelu_mlp")
-    assert projector_from_upstream("no-align+gelu_mlp").kind == "gelu_mlp"
-    fused = projector_from_upstream("fused_tome_mlp-64")
-    assert (fused.kind, fused.num_tokens) == ("fused_tome_mlp", 64)
-    for wrong in ("tome_mlp", "tome_mlp-0", "no-align-16-+tome_mlp", "linear"):
-        with pytest.raises(ValueError, match=f"arch_specifier must be .*got '{wrong[:4]}"):
-            projector_from_upstream(wrong)
-
-
-@pytest.mark.parametrize(
-    ("name", "patches", "width", "block"),
-    [
-        ("siglip-vit-so400m-384px", 729, 1152, 25),
-        ("siglip-vit-so400m", 256, 1152, 25),
-        ("siglip-vit-b16-224px", 196, 768, 10),
-        ("siglip-vit-b16-256px", 256, 768, 10),
-        ("siglip-vit-b16-384px", 576, 768, 10),
-    ],
-)
-def test_vision_ids(name, patches, width, block):
-    config = vision_from_upstream(name)
-    assert (config.patches_per_frame, config.hidden_size) == (patches, width)
-    assert (config.num_blocks - 1, config.hidden_act) == (block, "gelu")
-
-
-def test_vision_ids_that_are_not_built():
-    for name in ("dinov2-vit-l", "internvideo2-1b-16-224px", "dinosiglip-vit-so-384px"):
-        with pytest.raises(NotImplementedError, match="must be one of siglip-vit-so400m-384px"):
-            vision_from_upstream(name)
-    with pytest.raises(NotImplementedError, match="no other encoder is built"):
-        vision_from_upstream("siglip-vit-so400m+dinov2-vit-l")
-    with pytest.raises(ValueError, match=r"vision_backbone_id must be one of .*got 'clip'"):
-        vision_from_upstream("clip")
-
-
-def test_siglip_configs():
-    from transformers import SiglipConfig, SiglipVisionConfig
-
-    tower = SiglipVisionConfig(hidden_size=32, num_attention_heads=2, image_size=28, patch_size=7)
-    config = vision_config_from_hf(tower.to_dict())
-    assert (config.hidden_size, config.patches_per_frame, config.intermediate_size) == (
-        32,
-        16,
-        3072,
-    )
-    assert config.hidden_act == "gelu_pytorch_tanh"
-    whole = SiglipConfig(vision_config=tower.to_dict()).to_dict()
-    assert vision_config_from_hf(whole) == config
-    assert vision_config_from_hf(tower.to_dict() | {"hidden_act": "gelu"}).hidden_act == "gelu"
-    with pytest.raises(ValueError, match=r"model_type must be 'siglip' or .*got 'clip'"):
-        vision_config_from_hf({"model_type": "clip"})
-    with pytest.raises(ValueError, match="vision_config must be an object with fields, got None"):
-        vision_config_from_hf({"model_type": "siglip", "vision_config": None})
-
-
-# ---- names of weights
-
-
-def expected_names(stages) -> set[str]:
-    with torch.device("meta"):
-        return set(HybridBackbone(TINY, stages).state_dict())
-
-
 def test_every_golden_name_finds_its_parameter():
     names = llm_names(TRANSV)
     got = [piece.name for key in golden("tiny_weights") for piece in names(key)]
     assert len(got) == len(set(got))
     assert set(got) == expected_names(TRANSV)
-
-
-def test_full_prefixes_of_the_whole_model():
-    prefix = "grad."
-    keys = [k.removeprefix(prefix) for k in golden("packed_training") if k.startswith(prefix)]
-    keys = [key for key in keys if key != "fused_embeddings"]
-    names = vlm_names(TimeViperConfig(backbone=TINY, stages=TRANSV))
-    got = {piece.name for key in keys for piece in names(key)}
-    known = {f"backbone.{name}" for name in expected_names(TRANSV)}
-    known |= {f"projector.layers.{i}.{leaf}" for i in (0, 2) for leaf in ("weight", "bias")}
-    assert len(keys) == 21
-    assert got <= known
-    assert {"backbone.transv.1.alpha", "projector.layers.2.bias", "backbone.lm_head.weight"} <= got
-    for key in keys:
-        assert names("module." + key) == names(key)
-
-
-def test_alpha_counts_the_stages_that_transfer():
-    stages = (DROP_ONLY[0], TRANSV[1])
-    assert llm_names(stages)("backbone.alpha") == (Piece("transv.1.alpha", take=(0, 1)),)
-    assert [p.take for p in llm_names(TRANSV)("model.alpha")] == [(0, 2), (1, 2)]
-    assert llm_names(DROP_ONLY)("backbone.alpha") == ()
-    assert llm_names()("backbone.alpha") is None
 
 
 @pytest.mark.parametrize(
@@ -413,68 +257,3 @@ def test_llm_names_that_go_nowhere():
     assert llm_names()("mtp.layers.0.mixer.q_proj.weight") == ()
     for key in ("layers.0.norm.weight", "model.rotary.inv_freq", "transv.0.alpha", "lm_head.bias"):
         assert llm_names()(key) is None
-
-
-SMALL = VisionConfig(num_hidden_layers=4, feature_layer=-2)
-
-
-@pytest.mark.parametrize(
-    ("key", "piece"),
-    [
-        ("pos_embed", Piece("pos_embed")),
-        ("patch_embed.proj.bias", Piece("patch_embed.proj.bias")),
-        ("blocks.2.attn.qkv.bias", Piece("blocks.2.attn.qkv.bias")),
-        ("embeddings.position_embedding.weight", Piece("pos_embed")),
-        ("embeddings.patch_embedding.weight", Piece("patch_embed.proj.weight")),
-        ("encoder.layers.0.layer_norm2.bias", Piece("blocks.0.norm2.bias")),
-        ("encoder.layers.1.self_attn.out_proj.weight", Piece("blocks.1.attn.proj.weight")),
-        ("encoder.layers.1.self_attn.q_proj.bias", Piece("blocks.1.attn.qkv.bias", put=(0, 3))),
-        ("encoder.layers.1.self_attn.k_proj.bias", Piece("blocks.1.attn.qkv.bias", put=(1, 3))),
-        ("encoder.layers.1.self_attn.v_proj.bias", Piece("blocks.1.attn.qkv.bias", put=(2, 3))),
-        ("encoder.layers.2.mlp.fc2.weight", Piece("blocks.2.mlp.fc2.weight")),
-    ],
-)
-def test_vision_names(key, piece):
-    names = vision_names(SMALL)
-    assert names(key) == names(f"vision_model.{key}") == (piece,)
-
-
-def test_vision_names_that_go_nowhere():
-    names = vision_names(SMALL)
-    for key in (
-        "blocks.3.norm1.weight",
-        "vision_model.encoder.layers.3.mlp.fc1.bias",
-        "norm.weight",
-        "attn_pool.latent",
-        "vision_model.post_layernorm.bias",
-        "vision_model.head.probe",
-        "text_model.embeddings.token_embedding.weight",
-        "logit_scale",
-    ):
-        assert names(key) == ()
-    # a deeper network is another network, not an unused tail: no model has this parameter
-    assert names("blocks.4.norm1.weight") == (Piece("blocks.4.norm1.weight"),)
-    for key in ("cls_token", "blocks.0.ls1.gamma", "encoder.layers.x.y"):
-        assert names(key) is None
-
-
-def test_projector_and_own_names():
-    assert projector_names("projector.4.weight") == (Piece("layers.4.weight"),)
-    assert projector_names("projectors.siglip.projector.0.weight") is None
-    for name in golden("tome_odd51_fused"):
-        if name.startswith("weight."):
-            (piece,) = projector_names(name.removeprefix("weight."))
-            assert piece.name == name.replace("weight.projector", "layers")
-    assert own_names("vision.pos_embed") == (Piece("vision.pos_embed"),)
-    assert under("vision.", vision_names(SMALL))("norm.weight") == ()
-    assert under("vision.", vision_names(SMALL))("cls_token") is None
-
-
-def test_names_of_other_encoders_are_not_expected():
-    names = vlm_names(TimeViperConfig())
-    for key in (
-        "vision_backbone.featurizer.vision_tower.pos_embed",
-        "projector.projectors.siglip.projector.0.weight",
-        "optimizer.step",
-    ):
-        assert names(key) is None

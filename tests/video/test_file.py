@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,36 +17,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from PIL.ExifTags import Base
 
+from tests.video.common import (
+    HEIGHT,
+    WIDTH,
+    av,
+    damage,
+    number_of,
+    numbers,
+    picture,
+    pictures,
+    sound_only,
+)
 from timeviper_fast.errors import VideoError
-from timeviper_fast.video import Frames, open_video, read_video, write_video
 from timeviper_fast.video import file as video_file
-
-av = pytest.importorskip("av")
-
-HEIGHT, WIDTH = 48, 64
-
-
-def picture(number: int) -> np.ndarray:
-    bits = (number >> np.arange(16)) & 1
-    blocks = np.where(bits, 225, 30).astype(np.uint8).reshape(4, 4)
-    grey = np.kron(blocks, np.ones((HEIGHT // 4, WIDTH // 4), np.uint8))
-    return np.repeat(grey[..., None], 3, axis=-1)
-
-
-def number_of(rgb: torch.Tensor) -> int:
-    blocks = rgb.double().mean(-1).view(4, HEIGHT // 4, 4, WIDTH // 4)[:, 4:-4, :, 4:-4]
-    bits = blocks.mean((1, 3)).flatten() > 127
-    return int((bits * 2 ** torch.arange(16)).sum())
-
-
-def numbers(batches: Iterator[Frames]) -> list[int]:
-    return [number_of(frame) for frames in batches for frame in frames.rgb]
-
-
-def pictures(count: int) -> Iterator[np.ndarray]:
-    return (picture(number) for number in range(count))
+from timeviper_fast.video import open_video, read_video, write_video
 
 
 def uneven(count: int) -> list[float]:
@@ -248,17 +233,6 @@ def test_an_hour_streams_in_bounded_memory(tmp_path: Path) -> None:
     assert peak < 3600 * HEIGHT * WIDTH * 3 / 16
 
 
-def damage(path: Path, target: Path, packet: int) -> Path:
-    """A copy of an mp4 file with the payload of one packet overwritten."""
-    with av.open(str(path)) as container:
-        found = [p for p in container.demux(container.streams.video[0]) if p.size][packet]
-        start, size = found.pos, found.size
-    data = bytearray(path.read_bytes())
-    data[start + 5 : start + size] = bytes(size - 5)
-    target.write_bytes(data)
-    return target
-
-
 def test_damage_is_refused_or_counted(folder: Path, tmp_path: Path) -> None:
     source = tmp_path / "source.mp4"
     write_video(source, pictures(60), 25, options={"g": "12", "bf": "0"})
@@ -332,61 +306,6 @@ def test_a_recording_cut_before_its_first_key_frame(folder: Path, tmp_path: Path
     video = open_video(path)
     assert numbers(video.frames(range(video.num_frames))) == list(range(12, 60))
     assert video.lost_frames == 60 - 48 - 5
-
-
-def sound_only(path: Path) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=16_000)
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 16_000), np.float32), "fltp", "mono")
-        sound.sample_rate = 16_000
-        container.mux(stream.encode(sound))
-        container.mux(stream.encode(None))
-
-
-def unfinished(path: Path, index_bytes: int) -> None:
-    """The index of such a file is its last box; so much of it was written."""
-    write_video(path, pictures(30), 25)
-    data = path.read_bytes()
-    path.write_bytes(data[: data.rindex(b"moov") - 4 + index_bytes])
-
-
-def all_zero(path: Path) -> None:
-    write_video(path, pictures(3), 25, options={"g": "1"})
-    for packet in range(3):
-        damage(path, path, packet)
-
-
-@pytest.mark.parametrize(
-    ("name", "make", "words"),
-    [
-        ("empty.mp4", lambda p: p.write_bytes(b""), "the file is empty"),
-        ("noise.mp4", lambda p: p.write_bytes(b"\x07" * 5000), "it cannot be opened as a video"),
-        (
-            "notes.txt",
-            lambda p: p.write_text("a line of text\n" * 200),
-            "it is a text file, not a video",
-        ),
-        ("code.py", lambda p: p.write_text("import this\n"), "it cannot be opened as a video"),
-        ("sound.m4a", sound_only, r"it has no video stream \(it holds audio\)"),
-        ("no_index.mp4", lambda p: unfinished(p, 0), "was probably cut off"),
-        ("half_an_index.mp4", lambda p: unfinished(p, 8), "was probably cut off"),
-        ("zero.mp4", all_zero, "no frame of it can be decoded"),
-        ("folder", lambda p: p.mkdir(), "the directory holds no images"),
-        ("bad.npy", lambda p: p.write_bytes(b"\x93NUMPY"), "it cannot be read as a NumPy file"),
-        ("bad.npz", lambda p: p.write_bytes(b"PK\x03\x04no"), "it cannot be read as a NumPy file"),
-        ("bad.png", lambda p: p.write_bytes(b"\x89PNG"), "no image of it can be decoded"),
-    ],
-)
-@pytest.mark.parametrize("on_error", ["raise", "use"])
-def test_what_is_no_video_ends_in_one_line(
-    tmp_path: Path, name: str, make: Callable[[Path], object], words: str, on_error: str
-) -> None:
-    path = tmp_path / name
-    make(path)
-    with pytest.raises(VideoError, match=words) as refusal:
-        open_video(path, on_error=on_error)
-    assert str(refusal.value).startswith(str(path))
-    assert "\n" not in str(refusal.value)
 
 
 def test_a_wrong_path_and_wrong_arguments(folder: Path) -> None:
@@ -463,219 +382,3 @@ def test_the_file_is_closed_however_reading_ends(folder: Path) -> None:
     with pytest.raises(VideoError, match="no video"):
         open_video(folder / "sound.m4a")
     assert open_handles(folder / "sound.m4a") == 0
-
-
-def test_images_come_in_natural_order(tmp_path: Path) -> None:
-    for number in (1, 2, 10, 11, 100):
-        Image.fromarray(picture(number)).save(tmp_path / f"Frame{number}.png")
-    (tmp_path / "._Frame1.png").write_bytes(b"a leftover")
-    (tmp_path / "notes.txt").write_text("not a frame")
-    (tmp_path / "folder.png").mkdir()
-    video = open_video(tmp_path, fps=2)
-    assert numbers(video.frames(range(5), 2)) == [1, 2, 10, 11, 100]
-    assert video.seconds.tolist() == [0, 0.5, 1, 1.5, 2]
-    assert (video.fps, video.duration, video.size) == (2, 2.5, (HEIGHT, WIDTH))
-    assert open_video(tmp_path).fps == 1.0
-    assert [number_of(f) for f in read_video(tmp_path / "Frame10.png").rgb] == [10]
-
-
-def animate(path: Path, numbers: list[int], milliseconds: list[int], **options) -> None:
-    first, *others = (Image.fromarray(picture(number)) for number in numbers)
-    extra = {"lossless": True} if path.suffix == ".webp" else {}
-    first.save(path, save_all=True, append_images=others, duration=milliseconds, **extra, **options)
-
-
-@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
-def test_an_animated_image_is_a_video(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"moving.{suffix}"
-    animate(path, [3, 1, 4, 15, 9], [100, 250, 50, 400, 200])
-    video = open_video(path)
-    assert video.seconds.tolist() == pytest.approx([0, 0.1, 0.35, 0.4, 0.8])
-    assert (video.duration, video.fps) == pytest.approx((1.0, 5.0))
-    assert (video.size, video.lost_frames) == ((HEIGHT, WIDTH), 0)
-    assert numbers(video.frames(range(5), 2)) == [3, 1, 4, 15, 9]
-    assert numbers(video.frames([1, 3, 4])) == [1, 15, 9]
-    with pytest.raises(ValueError, match="fps must be left out for a video file"):
-        open_video(path, fps=2)
-
-
-def test_delays_too_short_to_be_meant_last_as_browsers_show_them(tmp_path: Path) -> None:
-    animate(tmp_path / "a.gif", [1, 2, 3], [0, 10, 20])
-    assert open_video(tmp_path / "a.gif").seconds.tolist() == pytest.approx([0, 0.1, 0.2])
-
-
-def test_what_stands_in_for_a_png_animation_is_no_frame_of_it(tmp_path: Path) -> None:
-    animate(tmp_path / "a.png", [7, 1, 2], [100, 100, 100], default_image=True)
-    video = open_video(tmp_path / "a.png")
-    assert numbers(video.frames(range(video.num_frames))) == [1, 2]
-
-
-def test_a_damaged_animation_is_used_on_request(tmp_path: Path) -> None:
-    path = tmp_path / "cut.png"
-    animate(path, [1, 2, 3, 4], [100] * 4)
-    data = path.read_bytes()
-    path.write_bytes(data[: data.rindex(b"fdAT") + 8])
-    with pytest.raises(VideoError, match="it ends early: 1 of its frames is missing"):
-        open_video(path)
-    video = open_video(path, on_error="use")
-    assert numbers(video.frames(range(video.num_frames))) == [1, 2, 3]
-    assert video.lost_frames == 1
-
-
-@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
-@pytest.mark.parametrize("on_error", ["raise", "use"])
-def test_an_animated_image_is_no_frame_of_a_directory(
-    tmp_path: Path, suffix: str, on_error: str
-) -> None:
-    Image.fromarray(picture(1)).save(tmp_path / f"1.{suffix}")
-    assert len(read_video(tmp_path, on_error=on_error).rgb) == 1
-    animate(tmp_path / f"2.{suffix}", [2, 3], [100, 100])
-    with pytest.raises(VideoError, match=rf"2.{suffix}: an animated image is a video of its own"):
-        read_video(tmp_path, on_error=on_error)
-
-
-def test_pages_are_no_animation(tmp_path: Path) -> None:
-    """A TIFF of several pages, or a photograph with a second view in it: the first one counts."""
-    first, second = (Image.fromarray(picture(number)) for number in (1, 2))
-    first.save(tmp_path / "1.tif", save_all=True, append_images=[second])
-    first.save(tmp_path / "2.jpg", "MPO", save_all=True, append_images=[second])
-    assert [number_of(frame) for frame in read_video(tmp_path).rgb] == [1, 1]
-
-
-def test_damaged_and_odd_images(tmp_path: Path) -> None:
-    for number in range(4):
-        Image.fromarray(picture(number)).save(tmp_path / f"{number}.png")
-    data = (tmp_path / "1.png").read_bytes()
-    (tmp_path / "1.png").write_bytes(data[: len(data) // 2])
-    Image.fromarray(picture(2)[:10]).save(tmp_path / "2.png")
-    with pytest.raises(VideoError, match=r"frame 1 at 1.000 s cannot be decoded \(1.png: "):
-        read_video(tmp_path)
-    with pytest.raises(VideoError, match=r"2.png is 64x10, the first image 64x48"):
-        list(open_video(tmp_path).frames([2]))
-    frames = read_video(tmp_path, on_error="use")
-    assert [number_of(frame) for frame in frames.rgb] == [0, 3]
-    assert (frames.seconds.tolist(), frames.lost_frames) == ([0, 3], 2)
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("a.png", "<u2"), ("a.tif", "<u2"), ("big.tif", ">u2")]
-)
-def test_16_bit_grey_is_seen_by_its_high_byte(tmp_path: Path, name: str, dtype: str) -> None:
-    ramp = np.linspace(0, 65535, 2400).reshape(40, 60).astype(dtype)
-    Image.fromarray(ramp).save(tmp_path / name)
-    seen = read_video(tmp_path).rgb[0].numpy()
-    assert np.array_equal(seen, np.stack([ramp // 256] * 3, axis=-1))
-    assert len(np.unique(seen)) == 256
-    # lying on its side, as EXIF says
-    exif = Image.Exif()
-    exif[Base.Orientation] = 6
-    Image.fromarray(ramp).save(tmp_path / name, exif=exif)
-    assert np.array_equal(read_video(tmp_path).rgb[0].numpy(), np.rot90(seen, -1))
-
-
-@pytest.mark.parametrize(("mode", "dtype"), [("I", np.int32), ("F", np.float32)])
-def test_pixels_of_no_known_range_are_a_fault_of_their_image(
-    tmp_path: Path, mode: str, dtype: type
-) -> None:
-    Image.fromarray(picture(0)).save(tmp_path / "0.png")
-    Image.fromarray(np.zeros((HEIGHT, WIDTH), dtype)).save(tmp_path / "1.tif")
-    words = f"1.tif: pixels must be of 8 or 16 bits, got Pillow's mode {mode}"
-    with pytest.raises(VideoError, match=rf"frame 1 at 1.000 s cannot be decoded \({words}"):
-        read_video(tmp_path)
-    with pytest.raises(VideoError, match=rf"no image of it can be decoded \({words}"):
-        open_video(tmp_path / "1.tif")
-    frames = read_video(tmp_path, on_error="use")
-    assert (frames.seconds.tolist(), frames.lost_frames) == ([0], 1)
-
-
-@pytest.mark.parametrize(
-    ("mode", "colour", "seen"),
-    [
-        ("1", 1, (255, 255, 255)),
-        ("L", 77, (77, 77, 77)),
-        ("LA", (77, 0), (77, 77, 77)),
-        ("P", 3, (30, 31, 32)),
-        ("RGBA", (10, 200, 30, 0), (10, 200, 30)),
-        ("CMYK", (255, 0, 51, 0), (0, 255, 204)),
-    ],
-)
-def test_other_modes_are_seen_as_pillow_converts_them(
-    tmp_path: Path, mode: str, colour: int | tuple[int, ...], seen: tuple[int, ...]
-) -> None:
-    image = Image.new(mode, (8, 6), colour)
-    if mode == "P":
-        image.putpalette([10 * (i // 3) + i % 3 for i in range(12)])
-    image.save(tmp_path / "a.tif")
-    assert read_video(tmp_path).rgb.unique(dim=1).unique(dim=2).flatten().tolist() == list(seen)
-
-
-def test_arrays_tensors_and_their_files(tmp_path: Path) -> None:
-    array = np.stack([picture(i) for i in range(9)])
-    np.save(tmp_path / "a.npy", array)
-    seconds = np.array([0.0, 0.1, 0.5, 1, 1.1, 3, 4, 4.5, 9])
-    np.savez(tmp_path / "a.npz", frames=array, seconds=seconds)
-    np.savez(tmp_path / "plain.npz", frames=array)
-    for source in (array, torch.tensor(array), tmp_path / "a.npy", tmp_path / "plain.npz"):
-        video = open_video(source, fps=4)
-        assert numbers(video.frames([0, 3, 8])) == [0, 3, 8]
-        assert video.seconds[-1] == 2
-        assert video.duration == 2.25
-    video = open_video(tmp_path / "a.npz")
-    assert video.seconds.tolist() == seconds.tolist()
-    assert video.sample("fps:1").tolist() == [0, 3, 4, 5, 6, 7, 8]
-    assert read_video(array).rgb.dtype == torch.uint8
-
-
-@pytest.mark.parametrize(
-    ("arrays", "words"),
-    [
-        ({"pixels": np.zeros(3)}, "must hold an array named frames, got pixels"),
-        ({}, "must hold an array named frames, got none"),
-        (
-            {"frames": np.zeros((2, 4, 4))},
-            r"frames must be \(frames, height, width, 3\), got shape",
-        ),
-        ({"frames": np.zeros((0, 4, 4, 3), np.uint8)}, r"got shape \(0, 4, 4, 3\)"),
-        ({"frames": np.zeros((2, 4, 4, 3))}, "frames must be of dtype uint8, got float64"),
-        ({"seconds": np.zeros(3)}, r"seconds must have one time per frame \(2\), got \(3,\)"),
-        ({"seconds": np.array(["0", "later"])}, "seconds must be numbers, got dtype <U5"),
-        ({"seconds": np.array([0j, 1j])}, "seconds must be numbers, got dtype complex128"),
-        ({"seconds": np.float64(1)}, r"seconds must have one time per frame \(2\), got \(\)"),
-        ({"seconds": np.array([1.0, 1.0])}, "seconds must be finite and ascend"),
-        ({"seconds": np.array([1.0, np.nan])}, "seconds must be finite and ascend"),
-    ],
-)
-def test_arrays_are_refused_by_name(tmp_path: Path, arrays: dict, words: str) -> None:
-    path = tmp_path / "video.npz"
-    frames = {"frames": np.zeros((2, 4, 4, 3), np.uint8)} if "seconds" in arrays else {}
-    np.savez(path, **frames, **arrays)
-    with pytest.raises(VideoError, match=f"^{re.escape(str(path))}: .*{words}"):
-        open_video(path)
-    if frames:
-        with pytest.raises(ValueError, match="fps must be left out where the file has seconds"):
-            open_video(path, fps=1)
-
-
-def test_write_leaves_a_whole_file_or_none(tmp_path: Path) -> None:
-    def interrupted() -> Iterator[np.ndarray]:
-        yield from pictures(5)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_video(tmp_path / "a.mp4", interrupted())
-    odd = [np.zeros((33, 32, 3), np.uint8)]
-    with pytest.raises(VideoError, match=r"one even height and width, got shape \(33, 32, 3\)"):
-        write_video(tmp_path / "a.mp4", odd)
-    changing = [picture(0), picture(0)[:8]]
-    with pytest.raises(VideoError, match=r"one even height and width, got shape \(8, 64, 3\)"):
-        write_video(tmp_path / "a.mp4", changing)
-    with pytest.raises(VideoError, match="at least one frame, got none"):
-        write_video(tmp_path / "a.mp4", [])
-    with pytest.raises(VideoError, match=r"a.mp4: it cannot be written \(.*nonesuch"):
-        write_video(tmp_path / "a.mp4", pictures(2), codec="nonesuch")
-    with pytest.raises(VideoError, match=r"a.what: it cannot be written"):
-        write_video(tmp_path / "a.what", pictures(2))
-    assert list(tmp_path.iterdir()) == []
-    write_video(tmp_path / "a.mp4", (torch.from_numpy(p) for p in pictures(5)), 10)
-    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
-    assert open_video(tmp_path / "a.mp4").fps == 10

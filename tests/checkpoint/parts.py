@@ -9,12 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tests.model.goldens import TINY, TRANSV, golden
-from timeviper_fast.config import (
-    ProjectorConfig,
-    TimeViperConfig,
-    VisionConfig,
-)
+from tests.goldens import golden
+from tests.tiny import HF_TINY, SIGLIP
+from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.model.projector import Projector
 from timeviper_fast.model.vision.vit import VisionTransformer
@@ -29,36 +26,6 @@ class Whole(nn.Module):
         sizes = (config.vision.hidden_size, config.backbone.hidden_size)
         self.projector = Projector(config.projector, *sizes)
         self.backbone = HybridBackbone(config.backbone, config.stages)
-
-
-SIGLIP = VisionConfig(
-    image_size=28,
-    patch_size=7,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=2,
-)
-CONFIG = TimeViperConfig(
-    backbone=TINY, vision=SIGLIP, projector=ProjectorConfig(num_tokens=4), stages=TRANSV
-)
-# upstream's config.json for the golden language model
-HF_TINY = {
-    "model_type": "nano",
-    "vocab_size": 97,
-    "hidden_size": 80,
-    "intermediate_size": 128,
-    "hybrid_override_pattern": "M-M*-M-M*-M-",
-    "num_attention_heads": 5,
-    "head_dim": 16,
-    "num_key_value_heads": 1,
-    "ssm_state_size": 16,
-    "mamba_num_heads": 8,
-    "mamba_n_groups": 2,
-    "mamba_head_dim": 20,
-    "mamba_chunk_size": 16,
-    "max_position_embeddings": 131072,
-}
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -114,15 +81,10 @@ def nemotron(**changes):
 def siglip_tower():
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
-    config = SiglipVisionConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=28,
-        patch_size=7,
-        hidden_act="gelu",
-    )
+    sizes = ("image_size", "patch_size", "hidden_size", "intermediate_size")
+    sizes += ("num_hidden_layers", "num_attention_heads")
+    shape = {name: getattr(SIGLIP, name) for name in sizes}
+    config = SiglipVisionConfig(**shape, hidden_act="gelu")
     # small weights keep the softmax away from saturation
     tower = randomise(SiglipVisionModel(config)).eval()
     with torch.no_grad():

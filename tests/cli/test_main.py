@@ -1,0 +1,62 @@
+"""The command line itself: version, help, unknown commands, empty words, the traceback."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+import tvkernels
+from tests.cli.common import one_line
+from timeviper_fast.cli import main as cli_main
+
+
+def test_version(run):
+    assert run("--version") == (0, f"timeviper-fast {tvkernels.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("ask", "", "What?", "--model", "model"), "'video': must not be empty"),
+        (("ask", "video.mp4", "What?", "--model", ""), "'--model': must not be empty"),
+        (("info", ""), "MODEL must be a preset (nemotron-nano-9b-v2, "),
+        (("info", "nope"), "tiny), a model directory or a Hub id (owner/name), got 'nope'"),
+        (("convert", "", "--llm", "x"), "'output': must not be empty"),
+        (("convert", "new", "--llm", ""), "'--llm': must not be empty"),
+        (("convert", "new", "--llm", "x", "--vlm", " "), "'--vlm': must not be empty"),
+        (("demo", "--seconds", 0), "'--seconds'"),
+    ],
+)
+def test_what_is_left_empty_is_not_the_current_directory(run, home, monkeypatch, words, named):
+    monkeypatch.chdir(home / "model")
+    one_line(run(*words), named)
+
+
+@pytest.mark.parametrize(
+    "words", [("info", "tiny"), ("ask", "v.mp4", "What?", "--model", "m"), ("--version",), ()]
+)
+def test_nobody_would_hear_the_answer(run, monkeypatch, words):
+    """Where standard output is closed, as by >&-, Python has none."""
+    monkeypatch.setattr(sys, "stdout", None)
+    one_line(run(*words), "standard output must be open, got it closed; >/dev/null drops it")
+
+
+def test_an_unknown_command(run):
+    one_line(run("answer"), "answer", " --help")
+
+
+def test_debug_shows_the_traceback(monkeypatch, home):
+    arguments = ["ask", str(home / "no.mp4"), "?", "--model", str(home / "model"), "--debug"]
+    monkeypatch.setattr(sys, "argv", ["timeviper-fast", *arguments])
+    with pytest.raises(FileNotFoundError):
+        cli_main.main()
+
+
+def test_no_words_at_all_are_a_cry_for_help(run):
+    assert run() == run("--help")
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()[-5:]] == [
+        "ask", "info", "doctor", "convert", "demo",
+    ]  # fmt: skip

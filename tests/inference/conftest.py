@@ -1,0 +1,19 @@
+"""The tiny model, and a short video to ask it about."""
+
+from __future__ import annotations
+
+import pytest
+
+from timeviper_fast import TimeViper
+from timeviper_fast.demo import tiny_model, write_demo_video
+
+
+@pytest.fixture(scope="module")
+def model() -> TimeViper:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    path = tmp_path_factory.mktemp("video") / "demo.mp4"
+    return write_demo_video(path, seconds=12, fps=10, height=64, width=96)

@@ -1,0 +1,32 @@
+"""Mistakes in the options of ask are one sentence, before any frame is encoded."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"question": "  "}, "question must not be empty or blank"),
+        ({"policy": "every:3"}, "policy"),
+        ({"policy": 5}, "policy must be a string as 'fps:1', or an object that can choose, got 5"),
+        ({"sampling": {}}, r"sampling must be a Sampling or None, got \{\}"),
+        ({"max_new_tokens": True}, "max_new_tokens must be a positive number of tokens, got True"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be a positive number of tokens, got 2.5"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a positive number of tokens, got 0"),
+        ({"chunk": 0}, "chunk must be a positive number of tokens, got 0"),
+        ({"frame_batch": 0}, "frame_batch must be a positive number of frames, got 0"),
+        ({"on_error": "ignore"}, "on_error"),
+        ({"answer_prefix": 3}, "answer_prefix must be valid UTF-8 text, got 3"),
+        ({"on_text": 5}, "ask: on_text must be a function or None, got 5"),
+        ({"progress": 5}, "ask: progress must be a function or None, got 5"),
+        ({"max_new_tokens": 400_000}, "must fit the model's window of 262144 tokens"),
+    ],
+)
+def test_mistakes_are_one_sentence_before_any_frame_is_encoded(model, video, kwargs, words):
+    seen: list[tuple] = []
+    arguments = {"question": "What?", "progress": lambda *step: seen.append(step), **kwargs}
+    with pytest.raises(ValueError, match=words):
+        model.ask(video, **arguments)
+    assert not seen

@@ -1,0 +1,54 @@
+"""Where vision tokens lie in a sequence, in one run or several, and how many each layer sees."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.model.common import runs_of
+from timeviper_fast.layout import Segment, VisualSpan, tokens_before_layer
+from timeviper_fast.presets import preset
+
+
+@given(frames=st.integers(0, 10_000), before=st.integers(1, 20), after=st.integers(1, 600))
+def test_the_9b_schedule_counts_tokens(frames, before, after):
+    config = preset("nemotron-nano-9b-v2")
+    vision = frames * config.tokens_per_frame
+    segment = Segment(before + vision + after, VisualSpan(before, vision))
+    counts = tokens_before_layer((segment,), config.stages, 56)
+    assert counts[:7] == [segment.length] * 7
+    assert counts[7:39] == [before + vision // 2 + after] * 32
+    assert counts[39:] == [before + int(vision * 0.1) + after] * 17
+
+
+def test_touching_runs_are_one_span():
+    whole = Segment(20, VisualSpan(3, 12))
+    runs = [VisualSpan(3, 4), VisualSpan(7, 0), VisualSpan(7, 8)]
+    assert Segment.of_runs(20, runs) == whole
+    assert Segment.of_runs(20, runs).index is None
+
+
+@pytest.mark.parametrize(
+    ("runs", "rule"),
+    [
+        ([VisualSpan(4, 3), VisualSpan(5, 2)], "ascend"),
+        ([VisualSpan(4, 3), VisualSpan(1, 2)], "ascend"),
+        ([VisualSpan(4, 30)], "lie inside"),
+    ],
+)
+def test_runs_that_are_none(runs, rule):
+    with pytest.raises(ValueError, match=rule):
+        Segment.of_runs(20, runs)
+
+
+def test_a_segment_of_counts_alone_plans_like_one_with_its_index():
+    mask = torch.tensor([False, True, True, False] * 6)
+    segment = Segment.of_runs(24, runs_of(mask))
+    counted = replace(segment, index=None)
+    assert counted.after(5) == segment.after(5)
+    assert counted.after(5).length == 17
+    assert counted.after(5).vision_present == 5

@@ -1,0 +1,43 @@
+"""Presets are the published models: parameters and attention layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from timeviper_fast.model.nemotron_h import HybridBackbone
+from timeviper_fast.presets import preset
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "attention_layers"),
+    [
+        ("nemotron-nano-9b-v2", 8_888_227_328, (14, 21, 30, 39)),
+        ("nemotron-nano-12b-v2", 12_310_001_152, (7, 16, 25, 34, 43, 52)),
+        ("nemotron-h-8b", 8_100_852_736, (7, 18, 29, 40)),
+    ],
+)
+def test_presets_have_the_published_size(name, parameters, attention_layers):
+    config = preset(name)
+    with torch.device("meta"):
+        model = HybridBackbone(config.backbone)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert config.backbone.layers_of("*") == attention_layers
+
+
+def test_transv_of_the_9b_has_about_100m_parameters():
+    config = preset("nemotron-nano-9b-v2")
+    with torch.device("meta"):
+        model = HybridBackbone(config.backbone, config.stages)
+    assert sum(p.numel() for p in model.transv.parameters()) == 2 * (55_050_240 + 1)
+
+
+def test_tied_embeddings_are_counted_once():
+    with torch.device("meta"):
+        tied = HybridBackbone(replace(preset("tiny").backbone, tie_word_embeddings=True))
+        free = HybridBackbone(preset("tiny").backbone)
+    size = tied.embeddings.weight.numel()
+    counts = [sum(p.numel() for p in model.parameters()) for model in (tied, free)]
+    assert counts[1] - counts[0] == size
