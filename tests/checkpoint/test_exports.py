@@ -22,7 +22,7 @@ from timeviper_fast.checkpoint import (
 
 
 @pytest.mark.parametrize(
-    "room",
+    "module",
     [
         config,
         errors,
@@ -37,12 +37,12 @@ from timeviper_fast.checkpoint import (
         weights,
     ],
 )
-def test_a_room_exports_what_its_siblings_take(room):
-    """In `__all__` is what other files take from the room, and nothing that is not there."""
+def test_a_module_exports_what_others_import(module):
+    """`__all__` holds what other files import from the module, and nothing that is not there."""
     taken = set()
     for file in Path(config.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module == room.__name__:
+            if isinstance(node, ast.ImportFrom) and node.module == module.__name__:
                 taken |= {alias.name for alias in node.names}
     assert taken
-    assert taken <= set(room.__all__) <= set(vars(room))
+    assert taken <= set(module.__all__) <= set(vars(module))

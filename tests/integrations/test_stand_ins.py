@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import tvkernels
+from tests.architecture.common import DROP_INS
 from tests.integrations.models import MODELS, build, tokens
-from tests.test_house import DROP_INS
 from tvkernels import provide
 from tvkernels.integrations import stand_ins
 
