@@ -22,11 +22,11 @@ FLOORS = {torch.float64: 1e-6, torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.
 
 Tensors = Mapping[str, Any]
 
-# what tvkernels exports beside its ops: which backend runs them, and who else runs on them
+# functions that tvkernels exports besides its ops: for choosing a backend, and for integrations
 NOT_OPS = {"explain", "use_backend", "patch_transformers", "unpatch_transformers"}
 NOT_OPS |= {"provide", "providers", "kernel_mapping"}
 
-# whether kernels run here, compiled or at all
+# whether kernels run compiled, and whether they run at all
 COMPILED = torch.cuda.is_available() and not INTERPRETED
 TRITON = INTERPRETED or COMPILED
 
@@ -99,8 +99,8 @@ def compilers(*more: str) -> list[str]:
 
 
 def assert_alike(got: torch.Tensor, want: torch.Tensor, *, rounding: bool = False) -> None:
-    """Bit for bit. With `rounding` but for the order of sums: of other strides Triton makes other
-    code, which may add in another order, and inductor fuses what stands between kernels."""
+    """Assert equal bits, or with `rounding` equality up to the order of summation: Triton compiles
+    other code for other strides, and inductor fuses the operations between kernels."""
     if rounding:
         torch.testing.assert_close(got, want)
     else:
@@ -169,7 +169,7 @@ def check_contract(
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         outputs = as_tuple(oracle(**ours))
-    # rounded to what reaches a 16 bit output, so that the truth sees the same ones
+    # rounded to the output's dtype, so that the float64 run gets the same cotangents
     cotangents = [
         torch.randn(out.shape, generator=generator, dtype=torch.float64).to(device(), out.dtype)
         for out in outputs

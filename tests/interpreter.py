@@ -124,7 +124,7 @@ def _keep_memory_as_it_is(interpreter: Any) -> None:
         dtype = ptrs.get_element_ty()
         held = interpreter._get_np_dtype(dtype)
         if other is None:
-            # of a single lane nothing is known: there Triton drops `other` where it is 0
+            # a single lane is left at 0: Triton itself drops `other` there when it is 0
             undefined = np.issubdtype(held, np.floating) and ptrs.data.size > 1
             nothing = np.nan if undefined else 0
             values = np.full(ptrs.data.shape, nothing, dtype=held)
@@ -203,7 +203,7 @@ def _poison(dtype: torch.dtype) -> float:
     return float("nan") if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
-# elements in front of a fenced tensor, and behind it: more than a tile that is not masked touches
+# elements before and after a fenced tensor: more than an unmasked tile would touch
 FENCE = 2**15
 # addresses where fences begin and end, in turn, while there are any
 _EDGES: list[int] = []
@@ -217,8 +217,8 @@ def _within_fences(addresses: np.ndarray) -> None:
 
 @contextmanager
 def fenced_empty() -> Iterator[None]:
-    """As `poisoned_empty`, with as much poison in front of each tensor and behind it. In the
-    interpreter what touches that fails at once; compiled, what writes there fails at the end."""
+    """As `poisoned_empty`, with FENCE elements of poison before and after each tensor. In the
+    interpreter an access to a fence fails at once; compiled, a write to a fence fails at the end."""
     fences: list[tuple[torch.Tensor, float]] = []
 
     def fenced(make: Any) -> Any:

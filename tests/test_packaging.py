@@ -35,7 +35,7 @@ def wheel(tmp_path_factory) -> Path:
         [sys.executable, "-c", build], cwd=source, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    # and this build leaves nothing
+    # this build leaves no files behind
     assert [path for path in (source / "build").rglob("*") if path.is_file()] == [stale]
     return source / "dist" / done.stdout.split()[-1]
 
@@ -72,7 +72,7 @@ def test_the_wheel_says_what_it_needs(wheel):
     assert any(re.match(r"triton>=3\.6; platform_system == .Linux.", need) for need in needs)
     # the losses need torch alone
     assert not [need for need in needs if "'train'" in need.replace('"', "'")]
-    # what an extra needs is asked for by that extra alone
+    # only the extra itself may require what it needs
     core = {re.split(r"[<>=;\[ ]", need)[0] for need in needs if "extra ==" not in need}
     assert not core & {"av", "pillow", "pytest", "hypothesis", "ruff", "mypy", "mkdocs-material"}
 

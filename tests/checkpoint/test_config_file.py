@@ -147,7 +147,7 @@ def test_mistakes_in_our_config(values, words):
 
 
 def test_a_forgotten_check_is_seen(monkeypatch):
-    """What no rule foresaw is a fault of ours and is not put down to the file."""
+    """An error that no rule foresaw is a bug of ours and is not reported as a fault of the file."""
     values = config_to_dict(CONFIG)
     monkeypatch.setattr(VisionConfig, "__post_init__", lambda self: self.no_such_method())
     with pytest.raises(AttributeError, match="no_such_method"):

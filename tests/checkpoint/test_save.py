@@ -33,7 +33,7 @@ def test_what_is_there_is_not_overwritten_by_accident(tmp_path):
 
 
 def test_what_others_put_there_stays(tmp_path):
-    """A model of many shards and a tokenizer, overwritten by one of one file and none."""
+    """A model with shards and a tokenizer is overwritten by one with a single file and no tokenizer."""
     target = tmp_path / "m"
     save_pretrained(
         randomise(Whole(CONFIG)), CONFIG, byte_tokenizer(), target, max_shard_size="40KB"

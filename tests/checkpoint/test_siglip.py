@@ -97,7 +97,7 @@ def test_vision_names_that_go_nowhere():
         "logit_scale",
     ):
         assert names(key) == ()
-    # a deeper network is another network, not an unused tail: no model has this parameter
+    # a deeper network is another network, so this name is unknown and not an unused layer
     assert names("blocks.4.norm1.weight") == (Piece("blocks.4.norm1.weight"),)
     for key in ("cls_token", "blocks.0.ls1.gamma", "encoder.layers.x.y"):
         assert names(key) is None

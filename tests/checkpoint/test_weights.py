@@ -59,7 +59,7 @@ def test_one_error_lists_everything_and_nothing_is_loaded(tmp_path):
 
 @pytest.mark.parametrize("kind", ["missing", "unexpected", "another shape"])
 def test_every_single_name_is_in_the_error(tmp_path, kind):
-    """Unfolded again, the line holds exactly the names that are wrong."""
+    """Expanded again, the abbreviated names in the error are exactly the wrong ones."""
     whole = {f"{a}.{b}.{c}": torch.zeros(1) for a in "xyz" for b in range(9) for c in "abc"}
     whole |= {"top": torch.zeros(1), "9": torch.zeros(1)}
     wrong = {n for i, n in enumerate(whole) if n[0] == "x" or n == "9" or (i % 7 < 2)}

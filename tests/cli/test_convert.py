@@ -84,6 +84,6 @@ def test_convert_makes_one_directory_of_upstreams_parts(run, home, tmp_path, mon
     assert facts["stages"].endswith("before layer 8: attention, keep 0.2, transfer")
     model = TimeViper.from_pretrained(tmp_path / "model", device="cpu")
     assert_same(model.backbone, dict(tiny_backbone(TRANSV).state_dict()))
-    # these parts never belonged together: the golden model knows 97 tokens, bytes are 256
+    # the parts do not fit: the recorded model has 97 tokens, the byte tokenizer 256
     ask = ("ask", home / "video.mp4", "What?", "--model", tmp_path / "model")
     one_line(run(*ask), "tokenizer must give ids below the model's vocabulary size (97), got")

@@ -69,7 +69,7 @@ def interrupted(tmp_path_factory):
 
 @pytest.mark.parametrize("library", ["torch", "typer"])
 def test_during_the_imports(interrupted, tmp_path, library):
-    """Also where a library would take the interrupt for a failure of its own."""
+    """Also where a library would report the interrupt as an import failure."""
     begun = tmp_path / "begun"
     (tmp_path / f"{library}.py").write_text(
         "import pathlib, time\n"
@@ -90,7 +90,7 @@ def test_while_an_answer_is_written(interrupted, tmp_path):
         "ask", video, "What?", "--model", tmp_path / "model",
         "--stream", "--max-new-tokens", 200_000, when=bool,
     )  # fmt: skip
-    # what was said is ended, so the line about the interruption is one
+    # the streamed answer ends its line first, so the message has its own line
     assert out.count("\n") == 1
     assert out.endswith("\n")
     assert sorted(tmp_path.rglob("*")) == before

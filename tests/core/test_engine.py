@@ -244,7 +244,7 @@ def test_the_fastest_config_is_chosen_once_also_by_a_later_process(gpu: Any) -> 
     add(True)
     assert set(first.launched[:-2]) == {16, 32}
     assert first.launched[-2:] == [32, 32]
-    # nothing but the disk remembers
+    # only the cache on disk remembers the choice
     later = gpu({16: 1.0, 32: 2.0})
     add(True)
     assert later.launched == [32]

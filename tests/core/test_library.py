@@ -1,4 +1,4 @@
-"""kernel_op: one function, seen as one operator by whoever watches, called plainly by who does not."""
+"""kernel_op: an operator under torch.compile, autograd and dispatch modes, else a plain call."""
 
 from __future__ import annotations
 

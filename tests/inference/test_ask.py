@@ -116,7 +116,7 @@ def test_a_conversation_and_a_duration_reach_the_prompt(model, video, monkeypatc
 
 
 def test_a_tokenizer_that_ends_with_a_stranger(video):
-    """Every token of the prompt is in the vocabulary, the one that ends an answer is not."""
+    """The prompt's tokens are in the vocabulary, but the token that ends an answer is not."""
     config = tiny_model().config
     model = TimeViper(replace(config, backbone=replace(config.backbone, vocab_size=263)))
     model.tokenizer = tiny_model().tokenizer
@@ -127,7 +127,7 @@ def test_a_tokenizer_that_ends_with_a_stranger(video):
 
 
 def test_an_interrupted_answer_leaves_no_trace(model, video):
-    """And several questions may be asked of one opened video, also after one went wrong."""
+    """Further questions about the same opened video still work after an interrupted one."""
     truth = model.ask(video, "What?", max_new_tokens=4).token_ids
 
     def interrupt(text):

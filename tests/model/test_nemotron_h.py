@@ -87,7 +87,7 @@ def test_every_layer_and_stage(run):
     with torch.no_grad():
         hidden, records = model(embeddings, (segment,))
         logits = model.logits(hidden)
-    # upstream lists the stream as a layer receives it from the one before: not yet shortened
+    # upstream records the output of the layer before: the stage has not shortened it yet
     for i, got in enumerate(entered):
         torch.testing.assert_close(got, data[f"hidden.{i:02d}"], **HIDDEN)
     torch.testing.assert_close(model.norm_f(hidden), data["hidden.final"], **HIDDEN)

@@ -92,7 +92,7 @@ RUNS: dict[str, Callable[[str], Callable[[], None]]] = {
     "chunks": lambda device: read_and_answer(device, chunk=9)[1],
     "training": train,
 }
-# torch makes the mask of a chunk's attention in no mode of ours: the driver's guard alone sees it
+# torch builds the attention mask of a chunk outside of our modes: only the driver's guard sees it
 SEEN = ["prompt", "training"]
 
 
@@ -105,7 +105,7 @@ def test_the_layers_run_without_values(name: str) -> None:
 
 @pytest.mark.parametrize("name", SEEN)
 def test_the_layers_read_no_value(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # as on a device: what checks look at on a CPU is not looked at
+    # as on a device: skip the checks that read values of CPU tensors
     for module in [m for m in sys.modules.values() if m and m.__name__.startswith("tvkernels.")]:
         if hasattr(module, "on_host"):
             monkeypatch.setattr(module, "on_host", lambda _: False)
@@ -150,7 +150,7 @@ def test_a_choice_on_the_device_is_not_looked_at() -> None:
 def test_the_driver_sees_nobody_wait(name: str) -> None:
     with use_backend("triton"):
         run = RUNS[name]("cuda")
-        # tunes and compiles, which waits
+        # tuning and compiling synchronise with the device
         run()
         torch.cuda.set_sync_debug_mode("error")
         try:

@@ -47,7 +47,7 @@ def answer(chunk: int | None, count: int) -> tuple[torch.Tensor, torch.Tensor, t
 
 @pytest.mark.triton
 @pytest.mark.skipif(not TRITON, reason="neither the interpreter nor a GPU")
-# six tokens go once around the ring of a convolution's state; two go on from a prompt in chunks
+# six tokens wrap around the convolution's ring buffer; two continue a prompt read in chunks
 @pytest.mark.parametrize(("chunk", "count"), [(None, 6), (9, 2)])
 def test_kernels_give_the_logits_and_tokens_of_the_references(
     chunk: int | None, count: int, monkeypatch: pytest.MonkeyPatch
@@ -57,7 +57,7 @@ def test_kernels_give_the_logits_and_tokens_of_the_references(
         for kernel in KERNELS:
             op = importlib.import_module(f"tvkernels.{kernel}.op")
             for name in [name for name in vars(op) if name.endswith("_ref")]:
-                # what only computes indices has no kernel, anywhere
+                # ops that only compute indices have no kernel
                 if OPS[name.removesuffix("_ref")]:
                     monkeypatch.setattr(op, name, refused)
         with use_backend("triton"), poisoned_empty():

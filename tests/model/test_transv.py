@@ -37,7 +37,7 @@ def test_transfer(case):
 
 
 def golden_original(case):
-    """Vision tokens before the first of the two stages: its sequence was that much longer."""
+    """The number of vision tokens before the first of the two stages."""
     first = case["key"].replace("stage1", "stage0")
     return next(
         c["vision_end"] - c["vision_start"]

@@ -14,7 +14,7 @@ from tests.contract import NOT_OPS, as_tuple
 
 Tensors = dict[str, Any]
 
-# what an op writes in place; no gradient flows through those
+# tensors that an op writes in place; they have no gradient
 STATES = {
     "causal_conv1d_update": ("conv_state",),
     "mamba2_decode_step": ("conv_state", "ssm_state"),
@@ -107,7 +107,7 @@ def inputs_of(op: str, batch: int = 1) -> Tensors:
 
 
 def run(op: str, inputs: Tensors, *, call: Any = None) -> list[torch.Tensor]:
-    """Results, what was written in place, and where gradients flow those of every input."""
+    """Results, tensors written in place, and gradients of every input that has one."""
     copies = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
     floats = {
         k: v for k, v in copies.items() if isinstance(v, torch.Tensor) and v.is_floating_point()

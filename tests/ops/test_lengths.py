@@ -23,8 +23,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 Call = Callable[[int], object]
-# odd, multiples of 16 and of none, shorter than a chunk, past 2^31 elements. 1 is a constant to
-# Triton, where it is not told otherwise
+# odd lengths, multiples of 16, lengths shorter than a chunk, lengths past 2^31 elements. Triton
+# specialises an argument of value 1 as a constant unless it is told not to
 LENGTHS = (1, 2, 17, 100, 2047, 2048, 4095, 94_800, 160_000, 160_001)
 HEADS, HEADDIM, GROUPS, D_STATE, COLUMNS = 128, 80, 8, 128, 22656
 
@@ -61,7 +61,7 @@ def scan_arguments(tokens: int, batch: int, gate: bool, packed: bool) -> dict[st
 
 def train(outs: Any) -> None:
     outs = outs if isinstance(outs, tuple) else (outs,)
-    # strides too: a single token has any, and then is another layout
+    # a tensor of one token may have any stride, which makes it another layout
     torch.autograd.backward(outs, [out.new_empty_strided(out.shape, out.stride()) for out in outs])
 
 
@@ -115,7 +115,7 @@ def compact(tokens: int) -> None:
 
 
 def transfer(tokens: int, question: int = 64, packed: bool = False) -> None:
-    """Also with keys that are too few or enough to be split: the gradient of q then has two forms."""
+    """Include few keys and many: only many are split, and the gradient of q has a form for each case."""
     for n, keys in {(question, tokens), (64, 17), (64, 300_000)}:
         q, text = empty(1, n, 40, 128), empty(1, n, 4480)
         k, v = (empty(1, keys, 8, 128) for _ in "kv")
@@ -158,7 +158,7 @@ def code_of(call: Call, tokens: int, target: str) -> set[str]:
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_new_length_compiles_nothing(call: str) -> None:
-    """The longest launches the most kernels, so it comes first."""
+    """The longest input launches the most kernels, so it compiles all that the others need."""
     known = code_of(CALLS[call], 300_000, "sm_90")
     for tokens in LENGTHS:
         assert code_of(CALLS[call], tokens, "sm_90") <= known, tokens
@@ -166,14 +166,14 @@ def test_a_new_length_compiles_nothing(call: str) -> None:
 
 @pytest.mark.parametrize("call", CALLS)
 def test_nor_does_it_on_amd_below_two_gigabytes(call: str) -> None:
-    """Past them a tensor has no descriptor there, and Triton compiles once more."""
+    """From 2 GiB on Triton drops buffer descriptors on AMD and compiles one more variant."""
     known = code_of(CALLS[call], 5000, "gfx942")
     for tokens in (n for n in LENGTHS if n < 5000):
         assert code_of(CALLS[call], tokens, "gfx942") <= known, tokens
 
 
 def test_a_specialised_length_would_be_seen() -> None:
-    """The rows of a slice that is not aligned: their stride is the length."""
+    """The transposed input's stride is the length, and its divisibility by 16 is specialised."""
 
     def across(tokens: int) -> None:
         train(tvkernels.relu2(empty(64, tokens).mT))
@@ -211,8 +211,8 @@ def kept_by(inputs: dict[str, Any]) -> tuple[int, tuple[torch.Tensor, ...]]:
 
 
 def memory_of_training(tokens: int, gate: bool, packed: bool) -> tuple[int, int, int]:
-    """Bytes that autograd keeps beside the inputs, and that forward and backward take beside their
-    results, all of it at once: more than the peak."""
+    """Bytes that autograd keeps besides the inputs, and bytes that forward and backward allocate besides
+    their results. Freed tensors count too, so the sums bound the peak from above."""
     from benchmarks.machine_code import launches as aot
     from benchmarks.machine_code import targets
 
@@ -235,7 +235,7 @@ def test_training_keeps_the_inputs_alone_and_its_workspace_is_bounded(
     kept, forward, backward = memory_of_training(tokens, gate, packed)
     assert kept == 0
     assert forward < 1e3 * tokens
-    # a gate takes no more: the gradient that it is folded into lies where dz comes to lie
+    # a gate needs no more memory: the gradient that it multiplies is written into the memory of dz
     assert 50e3 * tokens < backward < 60e3 * tokens
 
 

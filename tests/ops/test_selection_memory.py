@@ -78,7 +78,7 @@ def gather(tokens: int) -> Callable[[], Any]:
 @pytest.mark.parametrize("form", ["keys", "hidden", "normed", "turned"])
 def test_scores_topk_and_gather_need_little_and_no_more_than_linearly(form: str) -> None:
     half, whole = (beyond(choose(form, n)) + beyond(gather(n)) for n in (TOKENS // 2, TOKENS))
-    # the logits, one float32 of each query head and token, are most of it
+    # most of it are the logits: one float32 for each query head and token
     assert 4 * HEADS * TOKENS < whole <= LIMIT
     assert whole <= 2 * half
 

@@ -156,9 +156,9 @@ VARIANTS: dict[str, Tensors] = {
 def test_contract(variant: str, dtype: torch.dtype) -> None:
     inputs = mixer_inputs(**VARIANTS[variant])
     wrt = [k for k, v in inputs.items() if isinstance(v, torch.Tensor) and v.is_floating_point()]
-    # seed: gradients of few numbers (dA, biases) are sums that nearly cancel; where the plain form is
-    # lucky with them, twice its error is no bound for another order of summing (3 of 150 runs over
-    # the seeds 0 to 4, each a few per cent above)
+    # The seed matters: gradients of few numbers (dA, biases) are sums that nearly cancel. If the plain
+    # form happens to have a small error, another order of summation may exceed twice that error
+    # (3 of 150 runs over the seeds 0 to 4, by a few per cent each).
     check_contract(
         mamba_split_conv1d_scan_combined, naive_mixer, inputs, dtype=dtype, wrt=wrt, seed=2
     )

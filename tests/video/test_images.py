@@ -84,7 +84,7 @@ def test_an_animated_image_is_no_frame_of_a_directory(
 
 
 def test_pages_are_no_animation(tmp_path: Path) -> None:
-    """A TIFF of several pages, or a photograph with a second view in it: the first one counts."""
+    """Only the first picture counts of a TIFF with pages or a photograph with a second view."""
     first, second = (Image.fromarray(picture(number)) for number in (1, 2))
     first.save(tmp_path / "1.tif", save_all=True, append_images=[second])
     first.save(tmp_path / "2.jpg", "MPO", save_all=True, append_images=[second])

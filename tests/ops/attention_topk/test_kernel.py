@@ -56,7 +56,7 @@ def keys_call(dtype: torch.dtype = torch.float32, tokens: int = 300) -> dict[str
 
 
 def hidden_call(dtype: torch.dtype = torch.float32, heads: int = 10) -> dict[str, Any]:
-    """More channels than a step has."""
+    """More channels than one step of the loop loads."""
     q, hidden, weight = randn(1, heads, 20), randn(1, 150, 150), randn(40, 150) / 12
     given = {"q": q, "hidden": hidden, "k_weight": weight}
     return {**{n: x.to(dtype) for n, x in given.items()}, "keep": 30, "span": (3, 140)}
@@ -88,7 +88,7 @@ def test_every_config(config: Any) -> None:
 
     with forced(config):
         assert_same(*by_keys(**keys_call()))
-        # 16 bit hidden states meet rows of two terms
+        # with 16-bit hidden states a query row has two terms: its value and its rounding error
         assert_same(*by_hidden(**hidden_call(torch.bfloat16)))
 
 
@@ -111,7 +111,7 @@ def test_more_query_rows_than_a_program_holds() -> None:
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_projection_wider_than_the_hidden_states(turned: bool) -> None:
-    """Its rounding to their 16 bits would show."""
+    """A weight of float32 is not rounded to the dtype of the hidden states; the error would show."""
     given = hidden_call(torch.bfloat16)
     given["k_weight"] = hidden_call()["k_weight"]
     assert_same(*by_hidden(turned, **given))
@@ -141,8 +141,8 @@ def apart(x: torch.Tensor, step: int) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("form", ["keys", "hidden", "turned"])
 def test_nothing_beside_a_tensor_is_read_or_written(form: str, dtype: torch.dtype) -> None:
-    """Nor between the elements of one; no two tensors have a stride in common, and half a head is
-    so short that a tile of it is longer than a head."""
+    """Memory between the elements of a tensor counts as outside too. Every tensor has its own strides,
+    and half a head is shorter than the tile that loads it."""
     q, k, hidden = randn(2, 10, 12), randn(2, 150, 2, 12), randn(2, 150, 70)
     weight, norm, angles = randn(24, 70) / 8, randn(70), rope_angles(150, 12)
     q, k, hidden, weight, norm = (x.to(dtype) for x in (q, k, hidden, weight, norm))
@@ -174,8 +174,8 @@ def test_nothing_beside_a_tensor_is_read_or_written(form: str, dtype: torch.dtyp
 def test_the_threshold_among_many_parts(
     dtype: torch.dtype, levels: int, keep: int, monkeypatch: Any
 ) -> None:
-    """Ties across parts and steps, zeros, denormals, not a number; 85: the threshold has neighbours
-    that differ from it in the last digit alone, in parts before it too."""
+    """Scores hold zeros, denormals, NaN and ties across parts and steps. With keep = 85 some scores,
+    also in earlier parts, differ from the threshold in their last digit only."""
     select = kernel("select_kernel")
     monkeypatch.setattr(select, "BLOCK", 4)
     monkeypatch.setattr(select, "MOST_PARTS", 19)
@@ -186,7 +186,7 @@ def test_the_threshold_among_many_parts(
     with fenced_empty():
         kept, dropped = select.topk_in_order(apart(scores, 1), keep)
     for row in range(2):
-        # the place in the list is the rank
+        # the index into `values` orders the scores
         best, rest = pick(which[row].tolist(), keep)
         assert kept[row].tolist() == best
         assert dropped[row].tolist() == rest
@@ -229,7 +229,7 @@ def select(form: str, q: Any, x: Any, weight: Any, angles: Any) -> TopKResult:
 
 
 def test_keys_of_minus_infinity_get_nothing() -> None:
-    """A whole tile of them too, of which no maximum is a number."""
+    """A tile may hold nothing else, and then its maximum is minus infinity."""
     q, k = torch.ones(1, 2, 8), randn(1, 300, 1, 8)
     k[:, 100:290] = float("-inf")
     got = attention_topk(q.to(device()), k, 50, (90, 210))
@@ -240,7 +240,7 @@ def test_keys_of_minus_infinity_get_nothing() -> None:
 
 @pytest.mark.parametrize("form", ["keys", "hidden", "turned"])
 def test_ends_that_lie_on_the_device_are_found_there(form: str) -> None:
-    """As on a GPU, where the host does not know them: the same bits as of the slice."""
+    """The host never reads the offsets. The bits equal those of a call on the slice."""
     cu = torch.tensor([0, 5, 5 + 150, 220], dtype=torch.int32, device=device())
     angles = rope_tables(rope_angles(220, 16))
     q, x, weight, norm = randn(1, 6, 16), randn(1, 220, 32), randn(32, 32), randn(32)
@@ -262,7 +262,7 @@ def test_ends_that_lie_on_the_device_are_found_there(form: str) -> None:
 def test_ends_on_a_device_that_lead_too_far_are_cut(
     ends: tuple[int, int], rows: tuple[int, int]
 ) -> None:
-    """Nobody has checked them: what lies beside the tokens is not read."""
+    """The host cannot check offsets on a device, so the kernel clamps them to the sequence."""
     from tvkernels.attention_topk.op import _by_keys
 
     with fenced_empty():
@@ -274,8 +274,8 @@ def test_ends_on_a_device_that_lead_too_far_are_cut(
 
 
 def test_more_tiles_than_a_step_adds_up() -> None:
-    """The maximum in the first step, in the last; a step of nothing but minus infinity; all so far
-    below 0 that beside a 0 they would count as nothing."""
+    """The rows have their maximum in the first step, in the last step, and a step of minus infinity
+    only. One row is so negative that its terms would vanish if a masked lane counted as 0."""
     scores = kernel("scores_kernel")
     most, sums = randn(3, 40), randn(3, 40).abs() + 1
     most[0, 3], most[1, 39], most[2, 16:32] = 9.0, 9.0, float("-inf")
@@ -368,7 +368,7 @@ def test_offsets_beyond_32_bits(form: str, name: str, axis: int) -> None:
 
 
 def test_logits_beyond_32_bits() -> None:
-    """Of few rows and so long a sequence that the last row begins behind 2^31 of them."""
+    """Few rows, but so long that the last one starts past element 2^31."""
     scores = kernel("scores_kernel")
     tiles, rows = 5 * 2**20, 5
     logits = lazily((rows, tiles * scores.TILE), (tiles * scores.TILE, 1), torch.float32, device())

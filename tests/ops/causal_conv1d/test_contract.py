@@ -28,7 +28,7 @@ from tvkernels.causal_conv1d import causal_conv1d_fn
 
 
 def ways(backend: str, elements: int) -> list[int]:
-    """Sizes of blocks to try: the reference has two paths, the kernels know no block."""
+    """Block sizes to try: the reference has two code paths, the kernels have no such blocks."""
     return [1 << 19, elements] if backend == "reference" else [1 << 19]
 
 
@@ -171,7 +171,7 @@ def test_memory_is_linear_in_length() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 6, 7), (2, 6, 0), (2, 0, 7)])
 def test_nothing_to_do(backend: str, shape: tuple[int, int, int]) -> None:
-    """Without a token the states stay as they were, and their gradient is what comes back."""
+    """Without tokens the final states are the initial ones, and so are their gradients."""
     before = randn(shape[0], shape[1], 3).requires_grad_()
     x, weight = randn(*shape).requires_grad_(), randn(shape[1], 4).requires_grad_()
     out, final = causal_conv1d_fn(x, weight, None, None, before, True, None, "silu")

@@ -94,7 +94,7 @@ def test_several_programs(variant: str, channel_last: bool, parts: int) -> None:
 @pytest.mark.triton
 @pytest.mark.skipif(not TRITON, reason="neither the interpreter nor a GPU")
 def test_spans_shorter_than_the_filter() -> None:
-    """What lies before token 0 is in reach of several programs, and the gradient of one alone."""
+    """Several programs read the initial states, but only one writes their gradient."""
     states = {"initial_states": randn(2, 6, 8, seed=4), "return_final_states": True}
     with use_backend("triton"), poisoned_empty(), patch(f"{KERNEL}.SPAN", 4):
         check_contract(causal_conv1d_fn, naive_conv, conv_inputs(13, 9, **states), wrt=LEAVES)

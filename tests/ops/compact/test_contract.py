@@ -83,7 +83,7 @@ def test_a_gradient_that_nobody_asked_for_is_zero() -> None:
     kept.sum().backward()
     want = torch.ones_like(x).scatter_(1, given["dropped"][..., None].expand(-1, -1, 37), 0)
     assert torch.equal(x.grad, want)
-    # of the rows that leave alone, too
+    # and the gradient of the dropped rows alone
     (only,) = torch.autograd.grad(compact(x, given["dropped"], return_dropped=True)[1].sum(), x)
     assert torch.equal(only, 1 - want)
 
@@ -91,7 +91,7 @@ def test_a_gradient_that_nobody_asked_for_is_zero() -> None:
 @pytest.mark.triton
 @pytest.mark.skipif(not TRITON, reason="neither the interpreter nor a GPU")
 def test_a_list_that_does_not_ascend_moves_nothing_elsewhere() -> None:
-    """On a device nobody can look at it."""
+    """The host cannot check an index list on a device, so the kernel must stay within its tensors."""
     from tvkernels.compact.kernel import compact_forward
 
     with use_backend("triton"):
@@ -106,7 +106,7 @@ def test_a_list_that_does_not_ascend_moves_nothing_elsewhere() -> None:
 @pytest.mark.triton
 @pytest.mark.skipif(not TRITON, reason="neither the interpreter nor a GPU")
 def test_an_index_beyond_the_end_takes_no_row() -> None:
-    """Of what lies there: the rows of another tensor."""
+    """Behind the end lie the rows of another tensor, which must not be copied."""
     from tvkernels.compact.kernel import compact_forward
 
     whole = inputs()["x"]

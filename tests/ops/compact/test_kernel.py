@@ -42,7 +42,7 @@ def test_offsets_beyond_32_bits(which: str) -> None:
     with use_backend("triton"):
         given = {name: value[:1] for name, value in inputs(seqlen=5, dim=4).items()}
         given["x"], given["positions"] = given["x"].half(), (given["positions"] % 1000).int()
-        # a stride that fits 32 bits, so that the row has to be what is wide
+        # the stride fits 32 bits, so only a 64-bit row index avoids the overflow
         strides = (1, 5 * 2**27, 1)[: given[which].ndim]
         mine = lazily(given[which].shape, strides, given[which].dtype, device())
         mine.copy_(given[which])

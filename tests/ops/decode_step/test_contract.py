@@ -72,7 +72,7 @@ def test_output_is_read_before_the_state_is_rounded(backend: str) -> None:
 def test_sizes_of_models(
     backend: str, headdim: int, d_state: int, programs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the 9B, of most, odd ones, the least; heads cut among programs, and not."""
+    """The 9B model's size, common ones, odd ones, the smallest; heads split among programs or not."""
     if backend == "triton":
         monkeypatch.setattr("tvkernels.decode_step.kernel.PROGRAMS", programs)
     inputs = step_inputs(1, 4, headdim, 2, d_state)

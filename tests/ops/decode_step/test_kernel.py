@@ -140,7 +140,7 @@ def test_operator_is_sound(variant: str) -> None:
 @pytest.mark.triton
 @pytest.mark.skipif(not COMPILED, reason="no GPU")
 def test_a_cuda_graph_captures_it() -> None:
-    """The place in the ring lies on the device too: a replay goes on from where it stands."""
+    """The ring buffer's position lies on the device, so each replay continues from it."""
     with use_backend("triton"):
         inputs = step_inputs(headdim=80, d_state=128)
         start = {k: inputs[k].clone() for k in ("conv_state", "ssm_state", "cache_seqlens")}

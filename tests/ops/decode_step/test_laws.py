@@ -34,7 +34,7 @@ def test_is_the_composition_of_its_parts(backend: str) -> None:
 def test_law_n_steps_are_the_convolution_and_the_scan(
     backend: str, steps: int, before: int, width: int, more: int, groups: int, per_group: int
 ) -> None:
-    """From any place in the ring, around it and on: what a prefill of the tokens gives."""
+    """From any position in the ring buffer, n steps give the states and outputs of a prefill."""
     heads, headdim, d_state = groups * per_group, 3, 4
     inputs = step_inputs(2, heads, headdim, groups, d_state, width, width + more)
     dim, channels = heads * headdim, len(inputs["conv1d_weight"])

@@ -16,8 +16,8 @@ DIFFERENTIABLE = ("text", "q", "k", "v", "alpha")
 
 
 def learnt(dtype: torch.dtype, *others: str) -> list[str]:
-    """What the contract is asked of. Not of alpha in 16 bits: the error of one number is luck there,
-    and test_the_gradient_of_the_gate_in_16_bits looks at many."""
+    """The inputs whose gradients the contract checks. At 16 bit without alpha, because the error of a
+    single number is chance there; test_the_gradient_of_the_gate_in_16_bits looks at many."""
     names = [*DIFFERENTIABLE, *others]
     return names if dtype.itemsize > 2 else [name for name in names if name != "alpha"]
 

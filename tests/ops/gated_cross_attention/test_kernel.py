@@ -81,8 +81,8 @@ def test_every_headdim(headdim: int) -> None:
 
 @pytest.mark.parametrize("far", [-30.0, 30.0])
 def test_logits_far_from_zero(far: float) -> None:
-    """About 200: exp2 of those is no float32, and 0, the logit of a key that is not there, is as far
-    from them. Their rounding shows most in the one number that alpha's gradient is: not asked."""
+    """Logits of about 200, whose exp2 overflows float32, and which are far from 0, the logit of a
+    masked key. alpha is left out: rounding of the logits shows most in its gradient of one number."""
     inputs = make(batch=1)
     inputs["q"], inputs["k"] = inputs["q"].abs() + 1, inputs["k"] + far
     wrt = [name for name in ALL if name != "alpha"]
@@ -108,7 +108,7 @@ def test_every_configuration(config: Any) -> None:
         check_contract(gated_cross_attention, naive, inputs, wrt=ALL)
 
 
-# a sequence without keys, one without text, both, one longer than a tile; nothing at either end
+# one sequence without keys, one without text, one without both, one longer than a tile; empty ends
 CU_Q = [0, 0, 50, 51, 51, 51, 120, 124]
 CU_K = [0, 7, 307, 307, 520, 520, 523, 900]
 
@@ -141,7 +141,7 @@ def test_packed_sequences_of_any_length(
 
 @pytest.mark.parametrize("form", ["projected", "bare", "packed"])
 def test_nothing_beside_a_tensor_is_read_or_written(form: str) -> None:
-    """Of inputs, results and what stands between them; odd strides, tiles that are not full."""
+    """Inputs, results and intermediate tensors are fenced; strides are odd and tiles are not full."""
     sizes = {"d_model": 72, "batch": 1} if form == "bare" else {}
     inputs: dict[str, Any] = make(n=50, m=150, headdim=12, **sizes)
     options: dict[str, Any] = {}
@@ -164,7 +164,7 @@ def test_nothing_beside_a_tensor_is_read_or_written(form: str) -> None:
 
 @pytest.mark.parametrize("bare", [False, True])
 def test_gradients_of_any_strides(bare: bool) -> None:
-    """The one number of a sum, expanded; a transpose."""
+    """The gradient of a sum is one number expanded to all strides 0; the other one is a transpose."""
     inputs = make(batch=1, d_model=48)
     if bare:
         del inputs["out_proj"]
@@ -176,7 +176,7 @@ def test_gradients_of_any_strides(bare: bool) -> None:
 
 
 def test_keys_of_minus_infinity_get_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole step of them, and a whole split, of which no maximum is a number."""
+    """A step, and a split, may hold nothing else, and then its maximum is minus infinity."""
     inputs = make(batch=1, m=600)
     inputs["q"] = inputs["q"].abs() + 0.1
     want = with_gradients({**inputs, **{k: inputs[k][:, 450:] for k in "kv"}}, ("v",))
@@ -189,7 +189,7 @@ def test_keys_of_minus_infinity_get_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_offsets_on_a_device_that_lead_too_far_are_cut() -> None:
-    """Nobody has checked them: what lies behind the tokens is neither read nor written."""
+    """The host cannot check offsets on a device, so the kernels clamp them to the tokens."""
     inputs = make(batch=1, n=50, m=150)
 
     def run(*ends: list[int]) -> list[torch.Tensor]:
@@ -236,7 +236,7 @@ def test_splits_depend_on_the_shapes_alone(text: int, keys: int, splits: int) ->
 
 @pytest.mark.parametrize(("programs", "keys"), [(1, 1), (40, 1), (1000, 100)])
 def test_splits_do_not_matter(programs: int, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One; 20, most of them without keys; 3."""
+    """One split, 20 splits most of which have no keys, and 3 splits."""
     inputs = make(batch=1, n=5, m=300, nheads=2)
     monkeypatch.setattr(engine(), "PROGRAMS", programs)
     monkeypatch.setattr(engine(), "KEYS", keys)
@@ -366,7 +366,7 @@ def test_a_head_that_no_registers_hold() -> None:
 
 
 def calls(offsets: tuple[torch.Tensor | None, ...], inputs: dict[str, torch.Tensor]) -> Any:
-    """Forward and backward of the engine itself, whose tensors a dispatch mode can see."""
+    """Forward and backward of the launchers, below the operator, where a dispatch mode sees tensors."""
 
     def run() -> None:
         tensors = [inputs[k] for k in ALL]
@@ -383,12 +383,12 @@ def test_memory_is_linear_in_keys_and_text() -> None:
     splits = engine()._splits(inputs["q"], inputs["k"], None)
     assert splits == 8
     largest = largest_tensor(calls((None, None), inputs))
-    # times 4, because the interpreter copies storages, as bytes
+    # times 4: the interpreter copies storages as bytes, so it allocates 4 elements for each float32
     assert largest <= 4 * max(inputs["k"].numel(), splits * inputs["q"].numel()) < 6 * n * m
 
 
 class Waits(TorchDispatchMode):
-    """Refuses what reads values back, or has a shape that depends on them."""
+    """Refuses operations that read values back to the host, or whose shape depends on values."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func._overloadpacket not in (

@@ -28,7 +28,7 @@ law = settings(common.law, max_examples=15)
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_key_has_all_the_weight(dtype: torch.dtype) -> None:
-    """Whatever q and k are: their gradients are 0, but for the rounding of sums of 8 products."""
+    """With one key the weight is 1 for any q and k, so their gradients are 0 up to rounding."""
     inputs = make(m=1)
     wrt = [name for name in learnt(dtype, "out_proj") if name not in ("q", "k")]
     check_contract(gated_cross_attention, naive, inputs, dtype=dtype, wrt=wrt)

@@ -45,7 +45,7 @@ KERNELS = [f"tvkernels.relu2.kernel:relu2_{way}_kernel" for way in ("forward", "
 @pytest.mark.triton
 @pytest.mark.parametrize("config", every_config(*KERNELS[:1]), ids=str)
 def test_every_configuration(config: Any) -> None:
-    """Both kernels ship the same ones."""
+    """Both kernels have the same configurations."""
     from tvkernels.core.tune import forced
 
     assert set(map(id, every_config(KERNELS[1]))) == set(map(id, every_config(KERNELS[0])))

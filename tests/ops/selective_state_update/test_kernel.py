@@ -28,7 +28,7 @@ from tvkernels.selective_state_update.op import _update
 @pytest.mark.skipif(not TRITON, reason="neither the interpreter nor a GPU")
 @pytest.mark.parametrize("held", [128, 512, 4096])
 def test_every_number_of_channels_per_program(held: int) -> None:
-    """It is not tuned; what it is does not matter to the result."""
+    """The number of channels per program is not tuned and must not change the result."""
     inputs = {
         k: v.float() if isinstance(v, torch.Tensor) else v
         for k, v in sized(1, 2, 1, 20, 100).items()
@@ -59,7 +59,7 @@ def test_padding_is_not_looked_at(backend: str) -> None:
 @pytest.mark.skipif(not TRITON, reason="neither the interpreter nor a GPU")
 @pytest.mark.parametrize("size", [(2, 2, 1, 37, 100), (2, 2, 2, 5, 6)], ids=str)
 def test_nothing_else_is_written(size: tuple[int, int, int, int, int]) -> None:
-    """Beyond the output, beside a state that is a slice, in the rows before it."""
+    """Nothing is written past the output, next to a state that is a slice, or in the rows before it."""
     with use_backend("triton"):
         inputs = sized(*size)
         inputs["state_batch_indices"] = torch.tensor([-1, 0], device=device())
@@ -117,7 +117,7 @@ AXES["state_batch_indices"] = 1
 
 @pytest.mark.parametrize(("which", "axis"), [(n, i) for n, k in AXES.items() for i in range(k)])
 def test_offsets_past_32_bits(backend: str, which: str, axis: int) -> None:
-    """The stride itself fits 32 bits, so that only twice it, the last of three, does not."""
+    """The stride fits 32 bits; twice the stride, at the last of three indices, does not."""
     inputs = sized(3, 3, 3, 3, 3)
     inputs = {k: v.bfloat16() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
     inputs["state_batch_indices"] = torch.tensor([1, 0, 2], dtype=torch.int32, device=device())

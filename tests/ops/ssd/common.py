@@ -100,8 +100,8 @@ def naive_scan(
 
 
 def check_scan(backend: str, inputs: Tensors, dtype: torch.dtype = torch.float32) -> None:
-    """The contract. The engine's products take operands of 16 bit where the tensors have them, the
-    reference's do not, so plain code at that dtype is not the same for both."""
+    """Check the contract. The kernel multiplies 16-bit operands if the tensors are 16 bit and the
+    reference does not, so each has its own plain form to be compared with."""
     plain = None
     if backend == "triton" and dtype.itemsize == 2:
         plain = partial(naive_scan, operand=dtype)
@@ -165,7 +165,7 @@ def packed(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 SEQ_IDX, CU_SEQLENS = packed([3, 0, 30, 1, 36])
-# the same number comes back, at a border inside a chunk and not in order
+# a sequence number repeats, boundaries fall inside a chunk, and the numbers are not in order
 RETURNING = torch.tensor([[7] * 20 + [3] * 5 + [7] * 20 + [7] * 5 + [0] * 20] * 2)
 VARIANTS: dict[str, Callable[..., Tensors]] = {
     "everything": scan_inputs,

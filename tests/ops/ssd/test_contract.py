@@ -36,10 +36,10 @@ def wrt(inputs: Tensors) -> list[str]:
 def test_contract(backend: str, variant: str, dtype: torch.dtype) -> None:
     more = {}
     if backend == "triton" and dtype == torch.bfloat16:
-        # of few numbers, or of products of unbounded ones, one is by far the largest: the rounding
-        # of the operands, which the plain form has in part, then decides on the maximum by chance.
-        # Of 40 runs on small inputs (four seeds) four pass the bound, by 5 to 50 %, three of them by
-        # the maximum alone. Operands in two parts of 16 bit would undo it, at twice the products
+        # On small or unbounded inputs one value dominates, and the rounding of the operands to
+        # bfloat16, which the plain form does in part, decides on the maximum error by chance: 4 of
+        # 40 runs (four seeds) exceed the bound by 5 to 50 %, three of them in the maximum alone.
+        # Splitting each operand into two bfloat16 terms would fix it at twice the products.
         more = {"headdim": 32, "d_state": 32, "bounded": True}
     check_scan(backend, VARIANTS[variant](**more), dtype)
 
@@ -69,7 +69,7 @@ def test_strong_decay_keeps_every_digit(backend: str, steps: str, dtype: torch.d
     inputs = bare_inputs(130, batch=1, nheads=2, dt_softplus=False)
     generator = torch.Generator().manual_seed(1)
     noise = torch.rand(1, 130, 2, generator=generator, dtype=torch.float64)
-    # of a larger one the exact ddt, beside it, would pass what float16 holds
+    # with a larger step the exact ddt next to it would overflow float16
     huge = 30.0 if dtype == torch.float16 else 300.0
     dt = 0.8 + 0.2 * noise if steps == "strong" else torch.where(noise < 0.1, huge, 0.007)
     inputs.update(dt=dt, A=torch.full((2,), -16.0, dtype=torch.float64))
@@ -89,7 +89,7 @@ def test_a_step_beyond_all_exponents_is_finite() -> None:
 
 
 def test_a_state_that_nothing_feeds_never_becomes_denormal() -> None:
-    """Denormal numbers make every product they meet many times slower."""
+    """Arithmetic on denormal numbers is many times slower on a CPU."""
     inputs = bare_inputs(2048, batch=1, dt_softplus=False, initial_states=torch.ones(1, 4, 5, 6))
     inputs.update(x=torch.zeros(1, 2048, 4, 5), dt=torch.full((1, 2048, 4), 0.3))
     inputs["A"] = torch.tensor([-0.05, -0.13, -0.2, -16.0])

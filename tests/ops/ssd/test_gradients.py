@@ -36,9 +36,9 @@ if importlib.util.find_spec("triton") is not None and TRITON:
 Tensors = dict[str, Any]
 FLOATS = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# where few numbers are compared, or one term makes a result, the largest error of two roundings to
-# bfloat16, of an operand and of the result, may pass twice that of one which happened to be small.
-# float16 takes the same way as bfloat16
+# Without bfloat16: where few numbers are compared, or one term makes a result, two roundings (of an
+# operand and of the result) may exceed twice the error of one rounding that happened to be small.
+# float16 runs the same code.
 SHARP = [torch.float32, torch.float16]
 
 
@@ -87,7 +87,7 @@ def recurrence(
         y = y + x * (D if D.ndim == 2 else D[:, None]).to(wide)
     out = y.to(x.dtype)
     if z is not None:
-        # at 16 bit as PyTorch gates there, with a rounding before it
+        # at 16 bit PyTorch rounds y before it applies the gate
         out = out * F.silu(z)
     results = [out, found[-1]]
     if cu_seqlens is not None:
@@ -208,7 +208,7 @@ def test_every_configuration(config, short_chunks):
         check(made)
 
 
-# 64 + 32 + 16, twice 64, 32 + 16 of which 8 are not there, less than one tile; up to the largest
+# channel tiles of 64 + 32 + 16, of 64 + 64, of 32 + 16 with 8 masked, one that is not full; larger ones
 @pytest.mark.parametrize("headdim", [112, 128, 40, 3, 160, 192, 224, 256])
 def test_head_dimensions(headdim, short_chunks):
     check(inputs_of(seqlen=35 if headdim <= 128 else 20, heads=2, groups=1, headdim=headdim))
@@ -248,7 +248,7 @@ def test_no_batch(short_chunks):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_resets(dtype, short_chunks):
     made = inputs_of(batch=2, seqlen=75)
-    # a number that returns is another sequence; one begins with a chunk, one is a token long
+    # a number that repeats is a new sequence; one sequence starts with a chunk, one has a single token
     lengths = ([5, 1, 26, 30, 13], [32, 20, 23])
     numbers = ([4, 1, 4, 0, 7], [1, 0, 1])
     rows = [
@@ -262,7 +262,7 @@ def test_resets(dtype, short_chunks):
 @pytest.mark.parametrize("resets", [False, True], ids=["through", "seq_idx"])
 def test_states_of_packed_sequences(dtype, resets, short_chunks):
     made = inputs_of(seqlen=75)
-    # empty ones first, within and last; one ends with a chunk; tokens behind the last
+    # empty sequences first, in the middle and last; one ends with a chunk; tokens follow the last one
     made["cu_seqlens"] = torch.tensor([0, 0, 3, 4, 4, 32, 70, 70], dtype=torch.int32)
     if resets:
         made["seq_idx"] = torch.tensor([0] * 3 + [1] + [2] * 28 + [3] * 38 + [9] * 5)[None].int()
@@ -386,7 +386,7 @@ def test_offsets_past_2_31(far, short_chunks):
     groups = 1 if far == "head" else heads
     made = inputs_of(batch, seqlen, heads, headdim=width, groups=groups, d_state=width)
     made["D"] = torch.randn(heads, width, device=device())
-    # on a GPU they take real memory: short numbers there, and one tensor at a time
+    # on a GPU these tensors occupy real memory, so use 16-bit numbers and one tensor at a time
     made = cast(made, torch.bfloat16 if COMPILED else torch.float32)
     made["z"], made["dout"] = torch.randn_like(made["x"]), torch.randn_like(made["x"])
     made["dfinal"] = torch.randn_like(made["initial_states"], dtype=torch.float32)
@@ -431,12 +431,12 @@ def test_errors_do_not_grow_with_length(dtype, short_chunks, monkeypatch):
         got = gradients(made, dout, dfinal)
         exact = cast(made, torch.float64)
         leaves = {n: t.requires_grad_() for n, t in exact.items() if n in got}
-        # chunk by chunk in PyTorch, which its own tests hold to a loop over the tokens
+        # the PyTorch form by chunks, which other tests hold to a loop over tokens
         out, last = mamba_chunk_scan_combined_ref(**exact, chunk_size=64, return_final_states=True)
         total = (out * dout).sum() + (last * dfinal).sum()
         truth = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values()))))
         found.append({name: errors(got[name], truth[name])[0] for name in got})
-    # what is summed over all tokens may cancel: how much depends on the numbers, not on the length
+    # sums over all tokens may cancel; how much depends on the values and not on the length
     for name in ("x", "dt", "B", "C", "initial_states"):
         short = found[0][name]
         assert found[1][name] <= 1.5 * short + FLOORS[dtype], (name, short, found[1][name])

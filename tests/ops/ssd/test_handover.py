@@ -49,7 +49,7 @@ def test_chunks_of_a_prompt_and_then_steps_are_one_pass(
     total, prompt = 90, cuts[-1]
     inputs = scan_inputs(seqlen=total, headdim=32, d_state=32, bounded=True)
     ours = cast(on_device(inputs), dtype)
-    # as a cache holds it
+    # a cache holds its states in float32
     state = ours["initial_states"] = ours["initial_states"].float()
     outs = []
     for start, stop in pairwise(cuts):
@@ -59,7 +59,7 @@ def test_chunks_of_a_prompt_and_then_steps_are_one_pass(
     assert state.dtype == torch.float32
     assert state.is_contiguous()
     cache = torch.empty_like(state).copy_(state)
-    # a step of no size leaves every bit of what it took over
+    # a step with dt = 0 leaves the state bit for bit as it was
     step(ours, prompt, cache, dt=torch.zeros_like(ours["dt"][:, 0]))
     assert torch.equal(cache, state)
     outs += [step(ours, t, cache)[:, None] for t in range(prompt, total)]

@@ -47,9 +47,9 @@ def short_segments(monkeypatch):
 
 
 def check_values(inputs: Tensors, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
-    """The rule, against the reference in float64, which its own tests hold to a loop. The plain
-    form of a 16 bit scan has what the tokens add to the state in 16 bit, as matrix units take it:
-    one more rounding of x."""
+    """Compare by the 2x rule with the reference in float64 (tests hold that one to a loop). At 16 bit
+    the plain form rounds the state updates to 16 bit, as a matrix unit's operands are: one more
+    rounding of x."""
     ours = cast(on_device(inputs), dtype)
     got = as_tuple(mamba_chunk_scan_combined(**ours))
     with use_backend("reference"), torch.no_grad():
@@ -191,7 +191,7 @@ def test_mixed_dtypes() -> None:
         out, final = mamba_chunk_scan_combined(**mixed)
         with use_backend("reference"):
             truth = mamba_chunk_scan_combined_ref(**cast(mixed, torch.float64))
-        # products of float32 where one of them is
+        # the product is in float32 if one operand is
         assert errors(final, truth[1])[0] < (1e-6 if wide else 4e-3)
         assert errors(out, truth[0])[0] < 4e-3
 
@@ -205,7 +205,7 @@ def test_negative_step_sizes() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_errors_of_the_state_do_not_grow_with_length(dtype: torch.dtype, monkeypatch) -> None:
-    """Over 64 chunks and over 1,000, in one segment, of a state that lasts for a dozen chunks."""
+    """The error after 1,000 chunks is about that after 64: one segment, a state that decays over a dozen."""
     monkeypatch.setattr(kernel, "PROGRAMS", 1)
     found = []
     for chunks in (64, 1000):
@@ -248,7 +248,7 @@ FARTHEST = {
 
 @pytest.mark.parametrize("name", FARTHEST)
 def test_offsets_past_two_to_the_31(name: str) -> None:
-    """A stride that fits int32, of a token, a channel or a head: two of them do not."""
+    """One stride of a token, channel or head fits int32, but twice the stride does not."""
     inputs = cast(
         scan_inputs(batch=1, seqlen=3, nheads=3, headdim=3, ngroups=1, D=torch.ones(3, 3).double()),
         torch.bfloat16,
@@ -267,8 +267,8 @@ def test_offsets_past_two_to_the_31(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["x", "B", "C", "z", "dt"])
 def test_tokens_past_two_to_the_31(name: str, short_segments) -> None:
-    """A chunk whose own offsets fit 32 bits begins beyond them; so does a piece that the second of
-    two segments starts from."""
+    """A chunk starts past 2^31 elements although offsets within it fit 32 bits, and so does
+    the part from which the second of two segments starts."""
     inputs = cast(scan_inputs(batch=1, seqlen=300, nheads=1, ngroups=1), torch.bfloat16)
     expected = as_tuple(mamba_chunk_scan_combined(**on_device(inputs)))
     near = inputs[name]
@@ -340,7 +340,7 @@ def test_graph_capture() -> None:
 
 
 def test_gradients_reach_every_input(short_segments) -> None:
-    """Wiring: each gradient in its place; their values are the contract's."""
+    """Each gradient goes to its own input. Other tests check the values."""
     inputs = cast(on_device(scan_inputs(batch=1, seqlen=200, nheads=2)), torch.float32)
     leaves = {name: inputs[name].requires_grad_() for name in GRADS}
     out, final = mamba_chunk_scan_combined(**inputs)

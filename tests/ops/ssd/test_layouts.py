@@ -184,7 +184,7 @@ def test_gradients_are_first_order_only() -> None:
 
 
 def test_rule_itself_is_sharp() -> None:
-    """The contract would notice a scan that forgets the decay of one token."""
+    """The tolerance is tight enough to fail a scan that skips the decay of one token."""
     inputs = bare_inputs(40, return_final_states=False)
     truth = naive_scan(**inputs)[0]
     wrong = naive_scan(**{**inputs, "dt": inputs["dt"].roll(1, 1)})[0]

@@ -38,7 +38,7 @@ def naive_row(
             norm = float(metric.norm())
             units.append(metric / norm if norm > 0 else metric)
         even, odd = list(range(0, len(slots), 2)), list(range(1, len(slots), 2))
-        # twelve digits: what is equal in exact arithmetic compares as equal
+        # round to twelve digits, so that values equal in exact arithmetic compare as equal
         scores = [[round(float(units[i] @ units[j]), 12) for j in odd] for i in even]
         partner = [row.index(max(row)) for row in scores]
         order = sorted(range(len(even)), key=lambda i: (-max(scores[i]), i))
@@ -54,7 +54,7 @@ def naive_row(
 
 
 def two_best(row: list[float]) -> tuple[float, float]:
-    """Of a sorted row the highest value, and before it the next lower one."""
+    """The highest value of a sorted row, and the next lower distinct value."""
     return max((a for a in row if a < row[-1]), default=row[-1]), row[-1]
 
 

@@ -43,7 +43,7 @@ def test_contract(
 
 
 def test_float64_is_computed_in_float64(backend: str) -> None:
-    """The tolerance of the contract for it is that of float32."""
+    """The contract's tolerance for float64 is that of float32, so this test asks for more."""
     x = clusters(2, 40, 16).double()
     x = (x + 1e-9 * x.square()).requires_grad_()
     got, want = ours(x, 9), naive_tome(x, 9)
@@ -59,7 +59,7 @@ def test_float64_is_computed_in_float64(backend: str) -> None:
     ids=str,
 )
 def test_every_width_of_the_metric(backend: str, dim: int, num_heads: int) -> None:
-    """One entry, a few, and more than a matrix product takes at once."""
+    """One entry, a few entries, and more than one step of the product loads."""
     inputs = {"x": clusters(2, 38, dim), "num_tokens": 20, "num_heads": num_heads}
     check_contract(ours, naive_tome, inputs, wrt=("x",))
 
@@ -79,9 +79,9 @@ def test_choices_are_those_of_exact_arithmetic(
 
 @pytest.mark.parametrize("copies", [1, 2])
 def test_the_last_bits_of_a_metric_decide(backend: str, copies: int) -> None:
-    """Of two partners alike but for the order of their entries: 4e-7 of the similarity.
+    """Two partners have the same entries in another order, and similarities that differ by 4e-7.
 
-    Also after a round that merges each with its copy.
+    With copies = 2 they first pass a round that merges each with its copy.
     """
     high, low, peak = 2**22 - 2**12, 2**11 - 1, 2**22
     a, b = high + low, high - low

@@ -54,7 +54,7 @@ def assert_same_choices(got: ToMeResult, want: ToMeResult) -> None:
 
 @pytest.mark.parametrize("config", every_config(*KERNELS[:1]), ids=str)
 def test_every_configuration_of_the_matching(config: Any) -> None:
-    """With more than one tile of even tokens, of odd ones, and of the metric."""
+    """Even tokens, odd tokens and the channels of the metric each fill more than one tile."""
     from tvkernels.core.tune import forced
 
     x = clusters(1, 277, 72)
@@ -65,7 +65,7 @@ def test_every_configuration_of_the_matching(config: Any) -> None:
 @pytest.mark.parametrize("config", every_config(*KERNELS[1:]), ids=str)
 @pytest.mark.parametrize("num_tokens", [9, 33])
 def test_every_configuration_of_the_means(config: Any, num_tokens: int) -> None:
-    """Of all slots in one program, and of sorted tokens in several; more channels than a strip."""
+    """One program averages all slots, or several average sorted tokens; channels exceed one strip."""
     from tvkernels.core.tune import forced
 
     inputs = {"x": clusters(2, 70, 520), "num_tokens": num_tokens}
@@ -81,12 +81,12 @@ def test_every_configuration_of_the_means(config: Any, num_tokens: int) -> None:
 def test_the_last_of_a_tile_of_its_own_counts(
     seqlen: int, num_tokens: int, order: str, least: int
 ) -> None:
-    """257 tokens, 129 rows and 33 are one more than tiles of powers of two hold.
+    """257 tokens and 129 or 33 rows are one more than tiles of a power of two hold.
 
-    Shared among programs, every phase has several, and moves no token twice.
+    With several programs for one group, each phase is shared, and no token is moved twice.
     """
     x = clusters(1, seqlen, 16)
-    # the last row is the best match of one of the other kind
+    # the last token is the best match of a token of the other parity
     x[:, -1] = x[:, seqlen % 2]
     want = by_reference(x, num_tokens, 4, order)
     with patch("tvkernels.tome.kernel.LONG", least):
@@ -94,7 +94,7 @@ def test_the_last_of_a_tile_of_its_own_counts(
 
 
 def test_programs_take_groups_in_turn() -> None:
-    """What a program leaves in its scratch does not reach its next group."""
+    """The scratch memory that a program reuses for its next group does not leak into it."""
     x = clusters(5, 45, 16)
     with patch("tvkernels.tome.kernel._programs", lambda _: 2):
         assert_same_choices(ours(x, 8), by_reference(x, 8))
@@ -102,7 +102,7 @@ def test_programs_take_groups_in_turn() -> None:
 
 @pytest.mark.parametrize("num_tokens", [9, 60, 199])
 def test_long_groups_are_shared_among_programs(num_tokens: int) -> None:
-    """Some rounds, all of them, one that merges a single token; then the choices are the same."""
+    """Several programs choose as one does, in some rounds, in all, and in one that merges one token."""
     x = clusters(2, 200, 72)
     want = by_reference(x, num_tokens, 1)
     with patch("tvkernels.tome.kernel.LONG", 50), patch("tvkernels.tome.kernel.PROGRAMS", 5):
@@ -114,7 +114,7 @@ def test_long_groups_are_shared_among_programs(num_tokens: int) -> None:
 def test_nothing_is_written_beside_what_is_asked_for(
     num_tokens: int, order: str, long: bool
 ) -> None:
-    """Nor into another program's scratch: equal groups leave equal bits, unwritten ones too."""
+    """Programs keep to their own scratch: equal groups leave equal bits in it, unwritten bits included."""
     from tvkernels.tome.kernel import merge_backward, merge_forward
 
     made = []
@@ -159,7 +159,7 @@ def test_a_token_that_is_no_number_stays_in_its_row() -> None:
     ids=str,
 )
 def test_magnitudes_play_no_part(dtype: torch.dtype, factors: tuple[float, float]) -> None:
-    """In the choices: near the ends of the dtype, where a square has no place."""
+    """Choices do not depend on scale, also near the limits of the dtype, where a square overflows."""
     x = clusters(1, 45, 16).to(dtype)
     want = ours(x, 8)
     for factor in factors:

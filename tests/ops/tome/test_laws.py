@@ -58,7 +58,7 @@ def test_equal_pairs_tie_whatever_they_are(backend: str) -> None:
 
 
 def test_merged_groups_tie_with_one_of_their_tokens(backend: str) -> None:
-    """Five equal tokens are one row after a round: to others it is no nearer than the sixth is."""
+    """A merged row of five equal tokens is as similar to others as the sixth equal token is."""
     g = torch.Generator().manual_seed(3)
     distinct = torch.randn(9, 5, 16, generator=g)
     # round 1: even tokens join their equal; round 2: whoever is left joins the first token of kind 4
@@ -117,7 +117,7 @@ def test_zero_vectors_are_similar_to_nothing(backend: str) -> None:
 
 
 def test_a_zero_vector_is_better_than_an_opposite(backend: str) -> None:
-    """As an even token, and as an odd one."""
+    """Checked once as an even token and once as an odd token."""
     even = [[1, 0], [-1, 0.1], [0, 0], [-1, 0.2]]
     odd = [[1, 0], [-1, 0.1], [0, -1], [0, 0]]
     got = ours(torch.tensor([even, odd], device=device()), 3, 1)
