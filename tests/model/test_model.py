@@ -49,6 +49,7 @@ def test_labels_are_generated_with(tiny):
     ("visual", "between", "words"),
     [
         (torch.zeros(3, 4, 128), [torch.zeros(1, 1).long()], r"one text fewer .* \(3\), got 1"),
+        (torch.zeros(2, 4, 128), torch.zeros(1, 1).long(), "between must be a list of tensors"),
         (None, [torch.zeros(1, 1).long()], r"one text fewer than visual has runs \(0\), got 1"),
         ([torch.zeros(4, 128), torch.zeros(2, 64)], [torch.zeros(1, 1).long()], "for each run"),
         (torch.zeros(2, 4, 128), [torch.zeros(1, 1)], "between must be a tensor"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.model.common import random_model, runs_of
 from tests.tiny import TINY
-from timeviper_fast.layout import Segment
+from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.cache import HybridCache
 
 
@@ -43,3 +45,11 @@ def test_stages_that_are_none(part):
     model = random_model()
     with pytest.raises(ValueError, match="must name stages in order, 0 to 3, got"):
         model.run(torch.zeros(1, 4, TINY.hidden_size, dtype=torch.float64), **part)
+
+
+def test_a_segment_that_only_counts_is_refused():
+    """Its text between the runs would be dropped as if it were vision."""
+    segment = Segment.of_runs(9, [VisualSpan(1, 2), VisualSpan(5, 2)])
+    x = torch.zeros(1, 9, TINY.hidden_size, dtype=torch.float64)
+    with pytest.raises(ValueError, match="segments must say where their vision tokens lie"):
+        random_model().run(x, (replace(segment, index=None),))

@@ -101,6 +101,8 @@ class TimeViperNetwork(nn.Module):
         self, visual: Tensor | Sequence[Tensor] | None, between: Sequence[Tensor]
     ) -> list[Tensor]:
         """(n, d_model) of each run of vision tokens, checked."""
+        if not isinstance(between, (list, tuple)):
+            _refuse("between", "be a list of tensors (batch, n)", _kind(between))
         width = self.config.backbone.hidden_size
         rule = f"be a tensor (frames, n, {width})"
         if visual is None:

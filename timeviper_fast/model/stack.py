@@ -117,8 +117,8 @@ class LayerStack(nn.Module):
             stop_stage: the stage to stop before; None runs to the last layer.
 
         Raises:
-            ValueError: segments do not cover the sequence, a cache is given with several, or there
-                is no such stage.
+            ValueError: segments do not cover the sequence or only count tokens, a cache is given
+                with several, or there is no such stage.
         """
         segments = segments or (Segment(hidden.shape[1]),)
         _check(hidden, segments, cache, chunk)
@@ -192,5 +192,8 @@ def _check(
         raise ArgumentError("", "segments", f"cover the sequence ({hidden.shape[1]})", total)
     if cache is not None and len(segments) > 1:
         raise ArgumentError("", "segments", "be one when a cache is given", len(segments))
+    if any(segment.text_inside and segment.index is None for segment in segments):
+        # a stage would take the text between the runs for vision tokens, and drop it
+        fail("", "segments", "say where their vision tokens lie (Segment.of_runs)", segments)
     if chunk is not None and not (is_integer(chunk) and chunk > 0):
         fail("", "chunk", "be a positive number of tokens", chunk)
