@@ -15,7 +15,7 @@ BIN := .venv/bin
 FRESH := .venv/stamp-$(FOUND)
 INPUTS := pyproject.toml setup.py constraints.txt
 
-.PHONY: help demo test aot lint docs bench clean
+.PHONY: help demo test long aot lint docs bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 # make would take a stamp that only leads to another stamp for a leftover
@@ -25,6 +25,7 @@ help:
 	@echo 'make demo    write a one-minute video, ask the tiny model about it, show the eight stops'
 	@echo 'make test    the tests                 one file: make test ARGS=tests/ops/tome'
 	@echo '             and, without ARGS, the contracts of the kernels in the interpreter'
+	@echo 'make long    the tests that take minutes: marked long, on the reference and in the interpreter'
 	@echo 'make aot     compile every kernel for six GPU targets and judge the machine code: minutes'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make docs    the documentation site, into site/   needs Python 3.11 or newer'
@@ -40,6 +41,10 @@ ifeq ($(strip $(ARGS)),)
 	@echo 'the same contracts on the kernels, through the interpreter'
 	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto -m triton tests/core tests/ops tests/model tests/integrations
 endif
+
+long: $(FRESH)-test
+	@$(BIN)/python -m pytest --long -m long $(or $(strip $(ARGS)),--ignore=tests/machine_code)
+	@TRITON_INTERPRET=1 $(BIN)/python -m pytest --long -m "long and triton" $(or $(strip $(ARGS)),tests)
 
 # a process of its own: under TRITON_INTERPRET=1 nothing can be compiled
 aot: $(FRESH)-test
