@@ -39,8 +39,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """A test marked `long` runs with --long alone, which is `make long`; its count is reported."""
     if config.getoption("--long"):
         return
-    config.hook.pytest_deselected(items=[item for item in items if "long" in item.keywords])
-    items[:] = [item for item in items if "long" not in item.keywords]
+    config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
+    items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 @pytest.fixture(autouse=True)
