@@ -15,7 +15,6 @@ from timeviper_fast.checkpoint.save import save_pretrained
 from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.errors import expect_function, fail
 from timeviper_fast.inference.ask import Answer, answer
-from timeviper_fast.inference.encode import Progress
 from timeviper_fast.inference.generate import (
     Sampling,
     StageCount,
@@ -27,6 +26,7 @@ from timeviper_fast.inference.generate import (
 from timeviper_fast.inference.request import Request
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.text.prompt import Message
+from timeviper_fast.video import Progress
 from timeviper_fast.video.sampling import Policy
 
 if TYPE_CHECKING:

@@ -382,3 +382,15 @@ def test_the_file_is_closed_however_reading_ends(folder: Path) -> None:
     with pytest.raises(VideoError, match="no video"):
         open_video(folder / "sound.m4a")
     assert open_handles(folder / "sound.m4a") == 0
+
+
+def test_a_scan_shows_its_progress(folder: Path) -> None:
+    path = folder / "stream.ts"
+    seen: list[tuple[str, int, int]] = []
+    open_video(path, progress=lambda *step: seen.append(step))
+    size = path.stat().st_size
+    assert {(what, total) for what, _, total in seen} == {("scan", size)}
+    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+    assert seen[-1] == ("scan", size, size)
+    with pytest.raises(ValueError, match="progress must be a function or None, got 3"):
+        open_video(path, progress=3)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.errors import expect_function, fail
-from timeviper_fast.inference.encode import Progress, encode_video, shape_of, token_seconds
+from timeviper_fast.inference.encode import encode_video, shape_of, token_seconds
 from timeviper_fast.inference.generate import Prefill, StageCount, decode, prefill
 from timeviper_fast.inference.plan import prompt_lengths
 from timeviper_fast.inference.request import Request
@@ -22,7 +22,7 @@ from timeviper_fast.layout import Segment
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.stops import Stop, StopWatch
 from timeviper_fast.text.prompt import Prompt, build_prompt, stop_token_ids, video_sentence
-from timeviper_fast.video import Video, open_video
+from timeviper_fast.video import Progress, Video, open_video
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,7 +86,7 @@ def answer(
     with watch.at("decode"):
         opened = video
         if not isinstance(video, Video):
-            opened = open_video(video, on_error=request.on_error)
+            opened = open_video(video, on_error=request.on_error, progress=progress)
     with opened as source:
         with watch.at("decode"):
             indices = source.sample(request.policy)

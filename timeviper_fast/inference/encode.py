@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.stops import Stop, StopWatch
-from timeviper_fast.video import Video
+from timeviper_fast.video import Progress, Video
 from timeviper_fast.video.preprocess import resize_normalize
 
-__all__ = ["Progress", "encode_video", "shape_of", "token_seconds"]
-
-Progress = Callable[[str, int, int], None]
+__all__ = ["encode_video", "shape_of", "token_seconds"]
 
 
 def encode_video(

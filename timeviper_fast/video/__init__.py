@@ -12,7 +12,7 @@ The names below are public.
 """
 
 from timeviper_fast.errors import VideoError
-from timeviper_fast.video.video import Frames, Video, open_video, read_video
+from timeviper_fast.video.video import Frames, Progress, Video, open_video, read_video
 from timeviper_fast.video.writer import write_video
 
-__all__ = ["Frames", "Video", "VideoError", "open_video", "read_video", "write_video"]
+__all__ = ["Frames", "Progress", "Video", "VideoError", "open_video", "read_video", "write_video"]

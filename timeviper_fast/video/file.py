@@ -10,7 +10,7 @@ B-frames) are decoded from the start and counted instead.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from importlib import import_module
@@ -29,12 +29,17 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["FileReader", "import_av"]
+__all__ = ["FileReader", "Progress", "import_av"]
+
+Progress = Callable[[str, int, int], None]
+"""Called during long work with (what, done, total)."""
 
 # stretches this close are decoded as one: draining and refilling the decoder costs more
 _JOIN_PACKETS = 8
 # to skip at most this many packets, read them undecoded: it costs less than a seek
 _SEEK_PACKETS = 256
+# a scan reports its progress once in so many packets
+_REPORT_PACKETS = 1024
 
 
 class FileReader:
@@ -60,9 +65,9 @@ class FileReader:
         VideoError: the file is no video, is empty, has no video stream or no decodable frame.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, progress: Progress | None = None) -> None:
         self.path = path
-        scan = _scan(path)
+        scan = _scan(path, progress)
         self._is_timed, self.missing = scan.is_timed, scan.missing
         self._index = index = _Index(scan.entries)
         self.skipped = sum(entry.is_shown for entry in scan.entries) - len(index.stamps)
@@ -328,14 +333,14 @@ def _lacks_index(path: Path) -> bool:
     return True
 
 
-def _scan(path: Path) -> _Scan:
+def _scan(path: Path, progress: Progress | None) -> _Scan:
     """Read the packets of a file undecoded, and check whether its end is missing."""
     faults: list[str] = []
     with _opened(path) as (container, stream):
         # in the order of _Entry's fields; the time stamp may be None
         packets: list[tuple[Any, ...]] = [
             (p.pts, p.dts, p.duration or 0, p.is_keyframe, _is_shown(p), p.is_corrupt)
-            for p in _packets(container, stream, faults)
+            for p in _reported(_packets(container, stream, faults), container.size, progress)
         ]
         rate = Fraction(stream.average_rate or stream.guessed_rate or 1)
         tick = Fraction(stream.time_base or 1)
@@ -383,6 +388,16 @@ def _packets(container: InputContainer, stream: VideoStream, faults: list[str]) 
                 yield packet
     except failure as error:
         faults.append(str(error.strerror))
+
+
+def _reported(packets: Iterator[Packet], size: int, progress: Progress | None) -> Iterator[Packet]:
+    """The packets; while they are read, `progress("scan", bytes read, bytes of the file)`."""
+    for number, packet in enumerate(packets):
+        if progress is not None and number % _REPORT_PACKETS == 0:
+            progress("scan", min(max(packet.pos or 0, 0), size), size)
+        yield packet
+    if progress is not None:
+        progress("scan", size, size)
 
 
 def _is_shown(packet: Packet) -> bool:

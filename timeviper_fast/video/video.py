@@ -19,9 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from timeviper_fast.errors import ArgumentError, VideoError, fail, is_integer, is_number
+from timeviper_fast.errors import (
+    ArgumentError,
+    VideoError,
+    expect_function,
+    fail,
+    is_integer,
+    is_number,
+)
 from timeviper_fast.video.arrays import ArrayReader, load_array, timeline
-from timeviper_fast.video.file import FileReader
+from timeviper_fast.video.file import FileReader, Progress
 from timeviper_fast.video.images import (
     AnimationReader,
     ImagesReader,
@@ -31,7 +38,7 @@ from timeviper_fast.video.images import (
 )
 from timeviper_fast.video.sampling import Policy, parse_policy
 
-__all__ = ["Frames", "Video", "open_video", "read_video"]
+__all__ = ["Frames", "Progress", "Video", "open_video", "read_video"]
 
 
 @dataclass(frozen=True)
@@ -192,6 +199,7 @@ def open_video(
     *,
     fps: float | None = None,
     on_error: str = "raise",
+    progress: Progress | None = None,
 ) -> Video:
     """Open a video of any kind.
 
@@ -203,6 +211,8 @@ def open_video(
         fps: frames per second of images and arrays (1 when left out); a file carries its own.
         on_error: "raise" on frames that are missing or cannot be decoded, or "use" the others and
             count the lost ones in `lost_frames`.
+        progress: called with ("scan", bytes read, bytes of the file) while a video file is read
+            through, which takes seconds where the file is hours long.
 
     Raises:
         FileNotFoundError: there is nothing at this path.
@@ -213,6 +223,7 @@ def open_video(
         fail("open_video", "fps", "be a finite number above 0", fps)
     if on_error not in ("raise", "use"):
         fail("open_video", "on_error", "be one of raise, use", on_error)
+    expect_function("open_video", progress=progress)
     if isinstance(source, (Tensor, np.ndarray)):
         return Video("frames", ArrayReader("frames", source, None, fps), on_error)
     if not isinstance(source, (str, os.PathLike)):
@@ -224,7 +235,7 @@ def open_video(
     if not path.exists():
         # Print the original string: Path turns https:// into https:/. URLs are not supported.
         raise FileNotFoundError(f"{os.fspath(source)}: no such file or directory")
-    return Video(str(path), _reader(path, fps), on_error)
+    return Video(str(path), _reader(path, fps, progress), on_error)
 
 
 def read_video(
@@ -241,7 +252,7 @@ def read_video(
         return Frames(frames.rgb, frames.seconds, video.lost_frames)
 
 
-def _reader(path: Path, fps: float | None) -> Reader:
+def _reader(path: Path, fps: float | None, progress: Progress | None) -> Reader:
     if path.is_dir():
         files = images_in(path)
         return ImagesReader(path, files, timeline(str(path), len(files), None, fps))
@@ -254,4 +265,4 @@ def _reader(path: Path, fps: float | None) -> Reader:
     if fps is not None:
         rule = "be left out for a video file (it carries its own times)"
         raise ArgumentError("open_video", "fps", rule, fps)
-    return AnimationReader(path) if is_image(path) else FileReader(path)
+    return AnimationReader(path) if is_image(path) else FileReader(path, progress)
