@@ -2,6 +2,7 @@
 
     backend.py  which backend runs an op, and the error when none can
     checks.py   argument checks in one wording
+    holds.py    who holds a change that several may hold at once
     plain.py    what references share
     library.py  launches of kernels as operators that PyTorch can trace
     table.py    which kernels there are, and which of them each public op launches

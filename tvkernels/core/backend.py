@@ -6,17 +6,20 @@ remedy where Triton is missing; no call silently falls back to the slow referenc
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from importlib import metadata, util
-from typing import Literal
+from types import TracebackType
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from tvkernels.core.checks import fail
+from tvkernels.core.holds import Holds, called, entered, left
 from tvkernels.core.table import KERNELS, OPS
 
 __all__ = [
@@ -39,8 +42,29 @@ _REMEDY = (
 # looked up at import: torch.compile cannot trace a search for a module
 _HAS_TRITON = util.find_spec("triton") is not None
 
-# by kernel; a plain global, because torch.compile can guard on one and cannot trace a ContextVar
-_forced: dict[str, Backend] = {}
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+_forced: ContextVar[_Forced] = ContextVar("tvkernels_forced")
+
+
+@dataclass(frozen=True, eq=False)
+class _Forced:
+    """What the uses of `use_backend` that are in force in one context amount to."""
+
+    holds: Holds
+    by_kernel: Mapping[str, Backend]
+
+    # The value of the context; the instance itself where it has none. torch.compile cannot trace
+    # ContextVar.get, but it reads a property whose getter is a builtin, and guards on what it read:
+    # each later call is compared with the context that it runs in.
+    here = property(_forced.get)
+
+
+_NOTHING = _Forced((), {})
+
+# use_backend inside a compiled function: true only while torch.compile traces, empty otherwise
+_traced: dict[str, Backend] = {}
 
 
 class BackendUnavailable(RuntimeError):
@@ -67,11 +91,23 @@ class OpBackend:
     reason: str
 
 
-@contextmanager
-def use_backend(name: Backend, *kernels: str) -> Iterator[None]:
-    """Force ops called inside the block onto one backend, in the whole process.
+class use_backend:  # noqa: N801
+    """Force ops onto one backend from this call on, in the context of the caller only.
 
-    Blocks nest; the innermost that names an op's kernel decides.
+    As a statement it stays in force until `undo()` is called or the context ends. `with` undoes it
+    at the end of the block, and a function decorated with it is forced while it runs:
+
+        with use_backend("reference"): ...
+
+    Where several are in force, the newest that names an op's kernel decides; they may end in any
+    order. A context is that of `contextvars`: an asyncio task and `asyncio.to_thread` start with a
+    copy of their parent's, a forked process with its parent's. A new thread (also of a pool or of
+    DataParallel) and a spawned process start with nothing forced. The backward pass of a Triton
+    kernel is Triton, whatever is in force then. torch.utils.checkpoint calls the ops again in
+    the backward pass, so call `backward` in the same block; the threads of autograd see it.
+
+    torch.compile follows it, and compiles once more where it changes. Inside a compiled function
+    only a `with` block or a decorated function is followed.
 
     Args:
         name: "reference" (plain PyTorch, any device) or "triton".
@@ -81,22 +117,91 @@ def use_backend(name: Backend, *kernels: str) -> Iterator[None]:
     Raises:
         ValueError: `name` is not a backend, or one of `kernels` is not a kernel.
     """
-    if name not in BACKENDS:
-        fail("use_backend", "name", f"be one of {', '.join(BACKENDS)}", repr(name))
-    for kernel in kernels:
-        if kernel not in KERNELS:
-            fail("use_backend", "kernels", f"be among {', '.join(KERNELS)}", repr(kernel))
-    global _forced
-    before, _forced = _forced, {**_forced, **dict.fromkeys(kernels or KERNELS, name)}
-    try:
-        yield
-    finally:
-        _forced = before
+
+    def __init__(self, name: Backend, *kernels: str) -> None:
+        if name not in BACKENDS:
+            fail("use_backend", "name", f"be one of {', '.join(BACKENDS)}", repr(name))
+        for kernel in kernels:
+            if kernel not in KERNELS:
+                fail("use_backend", "kernels", f"be among {', '.join(KERNELS)}", repr(kernel))
+        self.name, self.kernels = name, kernels
+        if not torch.compiler.is_compiling():
+            _force(called, self)
+
+    def undo(self) -> None:
+        """End this use here, if it is in force in this context; later calls change nothing."""
+        _force(left, self)
+
+    def __enter__(self) -> use_backend:
+        if torch.compiler.is_compiling():
+            global _traced
+            self._before, _traced = _traced, {**_traced, **self._choice()}
+        else:
+            _force(entered, self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if torch.compiler.is_compiling():
+            global _traced
+            _traced = self._before
+        else:
+            self.undo()
+
+    def __call__(self, function: _Function) -> _Function:
+        """Decorate `function`: it runs forced, in each context that calls it.
+
+        Raises:
+            ValueError: a class, or a generator function, which would leave its caller forced
+                between two values; use a `with` block inside it.
+        """
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            fail("use_backend", "function", "not be a generator function", function.__qualname__)
+        if inspect.isclass(function) or not callable(function):
+            fail("use_backend", "function", "be a function", repr(function))
+        self.undo()
+
+        @functools.wraps(function)
+        def forced(*args: Any, **kwargs: Any) -> Any:
+            with use_backend(self.name, *self.kernels):
+                return function(*args, **kwargs)
+
+        @functools.wraps(function)
+        async def forced_coroutine(*args: Any, **kwargs: Any) -> Any:
+            with use_backend(self.name, *self.kernels):
+                return await function(*args, **kwargs)
+
+        chosen: Any = forced_coroutine if inspect.iscoroutinefunction(function) else forced
+        return chosen
+
+    def _choice(self) -> dict[str, Backend]:
+        return dict.fromkeys(self.kernels or KERNELS, self.name)
+
+
+def _force(change: Callable[[Holds, Any], Holds], owner: use_backend) -> None:
+    holds = change(_forced.get(_NOTHING).holds, owner)
+    by_kernel: dict[str, Backend] = {}
+    for hold in holds:
+        by_kernel |= hold.owner._choice()
+    _forced.set(_Forced(holds, by_kernel) if holds else _NOTHING)
 
 
 def forced_backend(kernel: str) -> Backend | None:
     """The backend that `use_backend` forces on the ops of `kernel` here; None where it does not."""
-    return _forced.get(kernel)
+    if kernel in _traced:
+        return _traced[kernel]
+    forced = _NOTHING.here
+    if forced is _NOTHING:
+        # a thread of autograd's has no context; PyTorch hands it that of the backward's caller
+        if torch.compiler.is_compiling() or not torch._C._is_key_in_tls("context"):
+            return None
+        forced = torch._C._get_obj_in_tls("context").get(_forced, _NOTHING)
+    chosen: Backend | None = forced.by_kernel.get(kernel)
+    return chosen
 
 
 def backend_for(x: torch.Tensor, kernel: str) -> Backend:
@@ -132,7 +237,7 @@ def triton_version() -> str | None:
 
 def _explain_one(op: str, device: str) -> OpBackend:
     kernels = OPS[op]
-    row = partial(OpBackend, op, ", ".join(kernels), device)
+    row = functools.partial(OpBackend, op, ", ".join(kernels), device)
     if not kernels:
         return row("reference", "index arithmetic: plain PyTorch")
     default = "triton" if device == "cuda" else "reference"
