@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         VisionConfig,
     )
     from timeviper_fast.inference.ask import Answer
-    from timeviper_fast.inference.generate import Sampling
+    from timeviper_fast.inference.request import Sampling
     from timeviper_fast.presets import preset
     from timeviper_fast.timeviper import Generation, TimeViper
 
@@ -46,7 +46,7 @@ __all__ = [
 _HOMES = {
     "Answer": "inference.ask",
     "Generation": "timeviper",
-    "Sampling": "inference.generate",
+    "Sampling": "inference.request",
     "TimeViper": "timeviper",
     "preset": "presets",
 }
@@ -56,3 +56,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'config')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

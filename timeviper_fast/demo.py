@@ -1,19 +1,21 @@
-"""The video file and the tiny model with random weights that `timeviper-fast demo` uses."""
+"""The video file and the tiny model with random weights that `timeviper-fast demo` uses.
+
+Importing this imports no torch, so that `timeviper-fast demo --help` answers at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from timeviper_fast.errors import ArgumentError
-from timeviper_fast.model.initialize import init_weights
 from timeviper_fast.presets import preset
-from timeviper_fast.text.byte_tokenizer import byte_tokenizer
-from timeviper_fast.timeviper import TimeViper
-from timeviper_fast.video import write_video
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from timeviper_fast.timeviper import TimeViper
 
 __all__ = ["QUESTION", "tiny_model", "write_demo_video"]
 
@@ -26,6 +28,12 @@ def tiny_model(seed: int = 0) -> TimeViper:
     The TransV gates are open (alpha 0.5), so the transfer has an effect. The vocabulary head
     favours printable ASCII, so a terminal can show a greedy answer.
     """
+    import torch
+
+    from timeviper_fast.model.initialize import init_weights
+    from timeviper_fast.text.byte_tokenizer import byte_tokenizer
+    from timeviper_fast.timeviper import TimeViper
+
     model = TimeViper(preset("tiny"), byte_tokenizer())
     init_weights(model, seed=seed)
     with torch.no_grad():
@@ -57,6 +65,8 @@ def write_demo_video(
     Raises:
         ValueError: a length, rate or size that no such file can have.
     """
+    from timeviper_fast.video import write_video
+
     if seconds < 1 or fps < 1 or height < 16 or width < 16 or height % 2 or width % 2:
         raise ArgumentError(
             "write_demo_video",
@@ -74,6 +84,8 @@ def _scene(
     frames: int, height: int, width: int, progress: Callable[[int, int], None]
 ) -> Iterator[Tensor]:
     """(height, width, 3) uint8 frames, the same for the same arguments."""
+    import torch
+
     rows = torch.linspace(0, 1, height).view(-1, 1, 1)
     side = height // 5
     for i in range(frames):

@@ -27,7 +27,8 @@ class ArgumentError(ValueError):
     """An argument breaks its rule: `<owner>: <argument> must <rule>, got <value>; <remedy>`.
 
     Args:
-        owner: the function or class that takes the argument; "" leaves it out of the sentence.
+        owner: the function, class or file that the argument belongs to; "" leaves it out of the
+            sentence.
         argument: its name, as in the signature.
         rule: what it must do or be.
         value: the given value, as the sentence shows it.
@@ -48,6 +49,11 @@ class ArgumentError(ValueError):
         super().__init__(owner, argument, rule, value, remedy, part)
         self.owner, self.argument, self.rule = owner, argument, rule
         self.value, self.remedy, self.part = value, remedy, part
+
+    @property
+    def owner_is_file(self) -> bool:
+        """Whether the owner is a file, such as config.json, and not a function or class."""
+        return "." in self.owner
 
     def with_name(self, name: str) -> str:
         """The sentence with another name for the argument, such as a command line's option."""

@@ -15,15 +15,8 @@ from timeviper_fast.checkpoint.save import save_pretrained
 from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.errors import expect_function, fail
 from timeviper_fast.inference.ask import Answer, answer
-from timeviper_fast.inference.generate import (
-    Sampling,
-    StageCount,
-    check_sampling,
-    check_stop_ids,
-    decode,
-    prefill,
-)
-from timeviper_fast.inference.request import Request
+from timeviper_fast.inference.generate import StageCount, check_stop_ids, decode, prefill
+from timeviper_fast.inference.request import Request, Sampling, check_sampling
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.text.prompt import Message
 from timeviper_fast.video import Progress

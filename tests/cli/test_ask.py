@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from tests.cli.common import one_line
-from timeviper_fast import TimeViper
-from timeviper_fast.cli import ask as cli_ask
+from timeviper_fast import TimeViper, video
 from timeviper_fast.demo import tiny_model
+from timeviper_fast.inference import ask as inference
 from timeviper_fast.video import write_video
 
 
@@ -55,7 +55,7 @@ def test_out_of_memory_is_one_line_with_a_remedy(run, home, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB. ...")
 
-    monkeypatch.setattr(cli_ask, "answer", full)
+    monkeypatch.setattr(inference, "answer", full)
     ask = ("ask", home / "video.mp4", "What?", "--model", home / "model")
     one_line(run(*ask), "ran out of memory", "--frame-batch", "--sample")
 
@@ -140,7 +140,7 @@ def test_cheap_mistakes_are_found_before_anything_is_read(run, home, monkeypatch
         pytest.fail("the model or the video is read")
 
     monkeypatch.setattr(TimeViper, "from_pretrained", read)
-    monkeypatch.setattr(cli_ask, "open_video", read)
+    monkeypatch.setattr(video, "open_video", read)
     ask = ("ask", home / "video.mp4", "What?", "--model", home / "model", *mistake)
     one_line(run(*ask), words)
     ask = ("ask", home / "video.mp4", "", "--model", home / "model")

@@ -13,7 +13,8 @@ from tests.checkpoint.parts import assert_same, llm_directory, siglip_tower, vlm
 from tests.cli.common import one_line
 from tests.tiny import TRANSV, tiny_backbone
 from timeviper_fast import TimeViper
-from timeviper_fast.cli import convert as cli_convert
+from timeviper_fast.checkpoint import upstream
+from timeviper_fast.cli import terminal
 from timeviper_fast.text.byte_tokenizer import byte_tokenizer
 
 
@@ -36,7 +37,7 @@ def test_convert_knows_first_whether_it_can_write(run, tmp_path, monkeypatch, pa
     if parent == "/proc" and not os.path.isdir(parent):
         pytest.skip("a directory where nobody can write")
     (tmp_path / "file").touch()
-    monkeypatch.setattr(cli_convert, "upstream_config", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(upstream, "upstream_config", lambda *_, **__: pytest.fail("read"))
     target = os.path.join(tmp_path, parent, "new")
     one_line(
         run("convert", target, "--llm", tmp_path),
@@ -63,7 +64,7 @@ def test_convert_says_what_it_takes(run):
 def test_convert_makes_one_directory_of_upstreams_parts(run, home, tmp_path, monkeypatch):
     steps = []
     monkeypatch.setattr(
-        cli_convert, "progress_bars", lambda *_, **__: nullcontext(lambda *step: steps.append(step))
+        terminal, "progress_bars", lambda *_, **__: nullcontext(lambda *step: steps.append(step))
     )
     llm = llm_directory(tmp_path / "llm", merge=False)
     byte_tokenizer().save_pretrained(llm)

@@ -9,7 +9,6 @@ import torch
 
 import tvkernels
 from tests.contract import NOT_OPS
-from timeviper_fast.cli import inspect as cli_inspect
 
 
 def test_info_of_a_preset_and_of_a_directory(run, home):
@@ -44,5 +43,5 @@ def test_doctor_lists_every_op(run):
 
 def test_doctor_says_what_to_type_where_an_op_cannot_run(run, monkeypatch):
     row = tvkernels.OpBackend("tome_merge", "tome", "cuda", "unavailable", "it has no kernel")
-    monkeypatch.setattr(cli_inspect, "explain", lambda: [row])
+    monkeypatch.setattr(tvkernels, "explain", lambda: [row])
     assert "--backend reference (plain PyTorch) or --device cpu" in run("doctor")[1]

@@ -77,7 +77,8 @@ def test_during_the_imports(interrupted, tmp_path, library):
         "try:\n    time.sleep(60)\n"
         "except BaseException as error:\n    raise SystemError('initialisation failed') from error\n"
     )
-    out = interrupted("ask", "x", "y", when=lambda _: begun.exists(), path=tmp_path)
+    ask = ("ask", "x", "y", "--model", "m")
+    out = interrupted(*ask, when=lambda _: begun.exists(), path=tmp_path)
     assert out == ""
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,41 @@ from timeviper_fast.cli import main as cli_main
 
 def test_version(run):
     assert run("--version") == (0, f"timeviper-fast {tvkernels.__version__}\n", "")
+
+
+HEAVY = {"torch", "numpy", "transformers", "tvkernels", "triton", "rich", "av", "PIL"}
+COMMANDS = ("ask", "info", "doctor", "convert", "demo")
+
+
+def test_help_version_and_completion_import_nothing_heavy():
+    """Torch alone takes more than a second to import."""
+    lines = [["--help"], ["-h"], ["--version"], [], *([name, "--help"] for name in COMMANDS)]
+    code = (
+        "import os, sys\n"
+        "from timeviper_fast.__main__ import main\n"
+        f"for line in {lines}:\n"
+        "    sys.argv = ['timeviper-fast', *line]\n"
+        "    try: main()\n"
+        "    except SystemExit as end: assert not end.code\n"
+        "words = {'COMP_WORDS': 'timeviper-fast ask --mod', 'COMP_CWORD': '2'}\n"
+        "os.environ.update(words, _TIMEVIPER_FAST_COMPLETE='complete_bash')\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        f"print(sorted({HEAVY} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.stdout.splitlines()[-2:] == ["--model", "[]"], done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
+def test_h_is_short_for_help(run, command):
+    code, out, err = run(*command, "-h")
+    assert (code, err) == (0, "")
+    assert out == run(*command, "--help")[1]
+    assert "-h, --help" in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(

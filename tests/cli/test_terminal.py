@@ -8,10 +8,6 @@ import pytest
 from rich.console import Console
 
 import tvkernels
-from timeviper_fast.cli import ask as cli_ask
-from timeviper_fast.cli import demo as cli_demo
-from timeviper_fast.cli import inspect as cli_inspect
-from timeviper_fast.cli import main as cli_main
 from timeviper_fast.cli import terminal
 
 
@@ -20,9 +16,7 @@ def narrow(monkeypatch):
     """A terminal of 40 columns."""
     for name in ("out", "err"):
         console = Console(stderr=name == "err", force_terminal=True, width=40, color_system=None)
-        for module in (cli_ask, cli_demo, cli_inspect, cli_main, terminal):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, console)
+        monkeypatch.setattr(terminal, name, console)
 
 
 @pytest.mark.usefixtures("narrow")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.inference.common import CONFIG, STAGES, build, prompt
 from timeviper_fast.config import CompressionStage
-from timeviper_fast.inference.generate import Sampling, decode, prefill, sample
+from timeviper_fast.inference.generate import decode, prefill, sample
+from timeviper_fast.inference.request import Sampling
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.cache import HybridCache
 

@@ -1,12 +1,15 @@
 """The command line: `timeviper-fast` ask, info, doctor, convert, demo.
 
-    main.py      the commands together; mistakes as one line and an exit code
-    app.py       options that several commands share
-    ask.py       a question about a video
-    convert.py   upstream's checkpoints to one directory
-    inspect.py   what a model is made of, and which backend runs here
-    demo.py      every part at work on a tiny random model
-    terminal.py  lines, tables, progress bars, answers
+    main.py       the commands together; mistakes as one line and an exit code
+    mistakes.py   errors in the words of the command line
+    interrupt.py  Ctrl-C while libraries are imported
+    app.py        options that several commands share
+    ask.py        a question about a video
+    convert.py    upstream's checkpoints to one directory
+    inspect.py    what a model is made of, and which backend runs here
+    demo.py       every part at work on a tiny random model
+    terminal.py   lines, tables, progress bars, answers
 
-Importing any of these imports torch, Typer and Rich.
+Importing these imports Typer. Torch, and Rich for terminals, are imported when a command
+runs.
 """

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Annotated, Literal
 
 import typer
-
-from tvkernels import __version__
 
 __all__ = [
     "REMEDY",
@@ -18,6 +17,7 @@ __all__ = [
     "Json",
     "named",
     "options",
+    "version",
 ]
 
 VIDEO_HELP = "A video file, a directory of images, an animated image, .npz or .npy."
@@ -45,16 +45,29 @@ BackendName = Annotated[
 ]
 
 
+def version() -> str:
+    """The version that is installed; in a source tree that is not, tvkernels' own."""
+    try:
+        # importing tvkernels imports torch
+        return metadata.version("timeviper-fast")
+    except metadata.PackageNotFoundError:
+        from tvkernels import __version__
+
+        return __version__
+
+
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"timeviper-fast {__version__}")
+        typer.echo(f"timeviper-fast {version()}")
         raise typer.Exit
 
 
 def options(
-    version: Annotated[
+    show_version: Annotated[
         bool,
-        typer.Option("--version", help="Print it.", callback=_print_version, is_eager=True),
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_print_version, is_eager=True
+        ),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where a mistake came from.")] = False,
 ) -> None:

@@ -9,13 +9,8 @@ from typing import Annotated
 import typer
 
 from timeviper_fast.cli.app import VIDEO_HELP, BackendName, Device, Dtype, Json, named
-from timeviper_fast.cli.terminal import err, out, progress_bars, show, speaking
-from timeviper_fast.inference.ask import answer
-from timeviper_fast.inference.generate import Sampling
-from timeviper_fast.inference.request import Request
-from timeviper_fast.timeviper import TimeViper
-from timeviper_fast.video import open_video
-from tvkernels import use_backend
+from timeviper_fast.cli.interrupt import importing
+from timeviper_fast.inference.request import Request, Sampling
 
 __all__ = ["ask"]
 
@@ -66,6 +61,12 @@ def ask(
     backend: BackendName = None,
 ) -> None:
     """Answer a question about a video."""
+    with importing():
+        from timeviper_fast.cli.terminal import err, out, progress_bars, show, speaking
+        from timeviper_fast.inference.ask import answer
+        from timeviper_fast.timeviper import TimeViper
+        from timeviper_fast.video import open_video
+        from tvkernels import use_backend
     # check the options before the model is loaded
     request = Request(
         question,

@@ -7,13 +7,8 @@ from typing import Annotated
 
 import typer
 
-from timeviper_fast.checkpoint.files import local_directory
-from timeviper_fast.checkpoint.load import load_tokenizer
-from timeviper_fast.checkpoint.save import free_target
-from timeviper_fast.checkpoint.upstream import load_upstream, upstream_config
 from timeviper_fast.cli.app import DtypeName, named
-from timeviper_fast.cli.terminal import err, progress_bars, say
-from timeviper_fast.timeviper import TimeViper
+from timeviper_fast.cli.interrupt import importing
 
 __all__ = ["convert"]
 
@@ -51,6 +46,13 @@ def convert(
     ] = False,
 ) -> None:
     """Turn upstream's checkpoints into one directory that `ask` loads."""
+    with importing():
+        from timeviper_fast.checkpoint.files import local_directory
+        from timeviper_fast.checkpoint.load import load_tokenizer
+        from timeviper_fast.checkpoint.save import free_target
+        from timeviper_fast.checkpoint.upstream import load_upstream, upstream_config
+        from timeviper_fast.cli.terminal import err, progress_bars, say
+        from timeviper_fast.timeviper import TimeViper
     # fail before gigabytes are read
     free_target(output, overwrite)
     config = upstream_config(

@@ -9,11 +9,9 @@ from typing import Annotated
 import typer
 
 from timeviper_fast.cli.app import VIDEO_HELP, Json, named
-from timeviper_fast.cli.terminal import err, progress_bars, say, show
+from timeviper_fast.cli.interrupt import importing
 from timeviper_fast.demo import QUESTION, tiny_model, write_demo_video
-from timeviper_fast.inference.ask import answer
 from timeviper_fast.inference.request import Request
-from timeviper_fast.video import open_video
 
 __all__ = ["demo"]
 
@@ -31,6 +29,11 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Answer a question about a real video with a tiny random model."""
+    with importing():
+        from timeviper_fast.cli.terminal import err, progress_bars, say, show
+        from timeviper_fast.inference.ask import answer
+        from timeviper_fast.video import open_video
+
     request = Request(question, max_new_tokens=24, mention_duration=True)
     path = video or str(Path(directory) / f"demo-{seconds}s.mp4")
     with progress_bars(err) as progress:

@@ -7,17 +7,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from timeviper_fast.checkpoint.config_file import config_to_dict
-from timeviper_fast.checkpoint.load import read_config
-from timeviper_fast.cli.app import REMEDY, Json
-from timeviper_fast.cli.terminal import out, print_table, say
+from timeviper_fast.cli.app import REMEDY, Json, version
+from timeviper_fast.cli.interrupt import importing
 from timeviper_fast.errors import fail
-from timeviper_fast.inference.plan import model_facts
 from timeviper_fast.presets import PRESETS, preset
-from tvkernels import __version__, explain, providers
 
 __all__ = ["doctor", "info"]
 
@@ -31,7 +26,13 @@ def info(
     """What a model is made of, without loading its weights."""
     if model not in PRESETS and "/" not in model and not Path(model or "-").exists():
         kinds = f"a preset ({', '.join(PRESETS)}), a model directory or a Hub id (owner/name)"
-        fail("info", "MODEL", f"be {kinds}", model)
+        fail("", "MODEL", f"be {kinds}", model)
+    with importing():
+        from timeviper_fast.checkpoint.config_file import config_to_dict
+        from timeviper_fast.checkpoint.load import read_config
+        from timeviper_fast.cli.terminal import out, say
+        from timeviper_fast.inference.plan import model_facts
+
     config = preset(model) if model in PRESETS else read_config(model)
     facts = model_facts(config)
     if as_json:
@@ -47,11 +48,17 @@ def doctor(as_json: Json = False) -> None:
 
     And who provides the functions that other people's models call.
     """
+    with importing():
+        import torch
+
+        from timeviper_fast.cli.terminal import out, print_table
+        from tvkernels import explain, providers
+
     rows = explain()
     if as_json:
         typer.echo(json.dumps([row.__dict__ for row in rows]))
         return
-    typer.echo(f"timeviper-fast {__version__}")
+    typer.echo(f"timeviper-fast {version()}")
     # torch.__version__ includes the build tag (+cu130); the package metadata may not
     typer.echo(f"torch {torch.__version__}")
     for name in ("triton", "transformers", "av", "pillow"):

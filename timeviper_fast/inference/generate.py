@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from timeviper_fast.config import BackboneConfig
-from timeviper_fast.errors import ArgumentError, fail, is_integer, is_number
+from timeviper_fast.errors import ArgumentError, fail, is_integer
 from timeviper_fast.inference.plan import prompt_lengths
+from timeviper_fast.inference.request import Sampling, check_sampling
 from timeviper_fast.layout import Segment
 from timeviper_fast.model.cache import HybridCache
 from timeviper_fast.model.nemotron_h import HybridBackbone
@@ -22,56 +23,12 @@ from timeviper_fast.stops import StopWatch
 
 __all__ = [
     "Prefill",
-    "Sampling",
     "StageCount",
-    "check_sampling",
     "check_stop_ids",
     "decode",
     "prefill",
     "sample",
 ]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn.
-
-    Attributes:
-        temperature: 0 is greedy; else logits are divided by it.
-        top_k: only the k most likely tokens may be drawn; 0 allows all.
-        top_p: only the smallest set of tokens with at least this probability may be drawn.
-        seed: makes a draw repeatable; None draws anew each time.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if not (is_number(self.temperature) and self.temperature >= 0):
-            fail("Sampling", "temperature", "be 0 or more", self.temperature)
-        if not (is_integer(self.top_k) and self.top_k >= 0):
-            fail("Sampling", "top_k", "be 0 (off) or more", self.top_k)
-        if not (is_number(self.top_p) and 0 < self.top_p <= 1):
-            fail("Sampling", "top_p", "lie in (0, 1]", self.top_p)
-        if self.seed is not None and not (is_integer(self.seed) and abs(self.seed) < 2**63):
-            fail("Sampling", "seed", "be an int of 64 bits", self.seed)
-
-    def generator(self, device: torch.device) -> torch.Generator:
-        """The random source of one request on `device`."""
-        generator = torch.Generator(device)
-        if self.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(self.seed)
-        return generator
-
-
-def check_sampling(sampling: Sampling | None) -> None:
-    """Raise an ArgumentError unless it is a Sampling or None."""
-    if not (sampling is None or isinstance(sampling, Sampling)):
-        fail("generate", "sampling", "be a Sampling or None", sampling)
 
 
 def check_stop_ids(stop_ids: Collection[int], config: BackboneConfig) -> None:

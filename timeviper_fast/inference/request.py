@@ -1,16 +1,67 @@
-"""A question about a video with all of its options, checked before a model is loaded."""
+"""A question about a video with all of its options, checked before a model is loaded.
+
+Importing this imports no torch, so that `timeviper-fast ask --help` shows the defaults at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from timeviper_fast.errors import fail, is_integer
-from timeviper_fast.inference.generate import Sampling, check_sampling
-from timeviper_fast.text.prompt import Message, conversation
-from timeviper_fast.video.sampling import Policy, parse_policy
+from timeviper_fast.errors import fail, is_integer, is_number
 
-__all__ = ["Request"]
+if TYPE_CHECKING:
+    import torch
+
+    from timeviper_fast.text.prompt import Message
+    from timeviper_fast.video.sampling import Policy
+
+__all__ = ["Request", "Sampling", "check_sampling"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Attributes:
+        temperature: 0 is greedy; else logits are divided by it.
+        top_k: only the k most likely tokens may be drawn; 0 allows all.
+        top_p: only the smallest set of tokens with at least this probability may be drawn.
+        seed: makes a draw repeatable; None draws anew each time.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.temperature) and self.temperature >= 0):
+            fail("Sampling", "temperature", "be 0 or more", self.temperature)
+        if not (is_integer(self.top_k) and self.top_k >= 0):
+            fail("Sampling", "top_k", "be 0 (off) or more", self.top_k)
+        if not (is_number(self.top_p) and 0 < self.top_p <= 1):
+            fail("Sampling", "top_p", "lie in (0, 1]", self.top_p)
+        if self.seed is not None and not (is_integer(self.seed) and abs(self.seed) < 2**63):
+            fail("Sampling", "seed", "be an int of 64 bits", self.seed)
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """The random source of one request on `device`."""
+        import torch
+
+        generator = torch.Generator(device)
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.seed)
+        return generator
+
+
+def check_sampling(sampling: Sampling | None) -> None:
+    """Raise an ArgumentError unless it is a Sampling or None."""
+    if not (sampling is None or isinstance(sampling, Sampling)):
+        fail("generate", "sampling", "be a Sampling or None", sampling)
 
 
 @dataclass(frozen=True)
@@ -34,6 +85,9 @@ class Request:
     on_error: str = "raise"
 
     def __post_init__(self) -> None:
+        from timeviper_fast.text.prompt import conversation
+        from timeviper_fast.video.sampling import parse_policy
+
         conversation(self.question, self.answer_prefix)
         parse_policy(self.policy)
         check_sampling(self.sampling)

@@ -68,7 +68,11 @@ _traced: dict[str, Backend] = {}
 
 
 class BackendUnavailable(RuntimeError):
-    """The backend that an op would run on is not there; the message ends with the remedy."""
+    """The backend that an op would run on is not there: (kernel, obstacle, remedy)."""
+
+    def __str__(self) -> str:
+        kernel, obstacle, remedy = self.args
+        return f"{kernel}: {obstacle}; {remedy}"
 
 
 @dataclass(frozen=True)
@@ -215,7 +219,7 @@ def backend_for(x: torch.Tensor, kernel: str) -> Backend:
     if backend == "triton":
         obstacle = _obstacle(x.device.type)
         if obstacle:
-            raise BackendUnavailable(f"{kernel}: {obstacle}; {_REMEDY}")
+            raise BackendUnavailable(kernel, obstacle, _REMEDY)
     return backend
 
 

@@ -1,0 +1,46 @@
+"""Errors of the library become one line in the words of the command line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from timeviper_fast.checkpoint.config_file import config_from_dict
+from timeviper_fast.cli.mistakes import one_line
+from timeviper_fast.errors import ArgumentError, CheckpointError, VideoError
+from tvkernels import BackendUnavailable
+
+OWNED = ArgumentError("prefill", "max_new_tokens", "be at most 7", 8, "ask for less")
+
+
+def test_the_function_that_refused_is_left_out():
+    assert one_line(OWNED, {}) == "max_new_tokens must be at most 7, got 8; ask for less"
+    named = one_line(OWNED, {"max_new_tokens": "--max-new-tokens"})
+    assert named == "--max-new-tokens must be at most 7, got 8; ask for less"
+
+
+def test_the_file_that_is_wrong_is_named():
+    with pytest.raises(CheckpointError) as caught:
+        config_from_dict({"backbone": {"no_such_field": 1}})
+    assert one_line(caught.value, {}).startswith("config.json: backbone must have only known")
+
+
+def test_what_an_op_lacks_is_kept_whole():
+    """A sentence may hold a semicolon itself."""
+    error = BackendUnavailable("ssd", "Triton is old; 3.6 is needed", "use another")
+    assert str(error) == "ssd: Triton is old; 3.6 is needed; use another"
+    assert one_line(error, {}) == (
+        "Triton is old; 3.6 is needed; --backend reference (plain PyTorch) or --device cpu runs it"
+    )
+
+
+def test_damage_and_memory_name_their_options():
+    damaged = VideoError("a.mp4: it is cut; half is gone", "on_error", "on_error='use' helps")
+    said = one_line(damaged, {"on_error": "--salvage"})
+    assert said == "a.mp4: it is cut; half is gone; --salvage takes what can be decoded"
+    assert "--frame-batch" in one_line(torch.OutOfMemoryError("20 GiB"), {})
+
+
+def test_an_error_of_ours_is_no_mistake_of_the_user():
+    assert one_line(RuntimeError("an invariant"), {}) is None
+    assert one_line(FileNotFoundError("x.mp4: no such file"), {}) == "x.mp4: no such file"

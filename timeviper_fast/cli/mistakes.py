@@ -1,0 +1,48 @@
+"""A mistake as one line, in the words of the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import typer
+
+from timeviper_fast.cli.app import REMEDY
+from timeviper_fast.errors import ArgumentError, VideoError
+
+__all__ = ["one_line"]
+
+_MISTAKES = (ValueError, OSError, ImportError, NotImplementedError)
+
+
+def one_line(error: Exception, names: Mapping[str, str]) -> str | None:
+    """The error as one line, or None for an error that is no user's mistake.
+
+    Args:
+        error: what a command raised.
+        names: what the command line calls the library's arguments.
+    """
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        see = f"; see {context.command_path} --help" if context else ""
+        return error.format_message().rstrip(".") + see
+    if _is(error, "torch", "OutOfMemoryError"):
+        remedy = "try a smaller --frame-batch or --chunk, or fewer frames with --sample"
+        return f"the device ran out of memory; {remedy}"
+    if _is(error, "tvkernels", "BackendUnavailable"):
+        _, obstacle, _ = error.args
+        return f"{obstacle}; {REMEDY}"
+    if isinstance(error, VideoError) and error.argument == "on_error":
+        return f"{error.fault}; --salvage takes what can be decoded"
+    if isinstance(error, ArgumentError):
+        sentence = error.with_name(names.get(error.argument, error.argument))
+        return f"{error.owner}: {sentence}" if error.owner_is_file else sentence
+    if isinstance(error, _MISTAKES):
+        return str(error) or type(error).__name__
+    return None
+
+
+def _is(error: Exception, module: str, name: str) -> bool:
+    """Whether it is an error of a library, which has been imported if it is."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(error, kind)
