@@ -1,12 +1,14 @@
 """Read videos from any source as frames with their times, and turn frames into pixel values.
 
-    video.py       open a file, directory, array or tensor; read its frames in batches
-    file.py        decode exactly the requested frames of a video file, with PyAV
-    images.py      read image files, single or animated, with Pillow
-    arrays.py      arrays in memory, and NumPy files
-    writer.py      write frames to a video file, completely or not at all
-    sampling.py    policies that choose which frames of a video are used
-    preprocess.py  frames to pixel values, as Pillow resizes them
+    video.py        open a file, directory, array or tensor; read its frames in batches
+    file.py         decode exactly the requested frames of a video file, with PyAV
+    container.py    open a video file with PyAV, and choose its video stream
+    orientation.py  turn and mirror pictures as a display matrix says
+    images.py       read image files, single or animated, with Pillow
+    arrays.py       arrays in memory, and NumPy files
+    writer.py       write frames to a video file, completely or not at all
+    sampling.py     policies that choose which frames of a video are used
+    preprocess.py   frames to pixel values, as Pillow resizes them
 
 The names below are public.
 """

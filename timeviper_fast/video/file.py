@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from fractions import Fraction
-from importlib import import_module
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +20,8 @@ import numpy as np
 import torch
 
 from timeviper_fast.errors import VideoError
+from timeviper_fast.video.container import import_av, opened
+from timeviper_fast.video.orientation import Orientation, orientation_of
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["FileReader", "Progress", "import_av"]
+__all__ = ["FileReader", "Progress"]
 
 Progress = Callable[[str, int, int], None]
 """Called during long work with (what, done, total)."""
@@ -56,13 +56,14 @@ class FileReader:
             (time stamp x time base: a file that starts late starts late here too).
         fps: average frames per second.
         duration: seconds from the first frame's appearance to the last one's end.
-        size: (height, width) in pixels, display rotation applied.
+        size: (height, width) in pixels, display matrix applied.
         missing: declared frames that are not in the file because it ends early, including the one
             that is cut off; estimated from the duration if no frame count is declared.
         skipped: frames shown before the first key frame.
 
     Raises:
-        VideoError: the file is no video, is empty, has no video stream or no decodable frame.
+        VideoError: the file is no video, is empty, has no video stream or no decodable frame, or
+            its display matrix turns by no multiple of 90 degrees.
     """
 
     def __init__(self, path: Path, progress: Progress | None = None) -> None:
@@ -80,9 +81,9 @@ class FileReader:
         # Some variable-rate files declare a wrong rate. Trust it only if it is near the count.
         declared, counted = float(scan.rate), len(ticks) / self.duration
         self.fps = declared if abs(declared / counted - 1) < 0.01 else counted
-        self._coded_size, self._turns = _first_picture(path)
+        self._coded_size, self._orientation = _first_picture(path)
         height, width = self._coded_size
-        self.size = (width, height) if self._turns % 2 else (height, width)
+        self.size = (width, height) if self._orientation.transposed else (height, width)
 
     def read(
         self, positions: list[int], faults: list[str], *, may_skip: bool = True
@@ -98,7 +99,7 @@ class FileReader:
         reformat, rgb = scaling.VideoReformatter().reformat, scaling.Colorspace.DEFAULT
         height, width = self._coded_size
         done = 0
-        with _opened(self.path) as (container, stream):
+        with opened(self.path) as (container, stream):
             feed = _Feed(container, stream, index, faults)
             for stretch in stretches:
                 if not feed.reach(stretch.start, may_skip):
@@ -112,7 +113,7 @@ class FileReader:
                     # A stream may change its size midway: scale every frame to the first one's.
                     # PyAV 15 reads the file's colour matrix only if a target matrix is given.
                     converted = reformat(picture, width, height, "rgb24", dst_colorspace=rgb)
-                    yield position, np.rot90(converted.to_ndarray(), self._turns)
+                    yield position, self._orientation.apply(converted.to_ndarray())
                     done = positions.index(position, done) + 1
                 if may_skip and done < len(positions) and positions[done] in wanted:
                     break
@@ -274,69 +275,10 @@ class _Feed:
         return False
 
 
-def import_av(module: str = "") -> Any:
-    """PyAV, or its submodule `module`."""
-    try:
-        return import_module(f"av.{module}" if module else "av")
-    except ModuleNotFoundError as error:
-        if error.name != "av":
-            raise
-        remedy = 'pip install "timeviper-fast[video]"'
-        raise VideoError(f"video files need the package av (PyAV); {remedy}") from error
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file and its video stream, closed at the end of the block."""
-    av = import_av()
-    try:
-        container = av.open(str(path))
-    except av.FFmpegError as error:
-        why = _NO_INDEX if _lacks_index(path) else error.strerror
-        raise VideoError(f"{path}: it cannot be opened as a video ({why})") from error
-    with container:
-        # FFmpeg's tty demuxer renders text files as video
-        if container.format.name == "tty":
-            raise VideoError(f"{path}: it is a text file, not a video")
-        stream = container.streams.best("video")
-        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
-            kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
-            why = _NO_INDEX if kinds == "nothing" and _lacks_index(path) else f"it holds {kinds}"
-            raise VideoError(f"{path}: it has no video stream ({why})")
-        stream.thread_type = "AUTO"
-        yield container, stream
-
-
-_NO_INDEX = (
-    "its index, which mp4 and mov files often end with, is not whole: the recording or download "
-    "was probably cut off; mkv and ts files stay readable then"
-)
-
-
-def _lacks_index(path: Path) -> bool:
-    """Whether an mp4 or mov file ends before the end of its index (the moov box)."""
-    end = path.stat().st_size
-    with path.open("rb") as file:
-        if file.read(8)[4:] != b"ftyp":
-            return False
-        start = 0
-        while start + 8 <= end:
-            file.seek(start)
-            head = file.read(16)
-            size, kind = int.from_bytes(head[:4], "big"), head[4:8]
-            if size == 1:
-                size = int.from_bytes(head[8:], "big")
-            # size 0: the box reaches to the end of the file
-            start = start + size if size >= 8 else end
-            if kind == b"moov":
-                return start > end
-    return True
-
-
 def _scan(path: Path, progress: Progress | None) -> _Scan:
     """Read the packets of a file undecoded, and check whether its end is missing."""
     faults: list[str] = []
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         # in the order of _Entry's fields; the time stamp may be None
         packets: list[tuple[Any, ...]] = [
             (p.pts, p.dts, p.duration or 0, p.is_keyframe, _is_shown(p), p.is_corrupt)
@@ -419,15 +361,21 @@ def _decoded(
             faults.append(str(error.strerror))
 
 
-def _first_picture(path: Path) -> tuple[tuple[int, int], int]:
-    """(height, width) as coded and quarter turns to the left, from the first decodable frame.
+def _first_picture(path: Path) -> tuple[tuple[int, int], Orientation]:
+    """(height, width) as coded, and the orientation, from the first decodable frame.
 
-    A frame must be decoded, because only decoded frames have the display rotation in PyAV.
+    A frame must be decoded, because only decoded frames have the display matrix in PyAV.
     """
     faults: list[str] = []
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         for picture in _decoded(stream, _packets(container, stream, faults), faults):
-            return (picture.height, picture.width), round(picture.rotation / 90) % 4
+            matrix: Any = picture.side_data.get("DISPLAYMATRIX")
+            numbers = np.frombuffer(matrix, np.int32) if matrix else np.zeros(9, np.int32)
+            try:
+                turned = orientation_of(numbers.tolist())
+            except ValueError as error:
+                raise VideoError(f"{path}: {error}") from error
+            return (picture.height, picture.width), turned
     raise VideoError(f"{path}: no frame of it can be decoded{_because(faults)}")
 
 

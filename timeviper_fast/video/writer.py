@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from timeviper_fast.errors import VideoError
-from timeviper_fast.video.file import import_av
+from timeviper_fast.video.container import ffmpeg_name, import_av
 
 __all__ = ["write_video"]
 
@@ -30,8 +30,8 @@ def write_video(
     """Encode frames to a video file, which appears only when it is complete.
 
     Args:
-        path: the file; its suffix chooses the container (.mp4, .mkv, .ts, ...). Its directory is
-            made.
+        path: the file, by its name as it is: `a:b.mp4` is no address and `a%d.mp4` no series. Its
+            suffix chooses the container (.mp4, .mkv, .ts, ...). Its directory is made.
         frames: (H, W, 3) uint8 each, all of one even height and width; taken one at a time.
         fps: frames per second, unless `seconds` is given.
         seconds: presentation time of every frame, ascending, for a variable frame rate.
@@ -50,7 +50,10 @@ def write_video(
     av = import_av()
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with av.open(str(partial), "w") as container:
+        with av.open(ffmpeg_name(partial), "w") as container:
+            if container.format.no_file:
+                rule = "its container must be one file"
+                raise ValueError(f"{rule}, got {container.format.name}")
             stream = container.add_stream(codec, rate=rate, options=options or {})
             stream.codec_context.time_base = tick
             _encode(container, stream, zip(frames, stamps), target)

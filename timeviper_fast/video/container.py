@@ -1,0 +1,125 @@
+"""Video files opened by PyAV, and the stream that is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from timeviper_fast.errors import VideoError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+__all__ = ["ffmpeg_name", "import_av", "opened"]
+
+
+def import_av(module: str = "") -> Any:
+    """PyAV, or its submodule `module`."""
+    try:
+        return import_module(f"av.{module}" if module else "av")
+    except ModuleNotFoundError as error:
+        if error.name != "av":
+            raise
+        remedy = 'pip install "timeviper-fast[video]"'
+        raise VideoError(f"video files need the package av (PyAV); {remedy}") from error
+
+
+def ffmpeg_name(path: Path) -> str:
+    """The file's name for FFmpeg, which takes words before a colon for a protocol, such as http.
+
+    With `file:` in front, FFmpeg opens the rest as a file name, whatever is in it.
+    """
+    return f"file:{path}"
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file and its video stream, closed at the end of the block."""
+    av = import_av()
+    try:
+        # without the pattern type, FFmpeg takes a percent sign in the name of an image for the
+        # number of a series
+        container = av.open(ffmpeg_name(path), options={"pattern_type": "none"})
+    except av.FFmpegError as error:
+        why = _NO_INDEX if _lacks_index(path) else error.strerror
+        raise VideoError(f"{path}: it cannot be opened as a video ({why})") from error
+    with container:
+        # FFmpeg's tty demuxer renders text files as video
+        if container.format.name == "tty":
+            raise VideoError(f"{path}: it is a text file, not a video")
+        stream = _film(container)
+        if stream is None:
+            kinds = _kinds(container)
+            why = (
+                _NO_INDEX if not kinds and _lacks_index(path) else f"it holds {kinds or 'nothing'}"
+            )
+            raise VideoError(f"{path}: it has no video stream ({why})")
+        stream.thread_type = "AUTO"
+        yield container, stream
+
+
+def _film(container: InputContainer) -> VideoStream | None:
+    """The video stream that FFmpeg prefers, but no picture where there is a film.
+
+    Where FFmpeg prefers a picture, a film that is marked as default comes first, then the one with
+    most frames, then the largest, then the first.
+    """
+    kinds = import_av("stream").Disposition
+    covers = kinds.attached_pic | kinds.still_image | kinds.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & covers]
+    films = [stream for stream in streams if not _is_still(stream)] or streams
+    if not films:
+        return None
+    best = container.streams.best("video")
+    for stream in films:
+        if stream is best:
+            return stream
+
+    def rank(stream: VideoStream) -> tuple[bool, int, int, int]:
+        area = (stream.width or 0) * (stream.height or 0)
+        return bool(stream.disposition & kinds.default), stream.frames, area, -stream.index
+
+    return max(films, key=rank)
+
+
+def _is_still(stream: VideoStream) -> bool:
+    """Whether a stream holds one picture: by its frame count, or by its codec if there is none."""
+    return stream.frames == 1 or (not stream.frames and stream.codec_context.name in _STILLS)
+
+
+def _kinds(container: InputContainer) -> str:
+    """What the file holds in place of a film."""
+    kinds = {"a cover picture" if s.type == "video" else s.type for s in container.streams}
+    return ", ".join(sorted(kinds))
+
+
+_STILLS = frozenset({"bmp", "gif", "jpeg2000", "mjpeg", "png", "tiff", "webp"})
+
+_NO_INDEX = (
+    "its index, which mp4 and mov files often end with, is not whole: the recording or download "
+    "was probably cut off; mkv and ts files stay readable then"
+)
+
+
+def _lacks_index(path: Path) -> bool:
+    """Whether an mp4 or mov file ends before the end of its index (the moov box)."""
+    end = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(8)[4:] != b"ftyp":
+            return False
+        start = 0
+        while start + 8 <= end:
+            file.seek(start)
+            head = file.read(16)
+            size, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            if size == 1:
+                size = int.from_bytes(head[8:], "big")
+            # size 0: the box reaches to the end of the file
+            start = start + size if size >= 8 else end
+            if kind == b"moov":
+                return start > end
+    return True
