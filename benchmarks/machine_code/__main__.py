@@ -27,35 +27,30 @@ RESULT, FULL = RESULTS / "compiled.md", ROOT / ".cache/compiled.md"
 def main() -> int:
     parser = argparse.ArgumentParser(description="What every kernel compiles to, on every target.")
     parser.add_argument("--only", default="", help="kernels whose name holds this; writes no file")
-    arguments = parser.parse_args()
+    only = parser.parse_args().only
     if os.environ.get("TRITON_INTERPRET"):
         parser.error("TRITON_INTERPRET is set: the interpreter compiles nothing")
-    wrong = 0
-
-    def show(build: Build) -> None:
-        nonlocal wrong
-        found = faults(build)
-        wrong += bool(found)
-        words = [" | ".join(table.line(build)), *(f"  !! {fault}" for fault in found)]
-        print(*words, sep="\n", flush=True)
-
-    work = [
-        (launch, target)
-        for target in TARGETS.values()
-        for launch in launches_on(target)
-        if arguments.only in launch.name
-    ]
     print(" | ".join(table.COLUMNS))
-    builds = compile_all(work, done=show)
+    work = [(launch, on) for on in TARGETS.values() for launch in launches_on(on)]
+    builds = compile_all([item for item in work if only in item[0].name], done=show)
+    wrong = sum(bool(faults(build)) for build in builds)
     print(f"{len(builds)} builds with Triton {triton.__version__}, {wrong} wrong")
-    if not arguments.only:
-        lines = sorted(map(table.line, builds))
-        FULL.parent.mkdir(exist_ok=True)
-        FULL.write_text(table.full(triton.__version__, lines), encoding="utf-8")
-        known = table.sections(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
-        known[triton.__version__] = table.section(triton.__version__, lines)
-        RESULT.write_text(table.page(known), encoding="utf-8")
+    if not only:
+        write(builds)
     return bool(wrong)
+
+
+def show(build: Build) -> None:
+    words = [" | ".join(table.line(build)), *(f"  !! {fault}" for fault in faults(build))]
+    print(*words, sep="\n", flush=True)
+
+
+def write(builds: list[Build]) -> None:
+    FULL.parent.mkdir(exist_ok=True)
+    FULL.write_text(table.full(triton.__version__, builds), encoding="utf-8")
+    known = table.sections(RESULT.read_text(encoding="utf-8"))
+    known[triton.__version__] = table.section(triton.__version__, builds)
+    RESULT.write_text(table.page(known), encoding="utf-8")
 
 
 if __name__ == "__main__":

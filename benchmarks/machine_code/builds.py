@@ -5,8 +5,8 @@ from __future__ import annotations
 import faulthandler
 import os
 import re
+import signal
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,8 +22,7 @@ from benchmarks.machine_code.disassembly import Figures, read_amdgcn, read_cubin
 from benchmarks.machine_code.launches import Launch
 from benchmarks.machine_code.targets import Target
 
-__all__ = ["Build", "compile_all"]
-
+FORK = get_context("fork")
 SECONDS = 300
 
 
@@ -49,28 +48,25 @@ class Build:
 def compile_all(
     work: Iterable[tuple[Launch, Target]],
     jobs: int | None = None,
-    done: Callable[[Build], None] | None = None,
+    done: Callable[[Build], None] = lambda build: None,
 ) -> list[Build]:
     """Compile `work`, `jobs` at a time (all processors if None), in the order given."""
-    jobs = jobs or os.cpu_count() or 1
-    items = list(work)
     # hashes Triton's files once; otherwise every child process does it
     triton_key()
+    jobs = jobs or os.cpu_count() or 1
+    waiting = deque(enumerate(work))
+    running: dict[Any, tuple[int, _Child]] = {}
     builds: dict[int, Build] = {}
-    waiting, running = deque(enumerate(items)), {}
     while waiting or running:
         while waiting and len(running) < jobs:
-            number, (launch, target) = waiting.popleft()
-            child = _Child(launch, target)
-            running[child.answer] = (number, child)
-        ready = wait(list(running), timeout=1)
-        late = [answer for answer, (_, child) in running.items() if child.is_late]
-        for answer in {*ready, *late}:
-            number, child = running.pop(answer)  # type: ignore[index]
-            builds[number] = child.build(bool(answer in ready))
-            if done:
-                done(builds[number])
-    return [builds[number] for number in range(len(items))]
+            number, item = waiting.popleft()
+            child = _Child(*item)
+            running[child.answer] = number, child
+        for answer in wait(list(running)):
+            number, child = running.pop(answer)
+            builds[number] = child.build()
+            done(builds[number])
+    return [builds[number] for number in sorted(builds)]
 
 
 class _Child:
@@ -78,41 +74,37 @@ class _Child:
 
     def __init__(self, launch: Launch, target: Target) -> None:
         self.launch, self.target = launch, target
-        self.words = tempfile.TemporaryFile()  # noqa: SIM115  (closed in build)
-        self.answer, theirs = get_context("fork").Pipe(duplex=False)
-        self.process = get_context("fork").Process(
-            target=_compile, args=(launch, target, theirs, self.words.fileno())
-        )
-        self.start = time.monotonic()
+        self.stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in build)
+        self.answer, theirs = FORK.Pipe(duplex=False)
+        given = (launch, target, theirs, self.stderr.fileno())
+        self.process = FORK.Process(target=_compile, args=given)
         self.process.start()
         theirs.close()
 
-    @property
-    def is_late(self) -> bool:
-        return time.monotonic() - self.start > SECONDS
-
-    def build(self, answered: bool) -> Build:
-        found: dict[str, Any] = {"error": f"no end after {SECONDS} s"}
-        if answered:
+    def build(self) -> Build:
+        with self.stderr, self.answer:
             try:
                 found = self.answer.recv()
             except EOFError:
-                found = {"error": ""}
-        else:
-            self.process.kill()
-        self.process.join()
-        if found.get("error") == "":
-            self.words.seek(0)
-            lines = self.words.read().decode(errors="replace").strip().splitlines()
-            says = next((line for line in lines if re.search("error|LLVM", line, re.I)), "")
-            found["error"] = f"the compiler aborted (exit {self.process.exitcode}): {says}"
-        self.answer.close()
-        self.words.close()
+                found = {"error": self.last_words()}
+            self.process.join()
         return Build(self.launch, self.target, **found)
 
+    def last_words(self) -> str:
+        self.process.join()
+        if self.process.exitcode == -signal.SIGALRM:
+            return f"no end after {SECONDS} s"
+        self.stderr.seek(0)
+        lines = self.stderr.read().decode(errors="replace").strip().splitlines()
+        says = next((line for line in lines if re.search("error|LLVM", line, re.I)), "")
+        return f"the compiler aborted (exit {self.process.exitcode}): {says}"
 
-def _compile(launch: Launch, target: Target, answer: Connection, words: int) -> None:
-    os.dup2(words, 2)
+
+def _compile(launch: Launch, target: Target, answer: Connection, stderr: int) -> None:
+    # ends the process where the compiler does not
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(SECONDS)
+    os.dup2(stderr, 2)
     # it would write the stack of an abort to the parent's terminal
     faulthandler.disable()
     try:
@@ -133,16 +125,12 @@ def _told(error: BaseException) -> str:
 
 
 def _figures(launch: Launch, target: Target) -> dict[str, Any]:
-    source = ASTSource(
-        launch.kernel, dict(launch.signature), dict(launch.constexprs), dict(launch.attrs)
-    )
+    given = (dict(part) for part in (launch.signature, launch.constexprs, launch.attrs))
+    source = ASTSource(launch.kernel, *given)
     built = triton.compile(source, target=target.triton, options=dict(launch.options))
-    if target.is_nvidia:
-        figures = read_cubin(built.asm["cubin"], target.mma)
-    else:
-        figures = read_amdgcn(built.asm["amdgcn"], target.mma)
+    read, code = (read_cubin, "cubin") if target.is_nvidia else (read_amdgcn, "amdgcn")
     return {
-        "figures": figures,
+        "figures": read(built.asm[code], target.mma),
         "shared": built.metadata.shared,
         "warps": built.metadata.num_warps,
         "dots": len(re.findall(r"\btt\.dot(?:_scaled)?\b", built.asm["ttir"])),

@@ -1,7 +1,7 @@
 """The calls whose kernels are compiled: the 9B model's layers, and other uses of each op.
 
-An op with a kernel has a line in `OP_CASES`: calls that callers may make and the model does not, so
-that every kernel is launched with every switch.
+An op with a kernel has a function in `OP_CASES`: calls that the model does not make and that users
+may make, so that every kernel is launched with every switch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import tvkernels
 from benchmarks.machine_code.launches import Launch, recorded
@@ -21,25 +22,38 @@ from timeviper_fast.model.nemotron_h import Block
 from timeviper_fast.model.stack import Packing
 from timeviper_fast.presets import preset
 
-Case = Callable[[], object]
+Case = tuple[str, Callable[[], object]]
 
 CONFIG: BackboneConfig = preset("nemotron-nano-9b-v2").backbone
-DTYPE = torch.bfloat16
+HIDDEN, INNER, CHANNELS, TAPS = (
+    CONFIG.hidden_size, CONFIG.d_inner, CONFIG.conv_dim, CONFIG.conv_kernel,
+)  # fmt: skip
+HEADS, HEADDIM = CONFIG.mamba_num_heads, CONFIG.mamba_head_dim
+GROUPS, D_STATE = CONFIG.n_groups, CONFIG.ssm_state_size
+# of attention
+Q_HEADS, KV_HEADS, WIDTH = CONFIG.num_attention_heads, CONFIG.num_key_value_heads, CONFIG.head_dim
 # 160,000 tokens are an hour and a half of video: offsets pass 2^31, and int64 sizes change the code
-TOKENS = (2048, 160_000)
-BATCHES = (1, 8, 64)
+TOKENS, MANY = 2048, 160_000
 
 
-def empty(*shape: int, dtype: torch.dtype = DTYPE, grad: bool = False) -> Tensor:
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16, grad: bool = False) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta", requires_grad=grad)
 
 
-def ints(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.int32, device="meta")
+leaf = partial(empty, grad=True)
+float32 = partial(empty, dtype=torch.float32)
+ints = partial(empty, dtype=torch.int32)
 
 
-def backward(*outs: Tensor) -> None:
-    torch.autograd.backward(outs, [torch.empty_like(out) for out in outs])
+def call(name: str, op: Callable[..., object], *args: object, **options: object) -> Case:
+    """A case of a public op; where its arguments want gradients, with its backward pass."""
+
+    def run() -> None:
+        outs = [out for out in tree_leaves(op(*args, **options)) if isinstance(out, Tensor)]
+        outs = [out for out in outs if out.requires_grad]
+        torch.autograd.backward(outs, [torch.empty_like(out) for out in outs])
+
+    return name, run
 
 
 # the model's calls
@@ -48,349 +62,234 @@ def backward(*outs: Tensor) -> None:
 @lru_cache
 def layer(kind: str) -> nn.Module:
     with torch.inference_mode(False), torch.device("meta"):
-        return Block(kind, CONFIG).to(DTYPE)
+        return Block(kind, CONFIG).to(torch.bfloat16)
 
 
-def prefill(kind: str, tokens: int) -> None:
-    state = MambaState(1, CONFIG, "meta", DTYPE) if kind == MAMBA else None
+def infer(kind: str, batch: int, tokens: int) -> None:
+    """A prefill, or a decode step of one token."""
+    state = MambaState(batch, CONFIG, "meta", torch.bfloat16) if kind == MAMBA else None
     with torch.inference_mode():
-        layer(kind)(empty(1, tokens, CONFIG.hidden_size), Packing((tokens,), None), state)
+        layer(kind)(empty(batch, tokens, HIDDEN), Packing((tokens,), None), state)
 
 
 def train(kind: str, tokens: int) -> None:
     """Two packed samples, and the gradients of every parameter."""
-    seq_idx = ints(1, tokens)
-    packing = Packing((tokens // 2,) * 2, seq_idx)
-    out = layer(kind)(empty(1, tokens, CONFIG.hidden_size, grad=True), packing, None)
-    backward(out)
+    packing = Packing((tokens // 2,) * 2, ints(1, tokens))
+    out = layer(kind)(leaf(1, tokens, HIDDEN), packing, None)
+    out.backward(torch.empty_like(out))
 
 
-def decode(kind: str, batch: int) -> None:
-    state = MambaState(batch, CONFIG, "meta", DTYPE) if kind == MAMBA else None
-    with torch.inference_mode():
-        layer(kind)(empty(batch, 1, CONFIG.hidden_size), Packing((1,), None), state)
-
-
-def model_cases() -> Iterator[tuple[str, Case]]:
+def model_cases() -> Iterator[Case]:
     for kind, name in ((MAMBA, "mixer"), (MLP, "mlp")):
-        for tokens in TOKENS:
-            yield f"{name}, prefill {tokens}", partial(prefill, kind, tokens)
-        yield f"{name}, training {TOKENS[0]}", partial(train, kind, TOKENS[0])
-        for batch in BATCHES:
-            yield f"{name}, decode {batch}", partial(decode, kind, batch)
+        for tokens in (TOKENS, MANY):
+            yield f"{name}, prefill {tokens}", partial(infer, kind, 1, tokens)
+        yield f"{name}, training {TOKENS}", partial(train, kind, TOKENS)
+        for batch in (1, 8, 64):
+            yield f"{name}, decode {batch}", partial(infer, kind, batch, 1)
 
 
 # calls that the model does not make
 
 
-def norms() -> Iterator[tuple[str, Case]]:
+def norms() -> Iterator[Case]:
     """Gate before or behind, none, layer norm, bias; residual add; each with its backward."""
-    rows, dim, group = (1, TOKENS[0]), CONFIG.d_inner, CONFIG.d_inner // CONFIG.n_groups
-
-    def gated(gate: bool, before: bool, rms: bool) -> None:
-        x, z = empty(*rows, dim, grad=True), empty(*rows, dim, grad=True)
-        weight, bias = empty(dim, grad=True), empty(dim, grad=True)
-        out = tvkernels.layernorm_fn(
-            x, weight, None if rms else bias, z if gate else None, group_size=group,
-            norm_before_gate=before, is_rms_norm=rms,
-        )  # fmt: skip
-        backward(out)
-
-    def residual() -> None:
-        width = CONFIG.hidden_size
-        x, weight = empty(*rows, width, grad=True), empty(width, grad=True)
-        outs = tvkernels.rms_norm(x, weight, CONFIG.norm_eps, empty(*rows, width, grad=True))
-        backward(*outs)
-
-    yield "rms_norm with residual", residual
-    yield "rmsnorm_fn, no gate", partial(gated, False, True, True)
-    yield "rmsnorm_fn, norm before gate", partial(gated, True, True, True)
-    yield "layernorm_fn, gate before norm", partial(gated, True, False, False)
+    narrow, wide = leaf(1, TOKENS, HIDDEN), leaf(1, TOKENS, INNER)
+    weight = leaf(INNER)
+    norm = partial(tvkernels.layernorm_fn, wide, weight, group_size=INNER // GROUPS)
+    rms, residual = partial(norm, None, is_rms_norm=True), partial(tvkernels.rms_norm, narrow)
+    yield call("rms_norm with residual", residual, leaf(HIDDEN), CONFIG.norm_eps, narrow)
+    yield call("rmsnorm_fn, no gate", rms)
+    yield call("rmsnorm_fn, norm before gate", rms, wide)
+    yield call("layernorm_fn, gate before norm", norm, leaf(INNER), wide, norm_before_gate=False)
 
 
-def activations() -> Iterator[tuple[str, Case]]:
+def activations() -> Iterator[Case]:
     """relu2 of a slice of a wider product, forward and backward."""
-
-    def slices() -> None:
-        x = empty(1, TOKENS[0], 2 * CONFIG.intermediate_size, grad=True)
-        y = tvkernels.relu2(x[..., : CONFIG.intermediate_size])
-        backward(y)
-
-    yield "relu2 of a slice", slices
+    wide = leaf(1, TOKENS, 2 * CONFIG.intermediate_size)
+    yield call("relu2 of a slice", tvkernels.relu2, wide[..., : CONFIG.intermediate_size])
 
 
-def steps() -> Iterator[tuple[str, Case]]:
+def steps() -> Iterator[Case]:
     """State of 16 bit, another headdim, a gate; rows by index; per channel, as Mamba-1 has it."""
+    update = tvkernels.selective_state_update
 
-    def heads(headdim: int, dtype: torch.dtype, indices: bool) -> None:
-        batch, nheads, dstate = 8, CONFIG.mamba_num_heads, CONFIG.ssm_state_size
-        x, dt = empty(batch, nheads, headdim), empty(batch, nheads, 1).expand(-1, -1, headdim)
-        A = empty(nheads, 1, 1, dtype=torch.float32).expand(-1, headdim, dstate)
-        D = empty(nheads, 1, dtype=torch.float32).expand(-1, headdim)
-        B = empty(batch, CONFIG.n_groups, dstate)
-        rows = ints(batch) if indices else None
-        tvkernels.selective_state_update(
-            empty(batch, nheads, headdim, dstate, dtype=dtype), x, dt, A, B, B, D, x, D, True, rows
-        )
+    def heads(name: str, headdim: int, dtype: torch.dtype, rows: Tensor | None) -> Case:
+        state, B = empty(8, HEADS, headdim, D_STATE, dtype=dtype), empty(8, GROUPS, D_STATE)
+        x, dt = empty(8, HEADS, headdim), empty(8, HEADS, 1).expand(-1, -1, headdim)
+        A = float32(HEADS, 1, 1).expand(-1, headdim, D_STATE)
+        D = float32(HEADS, 1).expand(-1, headdim)
+        return call(name, update, state, x, dt, A, B, B, D, x, D, True, rows)
 
-    def channels() -> None:
-        batch, dim, dstate = 8, CONFIG.d_inner, 16
-        x, B = empty(batch, dim), empty(batch, dstate)
-        state, A = (
-            empty(*shape, dtype=torch.float32) for shape in ((8, dim, dstate), (dim, dstate))
-        )
-        tvkernels.selective_state_update(state, x, x, A, B, B)
-
-    yield "selective_state_update, 16 bit state", partial(heads, 80, DTYPE, False)
-    yield "selective_state_update, headdim 64, indices", partial(heads, 64, torch.float32, True)
-    yield "selective_state_update, per channel", channels
+    yield heads("selective_state_update, 16 bit state", 80, torch.bfloat16, None)
+    yield heads("selective_state_update, headdim 64, indices", 64, torch.float32, ints(8))
+    state, A, x, B = float32(8, INNER, 16), float32(INNER, 16), empty(8, INNER), empty(8, 16)
+    yield call("selective_state_update, per channel", update, state, x, x, A, B, B)
 
 
-def convolutions() -> Iterator[tuple[str, Case]]:
+def convolutions() -> Iterator[Case]:
     """Tokens side by side; other widths; states in and out; rings; states of packed tokens."""
-    tokens, dim, width = TOKENS[0], CONFIG.conv_dim, CONFIG.conv_kernel
+    whole, x = tvkernels.causal_conv1d_fn, leaf(1, TOKENS, CHANNELS).mT
+    states = {"initial_states": leaf(1, 6, CHANNELS).mT, "return_final_states": True}
+    channel_first, packed = leaf(1, CHANNELS, TOKENS), {"seq_idx": ints(1, TOKENS)}
+    yield call("causal_conv1d_fn, channel first", whole, channel_first, leaf(CHANNELS, TAPS))
+    yield call("causal_conv1d_fn, packed, width 2", whole, x, leaf(CHANNELS, 2), **packed)
+    yield call("causal_conv1d_fn with states, width 7", whole, x, leaf(CHANNELS, 7), **states)
 
-    def whole(width: int, by_channel: bool, states: bool, packed: bool) -> None:
-        shape = (1, dim, tokens) if by_channel else (1, tokens, dim)
-        x = empty(*shape, grad=True)
-        x = x if by_channel else x.mT
-        seq_idx = ints(1, tokens) if packed else None
-        before = empty(1, width - 1, dim, grad=True).mT if states else None
-        outs = tvkernels.causal_conv1d_fn(
-            x, empty(dim, width, grad=True), None, seq_idx, before, states
-        )
-        backward(*(outs if isinstance(outs, tuple) else (outs,)))
+    def step(name: str, rows: int = 8, *extra: object, **options: object) -> Case:
+        state, weight = empty(rows, 7, CHANNELS).mT, empty(CHANNELS, TAPS)
+        x = empty(8, 3, CHANNELS).mT
+        return call(name, tvkernels.causal_conv1d_update, x, state, weight, *extra, **options)
 
-    def update(turns: bool, rows: bool) -> None:
-        index = ints(8)
-        plain = not turns and not rows
-        tvkernels.causal_conv1d_update(
-            empty(8, 3, dim).mT, empty(16 if rows else 8, 7, dim).mT, empty(dim, width),
-            empty(dim) if plain else None, "silu" if plain else None,
-            index if turns else None, index if rows else None,
-        )  # fmt: skip
-
-    def varlen() -> None:
-        cu_seqlens = ints(9)
-        x = empty(tokens, dim, grad=True)
-        states = tvkernels.causal_conv1d_varlen_states(x, cu_seqlens, width)
-        backward(states)
-
-    yield "causal_conv1d_fn, channel first", partial(whole, width, True, False, False)
-    yield "causal_conv1d_fn, packed, width 2", partial(whole, 2, False, False, True)
-    yield "causal_conv1d_fn with states, width 7", partial(whole, 7, False, True, False)
-    yield "causal_conv1d_update", partial(update, False, False)
-    yield "causal_conv1d_update, ring", partial(update, True, False)
-    yield "causal_conv1d_update, named rows", partial(update, False, True)
-    yield "causal_conv1d_varlen_states", varlen
+    yield step("causal_conv1d_update", 8, empty(CHANNELS), "silu")
+    yield step("causal_conv1d_update, ring", cache_seqlens=ints(8))
+    yield step("causal_conv1d_update, named rows", 16, conv_state_indices=ints(8))
+    ends = tvkernels.causal_conv1d_varlen_states
+    yield call("causal_conv1d_varlen_states", ends, leaf(TOKENS, CHANNELS), ints(9), TAPS)
 
 
-def decode_steps() -> Iterator[tuple[str, Case]]:
+def decode_steps() -> Iterator[Case]:
     """A head dimension of 64; 16 bit states; rows by index and no optional argument."""
 
-    def step(headdim: int, state: torch.dtype, bare: bool) -> None:
-        batch, heads, width = BATCHES[1], CONFIG.mamba_num_heads, CONFIG.conv_kernel
-        dim, d_state = heads * headdim, CONFIG.ssm_state_size
-        channels = dim + 2 * CONFIG.n_groups * d_state
-        tvkernels.mamba2_decode_step(
-            empty(batch, dim + channels + heads),
-            empty(batch, width, channels).mT,
-            empty(batch, heads, headdim, d_state, dtype=state),
-            ints(batch),
-            empty(channels, width),
+    def step(name: str, headdim: int, state: torch.dtype, bare: bool = False) -> Case:
+        dim = HEADS * headdim
+        channels = dim + 2 * GROUPS * D_STATE
+        per_head = None if bare else empty(HEADS)
+        return call(
+            name, tvkernels.mamba2_decode_step,
+            empty(8, dim + channels + HEADS),
+            empty(8, TAPS, channels).mT,
+            empty(8, HEADS, headdim, D_STATE, dtype=state),
+            ints(8),
+            empty(channels, TAPS),
             None if bare else empty(channels),
-            None if bare else empty(heads),
-            empty(heads),
-            None if bare else empty(heads),
+            per_head,
+            empty(HEADS),
+            per_head,
             activation=None if bare else "silu",
-            state_batch_indices=ints(batch) if bare else None,
-        )
+            state_batch_indices=ints(8) if bare else None,
+        )  # fmt: skip
 
-    yield "mamba2_decode_step, headdim 64", partial(step, 64, torch.float32, False)
-    yield "mamba2_decode_step, 16 bit state", partial(step, 80, DTYPE, False)
-    yield "mamba2_decode_step, rows and no more", partial(step, 80, torch.float32, True)
+    yield step("mamba2_decode_step, headdim 64", 64, torch.float32)
+    yield step("mamba2_decode_step, 16 bit state", 80, torch.bfloat16)
+    yield step("mamba2_decode_step, rows and no more", 80, torch.float32, bare=True)
 
 
-def scans() -> Iterator[tuple[str, Case]]:
+def scans() -> Iterator[Case]:
     """Two head dimensions; a gate, D for each channel, a first state; packed sequences' states;
     strides that 32 bits do not hold."""
+    op = partial(tvkernels.mamba_chunk_scan_combined, dt_softplus=True)
+    B, per_head = leaf(1, TOKENS, GROUPS, D_STATE), float32(HEADS, grad=True)
 
-    def run(headdim: int, gate: bool, packed: bool, first: torch.dtype = torch.float32) -> None:
-        tokens, heads = TOKENS[0], CONFIG.mamba_num_heads
-        x, per_group = (
-            (1, tokens, heads, headdim),
-            (1, tokens, CONFIG.n_groups, CONFIG.ssm_state_size),
-        )
-        per_head = partial(empty, heads, dtype=torch.float32, grad=True)
-        outs = tvkernels.mamba_chunk_scan_combined(
-            empty(*x, grad=True),
-            empty(1, tokens, heads, grad=True),
-            per_head(),
-            empty(*per_group, grad=True),
-            empty(*per_group, grad=True),
-            CONFIG.chunk_size,
-            empty(heads, headdim, grad=True) if gate else per_head(),
-            empty(*x, grad=True) if gate else None,
-            per_head(),
-            empty(1, heads, headdim, per_group[-1], dtype=first, grad=True) if gate else None,
-            ints(1, tokens) if packed else None,
-            ints(9) if packed else None,
-            dt_softplus=True,
-            return_final_states=True,
-            return_varlen_states=packed,
-        )
-        backward(*outs)
+    def scan(name: str, headdim: int, **options: object) -> Case:
+        x, dt = leaf(1, TOKENS, HEADS, headdim), leaf(1, TOKENS, HEADS)
+        given = {"D": per_head, "dt_bias": per_head, "return_final_states": True} | options
+        return call(name, op, x, dt, per_head, B, B, CONFIG.chunk_size, **given)
 
-    yield "scan, headdim 64", partial(run, 64, False, False)
-    yield "scan with a gate and a first state", partial(run, CONFIG.mamba_head_dim, True, False)
-    yield "scan from a 16 bit state", partial(run, 64, True, False, DTYPE)
-    yield "scan of packed sequences", partial(run, CONFIG.mamba_head_dim, False, True)
+    def gated(headdim: int, first: torch.dtype) -> dict[str, Tensor]:
+        state = empty(1, HEADS, headdim, D_STATE, dtype=first, grad=True)
+        z = leaf(1, TOKENS, HEADS, headdim)
+        return {"D": leaf(HEADS, headdim), "z": z, "initial_states": state}
 
-    def far_apart() -> None:
-        tokens, heads, headdim = TOKENS[0], CONFIG.mamba_num_heads, CONFIG.mamba_head_dim
-        per_group = empty(1, tokens, CONFIG.n_groups, CONFIG.ssm_state_size)
-        per_head = empty(heads, dtype=torch.float32)
-        x = torch.empty_strided((1, tokens, heads, headdim), (16, 2**24, headdim, 1),
-                                dtype=DTYPE, device="meta")  # fmt: skip
-        tvkernels.mamba_chunk_scan_combined(
-            x, empty(1, tokens, heads), per_head, per_group, per_group, CONFIG.chunk_size, per_head,
-            dt_bias=per_head, dt_softplus=True,
-        )  # fmt: skip
-
+    packed = {"seq_idx": ints(1, TOKENS), "cu_seqlens": ints(9), "return_varlen_states": True}
+    yield scan("scan, headdim 64", 64)
+    yield scan("scan with a gate and a first state", HEADDIM, **gated(HEADDIM, torch.float32))
+    yield scan("scan from a 16 bit state", 64, **gated(64, torch.bfloat16))
+    yield scan("scan of packed sequences", HEADDIM, **packed)
     # offsets within a chunk need 64 bits
-    yield "scan of tokens far apart", far_apart
+    shape, strides = (1, TOKENS, HEADS, HEADDIM), (16, 2**24, HEADDIM, 1)
+    x = torch.empty_strided(shape, strides, dtype=torch.bfloat16, device="meta")
+    dt, A, B = empty(1, TOKENS, HEADS), float32(HEADS), empty(1, TOKENS, GROUPS, D_STATE)
+    far_apart = partial(op, x, dt, A, B, B, CONFIG.chunk_size)
+    yield call("scan of tokens far apart", far_apart, D=A, dt_bias=A)
 
 
-def scan_corners() -> Iterator[tuple[str, Case]]:
+def scan_corners() -> Iterator[Case]:
     """The largest states that are allowed, and float32: they must fit a target, however slow."""
 
-    def run(headdim: int, d_state: int, dtype: torch.dtype) -> None:
-        make = partial(empty, dtype=dtype, grad=True)
-        x, B, dt = make(1, TOKENS[0], 8, headdim), make(1, TOKENS[0], 2, d_state), make(1, 2048, 8)
-        A = empty(8, dtype=torch.float32, grad=True)
-        D, first = make(8, headdim), make(1, 8, headdim, d_state)
-        out = tvkernels.mamba_chunk_scan_combined(
-            x, dt, A, B, B, CONFIG.chunk_size, D, x, A, first, dt_softplus=True
-        )
-        backward(out)
+    def scan(name: str, headdim: int, d_state: int, dtype: torch.dtype = torch.bfloat16) -> Case:
+        make = partial(leaf, dtype=dtype)
+        x, B, dt = make(1, TOKENS, 8, headdim), make(1, TOKENS, 2, d_state), make(1, TOKENS, 8)
+        A, D, first = float32(8), make(8, headdim), make(1, 8, headdim, d_state)
+        op = partial(tvkernels.mamba_chunk_scan_combined, dt_softplus=True)
+        return call(name, op, x, dt, A, B, B, CONFIG.chunk_size, D, x, A, first)
 
-    for headdim, d_state in ((256, 256), (256, 128), (128, 256)):
-        yield f"scan, {headdim} x {d_state}", partial(run, headdim, d_state, DTYPE)
-    for headdim, d_state in ((256, 256), (80, 128)):
-        yield f"scan, {headdim} x {d_state}, 32 bit", partial(run, headdim, d_state, torch.float32)
+    yield scan("scan, 256 x 256", 256, 256)
+    yield scan("scan, 256 x 128", 256, 128)
+    yield scan("scan, 128 x 256", 128, 256)
+    yield scan("scan, 256 x 256, 32 bit", 256, 256, torch.float32)
+    yield scan("scan, 80 x 128, 32 bit", 80, 128, torch.float32)
 
 
-def merges() -> Iterator[tuple[str, Case]]:
+def merges() -> Iterator[Case]:
     """Frames and clips of every vision tower, by size, and in 32 bit."""
-
-    def merge(batch: int, seqlen: int, dim: int, left: int, order: str, dtype: torch.dtype) -> None:
-        x = empty(batch, seqlen, dim, dtype=dtype, grad=True)
-        tokens, _, _ = tvkernels.tome_merge(x, left, order=order)
-        backward(tokens)
-
-    yield "tome_merge, 10,000 frames", partial(merge, 10_000, 729, 1152, 16, "raw", DTYPE)
-    yield "tome_merge, by size", partial(merge, 8, 256, 1024, 16, "ascending", DTYPE)
-    yield "tome_merge, clips", partial(merge, 8, 1024, 1408, 64, "descending", DTYPE)
-    yield "tome_merge, a few long clips", partial(merge, 8, 2916, 1152, 64, "raw", DTYPE)
-    yield "tome_merge, 32 bit", partial(merge, 8, 576, 768, 16, "raw", torch.float32)
+    merge, single = tvkernels.tome_merge, leaf(8, 576, 768, dtype=torch.float32)
+    yield call("tome_merge, 10,000 frames", merge, leaf(10_000, 729, 1152), 16)
+    yield call("tome_merge, by size", merge, leaf(8, 256, 1024), 16, order="ascending")
+    yield call("tome_merge, clips", merge, leaf(8, 1024, 1408), 64, order="descending")
+    yield call("tome_merge, a few long clips", merge, leaf(8, 2916, 1152), 64)
+    yield call("tome_merge, 32 bit", merge, single, 16)
 
 
-def selections() -> Iterator[tuple[str, Case]]:
+def selections() -> Iterator[Case]:
     """By keys, by hidden states, normed, turned; packed, their ends on the device."""
-    heads, kv_heads, headdim = (
-        CONFIG.num_attention_heads,
-        CONFIG.num_key_value_heads,
-        CONFIG.head_dim,
-    )
-
-    def run(tokens: int, form: str, queries: int, packed: bool) -> None:
-        q, width = empty(1, queries, heads, headdim), CONFIG.hidden_size
-        options = {
-            "keep": tokens // 8,
-            "span": [(16, tokens // 2)] if packed else (16, tokens // 2),
-            "cu_seqlens": ints(2) if packed else None,
-        }
-        if form == "keys":
-            tvkernels.attention_topk(q, empty(1, tokens, kv_heads, headdim), **options)
-            return
-        tables = (empty(tokens, headdim), empty(tokens, headdim))
-        tvkernels.attention_topk_hidden(
-            q, empty(1, tokens, width), empty(kv_heads * headdim, width), **options,
-            norm_weight=None if form == "hidden" else empty(width),
-            rope=tables if form == "turned" else None,
-        )  # fmt: skip
-
-    yield "selection by keys", partial(run, TOKENS[1], "keys", 1, False)
-    for form in ("hidden", "normed", "turned"):
-        yield f"selection by {form} states", partial(run, TOKENS[1], form, 1, False)
-    yield "selection of packed sequences", partial(run, TOKENS[1], "keys", 3, True)
+    q, keys = empty(1, 1, Q_HEADS, WIDTH), empty(1, MANY, KV_HEADS, WIDTH)
+    keep, span = MANY // 8, (16, MANY // 2)
+    yield call("selection by keys", tvkernels.attention_topk, q, keys, keep, span)
+    hidden, weight = empty(1, MANY, HIDDEN), empty(KV_HEADS * WIDTH, HIDDEN)
+    by_states = partial(tvkernels.attention_topk_hidden, q, hidden, weight, keep, span)
+    normed = partial(by_states, norm_weight=empty(HIDDEN))
+    yield call("selection by hidden states", by_states)
+    yield call("selection by normed states", normed)
+    yield call("selection by turned states", normed, rope=(empty(MANY, WIDTH),) * 2)
+    packed = partial(tvkernels.attention_topk, empty(1, 3, Q_HEADS, WIDTH), keys, keep, [span])
+    yield call("selection of packed sequences", packed, cu_seqlens=ints(2))
 
 
-def compactions() -> Iterator[tuple[str, Case]]:
+def compactions() -> Iterator[Case]:
     """A quarter of the tokens out, and their gradients back; with positions, without them."""
-
-    def run(tokens: int, whole: bool) -> None:
-        x = empty(1, tokens, CONFIG.hidden_size, grad=True)
-        dropped = torch.empty(1, tokens // 4, dtype=torch.int64, device="meta")
-        positions = ints(1, tokens) if whole else None
-        got = tvkernels.compact(x, dropped, positions, return_dropped=whole)
-        outs = [got.kept, got.dropped] if whole else [got.kept]
-        backward(*outs)
-
-    yield "rows taken out", partial(run, TOKENS[1], False)
-    yield "rows taken out, with positions", partial(run, TOKENS[1], True)
+    x, dropped = leaf(1, MANY, HIDDEN), empty(1, MANY // 4, dtype=torch.int64)
+    with_positions = partial(tvkernels.compact, positions=ints(1, MANY), return_dropped=True)
+    yield call("rows taken out", tvkernels.compact, x, dropped)
+    yield call("rows taken out, with positions", with_positions, x, dropped)
 
 
-def transfers() -> Iterator[tuple[str, Case]]:
+def transfers() -> Iterator[Case]:
     """A question, one word, packed samples; without a projection, with padded heads, large ones."""
 
-    def run(
-        n: int, m: int, headdim: int = 0, width: int = 0, packed: bool = False, grad: bool = True
-    ) -> None:
-        heads, kv_heads = CONFIG.num_attention_heads, CONFIG.num_key_value_heads
-        headdim, width = headdim or CONFIG.head_dim, width or CONFIG.hidden_size
-        bare = width == heads * headdim
-        q = empty(1, n, heads, headdim, grad=grad)
-        k, v = (empty(1, m, kv_heads, headdim, grad=grad) for _ in "kv")
-        offsets = ints(9) if packed else None
-        with torch.set_grad_enabled(grad):
-            out = tvkernels.gated_cross_attention(
-                empty(1, n, width, grad=grad), q, k, v, empty(1, dtype=torch.float32, grad=grad),
-                out_proj=None if bare else empty(width, heads * headdim, grad=grad),
-                cu_seqlens_q=offsets, cu_seqlens_k=offsets,
-            )  # fmt: skip
-        if grad:
-            backward(out)
+    def transfer(
+        name: str, n: int, m: int, headdim: int = WIDTH, width: int = HIDDEN,
+        grad: bool = True, offsets: Tensor | None = None,
+    ) -> Case:  # fmt: skip
+        make = partial(empty, grad=grad)
+        q, k = make(1, n, Q_HEADS, headdim), make(1, m, KV_HEADS, headdim)
+        bare = width == Q_HEADS * headdim
+        return call(
+            name, tvkernels.gated_cross_attention, make(1, n, width), q, k, k,
+            make(1, dtype=torch.float32), out_proj=None if bare else make(width, Q_HEADS * headdim),
+            cu_seqlens_q=offsets, cu_seqlens_k=offsets,
+        )  # fmt: skip
 
-    yield "transfer into a question", partial(run, 64, 80_000)
-    yield "transfer into a word", partial(run, 7, TOKENS[1], grad=False)
-    yield "transfer in packed training", partial(run, 1600, 8 * 3700, packed=True)
-    yield "transfer, no projection, headdim 80", partial(run, 64, 4096, 80, 3200)
-    yield "transfer, headdim 256", partial(run, 64, 4096, 256)
+    yield transfer("transfer into a question", 64, 80_000)
+    yield transfer("transfer into a word", 7, MANY, grad=False)
+    yield transfer("transfer in packed training", 1600, 8 * 3700, offsets=ints(9))
+    yield transfer("transfer, no projection, headdim 80", 64, 4096, 80, 3200)
+    yield transfer("transfer, headdim 256", 64, 4096, 256)
 
 
-OP_CASES: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
-    "attention_topk": selections,
-    "causal_conv1d": convolutions,
-    "compact": compactions,
-    "decode_step": decode_steps,
-    "gated_cross_attention": transfers,
-    "rmsnorm": norms,
-    "relu2": activations,
-    "selective_state_update": steps,
-    "ssd": scans,
-    "tome": merges,
-}
+OP_CASES = (
+    selections, convolutions, compactions, decode_steps, transfers, norms, activations, steps,
+    scans, merges,
+)  # fmt: skip
 
 
 @lru_cache
 def launches_on(target: Target) -> tuple[Launch, ...]:
     """Every distinct compilation for `target` that the cases ask for, the model's first."""
-    ops = (case for op in OP_CASES.values() for case in op())
+    ops = (case for op in OP_CASES for case in op())
     return launches_of([*model_cases(), *ops], target)
 
 
-def launches_of(cases: Iterable[tuple[str, Case]], target: Target) -> tuple[Launch, ...]:
+def launches_of(cases: Iterable[Case], target: Target) -> tuple[Launch, ...]:
     """Every distinct compilation for `target` that these cases ask for."""
     found: dict[str, Launch] = {}
     for name, run in cases:

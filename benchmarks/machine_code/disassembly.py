@@ -9,15 +9,13 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
-
-__all__ = ["Figures", "read_amdgcn", "read_cubin", "read_sass"]
 
 
 @dataclass(frozen=True)
@@ -39,10 +37,11 @@ class Figures:
 class Instruction(NamedTuple):
     address: int
     opcode: str
-    """with its modifiers, as STL.128"""
+    """without its modifiers: STL of STL.128"""
+    modifiers: list[str]
     target: int | None
     """of a branch or call"""
-    predicated: bool
+    conditional: bool
 
 
 _SASS = re.compile(
@@ -51,7 +50,7 @@ _SASS = re.compile(
     re.MULTILINE,
 )
 _WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
-_JUMPS = ("BRA", "CALL", "JMP", "RET", "EXIT", "BRX", "KILL")
+_ENDS = ("BRA", "JMP", "EXIT", "BRX", "KILL")
 _STORES = re.compile(r"(STG?|REDG?|ATOMG?|UTMASTG|UTMAREDG)\b")
 _AMD_STORES = re.compile(r"(buffer|global|flat)_(store|atomic)")
 
@@ -59,10 +58,10 @@ _AMD_STORES = re.compile(r"(buffer|global|flat)_(store|atomic)")
 def read_cubin(cubin: bytes, mma: str) -> Figures:
     """The figures of a cubin with one kernel."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        command = [str(tool), "-sass", "-res-usage", str(path)]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "-sass", "-res-usage", file.name]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     return read_sass(done.stdout, mma)
 
@@ -73,33 +72,28 @@ def read_sass(text: str, mma: str) -> Figures:
     if usage is None:
         raise ValueError("cuobjdump reports no register count")
     code = [_instruction(match) for match in _SASS.finditer(text)]
-    repeated = _in_loops(code)
-    spills = [i for i in code if i.opcode.split(".")[0] == "STL"]
-    kinds = [i.opcode for i in code if re.match(mma, i.opcode)]
+    opcodes = [i.opcode for i in code]
+    stores = [i for i in code if i.opcode == "STL"]
+    edges = _successors(code)
     # the assembler pads the code behind the last exit
-    ends = [n for n, i in enumerate(code) if i.opcode == "EXIT"]
+    padding = opcodes[::-1].index("EXIT") if "EXIT" in opcodes else 0
     return Figures(
         registers=int(usage[1]),
-        spill_stores=_bytes(spills),
-        spill_loads=_bytes(i for i in code if i.opcode.split(".")[0] == "LDL"),
-        loop_spill_stores=_bytes(i for i in spills if i.address in repeated),
-        mma=len(kinds),
-        mma_kind=_family(kinds),
-        instructions=ends[-1] + 1 if ends else len(code),
-        global_stores=sum(1 for i in code if _STORES.match(i.opcode)),
-        traps=sum(1 for i in code if i.opcode.startswith("BPT")),
+        spill_stores=_bytes(stores),
+        spill_loads=_bytes(i for i in code if i.opcode == "LDL"),
+        loop_spill_stores=_bytes(i for i in stores if _in_loop(i.address, edges)),
+        **_matrix_instructions(opcodes, mma),
+        instructions=len(code) - padding,
+        global_stores=sum(bool(_STORES.match(opcode)) for opcode in opcodes),
+        traps=opcodes.count("BPT"),
     )
 
 
 def read_amdgcn(text: str, mma: str) -> Figures:
     """The figures of AMD assembly; its compiler remarks on every spill and on every loop."""
-
-    def field(name: str) -> int:
-        found = re.search(rf"^\s*\.{name}:\s+(\d+)", text, re.MULTILINE)
-        if found is None:
-            raise ValueError(f"the assembly has no {name}")
-        return int(found[1])
-
+    registers = re.search(r"^\s*\.vgpr_count:\s+(\d+)", text, re.MULTILINE)
+    if registers is None:
+        raise ValueError("the assembly has no vgpr_count")
     opcodes: list[str] = []
     spills = {"Spill": 0, "Reload": 0, "loop": 0}
     looped = False
@@ -115,86 +109,63 @@ def read_amdgcn(text: str, mma: str) -> Figures:
         if remark and opcode and opcode[1].startswith(("scratch_", "buffer_")):
             spills[remark[2]] += int(remark[1])
             spills["loop"] += int(remark[1]) * (looped and remark[2] == "Spill")
-    kinds = [opcode for opcode in opcodes if re.match(mma, opcode)]
     return Figures(
-        registers=field("vgpr_count"),
+        registers=int(registers[1]),
         spill_stores=spills["Spill"],
         spill_loads=spills["Reload"],
         loop_spill_stores=spills["loop"],
-        mma=len(kinds),
-        mma_kind=_family(kinds),
+        **_matrix_instructions(opcodes, mma),
         instructions=len(opcodes),
-        global_stores=sum(1 for opcode in opcodes if _AMD_STORES.match(opcode)),
+        global_stores=sum(bool(_AMD_STORES.match(opcode)) for opcode in opcodes),
         traps=opcodes.count("s_trap"),
     )
 
 
 def _instruction(match: re.Match[str]) -> Instruction:
-    opcode, operands = match["opcode"], match["operands"]
-    target = None
-    if opcode.split(".")[0] in ("BRA", "CALL", "JMP"):
-        addresses = re.findall(r"\b0x([0-9a-f]+)\b", operands)
-        target = int(addresses[-1], 16) if addresses else None
+    opcode, *modifiers = match["opcode"].split(".")
+    addresses = re.findall(r"\b0x([0-9a-f]+)\b", match["operands"])
+    jumps = bool(addresses) and opcode in ("BRA", "CALL", "JMP")
+    target = int(addresses[-1], 16) if jumps else None
     # a branch on uniform predicates or on divergence names its condition among the operands
-    conditional = bool(match["guard"]) or bool(re.search(r"\bU?P\d|\bUR\d", operands))
-    return Instruction(int(match["address"], 16), opcode, target, conditional)
+    named = re.search(r"\bU?P\d|\bUR\d", match["operands"])
+    return Instruction(
+        int(match["address"], 16), opcode, modifiers, target, bool(match["guard"] or named)
+    )
 
 
 def _bytes(instructions: Iterable[Instruction]) -> int:
     return sum(
-        next((_WIDTHS[part] for part in i.opcode.split(".") if part in _WIDTHS), 4)
-        for i in instructions
+        next((_WIDTHS[part] for part in i.modifiers if part in _WIDTHS), 4) for i in instructions
     )
 
 
-def _family(opcodes: list[str]) -> str:
-    """HGMMA of HGMMA.64x128x16.F32.BF16; v_mfma of v_mfma_f32_32x32x8_bf16_1k."""
-    families = {re.match(r"v_s?mfma|\w+", opcode)[0] for opcode in opcodes}  # type: ignore[index]
-    return "+".join(sorted(families))
+def _matrix_instructions(opcodes: Iterable[str], mma: str) -> dict[str, Any]:
+    """How many, and their families: HGMMA; v_mfma of v_mfma_f32_32x32x8_bf16_1k."""
+    found = [opcode for opcode in opcodes if re.match(mma, opcode)]
+    families = {re.sub(r"(mfma).*", r"\1", opcode) for opcode in found}
+    return {"mma": len(found), "mma_kind": "+".join(sorted(families))}
 
 
 def _successors(code: list[Instruction]) -> dict[int, list[int]]:
     """Where control may go from each address; a return goes behind every call."""
     following = {a.address: b.address for a, b in pairwise(code)}
-    returns = [following[i.address] for i in code if i.opcode.startswith("CALL")]
+    returns = [following[i.address] for i in code if i.opcode == "CALL"]
     edges: dict[int, list[int]] = {}
     for i in code:
-        kind = i.opcode.split(".")[0]
-        goes = [] if i.target is None else [i.target]
-        if kind == "RET":
-            goes += returns
-        if i.address in following and (
-            kind not in _JUMPS or i.predicated or kind in ("CALL", "RET")
-        ):
-            goes.append(following[i.address])
-        edges[i.address] = goes
+        edges[i.address] = [] if i.target is None else [i.target]
+        if i.opcode == "RET":
+            edges[i.address] += returns
+        if i.address in following and (i.opcode not in _ENDS or i.conditional):
+            edges[i.address].append(following[i.address])
     return edges
 
 
-def _in_loops(code: list[Instruction]) -> set[int]:
-    """Addresses that lie on a cycle, but for the branch to itself that ends every kernel.
-
-    Every cycle has an edge back from `source` to `target`. An address lies on such a cycle if
-    `target` reaches it and it reaches `source`.
-    """
-    forward = _successors(code)
-    backward: dict[int, list[int]] = {address: [] for address in forward}
-    for source, targets in forward.items():
-        for target in targets:
-            backward.setdefault(target, []).append(source)
-    looped: set[int] = set()
-    for source, targets in forward.items():
-        for target in targets:
-            if target < source:
-                looped |= _reach(forward, target) & _reach(backward, source)
-    return looped
-
-
-def _reach(edges: dict[int, list[int]], start: int) -> set[int]:
-    seen, todo = {start}, [start]
+def _in_loop(address: int, edges: Mapping[int, list[int]]) -> bool:
+    """Whether control can come back to `address`."""
+    seen: set[int] = set()
+    todo = [address]
     while todo:
-        for address in edges.get(todo.pop(), ()):
-            if address not in seen:
-                seen.add(address)
-                todo.append(address)
-    return seen
+        new = set(edges.get(todo.pop(), ())) - seen
+        seen |= new
+        todo += new
+    return address in seen

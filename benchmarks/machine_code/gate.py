@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from benchmarks.machine_code.builds import Build
 
-__all__ = ["faults"]
-
 SPILL_LIMIT = 256
 """bytes of spill stores per thread that a kernel may have on sm_90, outside its loops"""
 GRID_LIMITS = (2**31 - 1, 65535, 65535)

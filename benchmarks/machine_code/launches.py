@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
 from torch import Tensor
+from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
@@ -22,8 +23,6 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 from benchmarks.machine_code.targets import Target
 from tvkernels.core import backend
 from tvkernels.core.tune import Tuned
-
-__all__ = ["Launch", "recorded"]
 
 
 @dataclass(frozen=True)
@@ -72,13 +71,10 @@ def recorded(target: Target, case: str) -> Iterator[list[Launch]]:
         stack.enter_context(mock.patch.object(JITFunction, "run", plain))
         for module in list(sys.modules.values()):
             if module is not backend and vars(module).get("backend_for") is backend.backend_for:
-                stack.enter_context(mock.patch.object(module, "backend_for", _triton))
+                always = mock.patch.object(module, "backend_for", return_value="triton")
+                stack.enter_context(always)
         stack.enter_context(_Bodies())
         yield launches
-
-
-def _triton(x: Tensor, kernel: str) -> str:
-    return "triton"
 
 
 class _Bodies(TorchDispatchMode):
@@ -90,13 +86,7 @@ class _Bodies(TorchDispatchMode):
         if func.namespace != "tvkernels":
             return func(*args, **(kwargs or {}))
         with self:
-            return _body(func.name().split(".")[0])(*args, **(kwargs or {}))
-
-
-def _body(name: str) -> Callable[..., Any]:
-    from torch._library.custom_ops import OPDEFS
-
-    return OPDEFS[name]._init_fn
+            return OPDEFS[func.name().split(".")[0]]._init_fn(*args, **(kwargs or {}))
 
 
 class _Pointer:
@@ -129,17 +119,9 @@ def _launch(
     options, signature, constexprs, attrs = kernel._pack_args(
         on, named, bound, specialization, extra
     )
-    sizes = tuple(grid(bound) if callable(grid) else grid)
-    return Launch(
-        kernel=kernel,
-        case=case,
-        config=_label(kernel, named, options),
-        grid=tuple(int(n) for n in sizes),
-        signature=signature,
-        constexprs=constexprs,
-        attrs=attrs,
-        options=vars(options),
-    )
+    grid = grid(bound) if callable(grid) else grid
+    label, sizes = _label(kernel, named, options), tuple(map(int, grid))
+    return Launch(kernel, case, label, sizes, signature, constexprs, attrs, vars(options))
 
 
 def _label(kernel: JITFunction, named: Mapping[str, Any], options: Any) -> str:

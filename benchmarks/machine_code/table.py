@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from hashlib import sha1
 from itertools import groupby
+from operator import attrgetter
 
 from benchmarks.machine_code.builds import Build
 from benchmarks.machine_code.targets import TARGETS
@@ -28,68 +29,74 @@ spills, the fewest blocks, the most registers. "builds" counts the sets of argum
 of their own, on all targets, with a digest of their configurations. The same command writes a line
 for each build, with shared memory and matrix instructions, to `.cache/compiled.md`.
 """
+TITLE = "## Triton "
 BROKEN = "does not compile"
-Line = Sequence[str]
 
 
-def line(build: Build) -> Line:
+def line(build: Build) -> Sequence[str]:
     """One build as a line of the full table."""
     launch, figures = build.launch, build.figures
     start = (launch.name, launch.config, build.target.name)
     if figures is None:
         return (*start, BROKEN, *[""] * 6, launch.case)
-    stores, loads = (figures.spill_stores, figures.loop_spill_stores), figures.spill_loads
-    counts = (figures.registers, *stores, loads, build.shared)
+    spills = (figures.spill_stores, figures.loop_spill_stores, figures.spill_loads)
+    counts = map(str, (figures.registers, *spills, build.shared))
     mma = f"{figures.mma} {figures.mma_kind}" if figures.mma else "-"
-    return (*start, *map(str, counts), mma, str(build.blocks_at_once), launch.case)
+    return (*start, *counts, mma, str(build.blocks_at_once), launch.case)
 
 
-def full(version: str, lines: Iterable[Line]) -> str:
-    return "\n".join([f"## Triton {version}", "", *markdown(COLUMNS, lines)]) + "\n"
+def full(version: str, builds: Iterable[Build]) -> str:
+    return "\n".join([TITLE + version, "", *markdown(COLUMNS, sorted(map(line, builds))), ""])
 
 
-def section(version: str, lines: Iterable[Line]) -> str:
-    """One release's part of the page, from the lines of the full table."""
-    rows = []
-    for kernel, group in groupby(sorted(lines), key=lambda cells: cells[0]):
-        builds = list(group)
-        marked = f"{len(builds)} ({digest((cells[1], cells[2]) for cells in builds)})"
-        on = [[cells for cells in builds if cells[2] == target] for target in TARGETS]
-        worst = [max(each, key=badness, default=None) for each in on]
-        rows.append([kernel, marked, *map(figures_of, worst)])
-    return "\n".join([f"## Triton {version}", "", *markdown(["kernel", "builds", *TARGETS], rows)])
+def section(version: str, builds: Iterable[Build]) -> str:
+    """One release's part of the page."""
+    name = attrgetter("launch.name")
+    rows = [_row(kernel, list(of)) for kernel, of in groupby(sorted(builds, key=name), key=name)]
+    return "\n".join([TITLE + version, "", *markdown(["kernel", "builds", *TARGETS], rows)])
 
 
-def digest(configurations: Iterable[tuple[str, str]]) -> str:
-    """Of (configuration, target): the values, so that another name of an argument is no change."""
+def mark(configurations: Iterable[tuple[str, str]]) -> str:
+    """How many, and a digest of their values, so that another name of an argument is no change.
+
+    configurations: (configuration, target) of each build.
+    """
     values = sorted(re.sub(r"\b\w+=", "", config) + target for config, target in configurations)
-    return sha1("\n".join(values).encode()).hexdigest()[:6]
+    return f"{len(values)} ({sha1(chr(10).join(values).encode()).hexdigest()[:6]})"
 
 
-def badness(cells: Line) -> tuple[int, ...]:
-    if cells[3] == BROKEN:
-        return (1, 0, 0, 0, 0, 0)
-    registers, stores, loops, loads = map(int, cells[3:7])
-    return (0, loops, stores, loads, -int(cells[9]), registers)
-
-
-def figures_of(cells: Line | None) -> str:
-    if cells is None:
-        return "-"
-    return BROKEN if cells[3] == BROKEN else f"{cells[3]} / {', '.join(cells[4:7])} / {cells[9]}"
-
-
-def sections(text: str) -> dict[str, str]:
-    """The sections of the page, or of the full table, by Triton's version."""
-    parts = re.split(r"^(?=## Triton )", text, flags=re.MULTILINE)[1:]
+def sections(page: str) -> dict[str, str]:
+    """The sections of the page, by Triton's version."""
+    parts = re.split(f"^(?={TITLE})", page, flags=re.MULTILINE)[1:]
     return {part.split()[2]: part.strip() for part in parts}
 
 
-def cells_of(section: str) -> list[Line]:
-    """The lines of a section's table."""
-    lines = [line for line in section.splitlines() if line.startswith("|")][2:]
-    return [re.split(r" *\| *", line.strip("| ")) for line in lines]
+def marks(section: str) -> dict[str, str]:
+    """The mark of each kernel in a section."""
+    rows = [re.split(r" *\| *", row.strip("| ")) for row in section.splitlines()[4:]]
+    return {kernel: mark for kernel, mark, *_ in rows}
 
 
 def page(known: dict[str, str]) -> str:
-    return "\n".join([PAGE, *("\n".join([known[v], ""]) for v in sorted(known))])
+    return "\n".join([PAGE, *(f"{known[version]}\n" for version in sorted(known))])
+
+
+def _row(kernel: str, builds: Sequence[Build]) -> list[str]:
+    worst = {build.target.name: build for build in sorted(builds, key=_badness)}
+    configurations = [(build.launch.config, build.target.name) for build in builds]
+    return [kernel, mark(configurations), *(_cell(worst.get(target)) for target in TARGETS)]
+
+
+def _badness(build: Build) -> tuple[int, ...]:
+    figures = build.figures
+    if figures is None:
+        return (1,)
+    spills = (figures.loop_spill_stores, figures.spill_stores, figures.spill_loads)
+    return (0, *spills, -build.blocks_at_once, figures.registers)
+
+
+def _cell(build: Build | None) -> str:
+    if build is None or build.figures is None:
+        return "-" if build is None else BROKEN
+    registers, stores, loops, loads = line(build)[3:7]
+    return f"{registers} / {stores}, {loops}, {loads} / {build.blocks_at_once}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -12,12 +13,15 @@ import triton.language as tl
 
 from benchmarks.machine_code import builds, table
 from benchmarks.machine_code.builds import Build, compile_all
+from benchmarks.machine_code.cases import empty
 from benchmarks.machine_code.disassembly import read_sass
 from benchmarks.machine_code.gate import faults
 from benchmarks.machine_code.launches import Launch, recorded
 from benchmarks.machine_code.targets import TARGETS
 
 SM_90 = TARGETS["sm_90"]
+X = torch.empty(1 << 20, device="meta")
+SQUARE = empty(128, 128, dtype=torch.float16)
 
 
 @triton.jit
@@ -58,10 +62,6 @@ def crowded_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
     tl.store(y_ptr + lanes, a + b)
 
 
-def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
 def launch(kernel, *args, target=SM_90, grid=(1,), **options) -> Launch:
     with recorded(target, "a test") as launches:
         kernel[grid](*args, **options)
@@ -72,32 +72,30 @@ def build(kernel, *args, target=SM_90, **options) -> Build:
     return compile_all([(launch(kernel, *args, target=target, **options), target)])[0]
 
 
+def sound(**options) -> Build:
+    return build(sum_kernel, X, X, 999, 2, **{"BLOCK": 128, **options})
+
+
 # launches
 
 
 def test_a_launch_is_specialised_as_the_jit_does():
-    x = tensor(1024)
-    made = launch(sum_kernel, x, x[1:], 2048, 1, BLOCK=128)
-    assert dict(made.signature) == {
-        "x_ptr": "*fp32", "y_ptr": "*fp32", "n": "i32", "stride": "constexpr", "BLOCK": "constexpr",
-    }  # fmt: skip
+    made = launch(sum_kernel, X, X[1:], 2048, 1, BLOCK=128)
+    types = {"x_ptr": "*fp32", "y_ptr": "*fp32", "n": "i32"}
+    assert made.signature == types | {"stride": "constexpr", "BLOCK": "constexpr"}
     assert made.constexprs == {(3,): 1, (4,): 128}
     aligned = {place for place, attrs in made.attrs.items() if ["tt.divisibility", 16] in attrs}
-    # x[1:] starts 4 bytes in, so it is none
+    # x and n; x[1:] starts 4 bytes in
     assert aligned == {(0,), (2,)}
 
 
 def test_a_size_past_2_to_31_is_int64():
-    made = launch(sum_kernel, tensor(8), tensor(8), 2**31, 2, BLOCK=128)
-    assert made.signature["n"] == "i64"
+    assert launch(sum_kernel, X, X, 2**31, 2, BLOCK=128).signature["n"] == "i64"
 
 
 def test_launches_of_one_machine_code_are_one():
-    x = tensor(1024)
-    same, other = (launch(sum_kernel, x, x, n, 2, BLOCK=128) for n in (16, 32)), None
-    assert len({made.key for made in same}) == 1
-    other = launch(sum_kernel, x, x, 17, 2, BLOCK=128)
-    assert other.key != launch(sum_kernel, x, x, 16, 2, BLOCK=128).key
+    a, same, other = (launch(sum_kernel, X, X, n, 2, BLOCK=128).key for n in (16, 32, 17))
+    assert a == same != other
 
 
 # builds
@@ -105,9 +103,8 @@ def test_launches_of_one_machine_code_are_one():
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
 def test_a_sound_kernel_passes_and_a_dot_is_seen(target):
-    assert faults(build(sum_kernel, tensor(8), tensor(8), 999, 2, BLOCK=128, target=target)) == []
-    x = tensor(128, 128, dtype=torch.float16)
-    made = build(product_kernel, x, tensor(128, 128), 8, BLOCK=128, num_warps=4, target=target)
+    assert faults(sound(target=target)) == []
+    made = build(product_kernel, SQUARE, X, 8, BLOCK=128, num_warps=4, target=target)
     assert faults(made) == []
     assert made.dots
     kinds = {"sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
@@ -115,22 +112,19 @@ def test_a_sound_kernel_passes_and_a_dot_is_seen(target):
 
 
 def test_two_warps_get_no_warp_group_product():
-    x = tensor(128, 128, dtype=torch.float16)
-    made = build(product_kernel, x, tensor(64, 64), 8, BLOCK=64, num_warps=2)
+    made = build(product_kernel, SQUARE, X, 8, BLOCK=64, num_warps=2)
     assert "no matrix instruction of sm_90's kind" in faults(made)[0]
 
 
 def test_a_kernel_that_stores_nothing_is_refused():
-    made = build(idle_kernel, tensor(8), 1)
-    assert "is no working kernel" in faults(made)[0]
+    assert "is no working kernel" in faults(build(idle_kernel, X, 1))[0]
 
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_spills_in_a_loop_are_seen(target):
     target = TARGETS[target]
-    x = tensor(1 << 20)
     size = 4096 * (1 if target.is_nvidia else 4)
-    made = build(crowded_kernel, x, x, 5, BLOCK=size, num_warps=1, target=target)
+    made = build(crowded_kernel, X, X, 5, BLOCK=size, num_warps=1, target=target)
     assert 0 < made.figures.loop_spill_stores <= made.figures.spill_stores
     assert made.figures.spill_loads > 0
     if target.is_nvidia:
@@ -138,37 +132,40 @@ def test_spills_in_a_loop_are_seen(target):
 
 
 def test_too_much_shared_memory_is_refused():
-    made = build(sum_kernel, tensor(8), tensor(8), 999, 2, BLOCK=128)
-    assert "shared memory" in faults(replace(made, shared=SM_90.shared_per_block + 1))[0]
-    assert faults(replace(made, shared=SM_90.shared_per_block)) == []
+    made = replace(sound(), shared=SM_90.shared_per_block)
+    assert faults(made) == []
+    assert "shared memory" in faults(replace(made, shared=made.shared + 1))[0]
 
 
 def test_a_grid_that_cannot_be_launched_is_refused():
-    made = build(sum_kernel, tensor(8), tensor(8), 999, 2, BLOCK=128, grid=(1, 70_000))
-    assert "70000 blocks along y" in faults(made)[0]
+    assert "70000 blocks along y" in faults(sound(grid=(1, 70_000)))[0]
 
 
 def test_an_error_of_the_compiler_is_told():
-    made = build(sum_kernel, tensor(8), tensor(8), 999, 2, BLOCK=100)
+    made = sound(BLOCK=100)
     assert "does not compile" in faults(made)[0]
     assert "power of 2" in made.error
 
 
-def test_an_abort_of_the_compiler_costs_one_build(monkeypatch):
-    good = launch(sum_kernel, tensor(8), tensor(8), 999, 2, BLOCK=128)
-    bad = replace(good, case="bad")
+def test_a_compiler_that_aborts_or_never_ends_costs_one_build(monkeypatch):
     figures = builds._figures
 
-    def abort(launch, target):
-        if launch.case != "bad":
-            return figures(launch, target)
-        os.write(2, b"LLVM ERROR: cannot select\n")
-        os.abort()
+    def compile_or_not(launch, target):
+        if launch.case == "aborts":
+            os.write(2, b"LLVM ERROR: cannot select\n")
+            os.abort()
+        if launch.case == "never ends":
+            signal.alarm(1)
+            signal.pause()
+        return figures(launch, target)
 
-    monkeypatch.setattr(builds, "_figures", abort)
-    first, second = compile_all([(bad, SM_90), (good, SM_90)])
-    assert first.error == "the compiler aborted (exit -6): LLVM ERROR: cannot select"
-    assert not second.error
+    monkeypatch.setattr(builds, "_figures", compile_or_not)
+    good = launch(sum_kernel, X, X, 999, 2, BLOCK=128)
+    bad = [replace(good, case=case) for case in ("aborts", "never ends")]
+    made = compile_all([(each, SM_90) for each in (*bad, good)])
+    assert [build.error for build in made] == [
+        "the compiler aborted (exit -6): LLVM ERROR: cannot select", "no end after 300 s", "",
+    ]  # fmt: skip
 
 
 # machine code
@@ -194,51 +191,48 @@ LISTING = """
 
 def test_a_listing_is_read():
     figures = read_sass(LISTING, SM_90.mma)
-    assert figures.registers == 40
+    assert (figures.registers, figures.instructions) == (40, 9)
     assert (figures.spill_stores, figures.spill_loads) == (4 + 16 + 8, 4)
-    # the block behind the exit leads back, and not into the loop
+    # the block behind the exit jumps back, but not into the loop
     assert figures.loop_spill_stores == 16
     assert (figures.mma, figures.mma_kind) == (1, "HGMMA")
-    assert figures.global_stores == 1
-    assert figures.traps == 0
+    assert (figures.global_stores, figures.traps) == (1, 0)
 
 
 def test_blocks_at_once_are_bounded_by_each_resource():
-    assert SM_90.blocks_at_once(registers=32, shared=0, warps=4) == 16
-    assert SM_90.blocks_at_once(registers=128, shared=0, warps=4) == 4
-    assert SM_90.blocks_at_once(registers=32, shared=100 * 1024, warps=4) == 2
-    assert SM_90.blocks_at_once(registers=32, shared=SM_90.shared_per_block, warps=4) == 1
-    assert TARGETS["gfx942"].blocks_at_once(registers=128, shared=0, warps=4) == 4
+    for registers, shared, blocks in (
+        (32, 0, 16), (128, 0, 4), (32, 100, 2), (32, 227, 1), (32, 228, 0),
+    ):  # fmt: skip
+        assert SM_90.blocks_at_once(registers, shared * 1024, warps=4) == blocks
+    assert TARGETS["gfx942"].blocks_at_once(128, 0, warps=4) == 4
 
 
 # the page
 
 
 def test_the_page_has_the_worst_build_of_each_kernel_and_target():
-    def line(kernel: str, target: str, *figures: int, config: str = "BLOCK=8") -> list[str]:
-        registers, stores, loops, loads, blocks = map(str, figures)
-        middle = [registers, stores, loops, loads, "0", "-", blocks]
-        return [kernel, config, target, *middle, "a case"]
+    made = Build(launch(sum_kernel, X, X, 16, 2, BLOCK=8), SM_90, read_sass(LISTING, ""), warps=4)
 
-    broken = ["b", "BLOCK=8", "gfx942", table.BROKEN, *[""] * 6, "a case"]
-    lines = [
-        line("a", "sm_80", 255, 96, 0, 96, 1),
-        line("a", "sm_80", 64, 8, 8, 8, 2),
-        line("a", "sm_90", 40, 0, 0, 0, 6),
-        line("b", "gfx942", 99, 8, 8, 8, 1),
-        broken,
-    ]
-    text = table.page({"3.6.0": table.section("3.6.0", lines), "3.9.0": table.section("3.9.0", [])})
-    a, b = table.cells_of(table.sections(text)["3.6.0"])
-    assert [a[0], a[2:]] == ["a", ["64 / 8, 8, 8 / 2", "-", "40 / 0, 0, 0 / 6", "-", "-", "-"]]
-    assert b[2:] == ["-"] * 5 + [table.BROKEN]
-    # read back from the full table, the same
-    read = table.cells_of(table.sections(table.full("3.6.0", lines))["3.6.0"])
-    assert table.section("3.6.0", read) == table.section("3.6.0", lines)
+    def spilling(registers: int, stores: int, loops: int, target: str) -> Build:
+        spills = {"spill_stores": stores, "loop_spill_stores": loops, "spill_loads": stores}
+        figures = replace(made.figures, registers=registers, **spills)
+        return replace(made, figures=figures, target=TARGETS[target])
+
+    broken = replace(made, figures=None, target=TARGETS["gfx942"])
+    built = [
+        spilling(255, 96, 0, "sm_80"), spilling(64, 8, 8, "sm_80"), spilling(40, 0, 0, "sm_90"),
+        broken, spilling(99, 8, 8, "gfx942"),
+    ]  # fmt: skip
+    mark = table.mark([(build.launch.config, build.target.name) for build in built])
+    page = {"3.6.0": table.section("3.6.0", built), "3.9.0": table.section("3.9.0", [])}
+    section = table.sections(table.page(page))["3.6.0"]
+    cells = ["64 / 8, 8, 8 / 8", "-", "40 / 0, 0, 0 / 12", "-", "-", table.BROKEN]
+    assert section.endswith("\n| " + " | ".join(["sum_kernel", mark, *cells]) + " |")
+    assert table.marks(section) == {"sum_kernel": mark}
 
 
 def test_the_digest_sees_values_and_not_names():
-    said = table.digest([("BLOCK=8 warps=4", "sm_80")])
-    assert said == table.digest([("WIDTH=8 warps=4", "sm_80")])
-    assert said != table.digest([("BLOCK=8 warps=8", "sm_80")])
-    assert said != table.digest([("BLOCK=8 warps=4", "sm_90")])
+    mark = table.mark([("BLOCK=8 warps=4", "sm_80")])
+    assert mark == table.mark([("WIDTH=8 warps=4", "sm_80")])
+    assert mark != table.mark([("BLOCK=8 warps=8", "sm_80")])
+    assert mark != table.mark([("BLOCK=8 warps=4", "sm_90")])

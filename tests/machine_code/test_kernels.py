@@ -1,8 +1,8 @@
-"""Every kernel compiles for every target, in every configuration it ships, into what it should be.
+"""Every kernel compiles for every target, in every configuration it ships, and passes the gate.
 
-The kernels are read off the source; the cases of benchmarks/machine_code must launch each of them. All
-builds of the selected tests are made at once, on all processors, before the first test judges its
-own; Triton's cache makes a second run of the same source short.
+The kernels are read off the source; the cases of benchmarks/machine_code must launch each of them.
+All builds of the selected tests are made at once, on all processors, before the first test judges
+its own; Triton's cache makes a second run of the same source short.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CASES = [(kernel, target) for kernel in kernels() for target in TARGETS]
 
 @pytest.fixture(scope="session")
 def builds(request: pytest.FixtureRequest) -> dict[tuple[str, str], list[Build]]:
-    """What the selected tests judge, by kernel and target."""
+    """The builds that the selected tests judge, by kernel and target."""
     wanted = {
         (item.callspec.params["kernel"], item.callspec.params["target"])
         for item in request.session.items
@@ -61,7 +61,7 @@ def builds(request: pytest.FixtureRequest) -> dict[tuple[str, str], list[Build]]
 
 
 @pytest.mark.parametrize(("kernel", "target"), CASES)
-def test_every_build_is_what_it_should_be(builds, kernel, target):
+def test_every_build_passes_the_gate(builds, kernel, target):
     made = builds[kernel, target]
     assert made, (
         f"no case launches {kernel}: add one to OP_CASES in benchmarks/machine_code/cases.py"
@@ -75,7 +75,7 @@ def test_every_build_is_what_it_should_be(builds, kernel, target):
 
 
 def test_the_largest_scans_fit_a_hopper():
-    """Where several configurations are shipped, the tuner leaves out what has no room."""
+    """One configuration of each launch must fit; the tuner skips those that do not."""
     target = TARGETS["sm_90"]
     fits: dict[tuple[str, str], bool] = {}
     for build in compile_all([(launch, target) for launch in launches_of(scan_corners(), target)]):
@@ -87,17 +87,17 @@ def test_the_largest_scans_fit_a_hopper():
 
 
 def test_the_page_is_of_these_kernels():
-    """The figures on it are as old as its last writing; its configurations may not be."""
+    """Its figures may be older than the kernels, the set of its configurations may not."""
     sections = table.sections((RESULTS / "compiled.md").read_text(encoding="utf-8"))
     if triton.__version__ not in sections:
         pytest.skip(f"results/compiled.md has no section of Triton {triton.__version__}")
-    written = {cells[0]: cells[1] for cells in table.cells_of(sections[triton.__version__])}
     shipped: dict[str, list[tuple[str, str]]] = {}
     for target in TARGETS.values():
         for launch in launches_on(target):
             shipped.setdefault(launch.name, []).append((launch.config, target.name))
-    marks = {name: f"{len(of)} ({table.digest(of)})" for name, of in shipped.items()}
-    assert written == marks, "write it anew: python -m benchmarks.machine_code"
+    marks = {name: table.mark(of) for name, of in shipped.items()}
+    again = "write it anew: python -m benchmarks.machine_code"
+    assert table.marks(sections[triton.__version__]) == marks, again
 
 
 def test_there_are_kernels_to_judge():
