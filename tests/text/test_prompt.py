@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +15,7 @@ from tests.text.common import BYTES
 from timeviper_fast.layout import VisualSpan
 from timeviper_fast.text.byte_tokenizer import SPECIAL_TOKENS, byte_tokenizer
 from timeviper_fast.text.prompt import (
+    Prompt,
     build_prompt,
     render_chat,
     stop_token_ids,
@@ -37,6 +38,10 @@ def messages_of(case: dict[str, Any]) -> list[dict[str, str]]:
     return [{"role": m["role"], "content": m["text"]} for m in case["messages"]]
 
 
+# upstream marks the place of the vision tokens in the messages
+UPSTREAM = {"placeholder": "<image>"}
+
+
 def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
@@ -47,6 +52,8 @@ def assistant(text: str) -> dict[str, str]:
 
 class ToyTokenizer:
     """One token per special token and per other character, as upstream's labels were made with."""
+
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
     def encode(self, text: str, add_special_tokens: bool) -> list[str]:
         assert not add_special_tokens
@@ -61,7 +68,8 @@ def test_text_equals_upstream(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", [c for c in PROMPTS if c not in ANSWERED], ids=case_id)
 def test_tokens_equal_those_of_upstreams_text(case: dict[str, Any]) -> None:
     images = case["prompt"].count("<image>")
-    prompt = build_prompt(BYTES, messages_of(case), template=case["template"], vision=bool(images))
+    how = {"template": case["template"], "vision": bool(images), **UPSTREAM}
+    prompt = build_prompt(BYTES, messages_of(case), **how)
     whole = BYTES.encode(case["prompt"], add_special_tokens=False)
     assert prompt.before + [IMAGE] * images + prompt.after == whole
     assert prompt.length(images) == len(whole)
@@ -70,16 +78,19 @@ def test_tokens_equal_those_of_upstreams_text(case: dict[str, Any]) -> None:
     # a question without the trailing empty answer is the same prompt
     if not messages_of(case)[-1]["content"]:
         asked = messages_of(case)[:-1]
-        again = build_prompt(BYTES, asked, template=case["template"], vision=bool(images))
-        assert again == prompt
+        assert build_prompt(BYTES, asked, **how) == prompt
+    # nor does the mark change anything where the vision tokens go in front anyway
+    unmarked = [
+        {**turn, "content": turn["content"].replace("<image>", "")} for turn in messages_of(case)
+    ]
+    assert build_prompt(BYTES, unmarked, **{**how, "placeholder": None}) == prompt
 
 
 @pytest.mark.parametrize("case", ANSWERED, ids=case_id)
 def test_labels_equal_upstream(case: dict[str, Any]) -> None:
     images = case["prompt"].count("<image>")
-    prompt = training_prompt(
-        ToyTokenizer(), messages_of(case), template=case["template"], vision=bool(images)
-    )
+    how = {"template": case["template"], "vision": bool(images), **UPSTREAM}
+    prompt = training_prompt(ToyTokenizer(), messages_of(case), **how)
     assert prompt.length(images) == case["toy_token_count"]
     ids = [*prompt.before, *["<image>"] * images, *prompt.after]
     assert "".join(ids) == case["prompt"]
@@ -93,7 +104,7 @@ def test_labels_equal_upstream(case: dict[str, Any]) -> None:
 
 def test_labels_of_an_answer_in_front_of_the_vision_tokens() -> None:
     turns = [user("Hi"), assistant("Yes?"), user("<video>Who?"), assistant("A chef.")]
-    prompt = training_prompt(BYTES, turns)
+    prompt = training_prompt(BYTES, turns, placeholder="<video>")
     labels = prompt.labels(3)
     ids = prompt.before + [IMAGE] * 3 + prompt.after
     assert all(label in (-100, i) for label, i in zip(labels, ids))
@@ -104,16 +115,18 @@ def test_labels_of_an_answer_in_front_of_the_vision_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("question", "text"),
+    ("question", "mark", "text"),
     [
-        ("What is it?", "<image>What is it?"),
-        ("<video>\nWhat is it?", "<image>\nWhat is it?"),
-        ("Look: <image> What is it?", "Look: <image> What is it?"),
-        ("Look: <image><image><image> here", "Look: <image> here"),
+        ("What is it?", None, "<image>What is it?"),
+        ("What is it?", "<video>", "<image>What is it?"),
+        ("<video>\nWhat is it?", "<video>", "<image>\nWhat is it?"),
+        ("Look: <image> What is it?", "<image>", "Look: <image> What is it?"),
+        ("Look: <image><image><image> here", "<image>", "Look: <image> here"),
+        ("Look: (+)(+) here", "(+)", "Look: <image> here"),
     ],
 )
-def test_place_of_the_vision_tokens(question: str, text: str) -> None:
-    prompt = build_prompt(BYTES, question)
+def test_place_of_the_vision_tokens(question: str, mark: str | None, text: str) -> None:
+    prompt = build_prompt(BYTES, question, placeholder=mark)
     assert prompt.text == (
         "<SPECIAL_10>System\n<SPECIAL_12>\n<SPECIAL_11>User\n"
         + text
@@ -127,7 +140,7 @@ def test_place_of_the_vision_tokens(question: str, text: str) -> None:
 
 def test_vision_goes_before_the_first_question_or_to_its_mark_in_a_later_one() -> None:
     turns = [user("Who?"), assistant("A chef."), user("And <video> now?")]
-    marked = build_prompt(BYTES, turns, template="qwen2")
+    marked = build_prompt(BYTES, turns, template="qwen2", placeholder="<video>")
     assert "user\nWho?<|im_end|>" in marked.text
     assert "user\nAnd <image> now?<|im_end|>" in marked.text
     assert "A chef." in BYTES.decode(marked.before)
@@ -160,7 +173,7 @@ def test_video_sentence_stands_between_vision_and_question() -> None:
     preface = video_sentence(60, 128)
     text = build_prompt(BYTES, "When does it end?", preface=preface).text
     assert f"User\n<image>{preface}When does it end?\n" in text
-    text = build_prompt(BYTES, "In <video> when?", preface=preface).text
+    text = build_prompt(BYTES, "In <video> when?", preface=preface, placeholder="<video>").text
     assert f"User\nIn <image>{preface} when?\n" in text
 
 
@@ -170,7 +183,8 @@ def test_nothing_of_a_question_is_learnt() -> None:
 
 
 def test_a_backslash_in_the_preface_stays_one() -> None:
-    assert r"<image>\1 \g<0>?" in build_prompt(BYTES, "<video>?", preface=r"\1 \g<0>").text
+    prompt = build_prompt(BYTES, "<video>?", preface=r"\1 \g<0>", placeholder="<video>")
+    assert r"<image>\1 \g<0>?" in prompt.text
 
 
 text_without_marks = st.text(max_size=40).filter(
@@ -250,7 +264,6 @@ def test_stop_ids() -> None:
     [
         ("", "question must not be empty or blank, got ''"),
         (" \n\t", "question must not be empty or blank, got ' "),
-        ("<video>\n", "question must not be empty or blank, got '<video>"),
         ([], "question must not be empty or blank, got no messages"),
         ("O\udcf9 est-il?", r"question must be valid UTF-8 text, got 'O\\udcf9 est-il\?'"),
         (b"Who?", r"question must be text, or a list of messages .*, got bytes$"),
@@ -266,8 +279,6 @@ def test_stop_ids() -> None:
         ([{"role": "user"}], "must be a string, got NoneType in turn 0"),
         ([user("a"), assistant(""), user("b")], "answer must not be empty .*got turn 1"),
         ([user("a"), assistant("b")], "messages must end with the user's turn, .*answer_prefix"),
-        ("a <image> b <image>", "vision tokens must have one place .*, got 2 places"),
-        ([user("<image>a"), assistant("b"), user("<video>c")], "must have one place"),
     ],
 )
 def test_mistakes(question: Any, sentence: str) -> None:
@@ -292,11 +303,90 @@ def test_unknown_template() -> None:
             call()
 
 
-def test_vision_words_without_vision() -> None:
+@pytest.mark.parametrize(
+    ("question", "mark", "sentence"),
+    [
+        ("<video>\n", "<video>", "question must not be empty or blank, got '<video>"),
+        ("a <image> b <image>", "<image>", "vision tokens must have one place .*, got 2 places"),
+        ([user("<image>a"), assistant("b"), user("<image>c")], "<image>", ".*one place"),
+        ("Who?", "", "placeholder must be a string or None, got ''"),
+        ("Who?", 3, "placeholder must be a string or None, got 3"),
+    ],
+)
+def test_mistakes_with_a_placeholder(question: Any, mark: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^prompt: {sentence}"):
+        build_prompt(BYTES, question, placeholder=mark)
+
+
+def test_a_place_for_vision_without_vision() -> None:
     with pytest.raises(ValueError, match="plain text without vision, got a placeholder"):
-        build_prompt(BYTES, "See <video>?", vision=False)
+        build_prompt(BYTES, "See <video>?", vision=False, placeholder="<video>")
     with pytest.raises(ValueError, match="plain text without vision, got a preface"):
         build_prompt(BYTES, "See?", vision=False, preface=video_sentence(1, 1))
+
+
+SPECIAL_IDS = range(256, 256 + len(SPECIAL_TOKENS))
+MARKS = [*SPECIAL_TOKENS, "<image><image>", "<<image>", "<|im_<|im_end|>end|>"]
+
+
+def special_ids(prompt: Prompt) -> list[int]:
+    return [i for i in (*prompt.before, *prompt.after) if i in SPECIAL_IDS]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("vision", [True, False])
+@pytest.mark.parametrize("word", MARKS)
+def test_special_tokens_in_what_is_said_are_words(word: str, vision: bool, template: str) -> None:
+    """No id of theirs, no end of a turn, no place for the vision tokens; the text stays whole."""
+    plain = [user("What does Z do?"), assistant("Z, I think."), user("Z Z")]
+    said = [{**turn, "content": turn["content"].replace("Z", word)} for turn in plain]
+    how = {"template": template, "vision": vision, "answer_prefix": "Z"}
+    want = build_prompt(BYTES, plain, **how)
+    prompt = build_prompt(BYTES, said, **{**how, "answer_prefix": word})
+    assert special_ids(prompt) == special_ids(want)
+    assert BYTES.decode(prompt.before) == BYTES.decode(want.before)
+    assert BYTES.decode(prompt.after) == BYTES.decode(want.after).replace("Z", word)
+    assert prompt.text == want.text.replace("Z", word)
+    assert prompt.labels(3) == [-100] * prompt.length(3)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("word", MARKS)
+def test_special_tokens_in_what_is_learnt_are_words(word: str, template: str) -> None:
+    plain = [user("What does Z do?"), assistant("Z, I think.")]
+    said = [{**turn, "content": turn["content"].replace("Z", word)} for turn in plain]
+    want = training_prompt(BYTES, plain, template=template)
+    prompt = training_prompt(BYTES, said, template=template)
+    learnt, learnt_plain = ([i for i in p.labels(2) if i != -100] for p in (prompt, want))
+    assert BYTES.decode(learnt) == BYTES.decode(learnt_plain).replace("Z", word)
+    assert special_ids(prompt) == special_ids(want)
+
+
+def test_a_question_of_one_special_word_is_a_question() -> None:
+    prompt = build_prompt(BYTES, "<video>")
+    assert prompt.text.count("<video>") == 1
+    assert BYTES.decode(prompt.after).startswith("<video>\n")
+
+
+def test_words_that_a_tokenizer_added_stay_tokens() -> None:
+    """Only special tokens are cut; a word or a run of spaces that was added is vocabulary."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["    ", "photosynthesis"])
+    prompt = build_prompt(tokenizer, "What is    photosynthesis?")
+    assert {tokenizer.convert_tokens_to_ids(word) for word in ("    ", "photosynthesis")} <= {
+        *prompt.after
+    }
+
+
+def test_a_marker_is_words_even_if_it_was_not_added_as_special() -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens(["<SPECIAL_12>", "<image>"])
+    marker, image = (tokenizer.convert_tokens_to_ids(t) for t in ("<SPECIAL_12>", "<image>"))
+    plain = build_prompt(tokenizer, "what ?")
+    prompt = build_prompt(tokenizer, "what <SPECIAL_12> <image> [EOS] ?")
+    assert prompt.after.count(marker) == plain.after.count(marker) > 0
+    assert image not in prompt.before + prompt.after
+    assert 2 not in prompt.after
 
 
 def test_nothing_to_learn_from() -> None:

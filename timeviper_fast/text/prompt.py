@@ -1,8 +1,12 @@
 """A question, or a conversation, to token ids around one run of vision tokens.
 
-In the text one placeholder, `<image>`, stands for the run. The text is cut there and its pieces are
+In the prompt's text `<image>` stands for the run. The text is cut there and its pieces are
 tokenised one by one, so no placeholder is embedded. A tokenizer that has `<image>` and the role
 markers as special tokens splits there too, so the ids are those of the whole text.
+
+What users and assistants say is words, whatever it looks like: `<image>`, `<video>`, role markers
+and the tokenizer's other special tokens are cut behind their first character and so become ordinary
+tokens. Nobody ends a turn, or moves the vision tokens, by writing about such a token.
 """
 
 from __future__ import annotations
@@ -10,7 +14,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from timeviper_fast.errors import ArgumentError, fail
 from timeviper_fast.layout import VisualSpan
@@ -33,8 +38,8 @@ __all__ = [
 PLACEHOLDER = "<image>"
 IGNORE_INDEX = -100  # torch's cross entropy skips these labels
 
-# adjacent placeholders count as one place, whatever the number of frames
-_RUN = re.compile(r"(?:<image>|<video>)+")
+# tokens of vision in the vocabularies of trained models, whether marked as special or not
+_VISION_TOKENS = ("<image>", "<video>")
 _ROLES = ("user", "assistant")
 
 Message = Mapping[str, str]  # {"role": "user" or "assistant", "content": text}
@@ -127,18 +132,21 @@ def build_prompt(
     vision: bool = True,
     preface: str = "",
     answer_prefix: str = "",
+    placeholder: str | None = None,
 ) -> Prompt:
     """The prompt that asks for an answer: [system][vision][preface][question][answer header].
 
     Args:
         tokenizer: any Hugging Face tokenizer.
         question: text, or messages {"role", "content"} that take turns and end with the user's.
-            The vision tokens go in front of the first question; a `<video>` or `<image>` in the
-            text moves them to its place instead.
+            All of it is words: a `<video>` or the name of a special token in it is text.
         template: nano_base or qwen2.
         vision: whether vision tokens are part of the prompt.
         preface: text directly behind the vision tokens, such as `video_sentence(...)`.
         answer_prefix: words that the answer is forced to begin with; tokenised on their own.
+        placeholder: a mark, such as "<image>", that moves the vision tokens to its place in the
+            messages (repeated directly behind itself, it is one place). None, or no such mark in
+            the text: they go in front of the first question.
 
     Raises:
         ValueError: blank question, text that is no UTF-8, roles out of order, two places for the
@@ -147,15 +155,19 @@ def build_prompt(
     Source: upstream TimeViper's conversation templates.
     """
     messages = conversation(question, answer_prefix)
-    pieces = _pieces(_place_vision(messages, vision, preface), chat_template(template))
+    turns, chat = _place_vision(messages, vision, preface, placeholder), chat_template(template)
+    special = _special_tokens(tokenizer, chat)
+    draft = _render(turns, chat, special)
     # tokenise the text in one piece: a tokenizer without the role markers may merge across them
-    prompt = _encode(tokenizer, [("".join(text for text, _ in pieces), False)])
-    forced = tokenizer.encode(answer_prefix, add_special_tokens=False) if answer_prefix else []
+    prompt = _encode(tokenizer, draft, [(0, len(draft.text), False)])
+    forced = _Draft(special)
+    forced.say(answer_prefix)
+    prefix = _encode(tokenizer, forced, [(0, len(answer_prefix), False)])
     return Prompt(
         before=prompt.before,
-        after=prompt.after + forced,
+        after=prompt.after + prefix.after,
         text=prompt.text + answer_prefix,
-        supervised=prompt.supervised + [False] * len(forced),
+        supervised=prompt.supervised + prefix.supervised,
     )
 
 
@@ -186,6 +198,7 @@ def training_prompt(
     template: str = "nano_base",
     vision: bool = True,
     preface: str = "",
+    placeholder: str | None = None,
 ) -> Prompt:
     """An answered conversation with its training mask: whole assistant turns are supervised, with
     their role header and closing marker.
@@ -195,15 +208,17 @@ def training_prompt(
     _check_turns(messages)
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
         raise ArgumentError("prompt", "messages", "end with an answer", "none to learn from")
-    placed = _place_vision(messages, vision, preface)
-    return _encode(tokenizer, _pieces(placed, chat_template(template)))
+    turns, chat = _place_vision(messages, vision, preface, placeholder), chat_template(template)
+    draft = _render(turns, chat, _special_tokens(tokenizer, chat))
+    return _encode(tokenizer, draft, draft.pieces)
 
 
 def render_chat(messages: Sequence[Message], template: str = "nano_base") -> str:
-    """The conversation as text, placeholders untouched. If the last turn is the user's (or an
+    """The conversation as text, without vision tokens. If the last turn is the user's (or an
     assistant's without content), the text ends with the header of the next answer."""
     _check_turns(messages)
-    return "".join(text for text, _ in _pieces(messages, chat_template(template)))
+    turns = _place_vision(messages, False, "", None)
+    return _render(turns, chat_template(template), None).text
 
 
 def stop_token_ids(
@@ -238,7 +253,7 @@ def _check_turns(messages: Sequence[Message]) -> None:
             kind = type(content).__name__
             raise ArgumentError("prompt", "content", "be a string", f"{kind} in turn {i}")
         _expect_unicode("question" if role == "user" else "answer", content)
-        if role == "user" and not _RUN.sub("", content).strip():
+        if role == "user" and not content.strip():
             fail("prompt", "question", "not be empty or blank", content)
         if role == "assistant" and not content and i < len(messages) - 1:
             raise ArgumentError(
@@ -257,51 +272,125 @@ def _refuse_question(value: str) -> NoReturn:
     raise ArgumentError("prompt", "question", rule, value)
 
 
-def _place_vision(messages: Sequence[Message], vision: bool, preface: str) -> list[Message]:
-    """The messages with one `<image>` where the vision tokens go, the preface right behind it."""
-    places = [i for i, message in enumerate(messages) for _ in _RUN.findall(message["content"])]
-    if not vision:
-        if places or preface:
-            what = "a preface" if preface else "a placeholder for vision tokens"
-            raise ArgumentError("prompt", "question", "be plain text without vision", what)
-        return list(messages)
-    if len(places) > 1:
-        raise ArgumentError(
-            "prompt",
-            "vision tokens",
-            "have one place (<image> or <video>; they form one contiguous span)",
-            f"{len(places)} places",
-        )
-    at = places[0] if places else 0
-    content, mark = messages[at]["content"], PLACEHOLDER + preface
-    content = _RUN.sub(lambda _: mark, content) if places else mark + content
-    return [{**message, "content": content} if i == at else message
-            for i, message in enumerate(messages)]  # fmt: skip
+def _place_vision(
+    messages: Sequence[Message], vision: bool, preface: str, placeholder: str | None
+) -> list[_Turn]:
+    """The messages as turns, one of them with a place for the vision tokens."""
+    if placeholder is not None and not (isinstance(placeholder, str) and placeholder):
+        fail("prompt", "placeholder", "be a string or None", placeholder)
+    turns = [_Turn(message["role"], [message["content"]]) for message in messages]
+    if placeholder:
+        # marks one after the other count as one place, whatever the number of frames
+        run = re.compile(f"(?:{re.escape(placeholder)})+")
+        turns = [_Turn(turn.role, run.split(turn.texts[0])) for turn in turns]
+    places = sum(len(turn.texts) - 1 for turn in turns)
+    if (places or preface) and not vision:
+        what = "a preface" if preface else "a placeholder for vision tokens"
+        raise ArgumentError("prompt", "question", "be plain text without vision", what)
+    if places > 1:
+        rule = f"have one place (one run of {placeholder}; they form one contiguous span)"
+        raise ArgumentError("prompt", "vision tokens", rule, f"{places} places")
+    for i, turn in enumerate(turns):
+        if turn.role == "user" and not "".join(turn.texts).strip():
+            fail("prompt", "question", "not be empty or blank", messages[i]["content"])
+    if vision and not places:
+        turns[0].texts.insert(0, "")
+    for turn in turns:
+        if len(turn.texts) > 1:
+            turn.texts[1] = preface + turn.texts[1]
+    return turns
 
 
-def _pieces(messages: Sequence[Message], template: ChatTemplate) -> list[tuple[str, bool]]:
-    """The conversation as (text, learnt in training) pieces, to be joined."""
-    pieces = [(template.system, False)]
-    for message in messages:
-        learnt = message["role"] == "assistant"
+class _Turn(NamedTuple):
+    """One message; between its texts, if there are two, the vision tokens go."""
+
+    role: str
+    texts: list[str]
+
+
+class _Draft:
+    """A prompt's text as it is written, and where to cut it for the tokenizer.
+
+    Attributes:
+        text: so far.
+        cuts: where words would be taken for a special token.
+        vision: where the placeholder of the vision tokens begins; -1 without.
+        pieces: (start, stop, learnt in training) of each turn.
+    """
+
+    def __init__(self, special: re.Pattern[str] | None) -> None:
+        self.text, self.vision = "", -1
+        self.cuts: list[int] = []
+        self.pieces: list[tuple[int, int, bool]] = []
+        self._special = special
+
+    def say(self, words: str) -> None:
+        """Add words, in which no token is special."""
+        found = self._special.finditer(words) if self._special else ()
+        self.cuts += [len(self.text) + match.start() + 1 for match in found]
+        self.text += words
+
+    def end_piece(self, learnt: bool) -> None:
+        start = self.pieces[-1][1] if self.pieces else 0
+        self.pieces.append((start, len(self.text), learnt))
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> re.Pattern[str]:
+    """Finds where words begin that the tokenizer would take for special tokens.
+
+    Added tokens that are not marked as special are vocabulary, such as runs of spaces, unless the
+    template uses them as markers.
+    """
+    text = template.system + "".join(template.user + template.assistant)
+    markers = {*re.findall(r"<\S+?>", text), *template.stop_tokens}
+    added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
+    special = {token for token, marked in added.items() if token and (marked or token in markers)}
+    words = sorted(special | set(_VISION_TOKENS))
+    # matches may overlap, so look ahead only
+    return re.compile(f"(?={'|'.join(map(re.escape, words))})")
+
+
+def _render(
+    turns: Sequence[_Turn], template: ChatTemplate, special: re.Pattern[str] | None
+) -> _Draft:
+    """The conversation in the words of the template."""
+    draft = _Draft(special)
+    draft.text = template.system
+    draft.end_piece(False)
+    for turn in turns:
+        learnt = turn.role == "assistant"
         head, tail = template.assistant if learnt else template.user
-        if message["content"]:
-            pieces.append((head + message["content"] + tail, learnt))
-    if not learnt or not message["content"]:
-        pieces.append((template.assistant[0], False))
-    return pieces
+        empty = turn.texts == [""]
+        if not empty:
+            draft.text += head
+            draft.say(turn.texts[0])
+            for text in turn.texts[1:]:
+                draft.vision = len(draft.text)
+                draft.text += PLACEHOLDER
+                draft.say(text)
+            draft.text += tail
+            draft.end_piece(learnt)
+    if not learnt or empty:
+        draft.text += template.assistant[0]
+        draft.end_piece(False)
+    return draft
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, pieces: list[tuple[str, bool]]) -> Prompt:
-    """Tokenise the pieces one by one, cut at the placeholder."""
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, draft: _Draft, pieces: Sequence[tuple[int, int, bool]]
+) -> Prompt:
+    """Tokenise the pieces one by one, each cut where the draft says."""
     ids: list[int] = []
     supervised: list[bool] = []
-    cut = 0
-    for piece, learnt in pieces:
-        for i, text in enumerate(piece.split(PLACEHOLDER)):
-            if i:
-                cut = len(ids)
-            new = tokenizer.encode(text, add_special_tokens=False) if text else []
+    before = 0
+    gap = {draft.vision, draft.vision + len(PLACEHOLDER)} if draft.vision >= 0 else set()
+    for start, stop, learnt in pieces:
+        inner = {cut for cut in (*draft.cuts, *gap) if start < cut < stop}
+        for begin, end in pairwise(sorted({start, stop} | inner)):
+            if begin == draft.vision:
+                before = len(ids)
+                continue
+            new = tokenizer.encode(draft.text[begin:end], add_special_tokens=False)
             ids += new
             supervised += [learnt] * len(new)
-    return Prompt(ids[:cut], ids[cut:], "".join(text for text, _ in pieces), supervised)
+    return Prompt(ids[:before], ids[before:], draft.text, supervised)
