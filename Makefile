@@ -29,7 +29,7 @@ help:
 	@echo 'make aot     compile every kernel for six GPU targets and judge the machine code: minutes'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make docs    the documentation site, into site/   needs Python 3.11 or newer'
-	@echo 'make bench   times everything, nine minutes on a GPU   another: make bench BENCH=cpu ARGS=scan'
+	@echo 'make bench   times every op on a GPU   another: make bench BENCH=cpu ARGS=scan'
 	@echo 'make clean   remove the environment, builds and caches'
 
 demo: $(FRESH)-run

@@ -24,7 +24,6 @@ def judge(arguments: Mapping[str, Any], results: Sequence[torch.Tensor]) -> str 
     return None if bool((least >= most).all()) else "it dropped a token above one that it kept"
 
 
-SECONDS = 50
 OF_HIDDEN = {
     "upstream's selection": Form(topk_with_masks),
     "projected keys": Form(topk_of_projection),

@@ -8,5 +8,4 @@ from benchmarks.timing.peers import mixer_step_of_two, with_A
 
 STATES = ("conv_state", "ssm_state")
 TWO_OPS = {"our two ops": Form(mixer_step_of_two, before=with_A)}
-SECONDS = 45
 BENCHES = (Bench("decode step of the mixer", mixer_step, DECODE, 2, changes=STATES, forms=TWO_OPS),)

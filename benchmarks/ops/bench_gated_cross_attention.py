@@ -6,6 +6,5 @@ from benchmarks.shapes.calls import transfer
 from benchmarks.timing.bench import Bench, Form
 from benchmarks.timing.peers import sdpa_transfer
 
-SECONDS = 40
 FORMS = {"torch SDPA": Form(sdpa_transfer)}
 BENCHES = (Bench("transfer into the text", transfer, small=4, forms=FORMS),)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from benchmarks.shapes.calls import gated_norm, residual_norm
 from benchmarks.timing.bench import Bench, Split
 
-SECONDS = 70
 BENCHES = (
     Bench("gated norm", gated_norm, split=Split(64, {"x": 1, "z": 1}, (1,))),
     Bench("residual norm", residual_norm, split=Split(64, {"x": 1, "residual": 1}, (1, 1))),

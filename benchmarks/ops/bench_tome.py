@@ -17,5 +17,4 @@ def per_round(x: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor | None, ..
 # upstream's form rounds to x's dtype between rounds, which changes the matches: in 16 bits its
 # values differ though it is right
 FORMS = {"upstream's rounds": Form(per_round, checked_in=torch.float32)}
-SECONDS = 45
 BENCHES = (Bench("token merging", merge, FRAMES, 2, Split(None, {"x": 0}, (0, 0, 0)), forms=FORMS),)

@@ -1,168 +1,95 @@
-"""Everything that a GPU can tell about the kernels, in at most nine minutes.
+"""Every op beside its peers, at the shapes of the 9B model, on the GPU at hand.
 
-    python -m benchmarks.timing                            # contracts, then every benchmark
-    python -m benchmarks.timing --part ssd rmsnorm         # these parts
-    python -m benchmarks.timing --part contracts:ops/ssd   # these tests
+    python -m benchmarks.timing                         # all ops
+    python -m benchmarks.timing ssd rmsnorm             # these ops
+    python -m benchmarks.timing ssd --only "scan, 160k" # the cases whose names contain this
 
-Several parts run in a process each, so that a kernel that breaks the GPU ends one part only. A part
-has a share of the time and leaves the next what it does not use. Figures go to
-benchmarks/results/<gpu>.json and .md case by case. The contracts need pytest, pytest-xdist,
-hypothesis and safetensors; the rest needs torch and Triton. Without a GPU everything runs small on
-the CPU, and figures are written only where --results says.
+Several ops run in a process each, so a kernel that breaks the GPU ends one op only. Figures go to
+benchmarks/results/<gpu>.json and .md case by case. This needs torch and Triton alone. Without a GPU
+every case runs small on the CPU, and figures are written only where --results says.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from benchmarks import RESULTS, ROOT
-from benchmarks.timing import contracts
-from benchmarks.timing.measure import DeviceLost, Lab
-from benchmarks.timing.precompile import compiled_together
-from benchmarks.timing.store import Results, gpu_name, table
+from benchmarks.timing import machine
+from benchmarks.timing.bench import Case
+from benchmarks.timing.measure import Lab
+from benchmarks.timing.store import Results, table
 
-TOTAL_SECONDS = 520.0
-CONTRACT_SECONDS = 130.0  # the contracts' share, as SECONDS in bench_<op>.py
-# a part is told to stop so long before its process is killed; of little time, a fifth
-GRACE_SECONDS = 30.0
+FOLDER = ROOT / "benchmarks/ops"
+OPS = sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
 
 
-def parts() -> list[str]:
-    """The contracts, then every bench_<op>.py: the longest first, since it leaves the most."""
-    names = [p.stem.removeprefix("bench_") for p in (ROOT / "benchmarks/ops").glob("bench_*.py")]
-    return ["contracts", *sorted(names, key=lambda name: (-share(name), name))]
-
-
-def share(part: str) -> float:
-    if part.startswith("contracts"):
-        return CONTRACT_SECONDS
-    return float(importlib.import_module(f"benchmarks.ops.bench_{part}").SECONDS)
+def cases(op: str, small: bool) -> list[Case]:
+    benches = importlib.import_module(f"benchmarks.ops.bench_{op}").BENCHES
+    return [case for bench in benches for case in bench.cases(small)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", nargs="+", help=f"these alone, of: {', '.join(parts())}")
-    parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="time for all of them")
-    parser.add_argument("--results", type=Path, help="folder of the figures")
+    parser.add_argument("ops", nargs="*", metavar="OP", help=f"these alone, of: {', '.join(OPS)}")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains it")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="where figures are written")
     args = parser.parse_args(arguments)
-    wanted = args.part or parts()
-    for part in wanted:
-        if part not in parts() and not (part.startswith("contracts:") and contracts.chosen(part)):
-            parser.error(f"there is no part {part!r}; there are {', '.join(parts())}")
     gpu = torch.cuda.is_available()
+    for op in set(args.ops) - set(OPS):
+        parser.error(f"there is no op {op!r}; there are {', '.join(OPS)}")
     if gpu and os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET is set: nothing would be compiled")
+    chosen = {op: _named(cases(op, small=not gpu), args.only) for op in args.ops or OPS}
+    ops = [op for op, found in chosen.items() if found]
+    if not ops:
+        parser.error(f"no case's name contains {args.only!r}")
     folder = args.results.resolve() if args.results else RESULTS if gpu else None
-    # so that a killed part kills the processes that it started
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    if len(wanted) > 1:
-        if not gpu:
-            print("no GPU: small shapes on the CPU, which say nothing about speed")
-        return run_all(wanted, args.seconds, folder)
-    return run_part(wanted[0], args.seconds, Results(folder, gpu_name()), gpu)
+    if len(ops) > 1:
+        return run_each(ops, args.only, folder)
+    return run_op(chosen[ops[0]], Lab(gpu), folder)
 
 
-def run_all(wanted: Sequence[str], seconds: float, folder: Path | None) -> int:
-    """Each part in its own process; the worst exit code."""
-    start, worst = time.monotonic(), 0
-    shares = {part: share(part) for part in wanted}
-    where = [] if folder is None else ["--results", str(folder)]
-    for part in wanted:
-        left = seconds - (time.monotonic() - start)
-        limit = max(1.0, left * shares[part] / sum(shares.values()))
-        del shares[part]
-        budget = limit - min(GRACE_SECONDS, limit / 5)
-        print(f"== {part}, at most {limit:.0f} s of {max(0.0, left):.0f}", flush=True)
-        command = [sys.executable, "-m", "benchmarks.timing", "--part", part]
-        code = run_process([*command, "--seconds", f"{budget:.1f}", *where], limit)
-        if code < 0:
-            sentence = f"its process was killed after {limit:.0f} s, or died ({code})"
-            Results(folder, gpu_name()).note(part.partition(":")[0], sentence)
-            print(f"{part}: {sentence}", flush=True)
+def run_each(ops: Sequence[str], only: str, folder: Path | None) -> int:
+    """Each op in its own process; the worst exit code."""
+    options = ["--only", only, *(["--results", str(folder)] if folder else [])]
+    worst = 0
+    for op in ops:
+        print(f"== {op}", flush=True)
+        command = [sys.executable, "-m", "benchmarks.timing", op, *options]
+        code = subprocess.run(command, cwd=ROOT).returncode
+        if code:
+            print(f"{op}: exit code {code}", flush=True)
         worst = max(worst, abs(code))
-    print(f"== done in {time.monotonic() - start:.0f} s", flush=True)
     return worst
 
 
-def run_process(command: Sequence[str], seconds: float) -> int:
-    """The exit code; negative where the process, with all that it started, had to be killed."""
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return -signal.SIGKILL
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def run_part(part: str, seconds: float, results: Results, gpu: bool) -> int:
-    """One part, in this process; 1 where a kernel of ours is wrong."""
-    if part.startswith("contracts"):
-        return run_contracts(contracts.chosen(part), seconds, results, gpu)
-    with compiled_together() if gpu else contextlib.nullcontext():
-        return run_cases(part, Lab(gpu, time.monotonic() + seconds), results)
-
-
-def run_contracts(names: Sequence[str], seconds: float, results: Results, gpu: bool) -> int:
-    results.plan("contracts", contracts.files(), names)
-    missing = contracts.missing()
-    if missing or not gpu:
-        sentence = f"left out: {', '.join(missing)} not installed" if missing else ""
-        sentence = sentence or "left out: nothing compiles without a GPU (make test interprets)"
-        results.note("contracts", sentence)
-        print(f"contracts: {sentence}", flush=True)
-        return 0
-    rows = contracts.run(names, seconds, results.beside("failures.txt"))
-    for row in rows:
-        results.add("contracts", row["case"], [row])
-    print(*table(rows), contracts.total(rows), sep="\n", flush=True)
-    return int(any(row["failed"] for row in rows))
-
-
-def run_cases(part: str, lab: Lab, results: Results) -> int:
-    module = importlib.import_module(f"benchmarks.ops.bench_{part}")
-    cases = [case for bench in module.BENCHES for case in bench.cases(small=not lab.gpu)]
-    results.plan(part, [case.name for case in cases])
-    for name, why in lab.absent.items():
-        results.note(part, f"{name}: {why}")
-    bandwidth, flops = lab.yardstick
-    results.stamp["copy"] = f"{bandwidth / 1e9:,.0f} GB/s"
-    results.stamp["product"] = f"{flops / 1e12:,.1f} TFLOP/s"
-    print(*table([]), sep="\n", flush=True)
-    wrong = 0
-    for case in cases:
-        if time.monotonic() >= lab.deadline:
-            results.note(part, "stopped: its time was up")
-            break
-        try:
-            rows = lab.run(case)
-        except DeviceLost as lost:
-            results.add(part, case.name, lost.rows)
-            results.note(part, f"stopped, the GPU is lost: {lost}")
-            return 1
-        results.add(part, case.name, rows)
+def run_op(chosen: Sequence[Case], lab: Lab, folder: Path | None) -> int:
+    """Measure the cases in this process; 1 if a kernel of ours is wrong."""
+    every = [case.name for op in OPS for case in cases(op, small=not lab.gpu)]
+    facts = machine.facts() | lab.facts()
+    results = Results(folder, machine.gpu_name(), every, facts)
+    print(*(f"{name}: {value}" for name, value in facts.items()), *table([]), sep="\n", flush=True)
+    wrong = False
+    for case in chosen:
+        rows = lab.run(case)
+        results.add(case.name, rows)
         print(*table(rows)[2:], sep="\n", flush=True)
         reasons = [row.get("reason", "") for row in rows if row["provider"] == "ours"]
         wrong |= any(reason.startswith("fails the contract") for reason in reasons)
-    return wrong
+    return int(wrong)
+
+
+def _named(found: list[Case], text: str) -> list[Case]:
+    return [case for case in found if text in case.name]
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("interrupted; what was measured is kept", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+    sys.exit(main())

@@ -1,8 +1,4 @@
-"""What a benchmark is: one op at named shapes. ops/bench_<op>.py is a list of these, BENCHES.
-
-`python -m benchmarks.timing` and `pytest benchmarks --benchmark-only` run the same lists;
-measure.py runs one case.
-"""
+"""What a benchmark is: one op at named shapes. Each ops/bench_<op>.py lists them in BENCHES."""
 
 from __future__ import annotations
 
@@ -20,14 +16,14 @@ from benchmarks.shapes.floors import FLOORS, Floor
 
 
 class Shape(NamedTuple):
-    """Tokens of each of `batch` sequences; or sequences of a decode step, or frames."""
+    """`size` is tokens of each of `batch` sequences, sequences of a decode step, or frames."""
 
     name: str
     size: int
     batch: int = 1
 
 
-# the shapes that targets are set for come first, so that a lack of time cuts the others
+# the shapes with speed targets come first, so an interrupted run has measured those
 PREFILL = (
     Shape("32k", 32_768), Shape("80k", 80_000), Shape("160k", 160_000), Shape("2k", 2048),
     Shape("8 x 2k", 2048, 8), Shape("8 x 32k", 32_768, 8),
@@ -38,11 +34,12 @@ FRAMES = tuple(Shape(f"{s.name} tokens", s.batch * s.size // 16) for s in PREFIL
 
 
 class Split(NamedTuple):
-    """How a call falls into independent parts, so that a part can be checked by itself.
+    """How a call falls into independent parts, so that some of them can be checked alone.
 
-    Each argument in `arguments` (name to dimension) and each result (a dimension each) is cut into
-    `parts` equal pieces, or where that is None into as many as the first argument's dimension is
-    long. All parts share the other arguments.
+    Args:
+        parts: the number of equal parts; None for the length of the first argument's dimension.
+        arguments: by name, the dimension along which an argument is cut. The parts share the rest.
+        results: the dimension along which each result is cut.
     """
 
     parts: int | None
@@ -52,10 +49,12 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """Another formulation of one op, as a provider of its own: `run` takes the op's arguments.
+    """Another formulation of one op, measured as a provider of its own.
 
-    checked_in: the dtype to check its values in, where its own rounding changes discrete choices.
-    before: turns the op's arguments into its own, outside the timing: what a model makes once.
+    Args:
+        run: takes the op's arguments.
+        checked_in: the dtype to check its values in, if its rounding changes discrete choices.
+        before: makes its arguments of the op's, outside the timing, as a model does once.
     """
 
     run: Callable[..., Any]
@@ -68,19 +67,18 @@ class Bench:
     """One op with its shapes.
 
     Args:
-        name: as it stands in the tables, the first part of each case's name; FLOORS has its floor,
-            and where it has one of "<name>, backward", the backward pass is timed too.
-        prepare: the call, as in shapes/calls.py.
+        name: begins the name of each case. FLOORS has its floor; if it also has one of
+            "<name>, backward", the backward pass is timed too.
+        prepare: makes the call, as in shapes/calls.py.
         shapes: what is timed on a GPU.
-        small: the size that runs where there is none.
+        small: the size that runs on a CPU.
         split: independent parts; None checks the call as a whole.
         changes: names of the arguments that are written in place.
         forms: other formulations, by provider name.
         plain_up_to: tokens up to which plain PyTorch, compiled or not, is timed; None for all.
-            Beyond, a single part is checked against it.
-        judge: (arguments, results) -> what is wrong with the integer results, or None; in place of
-            equality with the exact ones.
-        floors: by name, the least bytes and FLOPs from all tokens of a shape.
+            Longer calls are checked on one part only.
+        judge: (arguments, results) -> what is wrong with the integer results, or None. Without it
+            they must equal the reference's.
     """
 
     name: str
@@ -92,19 +90,18 @@ class Bench:
     forms: Mapping[str, Form] = field(default_factory=dict)
     plain_up_to: int | None = None
     judge: Callable[[Mapping[str, Any], Sequence[Tensor]], str | None] | None = None
-    floors: Mapping[str, Callable[[int], Floor]] = field(default_factory=lambda: FLOORS)
 
     def cases(self, small: bool) -> Iterator[Case]:
         """Shape by shape, forward and backward."""
         for shape in (Shape("small", self.small),) if small else self.shapes:
             yield Case(self, shape, backward=False)
-            if f"{self.name}, backward" in self.floors:
+            if f"{self.name}, backward" in FLOORS:
                 yield Case(self, shape, backward=True)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One direction of one benchmark at one shape: a group of rows, one per provider."""
+    """One direction of one benchmark at one shape; measured, it has a row for each provider."""
 
     bench: Bench
     shape: Shape
@@ -121,11 +118,11 @@ class Case:
 
     @property
     def floor(self) -> Floor:
-        return self.bench.floors[self.bench.name + ", backward" * self.backward](self.count)
+        return FLOORS[self.bench.name + ", backward" * self.backward](self.count)
 
     @property
     def beyond_plain(self) -> bool:
-        """Whether plain PyTorch is too slow here to be run more often than it must."""
+        """Whether plain PyTorch is too slow here to be timed."""
         most = self.bench.plain_up_to
         return most is not None and self.count > most
 
@@ -140,7 +137,7 @@ class Case:
 
 
 class Recorded(NamedTuple):
-    """A call that was not made: the public function, its arguments, names to differentiate by."""
+    """A call before it is made: the public function, its arguments, names to differentiate by."""
 
     op: str
     arguments: dict[str, Any]
@@ -148,7 +145,7 @@ class Recorded(NamedTuple):
 
 
 class _Recorder:
-    """In the place of a provider's functions: returns the name and arguments of a call."""
+    """Stands in for a provider's functions and returns the name and arguments of a call."""
 
     def __getattr__(self, op: str) -> Callable[..., tuple[str, dict[str, Any]]]:
         signature = inspect.signature(getattr(tvkernels, op))

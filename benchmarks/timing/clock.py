@@ -1,12 +1,12 @@
-"""How long calls take on the device, each beside the others: interleaved samples, medians.
+"""How long calls take on the device: the providers' samples are interleaved, the median counts.
 
-On a GPU a provider's calls are captured in one CUDA graph, each call on tensors of its own. A
-sample is: the L2 cache filled with other bytes, an event, one replay, an event. So every call reads
-its tensors from memory, and no launch from Python is in the time. What cannot be captured, or takes
-longer than `SLOW`, runs eagerly between the same events.
+On a GPU a provider's calls are captured in one CUDA graph, each call on tensors of its own. For a
+sample the L2 cache is filled with other bytes; then one replay runs between two events. So every
+call reads its tensors from memory, and the time holds no launch from Python. A call that cannot be
+captured, or takes longer than `SLOW`, runs eagerly between the same events.
 
-`triton.testing.do_bench_cudagraph` does less: it repeats one call on the same tensors, neither
-flushes the L2 cache nor interleaves, and fails with what cannot be captured.
+`triton.testing.do_bench_cudagraph` repeats one call on the same tensors, neither flushes the L2
+cache nor interleaves, and fails on a call that cannot be captured.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,38 +29,36 @@ ROUNDS = (3, 20)
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: the median, and the middle half of the samples over it."""
+    """Seconds of one call (the median), and the middle half of the samples over the median."""
 
     seconds: float
     spread: float
     how: str
-    samples: tuple[float, ...] = field(default=(), compare=False)
 
 
 def time_all(runs: Mapping[str, Sequence[Run]], gpu: bool) -> dict[str, Timing | str]:
-    """The time of one of each provider's calls; a sentence where it could not be taken.
+    """The time of one call of each provider, or a sentence if it could not be taken.
 
     Args:
         runs: by provider, its calls, each on other tensors. They have run before.
     """
-    samplers: dict[str, _Sampler] = {}
-    timings: dict[str, Timing | str] = {}
-    sampler_of = _GpuClock().sampler if gpu else cpu_sampler
+    samplers: dict[str, Sampler] = {}
+    failed: dict[str, Timing | str] = {}
+    sampler_of = GpuClock().sampler if gpu else cpu_sampler
     for name, calls in runs.items():
         try:
             samplers[name] = sampler_of(calls)
         except Exception as error:  # of another project's kernel, or out of memory
-            timings[name] = sentence(error)
+            failed[name] = sentence(error)
     for turn in range(ROUNDS[1]):
         for name, sampler in list(samplers.items()):
             try:
-                if turn < sampler.rounds:
-                    sampler.samples.append(sampler.take())
+                sampler.sample(turn)
             except torch.OutOfMemoryError as error:
-                # the graphs of the others hold memory that this call had before
-                timings[name] = sentence(error)
+                # the graphs of the others hold memory that this call could use before
+                failed[name] = sentence(error)
                 del samplers[name]
-    return timings | {name: sampler.timing() for name, sampler in samplers.items()}
+    return failed | {name: sampler.timing() for name, sampler in samplers.items()}
 
 
 def sentence(error: BaseException) -> str:
@@ -69,21 +67,8 @@ def sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {text.splitlines()[0][:200]}"
 
 
-@contextlib.contextmanager
-def on_stream(gpu: bool) -> Iterator[None]:
-    """A stream that can be captured: a backward pass runs on the stream of its forward pass."""
-    if not gpu:
-        yield
-        return
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream().wait_stream(stream)
-
-
 def peak_bytes(run: Run, gpu: bool) -> int | None:
-    """What one call allocates at its peak, its result included; not known on a CPU."""
+    """What one call allocates at its peak, its result included; unknown on a CPU."""
     if not gpu:
         run()
         return None
@@ -96,52 +81,61 @@ def peak_bytes(run: Run, gpu: bool) -> int | None:
 
 
 @dataclass
-class _Sampler:
+class Sampler:
+    """Takes `rounds` samples, each the seconds of `calls` calls."""
+
     take: Callable[[], float]
     rounds: int
     calls: int
     how: str
     samples: list[float] = field(default_factory=list)
 
+    def sample(self, turn: int) -> None:
+        if turn < self.rounds:
+            self.samples.append(self.take())
+
     def timing(self) -> Timing:
-        middle, some = statistics.median(self.samples), len(self.samples) > 1
-        quarters = statistics.quantiles(self.samples, n=4) if some else [middle] * 3
-        spread = (quarters[2] - quarters[0]) / middle if middle else 0.0
-        each = tuple(sample / self.calls for sample in self.samples)
-        return Timing(middle / self.calls, spread, f"{self.how}, {len(each)} rounds", each)
+        middle, count = statistics.median(self.samples), len(self.samples)
+        low, _, high = statistics.quantiles(self.samples, n=4) if count > 1 else [middle] * 3
+        spread = (high - low) / middle if middle else 0.0
+        return Timing(middle / self.calls, spread, f"{self.how}, {count} rounds")
 
 
-def cpu_sampler(calls: Sequence[Run]) -> _Sampler:
+def cpu_sampler(calls: Sequence[Run]) -> Sampler:
     def take() -> float:
         start = time.perf_counter()
         calls[0]()
         return time.perf_counter() - start
 
-    return _Sampler(take, ROUNDS[0], 1, "CPU")
+    return Sampler(take, ROUNDS[0], 1, "CPU")
 
 
-class _GpuClock:
+class GpuClock:
+    """Samples on the GPU. The current stream must not be the default one, which has no capture."""
+
     def __init__(self) -> None:
         cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-        # so large that the launches behind it wait in line while it is read
-        self.flushed = torch.zeros(max(8 * cache, 1 << 28) // 4, device="cuda")
+        # reading it takes longer than queueing the launches behind it
+        self.other_bytes = torch.zeros(max(8 * cache, 1 << 28) // 4, device="cuda")
 
-    def sampler(self, calls: Sequence[Run]) -> _Sampler:
+    def sampler(self, calls: Sequence[Run]) -> Sampler:
         calls[0]()
         once = self.seconds(calls[0])
         if once > SLOW:
-            rounds = max(1, min(ROUNDS[0], int(2 / once)))
-            return _Sampler(lambda: self.seconds(calls[0]), rounds, 1, "eager")
+            return self.eager(calls[0], max(1, min(ROUNDS[0], int(2 / once))), "eager")
         rounds = min(ROUNDS[1], max(ROUNDS[0], int(SECONDS_EACH / (once * len(calls) + 2e-4))))
         try:
             graph = self.captured(calls)
         except Exception as error:
             # the context is the error that ended the capture
-            how = f"eager, not capturable ({sentence(error.__context__ or error)})"
-            return _Sampler(lambda: self.seconds(calls[0]), rounds, 1, how)
+            why = sentence(error.__context__ or error)
+            return self.eager(calls[0], rounds, f"eager, not capturable ({why})")
         graph.replay()
         how = f"graph of {len(calls)}"
-        return _Sampler(lambda: self.seconds(graph.replay), rounds, len(calls), how)
+        return Sampler(lambda: self.seconds(graph.replay), rounds, len(calls), how)
+
+    def eager(self, call: Run, rounds: int, how: str) -> Sampler:
+        return Sampler(lambda: self.seconds(call), rounds, 1, how)
 
     def captured(self, calls: Sequence[Run]) -> torch.cuda.CUDAGraph:
         """All calls as one graph, in a pool of its own: a failed capture may spoil its pool."""
@@ -151,14 +145,14 @@ class _GpuClock:
                 for call in calls:
                     call()
         except Exception:
-            _forget(pool)
+            _end_capture(pool)
             raise
         return graph
 
     def seconds(self, run: Run) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # read, not written: written bytes would go back to memory within the sample
-        self.flushed.sum()
+        # reads only: written bytes would be flushed to memory within the sample
+        self.other_bytes.sum()
         start.record()
         run()
         end.record()
@@ -166,11 +160,11 @@ class _GpuClock:
         return start.elapsed_time(end) / 1e3
 
 
-def _forget(pool: tuple[int, int]) -> None:
-    """Let the process go on after a failed capture.
+def _end_capture(pool: tuple[int, int]) -> None:
+    """Undo what PyTorch leaves behind after a failed capture.
 
-    PyTorch would go on allocating for it and never empty its cache again, and random numbers would
-    be drawn for a graph, which is an error outside of one.
+    The allocator would still serve the pool and never empty its cache, and the random generator
+    would still belong to the graph, so drawing a number outside of it would be an error.
     """
     device = torch.cuda.current_device()
     with contextlib.suppress(RuntimeError, AttributeError):

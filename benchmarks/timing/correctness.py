@@ -1,14 +1,14 @@
 """Whether a provider computes what the op's contract says, at the very shape that is timed.
 
-The exact values are the reference's in float64. A long case does not fit in float64 as a whole: it
-is cut into independent parts (`Split`), and some of them, spread evenly with the first and the
-last, are compared; the last alone where the reference is slow. The provider itself runs on the
-whole, and all of its result must be finite. For a backward pass the cotangents are 0 outside those
-parts, so that gradients that sum over parts are compared too.
+The expected values are the reference's in float64. A long call does not fit in memory in float64,
+so a sample is compared: some of its independent parts (`Split`), spread evenly with the first and
+the last, or the last alone where plain PyTorch is slow. The reference runs once, on these parts
+joined. The provider runs on the whole call, and all of its results must be finite. For a backward
+pass the cotangents are 0 outside the sample, so gradients that sum over all parts are compared too.
 
-The rule is that of tests/contract.py: per tensor, relative L2 and the largest error over the
-largest value are no worse than twice what the reference loses at the call's own dtype, plus 1e-3
-(16 bit) or 1e-6. A float32 result of 16-bit arguments counts here as rounded to their dtype.
+The rule is that of tests/contract.py: for each tensor, the relative L2 error and the largest error
+over the largest value are at most twice what the reference loses at the call's own dtype, plus 1e-3
+(16 bit) or 1e-6. A float32 result of 16-bit arguments counts as rounded to their dtype.
 """
 
 from __future__ import annotations
@@ -21,229 +21,180 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing.bench import Case, Recorded, Split
-from tests.contract import FLOORS
+from tests.contract import FLOORS, errors
 
-# float64 bytes of arguments and results that may be held, and parts that are compared, at most
+# the most that a sample may hold: bytes of arguments and results in float64, and parts
 HELD_BYTES = 2e9
 MOST_PARTS = 16
 
 Run = Callable[..., Any]
-
-
-class Loss(NamedTuple):
-    """(relative L2, largest error over largest value) of one tensor."""
-
-    l2: float
-    peak: float
+Arguments = Mapping[str, Any]
+# by name, the largest L2 error and the largest error of an element that are allowed
+Bounds = Mapping[str, tuple[float, ...]]
 
 
 class Outcome(NamedTuple):
-    """One call: its results (with the tensors that it wrote in place), cotangents and gradients."""
+    """What a call gave: its results in order, and all that is compared, by name."""
 
     results: list[Tensor | None]
-    cotangents: list[Tensor | None]
-    gradients: dict[str, Tensor]
+    compared: dict[str, Tensor]
 
 
-class Exact:
-    """The float64 values of a case on the parts that are compared, and what plain PyTorch loses.
+class Sample:
+    """Some independent parts of a call. Tensors of all parts are cut by their names.
+
+    Results are named "result 0", ...; an argument, as it is or written in place, has its own name;
+    the gradient of x is dx.
+    """
+
+    def __init__(self, case: Case, arguments: Arguments) -> None:
+        split = case.bench.split or Split(1, {}, ())
+        self.dims = {f"result {n}": dim for n, dim in enumerate(split.results)}
+        self.dims |= split.arguments | {f"d{n}": dim for n, dim in split.arguments.items()}
+        self.parts = split.parts or _first_size(split, arguments)
+        names = split.arguments or arguments
+        elements = sum(x.numel() for x in _tensors([arguments[n] for n in names]))
+        # arguments and results are about twice the arguments
+        each = 16 * elements / self.parts
+        fitting = max(2, min(MOST_PARTS, int(HELD_BYTES // max(each, 1))))
+        self.chosen = spread(self.parts, 1 if case.beyond_plain else fitting)
+
+    def __str__(self) -> str:
+        return "whole" if self.parts == 1 else f"{len(self.chosen)} of {self.parts} parts"
+
+    def cut(self, name: str, x: Any) -> Any:
+        """The sample's parts of a tensor, joined; what the parts share, as it is."""
+        dim = self.dims.get(name)
+        if dim is None or not isinstance(x, Tensor):
+            return x
+        size = x.shape[dim] // self.parts
+        return torch.cat([x.detach().narrow(dim, i * size, size) for i in self.chosen], dim)
+
+    def put(self, name: str, parts: Tensor, like: Tensor) -> Tensor:
+        """The sample's parts at their places in a tensor like `like` that is 0 elsewhere."""
+        dim = self.dims.get(name)
+        if dim is None:
+            return parts.to(like.dtype)
+        whole = torch.zeros_like(like)
+        for i, part in zip(self.chosen, parts.chunk(len(self.chosen), dim)):
+            whole.narrow(dim, i * part.shape[dim], part.shape[dim]).copy_(part)
+        return whole
+
+
+class Expected:
+    """What a case must give on a sample of its parts, and what plain PyTorch loses there.
 
     Args:
-        case, recorded: the case and its call.
+        case, call: the case and its call.
         reference: the op's reference.
         dtype: the dtype of the call.
     """
 
-    def __init__(self, case: Case, recorded: Recorded, reference: Run, dtype: torch.dtype) -> None:
-        self.case, self.recorded, self.reference, self.dtype = case, recorded, reference, dtype
-        self.split = case.bench.split or Split(1, {}, ())
-        self.parts = self.split.parts or _first_size(self.split, recorded.arguments)
-        self.chosen = _spread(self.parts, self._parts_that_fit())
-        self.pieces = [self._piece(i, recorded.arguments) for i in self.chosen]
-        self.outcomes = [self._run(reference, _cast(p, torch.float64)) for p in self.pieces]
-        self.gradients = self._gathered(self.outcomes)
+    def __init__(self, case: Case, call: Recorded, reference: Run, dtype: torch.dtype) -> None:
+        self.case, self.by, self.reference, self.dtype = case, call.by, reference, dtype
+        self.sample = Sample(case, call.arguments)
+        self.arguments = {n: self.sample.cut(n, x) for n, x in call.arguments.items()}
+        self.cotangents: dict[int, Tensor] = {}
+        self.exact = self._outcome(reference, _cast(self.arguments, torch.float64))
         self.bounds = self._bounds(dtype)
 
-    @property
-    def checked(self) -> str:
-        return "whole" if self.parts == 1 else f"{len(self.chosen)} of {self.parts} parts"
+    def compare(self, run: Run, arguments: Arguments) -> tuple[str, float]:
+        """Where `run(**arguments)` is worst, in words, and its error over the bound there.
 
-    def compare(self, run: Run, arguments: Mapping[str, Any]) -> tuple[str, float]:
-        """Where `run(**arguments)` is worst, in words, and its error there over what it may be.
-
-        `arguments` have the values of the case's call, strides aside. Above 1 is a breach; a
-        breach that is no matter of rounding is infinite.
+        `arguments` have the values of the case's call; strides may differ. Above 1 the contract is
+        broken; what is no matter of rounding is infinite.
         """
-        results, _, gradients = self._run(run, arguments, whole=True)
-        if len(results) != len(self.outcomes[0].results):
-            expected = len(self.outcomes[0].results)
-            return f"it gives {len(results)} results, not {expected}", math.inf
-        judge = self.case.bench.judge
-        if judge is not None and not self.case.backward:
-            wrong = judge(arguments, [x for x in results if x is not None])
-            if wrong:
-                return wrong, math.inf
-        infinite = [str(n) for n, x in enumerate(results) if not _finite(x)]
-        infinite += [f"d{name}" for name, x in gradients.items() if not _finite(x)]
-        if infinite:
-            return f"not finite: {', '.join(infinite)}", math.inf
-        cut = self.split.arguments
-        dims = [*self.split.results, *(cut.get(n, 0) for n in self.case.bench.changes)]
-        got = [results]
-        if self.parts > 1:
-            got = [[self._cut(x, d, i) for x, d in zip(results, dims)] for i in self.chosen]
-        pieces = {
-            name: [self._cut(x, cut[name], i) for i in self.chosen] if name in cut else [x]
-            for name, x in gradients.items()
-        }
-        return self._verdict(got, pieces, self.bounds)
+        outcome = self._outcome(run, arguments, whole=True)
+        fault = self._fault(arguments, outcome)
+        if fault:
+            return fault, math.inf
+        cut = {name: self.sample.cut(name, x) for name, x in outcome.compared.items()}
+        return self._worst(cut, self.bounds)
 
     def compare_in(self, run: Run, dtype: torch.dtype) -> tuple[str, float]:
-        """As `compare`, on the parts alone and with every argument in `dtype`."""
-        outcomes = [self._run(run, _cast(p, dtype), i) for i, p in enumerate(self.pieces)]
-        got = [outcome.results for outcome in outcomes]
-        return self._verdict(got, self._gathered(outcomes), self._bounds(dtype))
+        """As `compare`, on the sample alone and with every argument in `dtype`."""
+        outcome = self._outcome(run, _cast(self.arguments, dtype))
+        return self._worst(outcome.compared, self._bounds(dtype))
 
-    def _verdict(
-        self,
-        got: Sequence[Sequence[Tensor | None]],
-        gradients: Mapping[str, list[Tensor]],
-        bounds: Mapping[str, Loss],
-    ) -> tuple[str, float]:
+    def _fault(self, arguments: Arguments, outcome: Outcome) -> str | None:
+        got, expected = len(outcome.results), len(self.exact.results)
+        if got != expected:
+            return f"it gives {got} results, not {expected}"
+        judge = self.case.bench.judge
+        fault = judge(arguments, _tensors(outcome.results)) if judge else None
+        if fault:
+            return fault
+        named = _named(outcome.results) | outcome.compared
+        infinite = [name for name, x in named.items() if not _finite(x)]
+        return f"not finite: {', '.join(infinite)}" if infinite else None
+
+    def _worst(self, got: Mapping[str, Tensor], bounds: Bounds) -> tuple[str, float]:
         worst, fault = 0.0, ""
-        for name, ours, exact in self._pairs(got, gradients):
-            if not ours[0].is_floating_point():
-                if self.case.bench.judge is None and not all(map(torch.equal, ours, exact)):
+        for name, x in got.items():
+            exact = self.exact.compared[name]
+            if x.shape != exact.shape:
+                return f"{name}: shape {(*x.shape,)}, not {(*exact.shape,)}", math.inf
+            if name not in bounds:
+                if self.case.bench.judge is None and not torch.equal(x, exact):
                     return f"{name}: integers differ from the exact ones", math.inf
                 continue
-            for kind, have, bound in zip(("L2", "largest"), _loss(ours, exact), bounds[name]):
-                over = have / bound if math.isfinite(have) else math.inf
+            for kind, error, bound in zip(("L2", "largest"), errors(x, exact), bounds[name]):
+                over = error / bound if math.isfinite(error) else math.inf
                 if over > worst:
-                    worst, fault = over, f"{name}: {kind} error {have:.2g}, may be {bound:.2g}"
+                    worst, fault = over, f"{name}: {kind} error {error:.2g}, may be {bound:.2g}"
         return fault, worst
 
-    def _pairs(
-        self, got: Sequence[Sequence[Tensor | None]], gradients: Mapping[str, list[Tensor]]
-    ) -> list[tuple[str, list[Tensor], list[Tensor]]]:
-        """(name, its pieces, the exact ones) of each tensor that both have."""
-        if self.case.backward:
-            return [(f"d{n}", gradients[n], self.gradients[n]) for n in gradients]
-        both = zip(zip(*got), zip(*(outcome.results for outcome in self.outcomes)))
-        return [
-            (f"result {n}", list(ours), list(exact))
-            for n, (ours, exact) in enumerate(both)
-            if all(x is not None for x in ours)
-        ]
-
-    def _bounds(self, dtype: torch.dtype) -> dict[str, Loss]:
-        """Twice what the reference loses at `dtype`, plus the floor."""
-        same = dtype == self.dtype
-        outcomes = [
-            self._run(self.reference, p if same else _cast(p, dtype), i)
-            for i, p in enumerate(self.pieces)
-        ]
-        pairs = self._pairs([outcome.results for outcome in outcomes], self._gathered(outcomes))
+    def _bounds(self, dtype: torch.dtype) -> Bounds:
+        """Twice what the reference loses at `dtype`, plus the floor; integers have no bounds."""
+        plain = self._outcome(self.reference, _cast(self.arguments, dtype)).compared
+        exact = self.exact.compared
         return {
-            name: Loss(*(2 * x + FLOORS[dtype] for x in _loss([x.to(dtype) for x in plain], exact)))
-            for name, plain, exact in pairs
-            if plain[0].is_floating_point()
+            name: tuple(2 * loss + FLOORS[dtype] for loss in errors(x.to(dtype), exact[name]))
+            for name, x in plain.items()
+            if x.is_floating_point()
         }
 
-    def _run(
-        self, run: Run, arguments: Mapping[str, Any], piece: int | None = None, whole: bool = False
-    ) -> Outcome:
-        """One call: of everything, of a piece with its cotangents, or of one that makes them."""
+    def _outcome(self, run: Run, arguments: Arguments, whole: bool = False) -> Outcome:
+        """A call on the sample, or on the whole with cotangents of 0 outside the sample."""
         if not self.case.backward:
-            fresh = {n: arguments[n].detach().clone() for n in self.case.bench.changes}
+            own = {n: arguments[n].detach().clone() for n in self.case.bench.changes}
             with torch.no_grad():
-                results = tensors_of(run(**{**arguments, **fresh}))
-            return Outcome([*results, *fresh.values()], [], {})
-        leaves, results = differentiable(run, arguments, self.recorded.by)
+                results = as_list(run(**{**arguments, **own}))
+            return Outcome(results, _named(results) | own)
+        leaves, results = differentiable(run, arguments, self.by)
+        if not self.cotangents:
+            # drawn at the call's dtype, so that every dtype is given the same numbers
+            self.cotangents = {
+                n: torch.randn_like(x, dtype=self.dtype)
+                for n, x in enumerate(results)
+                if x is not None and x.requires_grad
+            }
+        given = {n: c for n, c in self.cotangents.items() if results[n] is not None}
+        outputs = [results[n] for n in given]
         if whole:
-            cotangents = [self._spread_cotangent(x, n) for n, x in enumerate(results)]
-        elif piece is None:
-            # rounded, so that every dtype is given the same numbers
-            cotangents = [
-                torch.randn_like(x, dtype=self.dtype).to(x.dtype) if _has_grad(x) else None
-                for x in results
-            ]
-        else:
-            cotangents = [
-                None if c is None or x is None else c.to(x.dtype)
-                for c, x in zip(self.outcomes[piece].cotangents, results)
-            ]
-        pairs = [(x, c) for x, c in zip(results, cotangents) if c is not None and _has_grad(x)]
-        outputs, weights = zip(*pairs)
+            given = {n: self.sample.put(f"result {n}", c, results[n]) for n, c in given.items()}
+        weights = [c.to(x.dtype) for c, x in zip(given.values(), outputs)]
         gradients = torch.autograd.grad(outputs, list(leaves.values()), weights)
-        detached = [x if x is None else x.detach() for x in results]
-        return Outcome(detached, cotangents, dict(zip(leaves, gradients)))
-
-    def _spread_cotangent(self, result: Tensor | None, n: int) -> Tensor | None:
-        """Over a whole result: the pieces' cotangents in their places, 0 elsewhere."""
-        given = [outcome.cotangents[n] for outcome in self.outcomes]
-        if result is None or given[0] is None:
-            return None
-        out = torch.zeros_like(result)
-        for i, cotangent in zip(self.chosen, given):
-            part = out if self.parts == 1 else self._cut(out, self.split.results[n], i)
-            part.copy_(cotangent)
-        return out
-
-    def _gathered(self, outcomes: Sequence[Outcome]) -> dict[str, list[Tensor]]:
-        """Gradients of split arguments piece by piece, of shared ones the sum over pieces."""
-        gathered = {}
-        for name in outcomes[0].gradients:
-            each = [outcome.gradients[name] for outcome in outcomes]
-            shared = name not in self.split.arguments
-            gathered[name] = [torch.stack([x.double() for x in each]).sum(0)] if shared else each
-        return gathered
-
-    def _piece(self, i: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        cut = {n: self._cut(arguments[n], d, i) for n, d in self.split.arguments.items()}
-        return {**arguments, **cut}
-
-    def _cut(self, x: Tensor | None, dim: int, i: int) -> Any:
-        if x is None:
-            return None
-        size = x.shape[dim] // self.parts
-        return x.detach().narrow(dim, i * size, size)
-
-    def _parts_that_fit(self) -> int:
-        """Arguments and results of a part are about twice the arguments, in float64."""
-        if self.case.beyond_plain:
-            return 1
-        names = self.split.arguments or self.recorded.arguments
-        tensors = tensors_of([self.recorded.arguments[n] for n in names])
-        each = 16 * sum(x.numel() for x in tensors if x is not None) / self.parts
-        return max(2, min(MOST_PARTS, int(HELD_BYTES // max(each, 1))))
+        return Outcome(results, {f"d{name}": x for name, x in zip(leaves, gradients)})
 
 
-def tensors_of(results: Any) -> list[Tensor | None]:
+def as_list(results: Any) -> list[Tensor | None]:
     """A function's results as a list; a result that is no tensor is None."""
     several = results if isinstance(results, (tuple, list)) else (results,)
     return [x if isinstance(x, Tensor) else None for x in several]
 
 
 def differentiable(
-    run: Run, arguments: Mapping[str, Any], by: Sequence[str]
+    run: Run, arguments: Arguments, by: Sequence[str]
 ) -> tuple[dict[str, Tensor], list[Tensor | None]]:
-    """Fresh leaves for `by`, and the results that depend on them."""
+    """Fresh leaves for the names in `by`, and the results of the call on them."""
     leaves = {name: arguments[name].detach().requires_grad_() for name in by}
     with torch.enable_grad():
-        return leaves, tensors_of(run(**{**arguments, **leaves}))
+        return leaves, as_list(run(**{**arguments, **leaves}))
 
 
-def _has_grad(x: Tensor | None) -> bool:
-    return x is not None and x.requires_grad
-
-
-def _first_size(split: Split, arguments: Mapping[str, Any]) -> int:
-    name, dim = next(iter(split.arguments.items()))
-    return int(arguments[name].shape[dim])
-
-
-def _spread(parts: int, most: int) -> list[int]:
-    """At most `most` part numbers, evenly spread: the first and the last, of one the last."""
+def spread(parts: int, most: int) -> list[int]:
+    """At most `most` part numbers, evenly spread with the first and the last; one is the last."""
     if parts <= most:
         return list(range(parts))
     if most == 1:
@@ -251,27 +202,28 @@ def _spread(parts: int, most: int) -> list[int]:
     return [i * (parts - 1) // (most - 1) for i in range(most)]
 
 
-def _cast(arguments: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def _tensors(values: Sequence[Any]) -> list[Tensor]:
+    return [x for x in values if isinstance(x, Tensor)]
+
+
+def _named(results: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    return {f"result {n}": x for n, x in enumerate(results) if x is not None}
+
+
+def _first_size(split: Split, arguments: Arguments) -> int:
+    name, dim = next(iter(split.arguments.items()))
+    return int(arguments[name].shape[dim])
+
+
+def _cast(arguments: Arguments, dtype: torch.dtype) -> dict[str, Any]:
     return {
         n: x.detach().to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
         for n, x in arguments.items()
     }
 
 
-def _finite(x: Tensor | None) -> bool:
-    """Block by block: a mask of the whole would be half as large as a long result."""
-    if x is None or not x.is_floating_point():
+def _finite(x: Tensor) -> bool:
+    """By the extremes, since a NaN makes both NaN; a mask would be half as large as the tensor."""
+    if not x.is_floating_point() or not x.numel():
         return True
-    blocks = x.detach().split(max(1, x.shape[0] // 16)) if x.ndim else [x]
-    return all(bool(torch.isfinite(block).all()) for block in blocks)
-
-
-def _loss(got: Sequence[Tensor], exact: Sequence[Tensor]) -> Loss:
-    square = total = worst = peak = 0.0
-    for g, e in zip(got, exact):
-        difference, e = g.detach().double() - e.double(), e.detach().double()
-        square += float(difference.square().sum())
-        total += float(e.square().sum())
-        worst = max(worst, float(difference.abs().max()) if e.numel() else 0.0)
-        peak = max(peak, float(e.abs().max()) if e.numel() else 1.0)
-    return Loss((square / max(total, 1e-60)) ** 0.5, worst / max(peak, 1e-30))
+    return all(math.isfinite(extreme) for extreme in x.detach().aminmax())

@@ -1,4 +1,4 @@
-"""What ours is measured against: other libraries' kernels, other formulations written plainly."""
+"""What our ops are measured against: other libraries' kernels, other formulations in PyTorch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,29 +16,55 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import tvkernels
+from benchmarks.timing.bench import Form
 
-# an H200's
+# of an H200
 MULTIPROCESSORS = 132
 
 
 @dataclass(frozen=True)
 class Provider:
-    """Who may run an op. `function(op)` is None where it has none.
+    """Something that runs ops.
 
-    reach: elements that its 32-bit offsets can address; None for no limit.
+    Args:
+        function: gives the callable of an op by its public name, or None.
+        reach: the number of elements that its 32-bit offsets can address; None for no limit.
+        form: what it was made from, if it is another formulation of one op.
     """
 
     name: str
     function: Callable[[str], Callable[..., Any] | None]
     reach: int | None = None
+    form: Form | None = None
+
+    def in_reach(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments, with dense copies of those that its offsets do not address to the end.
+
+        Raises:
+            OverflowError: they do not address a dense copy either.
+        """
+        reach = self.reach or float("inf")
+        far = {n: x for n, x in arguments.items() if isinstance(x, Tensor) and _span(x) >= reach}
+        for n, x in far.items():
+            if x.numel() >= reach:
+                raise OverflowError(f"{n} has {x.numel():,} elements, its offsets {reach:,}")
+        # the result of an elementwise operation is dense and keeps the order of dimensions
+        return arguments | {n: x.detach() * 1 for n, x in far.items()} if far else arguments
+
+
+def _span(x: Tensor) -> int:
+    """The number of elements from the first to the last in memory."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride()))
 
 
 def providers(gpu: bool) -> tuple[list[Provider], dict[str, str]]:
-    """Every provider that is there, in the order of the tables, and why the others are not.
+    """The providers present, in the order of the tables, and what there is to say of the peers.
 
-    The others' kernels and the compiled reference run on a GPU only.
+    That is a library's version, or why it is left out. Other libraries' kernels and the compiled
+    reference run on a GPU only.
     """
     present = [
         Provider("ours", lambda op: getattr(tvkernels, op)),
@@ -47,27 +74,28 @@ def providers(gpu: bool) -> tuple[list[Provider], dict[str, str]]:
         return present, dict.fromkeys(("compiled", "mamba-ssm", "causal-conv1d"), "needs a GPU")
     compiled = functools.cache(functools.partial(reference, compiled=True))
     present.append(Provider("compiled", compiled))
-    absent: dict[str, str] = {}
-    # causal-conv1d's offsets are unsigned
+    peers: dict[str, str] = {}
+    # the offsets of causal-conv1d are unsigned
     others = {"mamba-ssm": (mamba_ssm, 2**31), "causal-conv1d": (causal_conv1d, 2**32)}
     for name, (load, reach) in others.items():
         try:
             functions = load()
         except Exception as error:  # another project's import may fail in any way
-            absent[name] = f"does not import: {error}"
+            peers[name] = f"does not import: {error}"
             continue
-        if functions is None:
-            absent[name] = "not installed"
-        else:
+        peers[name] = "not installed"
+        if functions is not None:
             present.append(Provider(name, vars(functions).get, reach))
-    return present, absent
+            module = sys.modules.get(name.replace("-", "_"))
+            peers[name] = getattr(module, "__version__", "unknown version")
+    return present, peers
 
 
 def reference(op: str, compiled: bool = False) -> Callable[..., Any]:
-    """A public function on plain PyTorch, wherever its tensors lie."""
+    """A public function on plain PyTorch, on whichever device its tensors are."""
     function = getattr(tvkernels, op)
     if compiled:
-        # one forward pass is followed by many timed backward passes, so its buffers must stay
+        # many backward passes of one forward pass are timed, so its buffers must not be reused
         importlib.import_module("torch._functorch.config").donated_buffer = False
         function = torch.compile(function)
 
@@ -81,8 +109,8 @@ def reference(op: str, compiled: bool = False) -> Callable[..., Any]:
 def mamba_ssm() -> SimpleNamespace | None:
     """mamba-ssm's Triton functions under our names, or None where it is not installed.
 
-    Its pure Python install imports a compiled module that none of these functions use: an empty one
-    stands in for it.
+    Its pure Python install imports a compiled module that none of these functions use, so an empty
+    module replaces it.
     """
     if importlib.util.find_spec("mamba_ssm") is None:
         return None
@@ -107,36 +135,29 @@ def mamba_ssm() -> SimpleNamespace | None:
     )
 
 
-def causal_conv1d() -> SimpleNamespace | None:
-    """causal-conv1d's functions, which are mamba-ssm's convolution too; None if not installed."""
+def causal_conv1d() -> ModuleType | None:
+    """causal-conv1d, which names its functions as we do; None if it is not installed."""
     if importlib.util.find_spec("causal_conv1d") is None:
         return None
-    module = importlib.import_module("causal_conv1d")
-    return SimpleNamespace(
-        causal_conv1d_fn=module.causal_conv1d_fn, causal_conv1d_update=module.causal_conv1d_update
-    )
+    return importlib.import_module("causal_conv1d")
 
 
-def _mixer_step(
-    update: Any, zxbcdt: Any, conv_state: Any, ssm_state: Any, cache_seqlens: Any,
-    conv1d_weight: Any, conv1d_bias: Any, dt_bias: Any, A_log: Any, D: Any,
-) -> Any:  # fmt: skip
+def _mixer_step(update: Any, *values: Any, **named: Any) -> Any:
     """mamba-ssm's Mamba2.step: two kernels, and A computed for every token.
 
-    Its convolution is causal-conv1d's, which is not in Triton; ours stands in for it.
+    Its convolution is causal-conv1d's, which is not in Triton, so ours replaces it here.
     """
-    A = -torch.exp(A_log.float())
-    parameters = (conv1d_weight, conv1d_bias, dt_bias, A, D)
-    return _two_kernels(update, zxbcdt, conv_state, ssm_state, cache_seqlens, *parameters)
+    bound = inspect.signature(tvkernels.mamba2_decode_step).bind(*values, **named)
+    return _two_kernels(update, **with_A(bound.arguments))
 
 
 def mixer_step_of_two(**arguments: Any) -> Any:
-    """The mixer's step by our own two updates; the second applies the gate."""
+    """The mixer's step as our two update ops; the second applies the gate."""
     return _two_kernels(tvkernels.selective_state_update, **arguments)
 
 
 def with_A(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The step's arguments with A, made once, in place of its logarithm."""
+    """The step's arguments with A instead of its logarithm, as a model computes it once."""
     rest = {name: x for name, x in arguments.items() if name != "A_log"}
     return rest | {"A": -torch.exp(arguments["A_log"].float())}
 
@@ -188,7 +209,7 @@ def on_a_device() -> Iterator[None]:
 
 
 def tome_per_round(x: torch.Tensor, num_tokens: int, num_heads: int = 16) -> torch.Tensor:
-    """Token merging as upstream TimeViper states it: every round rewrites the full-width tokens.
+    """Token merging as upstream TimeViper defines it: every round rewrites the full-width tokens.
 
     Each round averages the heads anew, sorts the even tokens by their best match, gathers the kept
     and the merged ones, adds the merged into their partners, and joins the two parts.
@@ -235,7 +256,7 @@ def topk_of_map(
 def topk_of_projection(
     q: torch.Tensor, hidden: torch.Tensor, k_weight: torch.Tensor, keep: int, span: tuple[int, int]
 ) -> tuple[torch.Tensor, ...]:
-    """The same with the keys of all tokens projected first."""
+    """`topk_of_map` on keys that are projected here, of all tokens."""
     keys = (hidden @ k_weight.T).unflatten(-1, (-1, q.shape[-1]))
     return topk_of_map(q, keys, keep, span)
 
@@ -245,8 +266,8 @@ def topk_with_masks(
 ) -> tuple[torch.Tensor, ...]:
     """Selection by the steps of upstream TimeViper, without its round trip to the host.
 
-    It projects the queries of all tokens, repeats the keys, makes the whole causal mask, and reads
-    the last row alone. The queries projected here are only timed: the given q replaces the last.
+    It projects the queries of all tokens, repeats the keys, makes the whole causal mask and uses
+    its last row only. The projected queries count for the time only: the given q replaces the last.
     """
     (batch, tokens, width), (start, length) = hidden.shape, span
     features = hidden.clone()

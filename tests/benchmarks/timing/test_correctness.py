@@ -1,57 +1,46 @@
-"""Who is wrong gets no number: values, gradients, integers, at the shape that is timed."""
+"""A wrong provider gets no time: values, gradients and integers, at the shape that is timed."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
 import tvkernels
 from benchmarks.timing.bench import Form
-from benchmarks.timing.measure import Lab
-from benchmarks.timing.peers import Provider
-from tests.benchmarks.timing.lab import benches, lab_with, right, rows_of, small
+from benchmarks.timing.correctness import Sample, spread
+from tests.benchmarks.timing.lab import SMALL, called, norm, right, rows_of
 
 
-def scaled(**options: torch.Tensor) -> torch.Tensor:
-    return right(**options) * 1.1
-
-
-def last_row_lost(**options: torch.Tensor) -> torch.Tensor:
-    y = right(**options)
-    return torch.cat([y[:, :-1], torch.zeros_like(y[:, -1:])], 1)
-
-
-def infinite_off_the_parts(**options: torch.Tensor) -> torch.Tensor:
-    """Row 3 lies in part 1 of 64, which is not compared."""
-    y = right(**options).clone()
-    y[:, 3] = float("inf")
-    return y
-
-
-def two_results(**options: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return right(**options), right(**options)
-
-
-def broken(**options: torch.Tensor) -> torch.Tensor:
-    raise KeyError("a\nlong story")
+def last_row_lost(y: torch.Tensor) -> torch.Tensor:
+    return y.index_fill(1, torch.tensor(y.shape[1] - 1), 0)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "why"),
+    ("change", "why"),
     [
-        (scaled, "fails the contract: result 0: L2 error 0.1, may be 0.00"),
-        (last_row_lost, "fails the contract: result 0"),
-        (infinite_off_the_parts, "fails the contract: not finite: 0"),
-        (two_results, "fails the contract: it gives 2 results, not 1"),
-        (broken, "KeyError: 'a\\nlong story'"),
+        (lambda y: y * 1.1, "result 0: L2 error 0.1, may be 0.00"),
+        (last_row_lost, "result 0: largest error "),
+        # row 3 is in part 1 of 64, which is not in the sample
+        (lambda y: y.index_fill(1, torch.tensor(3), math.inf), "not finite: result 0"),
+        (lambda y: (y, y), "it gives 2 results, not 1"),
+        (lambda y: y[..., :24], "result 0: shape (1, 32, 24), not (1, 32, 48)"),
     ],
 )
-def test_who_is_wrong_gets_no_number(wrong: object, why: str) -> None:
-    rows = rows_of(lab_with(wrong=wrong, right=right), small())
-    assert rows["wrong"]["reason"].startswith(why)
+def test_a_wrong_provider_gets_no_time(change: Callable, why: str) -> None:
+    rows = rows_of(norm(), wrong=lambda **options: change(right(**options)), right=right)
+    assert rows["wrong"]["reason"].startswith(f"fails the contract: {why}")
     assert "ms" not in rows["wrong"]
     assert rows["right"]["ms"] > 0
     assert rows["ours"]["checked"] == "16 of 64 parts"
+
+
+def test_coarse_results_of_ours_get_no_time_either() -> None:
+    row = rows_of(norm(), ours=lambda **options: right(**options) * 1.01)["ours"]
+    assert row["reason"].startswith("fails the contract")
+    assert "ms" not in row
 
 
 class HalfGradient(torch.autograd.Function):
@@ -65,53 +54,46 @@ class HalfGradient(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("leaf", ["weight", "x"])
-def test_a_wrong_gradient_gets_no_number_though_the_values_are_right(leaf: str) -> None:
-    """The weight's is a sum over all rows; the rows that are not compared have cotangent 0."""
+def test_a_wrong_gradient_gets_no_time_though_the_values_are_right(leaf: str) -> None:
+    """The weight's sums over all rows; the rows outside the sample have cotangent 0."""
 
     def wrong(**options: torch.Tensor) -> torch.Tensor:
         return right(**{**options, leaf: HalfGradient.apply(options[leaf])})
 
-    rows = rows_of(lab_with(wrong=wrong), small(backward=True))
+    rows = rows_of(norm(backward=True), wrong=wrong)
     assert rows["wrong"]["reason"].startswith(f"fails the contract: d{leaf}: ")
     assert rows["ours"]["ms"] > 0
     assert rows["reference"]["error_over_bound"] < 0.6
 
 
-@pytest.mark.parametrize("name", ["coarse", "ours"])
-def test_a_coarse_result_gets_no_number_whoever_made_it(name: str) -> None:
-    lab = lab_with()
-    lab.providers[0] = Provider(name, lambda op: lambda **options: right(**options) * 1.01)
-    row = rows_of(lab, small())[name]
-    assert row["reason"].startswith("fails the contract")
-    assert "ms" not in row
-
-
-def test_integers_must_be_exact_unless_a_judge_says_otherwise() -> None:
+def test_integers_must_be_exact() -> None:
     def other_slots(**options: torch.Tensor) -> tuple[torch.Tensor, ...]:
         tokens, sizes, slots = tvkernels.tome_merge(**options)
         return tokens, sizes, slots.flip(1)
 
-    merge = next(benches("tome")[0].cases(small=True))
-    assert "integers differ" in rows_of(lab_with(other=other_slots), merge)["other"]["reason"]
+    row = rows_of(called("token merging, small", SMALL), other=other_slots)["other"]
+    assert row["reason"] == "fails the contract: result 2: integers differ from the exact ones"
 
-    def first_kept(q: torch.Tensor, k: torch.Tensor, keep: int, span: object) -> object:
-        every = torch.arange(k.shape[1])[None]
-        scores = tvkernels.attention_topk(q, k, keep, span).scores
-        return every[:, :keep], every[:, keep:], scores
 
-    def unordered(**options: torch.Tensor) -> object:
-        kept, dropped, scores = tvkernels.attention_topk(**options)
-        return kept.flip(1), dropped, scores
-
-    def twice(keep: int, **options: torch.Tensor) -> object:
-        _, dropped, scores = tvkernels.attention_topk(keep=keep, **options)
-        return torch.sort(dropped[:, :keep]).values, dropped, scores
-
-    select = next(benches("attention_topk")[0].cases(small=True))
-    rows = rows_of(lab_with(first=first_kept, unordered=unordered, twice=twice), select)
-    assert "dropped a token above" in rows["first"]["reason"]
-    assert "do not ascend" in rows["unordered"]["reason"]
-    assert "each token once" in rows["twice"]["reason"]
+@pytest.mark.parametrize(
+    ("kept", "dropped", "why"),
+    [
+        ([0, 2], [1, 3], None),
+        ([0, 1], [2, 3], "it dropped a token above one that it kept"),
+        ([2, 0], [1, 3], "its indices do not ascend"),
+        ([0, 2], [1, 2], "kept and dropped are not all of the span, each token once"),
+    ],
+)
+def test_a_selection_is_judged_by_its_own_scores(
+    kept: list[int], dropped: list[int], why: str | None
+) -> None:
+    """Equal scores leave the order open, so the indices need not be the reference's."""
+    select, scores = called("selection, small", SMALL), torch.tensor([[4.0, 1.0, 3.0, 2.0]])
+    results = [torch.tensor([kept]), torch.tensor([dropped]), scores]
+    assert select.bench.judge({}, results) == why
+    if why:
+        row = rows_of(select, other=lambda **options: results)["other"]
+        assert row["reason"] == f"fails the contract: {why}"
 
 
 def test_a_form_may_be_checked_in_another_dtype() -> None:
@@ -119,7 +101,7 @@ def test_a_form_may_be_checked_in_another_dtype() -> None:
         return right(x=x, **options) * (1 if x.dtype == torch.float32 else 3)
 
     there, here = Form(in_float32_only, checked_in=torch.float32), Form(in_float32_only)
-    rows = rows_of(Lab(gpu=False), small(forms={"there": there, "here": here}))
+    rows = rows_of(norm(forms={"there": there, "here": here}))
     assert rows["there"]["note"] == "checked in float32"
     assert rows["there"]["ms"] > 0
     assert rows["here"]["reason"].startswith("fails the contract")
@@ -135,20 +117,29 @@ def test_a_form_may_be_given_what_a_model_makes_once(backward: bool) -> None:
         rest = {name: x for name, x in arguments.items() if name != "eps"}
         return rest | {"smallest": arguments["eps"]}
 
-    case = small(backward, forms={"other words": Form(of_eps, before=before)})
-    assert rows_of(Lab(gpu=False), case)["other words"]["ms"] > 0
+    case = norm(backward, forms={"other words": Form(of_eps, before=before)})
+    assert rows_of(case)["other words"]["ms"] > 0
 
 
 def test_plain_pytorch_is_timed_up_to_a_length() -> None:
-    """Beyond, one part is checked: the last."""
-    lab = lab_with(right=right, wrong=last_row_lost)
-    rows = rows_of(lab, small(plain_up_to=127))
-    reason = "left out: plain PyTorch runs up to 127 tokens here"
-    assert rows["reference"] == {"case": "norm, small", "provider": "reference", "reason": reason}
-    assert rows["right"]["ms"] > 0
-    assert rows["right"]["checked"] == "1 of 64 parts"
+    """In a longer case one part is checked, the last."""
+    rows = rows_of(norm(plain_up_to=127), right=right, wrong=lambda **o: last_row_lost(right(**o)))
+    assert rows["reference"]["reason"] == "left out: plain PyTorch runs up to 127 tokens here"
+    assert (rows["right"]["ms"] > 0, rows["right"]["checked"]) == (True, "1 of 64 parts")
     assert rows["wrong"]["reason"].startswith("fails the contract: result 0")
-    assert rows_of(lab, small(backward=True, plain_up_to=127))["ours"]["ms"] > 0
-    rows = rows_of(lab, small(plain_up_to=128))
-    assert rows["reference"]["ms"] > 0
-    assert rows["reference"]["checked"] == "16 of 64 parts"
+    assert rows_of(norm(backward=True, plain_up_to=127))["ours"]["ms"] > 0
+    reference = rows_of(norm(plain_up_to=128))["reference"]
+    assert (reference["ms"] > 0, reference["checked"]) == (True, "16 of 64 parts")
+
+
+def test_a_sample_has_the_first_and_the_last_part_at_their_places() -> None:
+    assert [spread(4, 9), spread(9, 1), spread(9, 3)] == [[0, 1, 2, 3], [8], [0, 4, 8]]
+    case = norm()
+    sample = Sample(case, case.call("cpu", torch.float32).arguments)
+    sample.chosen = [0, 63]
+    x = torch.arange(128.0).view(1, 128, 1)
+    assert sample.cut("x", x).flatten().tolist() == [0, 1, 126, 127]
+    assert sample.cut("weight", x) is x
+    put = sample.put("result 0", sample.cut("x", x) + 1, x).flatten()
+    assert put.nonzero().flatten().tolist() == [0, 1, 126, 127]
+    assert put[[0, 1, 126, 127]].tolist() == [1, 2, 127, 128]

@@ -1,9 +1,8 @@
-"""Who ours is measured against: each takes our arguments, and computes the same."""
+"""What our ops are measured against takes our arguments and computes the same."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 from types import ModuleType
 
@@ -14,80 +13,59 @@ import tvkernels
 from benchmarks.timing import peers
 from benchmarks.timing.bench import Case, Shape
 from benchmarks.timing.measure import Lab
-from benchmarks.timing.peers import Provider, reference
-from tests.benchmarks.timing.lab import PARTS, benches
+from benchmarks.timing.peers import Provider, providers, reference
+from tests.benchmarks.timing.lab import LARGE, called, norm, right, rows_of
+
+FUNCTIONS = {
+    "layer_norm": "rms_norm_fn", "layernorm_gated": "rmsnorm_fn",
+    "selective_state_update": "selective_state_update",
+    "ssd_combined": "mamba_chunk_scan_combined",
+}  # fmt: skip
 
 
-def stand_in_for_mamba_ssm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Modules with the parameters of mamba-ssm 2.3.2."""
+def sized(name: str, size: int, batch: int = 1) -> Case:
+    return Case(called(name, LARGE).bench, Shape("sized", size, batch), backward=False)
 
-    def rms_norm_fn(
-        x, weight, bias, residual=None, x1=None, weight1=None, bias1=None, eps=1e-6,
-        dropout_p=0.0, rowscale=None, prenorm=False, residual_in_fp32=False,
-        zero_centered_weight=False, return_dropout_mask=False, out=None, residual_out=None,
-    ): ...  # fmt: skip
 
-    def rmsnorm_fn(
-        x, weight, bias, z=None, eps=1e-6, group_size=None, norm_before_gate=True, is_rms_norm=True
-    ): ...
-
-    def selective_state_update(
-        state, x, dt, A, B, C, D=None, z=None, dt_bias=None, dt_softplus=False,
-        state_batch_indices=None,
-    ): ...  # fmt: skip
-
-    def mamba_chunk_scan_combined(
-        x, dt, A, B, C, chunk_size, D=None, z=None, dt_bias=None, initial_states=None,
-        seq_idx=None, cu_seqlens=None, dt_softplus=False, dt_limit=(0.0, float("inf")),
-        return_final_states=False, return_varlen_states=False,
-    ): ...  # fmt: skip
-
-    modules = {
-        "layer_norm": rms_norm_fn, "layernorm_gated": rmsnorm_fn,
-        "selective_state_update": selective_state_update, "ssd_combined": mamba_chunk_scan_combined,
-    }  # fmt: skip
-    for name, function in modules.items():
+def test_other_libraries_are_there_or_a_reason_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mamba-ssm is replaced by modules that return what they are given, causal-conv1d is broken."""
+    for name, function in FUNCTIONS.items():
         module = ModuleType(name)
-        setattr(module, function.__name__, function)
+        vars(module)[function] = lambda *args, **options: (args, options)
         monkeypatch.setitem(sys.modules, f"mamba_ssm.ops.triton.{name}", module)
     for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton", "selective_scan_cuda"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    find = peers.importlib.util.find_spec
-    there = ("mamba_ssm", "selective_scan_cuda")
-    monkeypatch.setattr(
-        peers.importlib.util, "find_spec", lambda name: name if name in there else find(name)
-    )
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_every_provider_takes_every_cases_arguments(
-    part: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stand_in_for_mamba_ssm(monkeypatch)
-    lab, bound = Lab(gpu=False), []
-    lab.providers.append(Provider("mamba-ssm", vars(peers.mamba_ssm()).get))
-    for case in (case for bench in benches(part) for case in bench.cases(small=False)):
-        recorded = case.call("meta", torch.bfloat16)
-        for provider in lab._able(case, recorded.op):
-            form = case.bench.forms.get(provider.name)
-            before = form.before if form is not None else None
-            arguments = before(recorded.arguments) if before else recorded.arguments
-            inspect.signature(provider.function(recorded.op)).bind(**arguments)
-            bound.append(provider.name)
-    has_one = ("ssd", "rmsnorm", "selective_state_update", "decode_step")
-    assert ("mamba-ssm" in bound) == (part in has_one)
+    sys.modules["mamba_ssm"].__version__ = "2.3.2"
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "causal_conv1d", None)
+    present, said = providers(gpu=True)
+    *names, mamba = present
+    assert [provider.name for provider in names] == ["ours", "reference", "compiled"]
+    assert said["mamba-ssm"] == "2.3.2"
+    assert said["causal-conv1d"].startswith("does not import: import of causal_conv1d halted")
+    args, options = mamba.function("rms_norm")("x", "weight", 1e-5, residual="residual")
+    assert args == ("x", "weight", None)
+    assert options == {"residual": "residual", "prenorm": True, "eps": 1e-5}
+    assert mamba.function("mamba2_decode_step")
+    assert mamba.function("causal_conv1d_fn") is None
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    assert set(providers(gpu=True)[1].values()) == {"not installed"}
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_mixers_step_by_two_kernels_is_the_step(batch: int) -> None:
-    """Also mamba-ssm's, by the names of the op: here with our update in its kernel's place."""
-    bench = benches("decode_step")[0]
-    call = Case(bench, Shape("s", batch), False).call("cpu", torch.float32)
-    expected = tvkernels.mamba2_decode_step(**fresh(call.arguments))
+    """mamba-ssm's too, by position and by name: here with our update in its kernel's place."""
+    case = sized("decode step of the mixer, batch 1", batch)
+    given = case.call("cpu", torch.float32).arguments
     theirs = functools.partial(peers._mixer_step, tvkernels.selective_state_update)
-    form = bench.forms["our two ops"]
-    for run, arguments in ((theirs, call.arguments), (form.run, form.before(call.arguments))):
-        assert torch.allclose(run(**fresh(arguments)), expected, rtol=1e-4, atol=1e-5)
+    form = case.bench.forms["our two ops"]
+    expected = tvkernels.mamba2_decode_step(**fresh(given))
+    for got in (
+        theirs(**fresh(given)),
+        theirs(*fresh(given).values()),
+        form.run(**fresh(form.before(given))),
+    ):
+        assert torch.allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def fresh(arguments: dict) -> dict:
@@ -100,7 +78,7 @@ def test_every_selection_keeps_the_same(batch: int, span: tuple[int, int]) -> No
     q = torch.randn(batch, 8, 16)
     hidden, weight = torch.randn(batch, 90, 48), torch.randn(4 * 16, 48) * 48**-0.5
     ours = tvkernels.attention_topk_hidden(q, hidden, weight, 20, span)
-    for name, form in benches("attention_topk")[1].forms.items():
+    for name, form in called("selection from hidden states, 2k", LARGE).bench.forms.items():
         theirs = form.run(q, hidden, weight, 20, span)
         assert all(map(torch.equal, ours[:2], theirs[:2])), name
 
@@ -114,3 +92,31 @@ def test_the_compiled_reference_is_the_reference(monkeypatch: pytest.MonkeyPatch
         got = run(x, torch.ones(8), 1e-5)
     assert compiled == [tvkernels.rms_norm]
     assert torch.equal(got, tvkernels.rms_norm(x, torch.ones(8), 1e-5))
+
+
+@pytest.mark.parametrize(("tokens", "copied"), [(94_787, []), (94_788, ["z"]), (160_000, ["z"])])
+def test_beyond_32_bits_the_others_get_dense_copies(tokens: int, copied: list[str]) -> None:
+    """The gate's row stride of 22656 passes 2^31 behind token 94,787."""
+    given = sized("gated norm, 2k", tokens).call("meta", torch.bfloat16).arguments
+    got = Provider("mamba-ssm", lambda op: None, 2**31).in_reach(given)
+    assert [n for n, x in got.items() if x is not given[n]] == copied
+    assert all(got[name].is_contiguous() for name in copied)
+    assert Provider("ours", lambda op: None).in_reach(given) is given
+
+
+def test_a_tensor_too_large_even_when_dense_is_an_error() -> None:
+    given = called("gated norm, 8 x 32k", LARGE).call("meta", torch.bfloat16).arguments
+    with pytest.raises(OverflowError, match="2,684,354,560 elements, its offsets 2,147,483,648"):
+        Provider("mamba-ssm", lambda op: None, 2**31).in_reach(given)
+
+
+def test_dense_copies_keep_the_order_of_dimensions_and_are_noted() -> None:
+    x = torch.randn(2, 5, 12)[..., 3:7].mT  # channel-last
+    got = Provider("short", lambda op: right, 60).in_reach({"x": x})["x"]
+    assert torch.equal(got, x)
+    assert got.stride() == (20, 1, 4)
+    lab = Lab(gpu=False)
+    lab.providers.append(Provider("short", lambda op: right, 127 * 96))
+    row = rows_of(norm(), lab)["short"]
+    assert row["note"] == "contiguous copies of its arguments"
+    assert row["error_over_bound"] <= 1
