@@ -21,6 +21,7 @@ from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.text.prompt import Message
 from timeviper_fast.video import Progress
 from timeviper_fast.video.sampling import Policy
+from timeviper_fast.video.times import Time
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -161,6 +162,8 @@ class TimeViper(TimeViperNetwork):
         question: str | Sequence[Message],
         *,
         policy: str | Policy = Request.policy,
+        start: Time | None = Request.start,
+        end: Time | None = Request.end,
         max_new_tokens: int = Request.max_new_tokens,
         sampling: Sampling | None = Request.sampling,
         answer_prefix: str = Request.answer_prefix,
@@ -182,10 +185,13 @@ class TimeViper(TimeViperNetwork):
                 ends with the user.
             policy: which frames are looked at: "fps:1", "fps:2:max=256", "uniform:32", "upstream"
                 or "videochat-flash".
+            start, end: look at the frames from `start` on and before `end` only: seconds, or text
+                as "mm:ss" or "hh:mm:ss". All times of the answer are those of the whole video.
             max_new_tokens: longest answer, in tokens.
             sampling: how tokens are drawn; greedy when None.
             answer_prefix: words that the answer is made to begin with.
-            mention_duration: tell the model how long the video is and how many frames it sees.
+            mention_duration: tell the model how long the video (or its part from `start` to `end`)
+                is and how many frames it sees.
             frame_batch: frames encoded at a time; 256 on CUDA, else 16.
             chunk: prompt tokens per pass through the LLM; the answer does not depend on it.
             on_error: "raise" on damaged video, or "use" what can be decoded (an opened `Video`
@@ -199,6 +205,8 @@ class TimeViper(TimeViperNetwork):
         request = Request(
             question,
             policy=policy,
+            start=start,
+            end=end,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             answer_prefix=answer_prefix,

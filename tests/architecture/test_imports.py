@@ -45,6 +45,7 @@ MODULES = {
     "video": {
         "__init__": "video writer",
         "sampling": "",
+        "times": "",
         "preprocess": "",
         "arrays": "",
         "container": "",
@@ -52,7 +53,7 @@ MODULES = {
         "file": "container orientation",
         "images": "",
         "writer": "container",
-        "video": "arrays file images sampling",
+        "video": "arrays file images sampling times",
     },
     "text": {"__init__": "", "prompt": "", "byte_tokenizer": ""},
     "model": {

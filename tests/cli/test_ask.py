@@ -51,6 +51,19 @@ def test_a_streamed_answer_is_the_answer(run, home):
     assert streamed.strip() == whole.strip()
 
 
+def test_a_part_of_the_video(run, home):
+    ask = ("ask", home / "video.mp4", "What?", "--model", home / "model", "--max-new-tokens", 2)
+    code, out, _ = run(*ask, "--start", "0:02", "--end", "4.5", "--json")
+    assert code == 0
+    assert json.loads(out)["frame_seconds"] == [2, 3, 4]
+    one_line(
+        run(*ask, "--start", "1:00"),
+        "--start must lie within the video (00:00 to 00:06), got 01:00",
+    )
+    one_line(run(*ask, "--end", "1:00"), "--end must lie within the video (00:00 to 00:06)")
+    one_line(run(*ask, "--end", "0:99"), "--end must be a time of 0 or more, as seconds, mm:ss")
+
+
 def test_out_of_memory_is_one_line_with_a_remedy(run, home, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB. ...")

@@ -157,3 +157,16 @@ def test_a_model_without_tokenizer_says_so(video):
         ValueError, match=r"ask: model must have a tokenizer, got None; set model\.tokenizer"
     ):
         TimeViper(tiny_model().config).ask(video, "What?")
+
+
+def test_start_and_end_limit_what_is_looked_at(model, video):
+    """The times of the answer stay those of the whole video; the model is told of the part."""
+    whole = model.ask(video, "What?", max_new_tokens=1)
+    part = model.ask(video, "What?", max_new_tokens=1, start=3, end="0:07", mention_duration=True)
+    assert whole.frame_seconds == tuple(range(12))
+    assert part.frame_seconds == (3, 4, 5, 6)
+    assert set(part.kept_seconds) <= {3, 4, 5, 6}
+    said = "The video lasts for 4.0 seconds, and 4 frames are uniformly sampled from it. "
+    prompts = [stop.tokens for stop in part.stops if stop.name == "prompt"]
+    silent = model.ask(video, f"{said}What?", max_new_tokens=1, start=3, end=7)
+    assert prompts == [stop.tokens for stop in silent.stops if stop.name == "prompt"]

@@ -27,6 +27,10 @@ def ask(
             "--sample", help="fps:1, fps:2:max=256, uniform:32, upstream, videochat-flash."
         ),
     ] = str(Request.policy),
+    start: Annotated[
+        str | None, typer.Option(help="Look at the video from here on: 90, 1:30 or 1:02:03.5.")
+    ] = None,
+    end: Annotated[str | None, typer.Option(help="Look at the video up to here.")] = None,
     max_new_tokens: Annotated[
         int, typer.Option(help="Longest answer, in tokens.")
     ] = Request.max_new_tokens,
@@ -71,6 +75,8 @@ def ask(
     request = Request(
         question,
         policy=policy,
+        start=start,
+        end=end,
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_k, top_p, seed),
         answer_prefix=answer_prefix,

@@ -89,15 +89,16 @@ def answer(
             opened = open_video(video, on_error=request.on_error, progress=progress)
     with opened as source:
         with watch.at("decode"):
-            indices = source.sample(request.policy)
+            indices = source.sample(request.policy, start=request.start, end=request.end)
+            duration = source.span(request.start, request.end).duration
         with watch.at("prompt"):
-            prompt = _write_prompt(tokenizer, model.config, request, source, len(indices))
+            prompt = _write_prompt(tokenizer, model.config, request, duration, len(indices))
             _check_fits(model.config, prompt, stop_ids, len(indices), request.max_new_tokens)
         visual, times = encode_video(model, source, indices, request.frame_batch, watch, progress)
         lost = source.lost_frames
     if len(times) != len(indices) and request.mention_duration:
         # Some frames did not decode. Write the prompt again, with the number that did.
-        prompt = _write_prompt(tokenizer, model.config, request, source, len(times))
+        prompt = _write_prompt(tokenizer, model.config, request, duration, len(times))
     read = _read(model, prompt, visual, request, watch)
     with watch.at("generate") as stop:
         ids, text = _speak(model, tokenizer, read, request, stop_ids, on_text, progress)
@@ -124,14 +125,14 @@ def _write_prompt(
     tokenizer: PreTrainedTokenizerBase,
     config: TimeViperConfig,
     request: Request,
-    source: Video,
+    duration: float,
     frames: int,
 ) -> Prompt:
     return build_prompt(
         tokenizer,
         request.question,
         template=config.template,
-        preface=video_sentence(source.duration, frames) if request.mention_duration else "",
+        preface=video_sentence(duration, frames) if request.mention_duration else "",
         answer_prefix=request.answer_prefix,
     )
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from timeviper_fast.text.prompt import Message
     from timeviper_fast.video.sampling import Policy
+    from timeviper_fast.video.times import Time
 
 __all__ = ["Request", "Sampling", "check_sampling"]
 
@@ -76,6 +77,8 @@ class Request:
 
     question: str | Sequence[Message]
     policy: str | Policy = "fps:1"
+    start: Time | None = None
+    end: Time | None = None
     max_new_tokens: int = 256
     sampling: Sampling | None = None
     answer_prefix: str = ""
@@ -87,9 +90,11 @@ class Request:
     def __post_init__(self) -> None:
         from timeviper_fast.text.prompt import conversation
         from timeviper_fast.video.sampling import parse_policy
+        from timeviper_fast.video.times import parse_span
 
         conversation(self.question, self.answer_prefix)
         parse_policy(self.policy)
+        parse_span(self.start, self.end)
         check_sampling(self.sampling)
         _expect_positive("max_new_tokens", self.max_new_tokens, "tokens")
         if self.chunk is not None:

@@ -7,6 +7,7 @@
     images.py       read image files, single or animated, with Pillow
     arrays.py       arrays in memory, and NumPy files
     writer.py       write frames to a video file, completely or not at all
+    times.py        times as mm:ss, and the frames between two of them
     sampling.py     policies that choose which frames of a video are used
     preprocess.py   frames to pixel values, as Pillow resizes them
 

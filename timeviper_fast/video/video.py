@@ -37,6 +37,7 @@ from timeviper_fast.video.images import (
     is_image,
 )
 from timeviper_fast.video.sampling import Policy, parse_policy
+from timeviper_fast.video.times import Span, Time, frames_between
 
 __all__ = ["Frames", "Progress", "Video", "open_video", "read_video"]
 
@@ -105,9 +106,29 @@ class Video(AbstractContextManager["Video"]):
         reader = self._reader
         return reader.missing + reader.skipped + len(self._undecodable)
 
-    def sample(self, policy: str | Policy = "fps:1") -> Tensor:
-        """Positions (n,) int64 that a sampling policy chooses: see `sampling.parse_policy`."""
-        return parse_policy(policy).choose(self.seconds, self.fps, self.duration)
+    def span(self, start: Time | None = None, end: Time | None = None) -> Span:
+        """The frames from `start` on and before `end`: see `times.frames_between`."""
+        return frames_between(self.seconds, self.duration, start, end)
+
+    def sample(
+        self,
+        policy: str | Policy = "fps:1",
+        *,
+        start: Time | None = None,
+        end: Time | None = None,
+    ) -> Tensor:
+        """Positions (n,) int64 that a sampling policy chooses: see `sampling.parse_policy`.
+
+        Args:
+            policy: the policy, or its text form.
+            start, end: choose among the frames from `start` on and before `end` only: seconds, or
+                text as mm:ss or hh:mm:ss, in the video's own times.
+
+        Raises:
+            ValueError: no such policy or time, or the times lie outside the video.
+        """
+        first, stop, duration = self.span(start, end)
+        return parse_policy(policy).choose(self.seconds[first:stop], self.fps, duration) + first
 
     def frames(self, indices: Tensor | Sequence[int], batch_size: int = 16) -> Iterator[Frames]:
         """Decode the frames at `indices`, `batch_size` at a time.
