@@ -13,6 +13,8 @@ import triton.language as tl
 __all__ = [
     "LOG2_E",
     "accumulator",
+    "at_least",
+    "at_most",
     "dot",
     "dot_dtype",
     "sigmoid",
@@ -42,6 +44,18 @@ def dot_dtype(*dtypes: torch.dtype) -> tl.dtype:
 def strides(x: torch.Tensor | None, ndim: int) -> tuple[int, ...]:
     """Strides to pass for `x`; zeros for a tensor that is not there."""
     return (0,) * ndim if x is None else x.stride()
+
+
+@triton.jit
+def at_least(x, least):
+    """max(x, least), elementwise; unlike tl.maximum it keeps NaN."""
+    return tl.maximum(x, least, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def at_most(x, most):
+    """min(x, most), elementwise; unlike tl.minimum it keeps NaN."""
+    return tl.minimum(x, most, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tvkernels.core.tl import LOG2_E, sigmoid, softplus
+from tvkernels.core.tl import LOG2_E, at_least, at_most, sigmoid, softplus
 from tvkernels.ssd.backward_device import bounds_of, is_stored
 from tvkernels.ssd.device import lowest_log_decay
 
@@ -53,11 +53,11 @@ def scan_backward_cumsum_kernel(
     mask = (head < nheads)[:, None] & (t < stop)[None, :]
     at = batch * dt_batch + (head * dt_head)[:, None] + (t * dt_token)[None, :]
     _, delta = _step_sizes(dt_ptr, dt_bias_ptr, at, head, mask, head < nheads, SOFTPLUS, ACC)
-    delta = tl.where(mask, tl.minimum(tl.maximum(delta, dt_min), dt_max), 0.0)
+    delta = tl.where(mask, at_most(at_least(delta, dt_min), dt_max), 0.0)
     A = tl.load(A_ptr + head * A_head, mask=head < nheads, other=0.0)
     SUM: tl.constexpr = tl.float64 if TWO_FLOATS else ACC
     LOWEST: tl.constexpr = lowest_log_decay(ACC)
-    log_decay = tl.maximum(delta.to(SUM) * A.to(SUM)[:, None] * LOG2_E, LOWEST)
+    log_decay = at_least(delta.to(SUM) * A.to(SUM)[:, None] * LOG2_E, LOWEST)
     cumsum = tl.cumsum(tl.where(mask, log_decay, 0.0), 1)
     to = ((batch * nheads + head) * pitch)[:, None] + t[None, :]
     # also beyond the last token, up to the chunk's end: delta is 0 there and cumsum does not change

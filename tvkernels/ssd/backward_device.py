@@ -11,6 +11,7 @@ resets of the state up to each token. No exponent is above 0.
 import triton
 import triton.language as tl
 
+from tvkernels.core.tl import at_most
 from tvkernels.core.tune import dot_precision
 from tvkernels.ssd.device import log_between
 
@@ -125,7 +126,7 @@ def load_cumsum(cumsum_ptr, low_offset, t, mask, TWO_FLOATS: tl.constexpr):
 def decay_between(later, later_low, earlier, earlier_low, TWO_FLOATS: tl.constexpr):
     """The decay of the state from one token to a later one, from their running sums."""
     gap = log_between(later, later_low, earlier, earlier_low, TWO_FLOATS)
-    return tl.exp2(tl.minimum(gap, 0.0))
+    return tl.exp2(at_most(gap, 0.0))
 
 
 @triton.jit

@@ -10,7 +10,7 @@ ACC, and each log-decay is cut off at `lowest_log_decay`.
 import triton
 import triton.language as tl
 
-from tvkernels.core.tl import dot, softplus
+from tvkernels.core.tl import at_least, at_most, dot, softplus
 from tvkernels.core.tune import dot_precision
 
 
@@ -44,7 +44,7 @@ def step_sizes(dt, dt_bias, dt_min, dt_max, live, SOFTPLUS: tl.constexpr, ACC: t
     delta = dt.to(ACC) + dt_bias
     if SOFTPLUS:
         delta = softplus(delta)
-    delta = tl.where(live, tl.minimum(tl.maximum(delta, dt_min), dt_max), 0.0)
+    delta = tl.where(live, at_most(at_least(delta, dt_min), dt_max), 0.0)
     # No-op cumsum over a length-1 axis. It forces Triton to materialise delta once; otherwise the
     # softplus is recomputed in every layout that uses it
     each = tl.cumsum(tl.reshape(delta, (delta.shape[0], 1)), 1)
@@ -55,7 +55,7 @@ def step_sizes(dt, dt_bias, dt_min, dt_max, live, SOFTPLUS: tl.constexpr, ACC: t
 def log_decays(delta, rate, SUM: tl.constexpr):
     """The log2-decay of the state at each token; rate = A log2(e)."""
     LOWEST: tl.constexpr = lowest_log_decay(delta.dtype)
-    return tl.maximum(delta.to(SUM) * rate, LOWEST)
+    return at_least(delta.to(SUM) * rate, LOWEST)
 
 
 @triton.jit
