@@ -86,13 +86,14 @@ def attention_topk(
 
     Numerics: equal keys get equal scores, bit for bit, wherever they stand, and ties go to the
     lower index; a NaN counts as the highest score. The reference multiplies and takes the softmax
-    in float64, and rounds logits and scores to float32. On Triton all sums are float32, each key's
-    products in the same order, heads averaged in their order; the top-k is exact, by radix. For
-    float64 inputs scores are float64. No gradient, deterministic. Memory is linear in seqlen: on
-    Triton one float32 logit per query row and key. Nothing is read back from the device, except, by
-    the reference, a cu_seqlens tensor that lies there: pass it on the CPU, or as ints. On Triton
-    packed sequences run one after the other; with cu_seqlens on the device a span that reaches
-    beyond its sequence is not noticed.
+    in float64, and rounds logits and scores to float32; on a device without float64 (MPS) it does
+    so in float32, with a warning, and equal keys may rank in any order. On Triton all sums are
+    float32, each key's products in the same order, heads averaged in their order; the top-k is
+    exact, by radix. For float64 inputs scores are float64. No gradient, deterministic. Memory is
+    linear in seqlen: on Triton one float32 logit per query row and key. Nothing is read back from
+    the device, except, by the reference, a cu_seqlens tensor that lies there: pass it on the CPU,
+    or as ints. On Triton packed sequences run one after the other; with cu_seqlens on the device a
+    span that reaches beyond its sequence is not noticed.
     """
     op = "attention_topk"
     _check_query(op, q, "k", k, keep, span, cu_seqlens)
@@ -349,7 +350,9 @@ def _check_span(op: str, keep: Any, span: Sequence[Any], seqlen: int) -> None:
 
 
 def _check_keep(op: str, keep: Any, length: int) -> None:
-    expect_int(op, "keep", keep, f"be an int between 0 and length {length}", 0, length)
+    # a text that names length is made only for an error: torch.compile would specialise the length
+    if not is_int(keep) or not 0 <= keep <= length:
+        fail(op, "keep", f"be an int between 0 and length {length}", repr(keep))
 
 
 def _check_heads(op: str, q: torch.Tensor, name: str, nkvheads: int) -> None:

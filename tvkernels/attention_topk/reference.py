@@ -2,7 +2,8 @@
 
 Only the logits (batch, n_queries * nheads, seqlen) are ever whole; no seqlen x seqlen map exists.
 Products run in float64 and are rounded to float32: a matrix product rounds the same dot product
-differently at different positions, and equal keys must tie to the lower index.
+differently at different positions, and equal keys must tie to the lower index. On a device without
+float64 they run in float32, with a warning: equal keys may then rank in any order.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tvkernels.core.plain import one_operator, widest
+
 # keys widened to float64 (and projected) at once
 KEY_BLOCK = 1024
+# what a device without float64 loses
+LOST = "equal keys may rank in any order"
 # eps of a norm that is given without one: Qwen2's, on which VideoChat-Flash is built
 NORM_EPS = 1e-6
 
@@ -52,9 +57,7 @@ def attention_topk_ref(
             cu_seqlens,
         )
     with torch.no_grad():
-        rows = _grouped_query(q, k.shape[2], scale)
-        logits = [_logits(rows, block, q.dtype) for block in k.split(KEY_BLOCK, dim=1)]
-        return _select(logits, keep, span)
+        return _select(_key_logits(_grouped_query(q, k.shape[2], scale), k), keep, span)
 
 
 def attention_topk_hidden_ref(
@@ -82,19 +85,16 @@ def attention_topk_hidden_ref(
     headdim = q.shape[-1]
     with torch.no_grad():
         weight, eps = _norm(norm_weight)
-        projection = k_weight.double() if weight is None else k_weight.double() * weight.double()
         rows = _grouped_query(q, k_weight.shape[0] // headdim, scale)
+        projection = k_weight.to(rows.dtype)
+        if weight is not None:
+            projection = projection * weight.to(rows.dtype)
         if rope is None:
             # without rope fold W into q: one row of width d_model per query head
             rows = (rows @ projection.unflatten(0, (-1, headdim))).flatten(1, 2)[:, None]
-        logits = []
-        for start in range(0, hidden.shape[1], KEY_BLOCK):
-            part = slice(start, start + KEY_BLOCK)
-            x = hidden[:, part].double()
-            if weight is not None:
-                x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-            keys = x[:, :, None] if rope is None else _rotated_keys(x, projection, rope, part)
-            logits.append(_logits(rows, keys, q.dtype))
+        cos, sin = rope or (None, None)
+        eps = None if weight is None else float(eps)
+        logits = _hidden_logits(rows, hidden, projection, eps, cos, sin)
         return _select(logits, keep, span)
 
 
@@ -117,17 +117,53 @@ def dropped_indices_ref(kept: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def _grouped_query(q: torch.Tensor, nkvheads: int, scale: float | None) -> torch.Tensor:
-    """(batch, nkvheads, rows, headdim) float64: the scaled query rows that share each key head."""
+    """(batch, nkvheads, rows, headdim) in the dtype of all products: the scaled query rows that
+    share each key head."""
     nheads, headdim = q.shape[-2:]
     n_queries = q.shape[1] if q.ndim == 4 else 1
     by_head = q.reshape(q.shape[0], n_queries, nkvheads, nheads // nkvheads, headdim)
-    rows = by_head.transpose(1, 2).flatten(2, 3).double()
+    rows = by_head.transpose(1, 2).flatten(2, 3).to(widest(q, "attention_topk", LOST))
     return rows * (headdim**-0.5 if scale is None else scale)
 
 
+def _fake_logits(rows: torch.Tensor, keys: torch.Tensor, *_: Any) -> torch.Tensor:
+    batch, nkvheads, n = rows.shape[:3]
+    dtype = torch.promote_types(keys.dtype, torch.float32)
+    return rows.new_empty(batch, nkvheads * n, keys.shape[1], dtype=dtype)
+
+
+@one_operator("tvkernels::attention_topk_key_logits", fake=_fake_logits)
+def _key_logits(rows: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """(batch, nkvheads * rows, seqlen) for k (batch, seqlen, nkvheads, width)."""
+    logits = [_logits(rows, block, k.dtype) for block in k.split(KEY_BLOCK, dim=1)]
+    return torch.cat(logits, -1)
+
+
+@one_operator("tvkernels::attention_topk_hidden_logits", fake=_fake_logits)
+def _hidden_logits(
+    rows: torch.Tensor,
+    hidden: torch.Tensor,
+    projection: torch.Tensor,
+    eps: float | None,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+) -> torch.Tensor:
+    """As `_key_logits`, for the keys of hidden (batch, seqlen, d_model); eps None: no norm."""
+    logits = []
+    for start in range(0, hidden.shape[1], KEY_BLOCK):
+        part = slice(start, start + KEY_BLOCK)
+        x = hidden[:, part].to(rows.dtype)
+        if eps is not None:
+            x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        keys = x[:, :, None]
+        if cos is not None and sin is not None:
+            keys = _rotated_keys(x, projection, cos[part, None], sin[part, None])
+        logits.append(_logits(rows, keys, hidden.dtype))
+    return torch.cat(logits, -1)
+
+
 def _logits(rows: torch.Tensor, keys: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(batch, nkvheads * rows, block) for `keys` (batch, block, nkvheads, width)."""
-    products = rows @ keys.double().permute(0, 2, 3, 1)
+    products = rows @ keys.to(rows.dtype).permute(0, 2, 3, 1)
     return products.flatten(1, 2).to(torch.promote_types(dtype, torch.float32))
 
 
@@ -136,23 +172,20 @@ def _norm(norm_weight: torch.Tensor | tuple[torch.Tensor, float] | None) -> Any:
 
 
 def _rotated_keys(
-    x: torch.Tensor, projection: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], part: slice
+    x: torch.Tensor, projection: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> torch.Tensor:
     """(batch, block, nkvheads, headdim): the projected keys of one block, rotated by half."""
-    cos, sin = (table[part, None].double() for table in rope)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     keys = (x @ projection.T).unflatten(-1, (-1, cos.shape[-1]))
     first, second = keys.chunk(2, -1)
     return keys * cos + torch.cat([-second, first], -1) * sin
 
 
-def _select(
-    logits: list[torch.Tensor], keep: int | Sequence[int], span: Sequence[Any]
-) -> TopKResult:
+def _select(logits: torch.Tensor, keep: int | Sequence[int], span: Sequence[Any]) -> TopKResult:
     """Softmax over all keys, mean over the rows, then the `keep` highest of the span."""
     start, length = span
-    whole = torch.cat(logits, -1)
-    attention = whole.softmax(-1, dtype=torch.float64)
-    scores = attention[..., start : start + length].mean(1).to(whole.dtype)
+    attention = logits.softmax(-1, dtype=widest(logits, "attention_topk", LOST))
+    scores = attention[..., start : start + length].mean(1).to(logits.dtype)
     order = scores.argsort(dim=-1, descending=True, stable=True)
     kept, dropped = (part.sort(-1).values for part in (order[:, :keep], order[:, keep:]))
     return TopKResult(kept, dropped, scores)

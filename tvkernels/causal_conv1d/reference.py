@@ -40,7 +40,7 @@ def causal_conv1d_fn_ref(
     rows = x.transpose(1, 2)
     before = None if initial_states is None else initial_states.transpose(1, 2)
     # torch.compile fuses the formula itself; a loop over blocks would only be unrolled
-    if x.numel() <= BLOCK_ELEMENTS or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or x.numel() <= BLOCK_ELEMENTS:
         window = _window(rows, before, 0, seqlen, width)
         out = _fir(window, _ids_window(seq_idx, 0, seqlen, width), taps, bias, activation)
         out = out if x.stride(1) == 1 else out.transpose(1, 2).contiguous().transpose(1, 2)

@@ -2,16 +2,72 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["gather_rows", "no_autocast", "scatter_rows"]
+__all__ = ["gather_rows", "no_autocast", "one_operator", "scatter_rows", "widest"]
+
+
+def one_operator(name: str, *, fake: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Decorate a function whose loops depend on a length: torch.compile sees one operator.
+
+    Otherwise the compiler would unroll the loops and compile every length anew. Eager calls are
+    plain calls, so dispatch modes see what the body does. The operator has no gradient; an
+    autograd.Function around it has.
+
+    Args:
+        name: "tvkernels::op_part", unique in the process.
+        fake: same parameters; returns empty tensors shaped, typed and strided as the result, none
+            of which may be an argument.
+    """
+
+    def decorate(body: Callable[..., Any]) -> Callable[..., Any]:
+        op = torch.library.custom_op(name, body, mutates_args=())
+        op.register_fake(fake)
+
+        @functools.wraps(body)
+        def call(*args: Any) -> Any:
+            return (
+                op(*args) if torch.compiler.is_compiling() or _without_values(args) else body(*args)
+            )
+
+        return call
+
+    return decorate
+
+
+def _without_values(args: tuple[Any, ...]) -> bool:
+    """Whether a tensor is on the meta device or of a subclass, such as FakeTensor."""
+    return any(
+        x.is_meta or type(x) not in (Tensor, torch.nn.Parameter)
+        for x in args
+        if isinstance(x, Tensor)
+    )
 
 
 def no_autocast(x: Tensor) -> torch.autocast:
     """A context in which autocast does not lower matrix products on the device of `x`."""
     # autocast does not know the meta device; nothing is computed there, so name the CPU
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+
+
+def widest(x: Tensor, op: str, lost: str) -> torch.dtype:
+    """float64, or float32 with a warning that says what is lost where x's device has no float64."""
+    if x.device.type != "mps":
+        if torch.compiler.is_compiling() or x.is_meta:
+            return torch.float64
+        try:
+            x.new_empty(0, dtype=torch.float64)
+            return torch.float64
+        except TypeError:
+            pass
+    warnings.warn(f"{op}: {x.device.type} has no float64, so {lost}", stacklevel=2)
+    return torch.float32
 
 
 def gather_rows(states: Tensor, indices: Tensor | None) -> Tensor:

@@ -54,7 +54,7 @@ def layernorm_fn_ref(
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     form = _Form(eps, group_size or x.shape[-1] or 1, norm_before_gate, is_rms_norm)
     # torch.compile fuses the formula by itself, and would unroll the loop over blocks
-    if x.numel() <= BLOCK_ELEMENTS or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or x.numel() <= BLOCK_ELEMENTS:
         return _norm(x, weight, bias, z, form).contiguous()
     return _NormByBlocks.apply(x, weight, bias, z, form)
 

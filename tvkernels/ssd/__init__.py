@@ -2,7 +2,8 @@
 
     op.py                               the public op: documentation, checks, autograd
     reference.py                        plain PyTorch: token by token, and chunk by chunk
-    chunked_reference.py                the chunked form behind it, forward and backward
+    segments_reference.py               the chunked form, one sequence after the other
+    chunked_reference.py                a span of chunks of it, forward and backward
     kernel.py                           forward on Triton: launches, how sequences are divided
     chunk_scan_kernel.py                forward: all stages of a segment in one kernel
     chunk_state_kernel.py               forward: states of subsegments and of packed sequences

@@ -1,4 +1,4 @@
-"""The Mamba-2 scan chunk by chunk in PyTorch, forward and backward; `reference.py` calls it.
+"""The Mamba-2 scan of a span of chunks in PyTorch; `segments_reference.py` calls it.
 
     S_t = exp(l_t) S_{t-1} + delta_t B_t x_t^T,    y_t = S_t^T C_t + D x_t,    out_t = y_t silu(z_t)
 
@@ -24,11 +24,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from tvkernels.core.plain import no_autocast
-
-__all__ = ["CHUNK", "ChunkScan", "decays", "path_matrix"]
+__all__ = ["CHUNK", "Span", "dense", "spans"]
 
 # a longer chunk costs more for pairs of tokens, a shorter one more for states; both cost the same
 # at about 32
@@ -65,62 +62,6 @@ def decays(log_decay: Tensor, paths: Tensor) -> Tensor:
     )
 
 
-class ChunkScan(torch.autograd.Function):
-    """(out, last state, states that enter the chunks) of a scan.
-
-    x, z (batch, seqlen, nheads, headdim), B, C (batch, seqlen, ngroups, d_state), any dtype; delta,
-    log_decay (batch, seqlen, nheads), D (nheads, headdim) and state (header's layout) in the dtype
-    of the computation. The third result, (chunks, *state.shape), is empty unless `keep_states`.
-
-    The backward saves only the inputs: it computes the states again and holds one per span.
-    Forward and backward compute in the dtype of their arguments, also under autocast.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        delta: Tensor,
-        log_decay: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        state: Tensor,
-        keep_states: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(x, delta, log_decay, B, C, D, z, state)
-        out = _dense(x)
-        entering: list[Tensor] | None = [] if keep_states else None
-        last = state.clone()
-        with no_autocast(x):
-            for _, paths, (out_, z_, *inputs) in _spans(delta, out, z, x, delta, log_decay, B, C):
-                last = _Span(paths, *inputs).scan(last, D, z_, out_, entering)
-        return out, last, torch.stack(entering) if entering else state.new_empty(0, *state.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, dout: Tensor, dstate: Tensor, dentering: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        x, delta, log_decay, B, C, D, z, state = ctx.saved_tensors
-        inputs = (x, delta, log_decay, B, C)
-        grads = [None if t is None else _dense(t) for t in (*inputs, z)]
-        dD = None if D is None else _dense(D).zero_()
-        spans = _spans(delta, dout, z, *inputs, *grads)
-        firsts = [state]
-        with no_autocast(x):
-            for _, paths, (_, _, *rest) in spans[:-1]:
-                firsts.append(_Span(paths, *rest[:5]).pass_states(firsts[-1]))
-            for chunk, paths, (dout_, z_, *rest) in reversed(spans):
-                entering = dentering[chunk : chunk + CHUNKS_PER_SPAN]
-                dstate = _Span(paths, *rest[:5]).scan_backward(
-                    firsts.pop(), D, z_, dout_, dstate, entering, rest[5:], dD
-                )
-        *dinputs, dz = grads
-        return (*dinputs, dD, dz, dstate, None)
-
-
 class _ChunkStep(NamedTuple):
     """What takes the state through a chunk: decay per column, B^T, and the tokens' weighted x."""
 
@@ -144,7 +85,7 @@ class _StateTerms(NamedTuple):
     read: Tensor
 
 
-class _Span:
+class Span:
     """The inputs of a span of chunks in the header's layouts, and the scan over it."""
 
     def __init__(
@@ -171,10 +112,9 @@ class _Span:
         D: Tensor | None,
         z: Tensor | None,
         out: Tensor,
-        entering: list[Tensor] | None,
     ) -> Tensor:
-        """Writes `out`, appends the states before the chunks to `entering`, returns the last."""
-        y, last = self.outputs(state, D, entering)
+        """Writes `out`, returns the last state."""
+        y, last = self.outputs(state, D)
         out.copy_(y if z is None else y.mul_(F.silu(z.to(y.dtype))))
         return last
 
@@ -185,7 +125,6 @@ class _Span:
         z: Tensor | None,
         dout: Tensor,
         dstate: Tensor,
-        dentering: Tensor,
         grads: list[Any],
         dD: Tensor | None,
     ) -> Tensor:
@@ -201,13 +140,13 @@ class _Span:
             dz.copy_(dgate)
         if dD is not None:
             dD += (dy * self.x).sum((0, 1, 3))
-        terms, dstate = self.pass_states_backward(dy, entering, dstate, dentering)
+        terms, dstate = self.pass_states_backward(dy, entering, dstate)
         for whole, part in zip(dinputs, self.outputs_backward(dy, terms, D)):
             whole.copy_(part)
         return dstate
 
     def outputs(
-        self, state: Tensor, D: Tensor | None, entering: list[Tensor] | None
+        self, state: Tensor, D: Tensor | None, entering: list[Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """y of every token (c, batch, nheads, q, headdim), and the last state."""
         y = self._mixing(self._scores()) @ self._delta_x()
@@ -235,21 +174,19 @@ class _Span:
         return _settled(state)
 
     def pass_states_backward(
-        self, dy: Tensor, entering: list[Tensor], dstate: Tensor, dentering: Tensor
+        self, dy: Tensor, entering: list[Tensor], dstate: Tensor
     ) -> tuple[_StateTerms, Tensor]:
-        """The cotangent of the first state, from those of y, the last and the entering states."""
+        """The cotangent of the first state, from those of y and the last state."""
         chunk_steps = self._chunk_steps()
         reads = zip(_chunks(self.C), _chunks(self._columns(dy, self.enter)), entering)
         found = []
-        for c, (step, (C, dread, before)) in reversed(list(enumerate(zip(chunk_steps, reads)))):
+        for step, (C, dread, before) in reversed(list(zip(chunk_steps, reads))):
             dB = step.tokens @ dstate.transpose(1, 2)
             dC = dread @ before.transpose(1, 2)
             dsent = step.b_t.transpose(1, 2) @ dstate
             dkept = (before * dstate).sum(1)
             found.append(_StateTerms(dB, dC, dsent, dkept, C @ before))
             dstate = (dstate * step.kept).baddbmm_(C.transpose(1, 2), dread)
-            if dentering.shape[0]:
-                dstate += dentering[c]
         joined = (torch.stack(t[::-1]).unflatten(1, self.B.shape[1:3]) for t in zip(*found))
         return _StateTerms(*joined), _settled(dstate)
 
@@ -313,14 +250,14 @@ class _Span:
         return columns.unflatten(4, (-1, self.x.shape[-1])).transpose(3, 4)
 
 
-def _spans(like: Tensor, *tensors: Tensor | None) -> list[tuple[int, Tensor, list[Any]]]:
-    """(first chunk, path matrix, views of the tensors in the header's layouts) of each span.
+def spans(like: Tensor, *tensors: Tensor | None) -> list[tuple[Tensor, list[Any]]]:
+    """(path matrix, views of the tensors in the header's layouts) of each span.
 
     The tensors are None or (batch, seqlen, nheads or ngroups, ...); `like` (batch, seqlen, ...) has
     the dtype of the computation. Tokens beyond the last whole chunk are one short chunk.
     """
     whole, rest = divmod(like.shape[1], CHUNK)
-    spans: list[tuple[int, Tensor, list[Any]]] = []
+    found: list[tuple[Tensor, list[Any]]] = []
     for first, chunks, q in ((0, whole, CHUNK), (whole, 1, rest)):
         if chunks * q == 0:
             continue
@@ -334,11 +271,11 @@ def _spans(like: Tensor, *tensors: Tensor | None) -> list[tuple[int, Tensor, lis
         ]
         for c in range(0, chunks, CHUNKS_PER_SPAN):
             cut = [None if v is None else v[c : c + CHUNKS_PER_SPAN] for v in views]
-            spans.append((first + c, paths, cut))
-    return spans
+            found.append((paths, cut))
+    return found
 
 
-def _dense(x: Tensor) -> Tensor:
+def dense(x: Tensor) -> Tensor:
     """An uninitialised contiguous tensor like x."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 

@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tvkernels.ssd.chunked_reference import CHUNK, ChunkScan, decays, path_matrix
+from tvkernels.ssd.segments_reference import ChunkScan
 
 __all__ = ["mamba_chunk_scan_combined_ref", "mamba_recurrence_ref"]
 
-# log-decay at a reset. Exponents are sums, not differences of running sums, so it erases the state
-# before it without a rounding error in later exponents
-RESET = -1e30
+# the least log-decay: its exp is 0, and a sum of as many as a chunk has tokens is finite
+LEAST = -1e30
 
 Result = Tensor | tuple[Tensor, ...]
 
@@ -46,29 +45,27 @@ def mamba_chunk_scan_combined_ref(
     """`mamba_chunk_scan_combined` in plain PyTorch; arguments and result are the same.
 
     Chunks of 32 tokens, whatever chunk_size says; memory linear in seqlen, no tensor with both a
-    sequence and a state dimension (but one state per chunk for return_varlen_states).
+    sequence and a state dimension. NaN and infinity reach the tokens behind them in their sequence,
+    which are NaN then, and no other. seq_idx and cu_seqlens are read on the host.
     """
     delta = _step_sizes(x, dt, dt_bias, dt_softplus, dt_limit)
     log_decay = delta * A.to(delta.dtype)
+    # not clamp_min, whose gradient at NaN is 0
+    log_decay = torch.where(log_decay < LEAST, LEAST, log_decay)
     state = _columns(_first_state(x, B, initial_states, delta.dtype), B.shape[2])
-    D = None if D is None else _per_channel(D, x, delta.dtype)
-
-    def scan(sequence_of: Tensor | None, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        decay = log_decay
-        if sequence_of is not None:
-            decay = decay.masked_fill(_resets(sequence_of)[..., None], RESET)
-        return decay, *ChunkScan.apply(x, delta, decay, B, C, D, z, state, keep)
-
-    decay, out, last, entering = scan(seq_idx, return_varlen_states)
+    inputs = (x, delta, log_decay, B, C)
+    per_channel = None if D is None else _per_channel(D, x, delta.dtype)
+    ends = cu_seqlens if return_varlen_states and seq_idx is not None else None
+    out, last, after = ChunkScan.apply(*inputs, per_channel, z, state, seq_idx, ends)
     results = [out]
     if return_final_states:
         results.append(_per_head(last, x))
     if return_varlen_states:
         assert cu_seqlens is not None
         if seq_idx is None:
-            decay, _, _, entering = scan(_sequence_of(cu_seqlens, x.shape[1]), True)
-        states = _varlen_states(x[0], delta[0], decay[0], B[0], entering, cu_seqlens)
-        results.append(states.to(C.dtype))
+            sequence = _sequence_of(cu_seqlens, x.shape[1])
+            _, _, after = ChunkScan.apply(*inputs, None, None, state, sequence, cu_seqlens)
+        results.append(_per_head(after.flatten(0, 1), x).to(C.dtype))
     return results[0] if len(results) == 1 else tuple(results)
 
 
@@ -146,7 +143,10 @@ def _step_sizes(
         delta = delta + dt_bias.to(delta.dtype)
     if dt_softplus:
         delta = F.softplus(delta)
-    return delta.clamp(*dt_limit)
+    # not clamp, whose gradient at NaN is 0
+    least, greatest = dt_limit
+    delta = torch.where(delta < least, least, delta)
+    return torch.where(delta > greatest, greatest, delta)
 
 
 def _first_state(x: Tensor, B: Tensor, initial_states: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -162,11 +162,6 @@ def _per_channel(D: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     return (D if D.ndim == 2 else D[:, None]).to(dtype).expand(x.shape[2:])
 
 
-def _resets(sequence_of: Tensor) -> Tensor:
-    """(batch, seqlen) bool: a token whose number is not that of the token before."""
-    return F.pad(sequence_of[:, 1:] != sequence_of[:, :-1], (1, 0))
-
-
 def _sequence_of(cu_seqlens: Tensor, seqlen: int) -> Tensor:
     """The sequence number of each token (1, seqlen)."""
     tokens = torch.arange(seqlen, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
@@ -179,43 +174,7 @@ def _columns(state: Tensor, ngroups: int) -> Tensor:
 
 
 def _per_head(columns: Tensor, x: Tensor) -> Tensor:
-    """(..., d_state, columns) as (batch, nheads, headdim, d_state), of x (batch, ..., headdim)."""
-    heads = columns.unflatten(-1, (-1, x.shape[-1])).permute(0, 2, 3, 1)
-    ngroups = x.shape[-2] // heads.shape[1]
-    return heads.unflatten(0, (x.shape[0], ngroups)).flatten(1, 2)
-
-
-def _varlen_states(
-    x: Tensor,
-    delta: Tensor,
-    log_decay: Tensor,
-    B: Tensor,
-    entering: Tensor,
-    cu_seqlens: Tensor,
-) -> Tensor:
-    """The state after each sequence's last token, from the states that enter the chunks.
-
-    x (seqlen, nheads, headdim) and so on, entering (chunks, ngroups, d_state, columns); returns
-    (num_seqs, nheads, headdim, d_state), zeros for an empty sequence.
-    """
-    ngroups, headdim, num_seqs = B.shape[1], x.shape[2], cu_seqlens.shape[0] - 1
-    if not x.shape[0]:
-        return delta.new_zeros(num_seqs, *x.shape[1:], B.shape[2])
-    last = cu_seqlens[1:].long() - 1
-    chunk = last.clamp_min(0) // CHUNK
-    token = chunk[:, None] * CHUNK + torch.arange(CHUNK, device=x.device)
-    inside = (token <= last[:, None])[..., None]
-    token = token.clamp_max(x.shape[0] - 1)
-    # float64: autocast would cast float32 matmuls, and their gradients, to 16 bit
-    delta, log_decay = (
-        t[token].double().where(inside, 0.0).transpose(1, 2) for t in (delta, log_decay)
-    )
-    # only the paths that end with the chunk
-    paths = path_matrix(CHUNK, delta)[:, CHUNK * (CHUNK - 1) :]
-    decay = decays(log_decay, paths)  # (num_seqs, nheads, 2 * CHUNK)
-    weight = (delta * decay[..., :CHUNK]).transpose(1, 2)[..., None]
-    sent = (x[token] * weight).unflatten(2, (ngroups, -1)).permute(0, 2, 3, 4, 1).flatten(2, 3)
-    added = (sent @ B[token].double().transpose(1, 2)).unflatten(2, (-1, headdim))
-    kept = _per_head(entering[chunk].flatten(0, 1), x[token]) * decay[..., -1, None, None]
-    filled = (cu_seqlens.diff() > 0)[:, None, None, None]
-    return (added.flatten(1, 2) + kept).where(filled, 0.0)
+    """The inverse of `_columns`, for the heads and channels of x; with any number of states."""
+    nheads, headdim = x.shape[2:]
+    heads = columns.unflatten(-1, (-1, headdim)).permute(0, 2, 3, 1)
+    return heads.unflatten(0, (-1, nheads // heads.shape[1])).flatten(1, 2)

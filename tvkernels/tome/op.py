@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tvkernels.core.backend import backend_for
-from tvkernels.core.checks import expect_dtype, expect_int, expect_ndim, fail
+from tvkernels.core.checks import expect_dtype, expect_int, expect_ndim, fail, is_int
 from tvkernels.core.library import kernel_op
 from tvkernels.tome.reference import ToMeResult, tome_merge_ref
 
@@ -51,10 +51,12 @@ def tome_merge(
     dtype throughout. Ties go to the lower index everywhere. The reference compares similarities
     rounded to float32; on Triton they are off by up to 3e-7, for float64 too, and count as 1 above
     1 - 5e-7, while equal tokens, and merged groups of them, tie exactly. A zero vector has
-    similarity 0. A token that is not finite may spoil every slot of its row. Gradients flow through
-    the values only, of first order on Triton: dx[t] = dtokens[slot of t] / its size. Memory beyond
-    the result is linear in seqlen and dim / num_heads wide; the reference adds one float32 copy of
-    16-bit input, and Triton's is bounded however large the batch.
+    similarity 0. What is not finite counts as 0 in a comparison and stays in its token's slot. On a
+    device without float64 (MPS) the reference compares in float32, with a warning; equal tokens may
+    then tie otherwise. Gradients flow through the values only, of first order on Triton: dx[t] =
+    dtokens[slot of t] / its size. Memory beyond the result is linear in seqlen and dim / num_heads
+    wide; the reference adds one float32 copy of 16-bit input, and Triton's is bounded however large
+    the batch.
     """
     _check(x, num_tokens, num_heads, order)
     # nothing to merge: launch nothing
@@ -69,8 +71,10 @@ def _check(x: torch.Tensor, num_tokens: int, num_heads: int, order: str) -> None
     expect_ndim(op, "x", x, "(batch, seqlen, dim)", 3)
     expect_dtype(op, "x", x)
     _, seqlen, dim = x.shape
-    rule = f"be an int between 1 and seqlen {seqlen} (merging only shrinks)"
-    expect_int(op, "num_tokens", num_tokens, rule, 1, seqlen)
+    # a text that names seqlen is made only for an error: torch.compile would specialise the length
+    if not is_int(num_tokens) or not 1 <= num_tokens <= seqlen:
+        rule = f"be an int between 1 and seqlen {seqlen} (merging only shrinks)"
+        fail(op, "num_tokens", rule, repr(num_tokens))
     expect_int(op, "num_heads", num_heads, "be an int of at least 1", 1)
     if dim % num_heads:
         fail(op, "num_heads", f"divide dim {dim} (the metric averages equal groups)", num_heads)

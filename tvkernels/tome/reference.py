@@ -4,7 +4,8 @@ The metric is linear in the tokens and merging is a size-weighted mean, so a mer
 is the sum of its members' metrics up to a positive factor, which a cosine does not see. The rounds
 therefore carry only that sum and each input token's slot; sizes are a histogram at the end.
 They run in float64 and compare similarities rounded to float32: a matrix product rounds the same
-dot product differently at different positions, and equal tokens must tie to the lower index.
+dot product differently at different positions, and equal tokens must tie to the lower index. On a
+device without float64 they run in float32, with a warning: equal tokens may then tie otherwise.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+
+from tvkernels.core.plain import one_operator, widest
 
 # similarities computed at once: 4 MB, which stays in cache, and memory stays linear in seqlen
 SCORE_BLOCK = 1 << 19
@@ -51,11 +54,18 @@ def tome_merge_ref(
     return ToMeResult(tokens, sizes.int(), slots.int())
 
 
+def _fake_match(metric: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    return metric.new_empty(metric.shape[:2], dtype=torch.int64)
+
+
+@one_operator("tvkernels::tome_match", fake=_fake_match)
 def _match(metric: torch.Tensor, num_tokens: int) -> torch.Tensor:
     """(batch, seqlen) int64: the slot of each token of `metric` (batch, seqlen, width)."""
     batch, seqlen, _ = metric.shape
-    slots = torch.arange(seqlen, device=metric.device).expand(batch, seqlen)
-    sums = metric.double()
+    slots = torch.arange(seqlen, device=metric.device).repeat(batch, 1)
+    # one token that is not finite would spoil every cosine; its metric counts as 0
+    sums = metric.where(metric.isfinite(), 0.0)
+    sums = sums.to(widest(metric, "tome_merge", "equal tokens may tie to a higher index"))
     while (count := sums.shape[1]) > num_tokens:
         merged = min(count - num_tokens, count // 2)
         moves = _one_round(sums, merged)
