@@ -6,8 +6,8 @@ projection).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
@@ -17,28 +17,40 @@ from transformers.models.nemotron_h.modeling_nemotron_h import (
     NemotronHRMSNormGated,
 )
 
-from benchmarks.cpu.measure import extra_peak_mb, medians
+from benchmarks.cpu.measure import Comparison, still
 from tvkernels import causal_conv1d_fn, rms_norm, rmsnorm_fn
 
 # (seqlen, d_inner, convolution channels, groups): a small layer, and Nemotron-Nano-9B-v2's
 SHAPES = ((4096, 1024, 1536, 4), (2048, 10240, 12288, 8))
 DTYPES = (torch.float32, torch.bfloat16)
+ROWS = tuple(product(SHAPES, DTYPES, ("causal_conv1d_fn", "rmsnorm_fn", "rms_norm")))
 FACTS: dict[str, Any] = {}
 Forms = dict[str, Callable[[], torch.Tensor]]
 
 
-def rows(repeats: int, threads: int, small: bool) -> Iterator[dict[str, Any]]:
-    for shape in ((64, 128, 160, 4),) if small else SHAPES:
-        for dtype in DTYPES:
-            for name, (size, forms) in ops(*shape, dtype).items():
-                row = {"op": name, "shape": size, "dtype": str(dtype).removeprefix("torch.")}
-                yield {**row, **measure(forms, repeats)}
+def row(shape: tuple[int, ...], dtype: torch.dtype, op: str, small: bool) -> Comparison:
+    cotangent, forms = ops(*((64, 128, 160, 4) if small else shape), dtype)[op]
+
+    @torch.no_grad()
+    def forward(form: str) -> torch.Tensor:
+        return forms[form]()
+
+    def training(form: str) -> None:
+        forms[form]().backward(cotangent)
+
+    def difference() -> dict[str, float]:
+        apart = forward("ours").float() - forward("torch").float()
+        return {"largest_difference": float(apart.abs().max())}
+
+    facts = {"op": op, "shape": list(cotangent.shape), "dtype": str(dtype).removeprefix("torch.")}
+    passes = {"forward": still(forward), "training": still(training)}
+    return Comparison(("ours", "torch"), facts, passes, passes, difference)
 
 
 def ops(
     seqlen: int, d_inner: int, channels: int, groups: int, dtype: torch.dtype
-) -> dict[str, tuple[list[int], Forms]]:
-    """Per op its shape and its two forms, on the same inputs."""
+) -> dict[str, tuple[torch.Tensor, Forms]]:
+    """Per op a gradient of its result, and its two forms on the same inputs."""
     torch.manual_seed(0)
     z, xbc = torch.randn(1, seqlen, d_inner + channels, dtype=dtype).split([d_inner, channels], -1)
     xbc, y = xbc.mT.requires_grad_(), torch.randn(1, seqlen, d_inner, dtype=dtype)
@@ -57,29 +69,9 @@ def ops(
         "torch": lambda: gated(y, z),
     }
     norm: Forms = {"ours": lambda: rms_norm(y, plain.weight, 1e-5), "torch": lambda: plain(y)}
+    dy, dxbc = torch.randn_like(y), torch.randn(1, seqlen, channels, dtype=dtype).mT
     return {
-        "causal_conv1d_fn": ([1, channels, seqlen], convolution),
-        "rmsnorm_fn": ([1, seqlen, d_inner], gated_norm),
-        "rms_norm": ([1, seqlen, d_inner], norm),
+        "causal_conv1d_fn": (dxbc, convolution),
+        "rmsnorm_fn": (dy, gated_norm),
+        "rms_norm": (dy, norm),
     }
-
-
-def measure(forms: Forms, repeats: int) -> dict[str, Any]:
-    """Median milliseconds and extra megabytes of both passes, largest difference."""
-    cotangent = torch.randn_like(forms["ours"]())
-
-    def forward(form: Callable[[], torch.Tensor], _: Any = None) -> torch.Tensor:
-        with torch.no_grad():
-            return form()
-
-    def both(form: Callable[[], torch.Tensor], _: Any = None) -> None:
-        form().backward(cotangent)
-
-    out: dict[str, Any] = {}
-    for name, run in (("forward", forward), ("forward_backward", both)):
-        ms = medians({key: partial(run, form) for key, form in forms.items()}, repeats)
-        memory = {key: extra_peak_mb(partial(run, form)) for key, form in forms.items()}
-        ratio = round(ms["torch"] / ms["ours"], 2)
-        out[name] = {"ms": ms, "ratio": ratio, "extra_peak_mb": memory}
-    difference = forward(forms["ours"]).float() - forward(forms["torch"]).float()
-    return {**out, "largest_difference": float(difference.abs().max())}

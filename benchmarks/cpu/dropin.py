@@ -8,13 +8,14 @@ returns its input.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
 
-from benchmarks.cpu.measure import medians, relative
+from benchmarks.cpu.measure import Comparison, relative
 from tvkernels import patch_transformers
 
 # the layer of the smallest published Mamba-2 (130M): 24 heads x 64, one group, a state of 128; the
@@ -49,39 +50,46 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"n_mamba_heads": 24, "mamba_ngroups": 1, "mamba_d_state": 128},
     ),
 }
+ROWS = tuple((model,) for model in MODELS)
+FORMS = ("ours", "transformers")
 FACTS = {"dtype": "float32", "chunk_size": "each model's default", "seqlen": SEQLEN}
 
 
-def rows(repeats: int, threads: int, small: bool) -> Iterator[dict[str, Any]]:
-    for model in ("mamba2",) if small else MODELS:
-        yield {"model": model, **measure(model, 128 if small else SEQLEN, repeats)}
-
-
-def measure(model: str, seqlen: int, repeats: int) -> dict[str, Any]:
-    """Median milliseconds of one mixer, forward and training step, and how far results differ."""
+def row(model: str, small: bool) -> Comparison:
+    """One mixer, forward and training step, whole and without its projections."""
     layer = mixer(model)
+    seqlen = 128 if small else SEQLEN
     x = torch.randn(1, seqlen, HIDDEN, generator=torch.Generator().manual_seed(0))
-    ways: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-        "ours": lambda: patch_transformers(model),
-        "transformers": nullcontext,
-    }
-    row, results = {}, []
-    for way in ways.values():
-        with way(), torch.no_grad():
-            results.append(layer(x))
 
     @torch.no_grad()
-    def forward(_: Any) -> None:
-        layer(x)
+    def forward() -> torch.Tensor:
+        return layer(x)
 
-    for prefix, without in (("", nullcontext()), ("inner_", without_projections(layer, x))):
-        with without:
-            layer.eval()
-            row[f"{prefix}forward_ms"] = medians(dict.fromkeys(ways, forward), repeats, ways)
-            layer.train()
-            training = dict.fromkeys(ways, lambda _: layer(x).sum().backward())
-            row[f"{prefix}training_ms"] = medians(training, repeats, ways)
-    return {**row, "relative_difference": relative(*results)}
+    def training() -> None:
+        layer(x).sum().backward()
+
+    @contextmanager
+    def step(run: Callable[[], Any], inner: bool, form: str) -> Iterator[Callable[[], Any]]:
+        patched = patch_transformers(model) if form == "ours" else nullcontext()
+        with patched, without_projections(layer, x) if inner else nullcontext():
+            layer.train(run is training)
+            yield run
+
+    times = {
+        "forward": partial(step, forward, False),
+        "training": partial(step, training, False),
+        "inner_forward": partial(step, forward, True),
+        "inner_training": partial(step, training, True),
+    }
+
+    def difference() -> dict[str, float]:
+        results = []
+        for form in FORMS:
+            with times["forward"](form) as run:
+                results.append(run())
+        return {"relative_difference": relative(*results)}
+
+    return Comparison(FORMS, {"model": model}, times, {}, difference)
 
 
 class Given(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""Time and memory of calls on the CPU, and the machine that they ran on."""
+"""What is compared on the CPU, its time and memory, and the machine that it ran on."""
 
 from __future__ import annotations
 
@@ -6,18 +6,41 @@ import datetime
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
 
-from benchmarks import ROOT
+# makes ready what a form needs, gives the call, and cleans up; only the call is timed
+Pass = Callable[[str], AbstractContextManager[Callable[[], Any]]]
+
+
+class Comparison(NamedTuple):
+    """One row: ours and a peer's form of the same work, on the same inputs.
+
+    Args:
+        forms: the two names, ours first; each pass takes one of them.
+        facts: what the row is about.
+        times: the passes that are timed ("forward", "training", ...).
+        memory: the passes whose memory is taken.
+        difference: computes how far the results are apart.
+    """
+
+    forms: tuple[str, ...]
+    facts: dict[str, Any]
+    times: Mapping[str, Pass]
+    memory: Mapping[str, Pass]
+    difference: Callable[[], dict[str, float]]
+
+
+def still(run: Callable[[str], Any]) -> Pass:
+    """A pass that needs nothing made ready."""
+    return lambda form: nullcontext(partial(run, form))
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -32,35 +55,15 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def medians(
-    calls: Mapping[str, Callable[[Any], Any]],
-    repeats: int,
-    around: Mapping[str, Callable[[], AbstractContextManager[Any]]] | None = None,
-) -> dict[str, float]:
-    """Median milliseconds of each call; the calls take turns, and a first turn warms up.
-
-    around: by name, a context that each call runs in, untimed; it yields the call's argument.
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
-        for name, call in calls.items():
-            with around[name]() if around else nullcontext() as made:
-                begin = time.perf_counter()
-                call(made)
-                if turn:
-                    times[name].append(1e3 * (time.perf_counter() - begin))
-    return {name: round(statistics.median(values), 2) for name, values in times.items()}
-
-
-def peak_elsewhere(case: str, threads: int, *arguments: str) -> float | None:
-    """`<case>.peak(*arguments)` in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.cpu", case, "--threads", str(threads)]
-    answer = subprocess.run(
-        [*command, "--peak", *arguments], cwd=ROOT, capture_output=True, text=True, check=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-    )  # fmt: skip
-    last = answer.stdout.split()[-1]
-    return None if last == "None" else float(last)
+def medians(timed: Pass, forms: tuple[str, ...], repeats: int) -> dict[str, float]:
+    """Median milliseconds of each form; they take turns, and a first turn warms up."""
+    times: dict[str, list[float]] = {form: [] for form in forms}
+    for form in forms * (repeats + 1):
+        with timed(form) as run:
+            begin = time.perf_counter()
+            run()
+            times[form].append(1e3 * (time.perf_counter() - begin))
+    return {form: round(statistics.median(of[1:]), 2) for form, of in times.items()}
 
 
 def extra_peak_mb(call: Callable[[], Any]) -> float | None:
