@@ -4,8 +4,8 @@ timing/          python -m benchmarks.timing          each op beside its peers, 
 counting/        python -m benchmarks.counting        bytes and FLOPs per token
 machine_code/    python -m benchmarks.machine_code    registers, spills, matrix instructions
 cpu/             python -m benchmarks.cpu             the references against transformers
-ops/             what is timed: one file per op
-shapes/          the calls of the 9B model, and the least that each must move
+ops.py           what is timed of each op
+shapes.py        the calls of the 9B model, and the least that each must move
 results/         what was measured
 """
 

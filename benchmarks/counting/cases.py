@@ -1,6 +1,6 @@
-"""What is counted: each call of shapes/calls.py at the sizes that suit it.
+"""What is counted: each call of shapes.py at the sizes that suit it.
 
-To count another op: a function in shapes/calls.py, its floor in shapes/floors.py, a case here.
+To count another op: a function and its floor in shapes.py, a case here.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from types import SimpleNamespace
 
 import torch
 
-from benchmarks.shapes import calls
-from benchmarks.shapes.calls import Call, Prepare
-from benchmarks.shapes.floors import FLOORS, Floor
+from benchmarks import shapes
+from benchmarks.shapes import FLOORS, Call, Floor, Prepare
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Case:
     Args:
         name: as it stands in the tables.
         op: the public name in tvkernels and, where it has one, in mamba-ssm.
-        prepare: the call, as in shapes/calls.py.
+        prepare: the call, as in shapes.py.
         size: tokens, or sequences of a decode step, that the row is about.
         counted: the sizes to count at; large enough that L2_BYTES * counted / size still holds the
             weights and what a few programs work on.
@@ -83,7 +82,7 @@ def _steps(name: str, op: str, prepare: Prepare, rest: str = "", part: int = 1) 
 def _mixer_steps() -> list[Case]:
     name, op = "decode step of the mixer", "mamba2_decode_step"
     return [
-        Case(f"{name}, batch {n}", op, calls.mixer_step, n, counted=sizes, least=name)
+        Case(f"{name}, batch {n}", op, shapes.mixer_step, n, counted=sizes, least=name)
         for n, sizes in ((1, (1,)), (8, (5, 6, 7)), (64, (5, 6, 7)))
     ]
 
@@ -97,19 +96,19 @@ def _scans(part: int = 8) -> list[Case]:
     op, each = "mamba_chunk_scan_combined", {"part": part, "divided": (f"{SSD}:PROGRAMS",)}
 
     def before(name: str, endless: bool) -> Case:
-        run = calls.scan_of(part, endless)
+        run = shapes.scan_of(part, endless)
         state = {"counted": (16_128,), "kernels": ("chunk_state_kernel",), "least": ""}
         return Case(name, op, run, 16_128, ours=True, **state, **each)
 
     def forward(name: str, first: Case, ours: bool = False) -> Case:
         scan = {"counted": (1024, 2048), "kernels": ("chunk_scan_kernel",), "least": "scan"}
-        run = calls.scan_of(part)
+        run = shapes.scan_of(part)
         return Case(name, op, run, 160_000, plus=(first,), ours=ours, **scan, **each)
 
     first = before("scan, of that the first pass", endless=False)
     # mamba-ssm gives a program as many heads as fill the processors
     peers = {"scaled": ("benchmarks.timing.peers:MULTIPROCESSORS",), "part": part}
-    run = backward(calls.scan_of(part))
+    run = backward(shapes.scan_of(part))
     return [
         forward("scan", first),
         first,
@@ -133,40 +132,40 @@ GATED = "gated_cross_attention"
 BITS = {32: torch.float32, 16: torch.float16}
 
 CASES: tuple[Case, ...] = (
-    Case("gated norm", "rmsnorm_fn", calls.gated_norm),
-    Case("gated norm, backward", "rmsnorm_fn", backward(calls.gated_norm), **NORMS),
-    Case("residual norm", "rms_norm", calls.residual_norm),
-    Case("residual norm, backward", "rms_norm", backward(calls.residual_norm), **NORMS),
-    Case("activation of the MLP", "relu2", calls.activation),
-    Case("activation of the MLP, backward", "relu2", backward(calls.activation)),
-    Case("convolution", "causal_conv1d_fn", calls.conv),
-    Case("convolution, backward", "causal_conv1d_fn", backward(calls.conv), **CONVOLUTIONS),
+    Case("gated norm", "rmsnorm_fn", shapes.gated_norm),
+    Case("gated norm, backward", "rmsnorm_fn", backward(shapes.gated_norm), **NORMS),
+    Case("residual norm", "rms_norm", shapes.residual_norm),
+    Case("residual norm, backward", "rms_norm", backward(shapes.residual_norm), **NORMS),
+    Case("activation of the MLP", "relu2", shapes.activation),
+    Case("activation of the MLP, backward", "relu2", backward(shapes.activation)),
+    Case("convolution", "causal_conv1d_fn", shapes.conv),
+    Case("convolution, backward", "causal_conv1d_fn", backward(shapes.conv), **CONVOLUTIONS),
     *_scans(),
-    *_steps("decode step of the convolution", "causal_conv1d_update", calls.conv_update),
+    *_steps("decode step of the convolution", "causal_conv1d_update", shapes.conv_update),
     *(
         case
         for bits, dtype in BITS.items()
         for case in _steps(
             "decode step of the scan",
             "selective_state_update",
-            calls.state_update(dtype, 8),
+            shapes.state_update(dtype, 8),
             f", {bits} bit state",
             part=8,
         )
     ),
     *_mixer_steps(),
-    Case("token merging", "tome_merge", calls.merge, 10_000, **FRAMES),
-    Case("token merging, backward", "tome_merge", backward(calls.merge), 10_000, counted=(1, 2)),
-    Case("transfer into the text", GATED, calls.transfer, 80_000, **KEYS),
+    Case("token merging", "tome_merge", shapes.merge, 10_000, **FRAMES),
+    Case("token merging, backward", "tome_merge", backward(shapes.merge), 10_000, counted=(1, 2)),
+    Case("transfer into the text", GATED, shapes.transfer, 80_000, **KEYS),
     Case(
-        "transfer into the text, backward", GATED, backward(calls.transfer_of(8)), 80_000,
+        "transfer into the text, backward", GATED, backward(shapes.transfer_of(8)), 80_000,
         **KEYS, **HEADS,
     ),
-    Case("selection", "attention_topk", calls.select, 80_000, **TOKENS),
+    Case("selection", "attention_topk", shapes.select, 80_000, **TOKENS),
     Case(
-        "selection from hidden states", "attention_topk_hidden", calls.select_hidden, 80_000,
+        "selection from hidden states", "attention_topk_hidden", shapes.select_hidden, 80_000,
         **TOKENS,
     ),
-    Case("rows taken out", "compact", calls.leave, 80_000, **ROWS),
-    Case("rows taken out, backward", "compact", backward(calls.leave), 80_000, **ROWS),
+    Case("rows taken out", "compact", shapes.leave, 80_000, **ROWS),
+    Case("rows taken out, backward", "compact", backward(shapes.leave), 80_000, **ROWS),
 )  # fmt: skip

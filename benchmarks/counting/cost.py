@@ -17,8 +17,7 @@ import tvkernels
 from benchmarks.counting.cache_model import together, traffic
 from benchmarks.counting.cases import CASES, Case
 from benchmarks.counting.counter import Record, counting, interpretable
-from benchmarks.shapes.calls import Prepare
-from benchmarks.shapes.floors import L2_BYTES, Floor
+from benchmarks.shapes import L2_BYTES, Floor, Prepare
 from benchmarks.table import markdown
 from benchmarks.timing.peers import mamba_ssm, on_a_device, without_cuda
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from benchmarks import RESULTS
-from benchmarks.shapes.floors import Floor
+from benchmarks.shapes import Floor
 from benchmarks.timing.bench import Case
 
 KERNELS = {"ours": "tvkernels", "mamba-ssm": "mamba-ssm"}

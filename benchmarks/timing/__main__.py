@@ -12,7 +12,6 @@ every case runs small on the CPU, and figures are written only where --results s
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import subprocess
 import sys
@@ -22,18 +21,17 @@ from pathlib import Path
 import torch
 
 from benchmarks import RESULTS, ROOT
+from benchmarks.ops import BENCHES
 from benchmarks.timing import machine
 from benchmarks.timing.bench import Case
 from benchmarks.timing.measure import Lab
 from benchmarks.timing.store import Results, table
 
-FOLDER = ROOT / "benchmarks/ops"
-OPS = sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
+OPS = sorted(BENCHES)
 
 
 def cases(op: str, small: bool) -> list[Case]:
-    benches = importlib.import_module(f"benchmarks.ops.bench_{op}").BENCHES
-    return [case for bench in benches for case in bench.cases(small)]
+    return [case for bench in BENCHES[op] for case in bench.cases(small)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

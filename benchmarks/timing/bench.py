@@ -1,4 +1,4 @@
-"""What a benchmark is: one op at named shapes. Each ops/bench_<op>.py lists them in BENCHES."""
+"""What a benchmark is: one op at named shapes. benchmarks/ops.py lists them in BENCHES."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 import tvkernels
-from benchmarks.shapes.calls import Prepare
-from benchmarks.shapes.floors import FLOORS, Floor
+from benchmarks.shapes import FLOORS, Floor, Prepare
 
 
 class Shape(NamedTuple):
@@ -69,7 +68,7 @@ class Bench:
     Args:
         name: begins the name of each case. FLOORS has its floor; if it also has one of
             "<name>, backward", the backward pass is timed too.
-        prepare: makes the call, as in shapes/calls.py.
+        prepare: makes the call, as in shapes.py.
         shapes: what is timed on a GPU.
         small: the size that runs on a CPU.
         split: independent parts; None checks the call as a whole.

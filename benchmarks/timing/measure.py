@@ -17,7 +17,7 @@ from torch import Tensor
 
 import tvkernels
 from benchmarks.counting.predicted import predicted
-from benchmarks.shapes.floors import Floor
+from benchmarks.shapes import Floor
 from benchmarks.timing.bench import Case, Recorded
 from benchmarks.timing.clock import Timing, peak_bytes, sentence, time_all
 from benchmarks.timing.correctness import Expected, differentiable

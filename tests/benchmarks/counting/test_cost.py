@@ -18,8 +18,7 @@ from benchmarks.counting import cost
 from benchmarks.counting.cases import CASES, Case, backward
 from benchmarks.counting.cost import Row, cells, fit
 from benchmarks.counting.counter import Launch, Record
-from benchmarks.shapes.calls import Call, scan_of
-from benchmarks.shapes.floors import FLOORS, Floor
+from benchmarks.shapes import FLOORS, Call, Floor, scan_of
 from benchmarks.timing.peers import on_a_device
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import tvkernels
-from benchmarks.shapes.calls import EPS, Call
+from benchmarks.shapes import EPS, Call
 from benchmarks.timing.__main__ import OPS, cases
 from benchmarks.timing.bench import Bench, Case, Split
 from benchmarks.timing.measure import Lab

@@ -10,8 +10,7 @@ import torch
 import tvkernels
 from benchmarks import RESULTS
 from benchmarks.counting.predicted import predicted
-from benchmarks.shapes.calls import IN_PROJ
-from benchmarks.shapes.floors import Floor
+from benchmarks.shapes import IN_PROJ, Floor
 from benchmarks.timing import measure
 from benchmarks.timing.__main__ import OPS, cases
 from benchmarks.timing.bench import PREFILL, Case, Shape

@@ -1,8 +1,9 @@
-"""The calls of TimeViper's 9B language model and of its vision side, each prepared at a given size.
+"""The calls of TimeViper's 9B language model and of its vision side, and the least each must cost.
 
-A function here takes the functions of a provider, a size (tokens, sequences of a decode step, or
-frames) and a 16 bit dtype, where there is a batch beside the size also `batch=`, and returns the
-call to time or to count. Preparing the tensors is set-up.
+A function that returns a `Call` takes the functions of a provider, a size (tokens, sequences of a
+decode step, or frames) and a 16 bit dtype, where there is a batch beside the size also `batch=`.
+Preparing the tensors is set-up; the call is timed or counted. FLOORS has, by the name of its row,
+what the call has to move and to compute at a size.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ PATCHES, VISION_WIDTH, TOKENS_PER_FRAME = 729, 1152, 16
 TEXT = 64  # tokens of a question
 KEEP = 5  # TransV keeps one of so many tokens
 
+# what a well written kernel reaches on one H200, not the data sheet; the L2 is the data sheet's
+BYTES_PER_SECOND = 4.3e12
+FLOPS_PER_SECOND = 790e12
+L2_BYTES = 50e6
+
 
 class Call(NamedTuple):
     """The call, and the tensors to differentiate it by."""
@@ -36,6 +42,18 @@ class Call(NamedTuple):
 
 
 Prepare = Callable[..., Call]
+
+
+class Floor(NamedTuple):
+    """The least bytes from and to memory, and the useful FLOPs of matrix products."""
+
+    bytes: float
+    flops: float = 0.0
+
+    def seconds(
+        self, bytes_per_second: float = BYTES_PER_SECOND, flops_per_second: float = FLOPS_PER_SECOND
+    ) -> float:
+        return max(self.bytes / bytes_per_second, self.flops / flops_per_second)
 
 
 def gated_norm(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
@@ -200,3 +218,69 @@ def transfer_of(part: int = 1) -> Prepare:
 
 
 transfer = transfer_of()
+
+
+def _line(
+    each: float, flops: float = 0.0, once: float = 0.0, flops_once: float = 0.0
+) -> Callable[[int], Floor]:
+    """Bytes and FLOPs of each token, sequence or frame, and those of weights, which come once."""
+    return lambda size: Floor(each * size + once, flops * size + flops_once)
+
+
+def _rows(width: int, tensors: int, weights: int = 0) -> Callable[[int], Floor]:
+    return _line(2 * width * tensors, once=2 * weights)
+
+
+# tensors have 2 bytes an element unless said otherwise
+B_AND_C = 2 * NGROUPS * D_STATE
+TAPS = CONV_CHANNELS * (WIDTH + 1)  # with the bias
+KEYS = KV_HEADS * HEAD_DIM
+OUT_PROJ = HIDDEN * HEADS * HEAD_DIM
+STATE = D_INNER * D_STATE
+# products of the scan at chunks of 128: C B per group, then three per head
+SCAN = 2 * 128 * D_STATE * NGROUPS + 2 * D_INNER * (128 + 2 * D_STATE)
+# of a token x, B, C, dt in, y out; of each head A, D and dt_bias in float32
+STEP, HEAD_PARAMETERS = 2 * (2 * D_INNER + B_AND_C + NHEADS), 3 * 4 * NHEADS
+# the columns of the ring that the taps read, and the one that is written; the row and its place in,
+# y out
+MIXER_STEP = 2 * CONV_CHANNELS * WIDTH + 2 * (IN_PROJ + D_INNER) + 4
+# every patch once (a kernel that matches first and sums later reads it twice), tokens, sizes, slots
+MERGE = (2 * VISION_WIDTH + 4) * (PATCHES + TOKENS_PER_FRAME)
+# every row in and out, forward or backward; the indices of dropped rows (8 bytes) in
+COMPACT = 4 * HIDDEN + 8 * (1 - 1 / KEEP)
+# the question's tokens with every key, or with every value
+PRODUCT = 2.0 * TEXT * HEADS * HEAD_DIM
+
+FLOORS: dict[str, Callable[[int], Floor]] = {
+    "gated norm": _rows(D_INNER, 3, D_INNER),
+    "gated norm, backward": _rows(D_INNER, 5, 2 * D_INNER),
+    "residual norm": _rows(HIDDEN, 4, HIDDEN),
+    "residual norm, backward": _rows(HIDDEN, 4, 2 * HIDDEN),
+    "activation of the MLP": _rows(MLP, 2),
+    "activation of the MLP, backward": _rows(MLP, 3),
+    "convolution": _rows(CONV_CHANNELS, 2, TAPS),
+    "convolution, backward": _rows(CONV_CHANNELS, 3, 2 * TAPS),
+    # backward also dy in and four gradients out, and 19.1 MFLOP of products
+    "scan": _line(STEP, SCAN),
+    "scan, backward": _line(2 * (3 * D_INNER + 2 * B_AND_C + 2 * NHEADS), 19.1e6),
+    # x and the state in, y and the state out
+    "decode step of the convolution": _rows(CONV_CHANNELS, 2 + 2 * WIDTH, TAPS),
+    "decode step of the scan, 32 bit state": _line(8 * STATE + STEP, once=HEAD_PARAMETERS),
+    "decode step of the scan, 16 bit state": _line(4 * STATE + STEP, once=HEAD_PARAMETERS),
+    "decode step of the mixer": _line(8 * STATE + MIXER_STEP, once=2 * (TAPS + 3 * NHEADS)),
+    # similarities of six rounds on 72 channels
+    "token merging": _line(MERGE, 25.5e6),
+    "token merging, backward": _line(MERGE),
+    # keys, values and the output's projection in, backward their gradients out; two products,
+    # backward five
+    "transfer into the text": _line(4 * KEYS, 2 * PRODUCT, 2 * OUT_PROJ, 2.0 * TEXT * OUT_PROJ),
+    "transfer into the text, backward": _line(
+        8 * KEYS, 5 * PRODUCT, 4 * OUT_PROJ, 4.0 * TEXT * OUT_PROJ
+    ),
+    # keys, or hidden states with the projection folded into the query; a score (4 bytes) and an
+    # index (8 bytes) of each token out
+    "selection": _line(2 * KEYS + 12, 2.0 * HEADS * HEAD_DIM),
+    "selection from hidden states": _line(2 * HIDDEN + 12, 2.0 * HEADS * HIDDEN),
+    "rows taken out": _line(COMPACT),
+    "rows taken out, backward": _line(COMPACT),
+}
