@@ -45,8 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"there is no op {op!r}; there are {', '.join(OPS)}")
     if gpu and os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET is set: nothing would be compiled")
-    chosen = {op: _named(cases(op, small=not gpu), args.only) for op in args.ops or OPS}
-    ops = [op for op, found in chosen.items() if found]
+    chosen = {
+        op: [case for case in cases(op, small=not gpu) if args.only in case.name]
+        for op in args.ops or OPS
+    }
+    ops = [op for op in chosen if chosen[op]]
     if not ops:
         parser.error(f"no case's name contains {args.only!r}")
     folder = args.results.resolve() if args.results else RESULTS if gpu else None
@@ -73,7 +76,7 @@ def run_op(chosen: Sequence[Case], lab: Lab, folder: Path | None) -> int:
     """Measure the cases in this process; 1 if a kernel of ours is wrong."""
     every = [case.name for op in OPS for case in cases(op, small=not lab.gpu)]
     facts = machine.facts() | lab.facts()
-    results = Results(folder, machine.gpu_name(), every, facts)
+    results = Results(folder, every, facts)
     print(*(f"{name}: {value}" for name, value in facts.items()), *table([]), sep="\n", flush=True)
     wrong = False
     for case in chosen:
@@ -83,10 +86,6 @@ def run_op(chosen: Sequence[Case], lab: Lab, folder: Path | None) -> int:
         reasons = [row.get("reason", "") for row in rows if row["provider"] == "ours"]
         wrong |= any(reason.startswith("fails the contract") for reason in reasons)
     return int(wrong)
-
-
-def _named(found: list[Case], text: str) -> list[Case]:
-    return [case for case in found if text in case.name]
 
 
 if __name__ == "__main__":

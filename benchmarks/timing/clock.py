@@ -27,13 +27,28 @@ SECONDS_EACH = 0.2  # of samples per provider
 ROUNDS = (3, 20)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Timing:
-    """Seconds of one call (the median), and the middle half of the samples over the median."""
+    """Samples of one provider, each the seconds that `take` found `calls` calls to take."""
 
-    seconds: float
-    spread: float
+    take: Callable[[], float]
+    rounds: int
+    calls: int
     how: str
+    samples: list[float] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """The median of one call."""
+        return statistics.median(self.samples) / self.calls
+
+    @property
+    def spread(self) -> float:
+        """The middle half of the samples over the median."""
+        if len(self.samples) == 1:
+            return 0.0
+        low, middle, high = statistics.quantiles(self.samples, n=4)
+        return (high - low) / middle
 
 
 def time_all(runs: Mapping[str, Sequence[Run]], gpu: bool) -> dict[str, Timing | str]:
@@ -42,23 +57,24 @@ def time_all(runs: Mapping[str, Sequence[Run]], gpu: bool) -> dict[str, Timing |
     Args:
         runs: by provider, its calls, each on other tensors. They have run before.
     """
-    samplers: dict[str, Sampler] = {}
-    failed: dict[str, Timing | str] = {}
-    sampler_of = GpuClock().sampler if gpu else cpu_sampler
+    timings: dict[str, Timing] = {}
+    failed: dict[str, str] = {}
+    timing_of = GpuClock().timing if gpu else cpu_timing
     for name, calls in runs.items():
         try:
-            samplers[name] = sampler_of(calls)
+            timings[name] = timing_of(calls)
         except Exception as error:  # of another project's kernel, or out of memory
             failed[name] = sentence(error)
     for turn in range(ROUNDS[1]):
-        for name, sampler in list(samplers.items()):
+        for name, timing in list(timings.items()):
             try:
-                sampler.sample(turn)
+                if turn < timing.rounds:
+                    timing.samples.append(timing.take())
             except torch.OutOfMemoryError as error:
                 # the graphs of the others hold memory that this call could use before
                 failed[name] = sentence(error)
-                del samplers[name]
-    return failed | {name: sampler.timing() for name, sampler in samplers.items()}
+                del timings[name]
+    return timings | failed
 
 
 def sentence(error: BaseException) -> str:
@@ -67,11 +83,8 @@ def sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {text.splitlines()[0][:200]}"
 
 
-def peak_bytes(run: Run, gpu: bool) -> int | None:
-    """What one call allocates at its peak, its result included; unknown on a CPU."""
-    if not gpu:
-        run()
-        return None
+def peak_bytes(run: Run) -> int:
+    """What one call allocates on the GPU at its peak, its result included."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -80,34 +93,13 @@ def peak_bytes(run: Run, gpu: bool) -> int | None:
     return torch.cuda.max_memory_allocated() - before
 
 
-@dataclass
-class Sampler:
-    """Takes `rounds` samples, each the seconds of `calls` calls."""
-
-    take: Callable[[], float]
-    rounds: int
-    calls: int
-    how: str
-    samples: list[float] = field(default_factory=list)
-
-    def sample(self, turn: int) -> None:
-        if turn < self.rounds:
-            self.samples.append(self.take())
-
-    def timing(self) -> Timing:
-        middle, count = statistics.median(self.samples), len(self.samples)
-        low, _, high = statistics.quantiles(self.samples, n=4) if count > 1 else [middle] * 3
-        spread = (high - low) / middle if middle else 0.0
-        return Timing(middle / self.calls, spread, f"{self.how}, {count} rounds")
-
-
-def cpu_sampler(calls: Sequence[Run]) -> Sampler:
+def cpu_timing(calls: Sequence[Run]) -> Timing:
     def take() -> float:
         start = time.perf_counter()
         calls[0]()
         return time.perf_counter() - start
 
-    return Sampler(take, ROUNDS[0], 1, "CPU")
+    return Timing(take, ROUNDS[0], 1, "CPU")
 
 
 class GpuClock:
@@ -118,7 +110,7 @@ class GpuClock:
         # reading it takes longer than queueing the launches behind it
         self.other_bytes = torch.zeros(max(8 * cache, 1 << 28) // 4, device="cuda")
 
-    def sampler(self, calls: Sequence[Run]) -> Sampler:
+    def timing(self, calls: Sequence[Run]) -> Timing:
         calls[0]()
         once = self.seconds(calls[0])
         if once > SLOW:
@@ -132,10 +124,10 @@ class GpuClock:
             return self.eager(calls[0], rounds, f"eager, not capturable ({why})")
         graph.replay()
         how = f"graph of {len(calls)}"
-        return Sampler(lambda: self.seconds(graph.replay), rounds, len(calls), how)
+        return Timing(lambda: self.seconds(graph.replay), rounds, len(calls), how)
 
-    def eager(self, call: Run, rounds: int, how: str) -> Sampler:
-        return Sampler(lambda: self.seconds(call), rounds, 1, how)
+    def eager(self, call: Run, rounds: int, how: str) -> Timing:
+        return Timing(lambda: self.seconds(call), rounds, 1, how)
 
     def captured(self, calls: Sequence[Run]) -> torch.cuda.CUDAGraph:
         """All calls as one graph, in a pool of its own: a failed capture may spoil its pool."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing.bench import Case, Recorded, Split
-from tests.contract import FLOORS, errors
+from tests.contract import FLOORS, as_tuple, cast, errors
 
 # the most that a sample may hold: bytes of arguments and results in float64, and parts
 HELD_BYTES = 2e9
@@ -36,7 +36,7 @@ Bounds = Mapping[str, tuple[float, ...]]
 class Outcome(NamedTuple):
     """What a call gave: its results in order, and all that is compared, by name."""
 
-    results: list[Tensor | None]
+    results: tuple[Tensor | None, ...]
     compared: dict[str, Tensor]
 
 
@@ -51,7 +51,10 @@ class Sample:
         split = case.bench.split or Split(1, {}, ())
         self.dims = {f"result {n}": dim for n, dim in enumerate(split.results)}
         self.dims |= split.arguments | {f"d{n}": dim for n, dim in split.arguments.items()}
-        self.parts = split.parts or _first_size(split, arguments)
+        sizes = [arguments[n].shape[dim] for n, dim in split.arguments.items()]
+        self.parts = split.parts or sizes[0]
+        if any(size % self.parts for size in sizes):
+            raise ValueError(f"{case.name} does not fall into {self.parts} equal parts: {sizes}")
         names = split.arguments or arguments
         elements = sum(x.numel() for x in _tensors([arguments[n] for n in names]))
         # arguments and results are about twice the arguments
@@ -95,7 +98,7 @@ class Expected:
         self.sample = Sample(case, call.arguments)
         self.arguments = {n: self.sample.cut(n, x) for n, x in call.arguments.items()}
         self.cotangents: dict[int, Tensor] = {}
-        self.exact = self._outcome(reference, _cast(self.arguments, torch.float64))
+        self.exact = self._outcome(reference, cast(self.arguments, torch.float64))
         self.bounds = self._bounds(dtype)
 
     def compare(self, run: Run, arguments: Arguments) -> tuple[str, float]:
@@ -113,7 +116,7 @@ class Expected:
 
     def compare_in(self, run: Run, dtype: torch.dtype) -> tuple[str, float]:
         """As `compare`, on the sample alone and with every argument in `dtype`."""
-        outcome = self._outcome(run, _cast(self.arguments, dtype))
+        outcome = self._outcome(run, cast(self.arguments, dtype))
         return self._worst(outcome.compared, self._bounds(dtype))
 
     def _fault(self, arguments: Arguments, outcome: Outcome) -> str | None:
@@ -146,7 +149,7 @@ class Expected:
 
     def _bounds(self, dtype: torch.dtype) -> Bounds:
         """Twice what the reference loses at `dtype`, plus the floor; integers have no bounds."""
-        plain = self._outcome(self.reference, _cast(self.arguments, dtype)).compared
+        plain = self._outcome(self.reference, cast(self.arguments, dtype)).compared
         exact = self.exact.compared
         return {
             name: tuple(2 * loss + FLOORS[dtype] for loss in errors(x.to(dtype), exact[name]))
@@ -159,7 +162,7 @@ class Expected:
         if not self.case.backward:
             own = {n: arguments[n].detach().clone() for n in self.case.bench.changes}
             with torch.no_grad():
-                results = as_list(run(**{**arguments, **own}))
+                results = as_tuple(run(**{**arguments, **own}))
             return Outcome(results, _named(results) | own)
         leaves, results = differentiable(run, arguments, self.by)
         if not self.cotangents:
@@ -178,19 +181,13 @@ class Expected:
         return Outcome(results, {f"d{name}": x for name, x in zip(leaves, gradients)})
 
 
-def as_list(results: Any) -> list[Tensor | None]:
-    """A function's results as a list; a result that is no tensor is None."""
-    several = results if isinstance(results, (tuple, list)) else (results,)
-    return [x if isinstance(x, Tensor) else None for x in several]
-
-
 def differentiable(
     run: Run, arguments: Arguments, by: Sequence[str]
-) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+) -> tuple[dict[str, Tensor], tuple[Tensor | None, ...]]:
     """Fresh leaves for the names in `by`, and the results of the call on them."""
     leaves = {name: arguments[name].detach().requires_grad_() for name in by}
     with torch.enable_grad():
-        return leaves, as_list(run(**{**arguments, **leaves}))
+        return leaves, as_tuple(run(**{**arguments, **leaves}))
 
 
 def spread(parts: int, most: int) -> list[int]:
@@ -208,18 +205,6 @@ def _tensors(values: Sequence[Any]) -> list[Tensor]:
 
 def _named(results: Sequence[Tensor | None]) -> dict[str, Tensor]:
     return {f"result {n}": x for n, x in enumerate(results) if x is not None}
-
-
-def _first_size(split: Split, arguments: Arguments) -> int:
-    name, dim = next(iter(split.arguments.items()))
-    return int(arguments[name].shape[dim])
-
-
-def _cast(arguments: Arguments, dtype: torch.dtype) -> dict[str, Any]:
-    return {
-        n: x.detach().to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
-        for n, x in arguments.items()
-    }
 
 
 def _finite(x: Tensor) -> bool:

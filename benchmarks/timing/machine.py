@@ -23,14 +23,11 @@ THROTTLES = {
 }  # fmt: skip
 
 
-def gpu_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-
-
 def facts() -> dict[str, str]:
-    """The versions that a figure depends on, the GPU's driver and its highest clock."""
+    """The GPU, its driver and its highest clock, and the versions that a figure depends on."""
     driver, _, clock = _nvidia_smi("driver_version,clocks.max.sm").partition(", ")
     return {
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU",
         "commit": _commit(),
         "driver": driver or "unknown",
         "highest SM clock": f"{clock} MHz" if clock else "unknown",

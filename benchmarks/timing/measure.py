@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Mapping
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,8 +47,7 @@ class NoFigures(RuntimeError):
 class Lab:
     """Where cases run: on the GPU, or small on the CPU.
 
-    The program runs on a stream of its own: a backward pass runs on the stream of its forward pass,
-    and the default stream cannot be captured.
+    The yardstick is bytes per second of a plain copy, FLOP per second of a plain matrix product.
     """
 
     def __init__(self, gpu: bool) -> None:
@@ -56,11 +55,12 @@ class Lab:
         self.device = torch.device("cuda" if gpu else "cpu")
         self.providers, self.peers = providers(gpu)
         if gpu:
+            # a backward pass runs on its forward pass's stream, and the default has no capture
             torch.cuda.set_stream(torch.cuda.Stream())
+        self.nominal = gpu and NOMINAL in torch.cuda.get_device_name()
+        self.yardstick = self._yardstick()
 
-    @cached_property
-    def yardstick(self) -> tuple[float, float]:
-        """Bytes per second of a plain copy, FLOP per second of a plain matrix product."""
+    def _yardstick(self) -> tuple[float, float]:
         half, side = (1 << 30, 8192) if self.gpu else (1 << 22, 256)
         half = int(min(half, self.free() / 8))
         a = torch.randn(side, side, dtype=DTYPE, device=self.device)
@@ -83,20 +83,16 @@ class Lab:
 
     def run(self, case: Case) -> list[Row]:
         """The rows of one case, a row for each provider."""
-        # measured while nothing else is allocated
-        self.yardstick  # noqa: B018
         gc.collect()
-        needed, free = _bytes_of(case), self.free()
-        every = {"case": case.name, "provider": "all"}
-        if needed > free:
-            return [every | {"reason": f"does not fit: {_gb(needed)}, {_gb(free)} are free"}]
+        needed, free = bytes_of(case), self.free()
         torch.manual_seed(0)
         try:
-            copies = max(1, int(min(self._copies(case.floor), free / 4 / needed)))
+            wanted = round(GRAPH_SECONDS / case.floor.seconds()) if self.gpu else 1
+            copies = max(1, int(min(wanted, MOST_CALLS, free / 4 / needed)))
             return self._rows(case, [case.call(self.device, DTYPE) for _ in range(copies)])
         except torch.OutOfMemoryError:
-            reason = f"does not fit: {_gb(needed)} of arguments, {_gb(free)} were free"
-            return [every | {"reason": reason}]
+            reason = f"does not fit: {needed / 1e9:,.2f} GB needed, {free / 1e9:,.2f} GB free"
+            return [{"case": case.name, "provider": "all", "reason": reason}]
 
     def able(self, case: Case, op: str) -> list[Provider]:
         """The providers that have the op, the case's other formulations last."""
@@ -159,9 +155,9 @@ class Lab:
         if over > 1:
             raise NoFigures(f"fails the contract: {worst}")
         ready = [_ready(case, run, arguments, calls[0].by) for arguments in sets]
-        peak = peak_bytes(ready[0], self.gpu)
-        if peak is not None:
-            row["peak_mb"] = round(peak / 1e6, 1)
+        ready[0]()
+        if self.gpu:
+            row["peak_mb"] = round(peak_bytes(ready[0]) / 1e6, 1)
         return ready
 
     def _figures(self, case: Case, name: str, timing: Timing | str) -> Row:
@@ -174,24 +170,19 @@ class Lab:
         figures["of_floor"] = least.seconds(*self.yardstick) / seconds
         if least.flops:
             figures["tflop_per_s"] = least.flops / seconds / 1e12
-        if self._is_nominal():
+        if self.nominal:
             figures["of_nominal"] = least.seconds() / seconds
             guess = predicted(case, name)
             if guess is not None:
                 figures["predicted_ms"] = 1e3 * guess.seconds()
         rounded: Row = {key: _figure(x) for key, x in figures.items()}
-        return rounded | {"spread": round(timing.spread, 3), "how": timing.how}
-
-    def _is_nominal(self) -> bool:
-        return self.gpu and NOMINAL in torch.cuda.get_device_name()
-
-    def _copies(self, floor: Floor) -> int:
-        return min(MOST_CALLS, round(GRAPH_SECONDS / floor.seconds())) if self.gpu else 1
+        how = f"{timing.how}, {len(timing.samples)} rounds"
+        return rounded | {"spread": round(timing.spread, 3), "how": how}
 
     def _copy(self, floor: Floor) -> Run:
         """A plain copy that reads and writes as many bytes as the floor has in all."""
         half = max(1, int(_copied(floor)) // 2)
-        source, target = torch.zeros(2, half, dtype=torch.int8, device=self.device).unbind()
+        source, target = torch.zeros(2, half, dtype=torch.int8, device=self.device)
         return lambda: target.copy_(source)
 
 
@@ -204,8 +195,7 @@ def _ready(case: Case, run: Run, arguments: Mapping[str, Any], by: tuple[str, ..
         return torch.no_grad()(partial(run, **plain))
     leaves, results = differentiable(run, arguments, by)
     outputs = [x for x in results if x is not None and x.requires_grad]
-    cotangents = [torch.randn_like(x) for x in outputs]
-    inputs = list(leaves.values())
+    inputs, cotangents = list(leaves.values()), [torch.randn_like(x) for x in outputs]
     return partial(torch.autograd.grad, outputs, inputs, cotangents, retain_graph=True)
 
 
@@ -225,8 +215,8 @@ def _reason(error: Exception) -> str:
     return "does not fit: " * isinstance(error, torch.OutOfMemoryError) + sentence(error)
 
 
-def _bytes_of(case: Case) -> int:
-    """Bytes of a case's arguments, counting the whole storage of a view."""
+def bytes_of(case: Case) -> int:
+    """Bytes of a case's arguments, counting the whole storage of a view, and at least its floor."""
     tensors = [x for x in case.call("meta", DTYPE).arguments.values() if isinstance(x, Tensor)]
     storages = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors}
     return max(sum(storages.values()), int(case.floor.bytes))
@@ -234,10 +224,6 @@ def _bytes_of(case: Case) -> int:
 
 def _copied(floor: Floor) -> float:
     return min(floor.bytes, COPY_BYTES)
-
-
-def _gb(count: float) -> str:
-    return f"{count / 1e9:,.2f} GB"
 
 
 def _figure(x: float) -> float:

