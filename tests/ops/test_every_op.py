@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 import tvkernels
 import tvkernels.reference
-from tests.contract import NOT_OPS, as_tuple
+from tests.contract import NOT_OPS, as_tuple, on_device
 
 Tensors = dict[str, Any]
 
@@ -119,6 +120,59 @@ def run(op: str, inputs: Tensors, *, call: Any = None) -> list[torch.Tensor]:
     if live:
         out += torch.autograd.grad(sum(t.cos().sum() for t in live), list(floats.values()))
     return out + [copies[k] for k in STATES.get(op, ())]
+
+
+# calls with further results, or with nothing to do
+MORE: dict[str, Tensors] = {
+    "causal_conv1d_fn": {"initial_states": torch.ones(1, 6, 3), "return_final_states": True},
+    "gated_cross_attention": {"k": torch.ones(1, 0, 2, 8), "v": torch.ones(1, 0, 2, 8)},
+    "mamba_split_conv1d_scan_combined": {"rmsnorm_weight": None, "return_final_states": True},
+    "tome_merge": {"num_tokens": 40},
+}
+# results that backward reads: autograd refuses to go back after they are modified
+READ_BY_BACKWARD = {"rms_norm": 1}
+
+
+def channel_last_slice(x: torch.Tensor) -> torch.Tensor:
+    if x.ndim < 2:
+        return x.clone()
+    return torch.nn.functional.pad(x.mT, (1, 2))[..., 1:-2].mT
+
+
+def run_modified(
+    op: str, inputs: Tensors, modify: Callable[[torch.Tensor], torch.Tensor], skip: int | None
+) -> list[torch.Tensor]:
+    """Floating results, all but number `skip` replaced by `modify` of them, the gradients, and the
+    inputs afterwards."""
+    given = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    floats = [v for v in given.values() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    leaves = [] if op in STATES else [v.requires_grad_() for v in floats]
+    out = [t for t in as_tuple(getattr(tvkernels, op)(**given)) if t.is_floating_point()]
+    out = [t if i == skip else modify(t) for i, t in enumerate(out)]
+    live = [t for t in out if t.requires_grad]
+    if live:
+        out += torch.autograd.grad(sum(t.cos().sum() for t in live), leaves, materialize_grads=True)
+    return out + floats
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("layout", [torch.clone, channel_last_slice])
+@pytest.mark.parametrize("op", CASES)
+def test_a_result_may_be_modified_in_place(
+    op: str, layout: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """Gradients are right and no input changes, or autograd says that backward needs the result."""
+    skip, plain = READ_BY_BACKWARD.get(op), inputs_of(op)
+    for inputs in [plain, {**plain, **MORE[op]}] if op in MORE else [plain]:
+        results = []
+        for modify in (lambda t: t.mul_(2).add_(1), lambda t: 2 * t + 1):
+            tensors = tree_map_only(torch.Tensor, layout, on_device(inputs))
+            results.append(run_modified(op, tensors, modify, skip))
+        for ours, truth in zip(*results, strict=True):
+            torch.testing.assert_close(ours, truth)
+    if skip is not None:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            run_modified(op, on_device(plain), lambda t: t.mul_(2), None)
 
 
 def test_every_op_has_a_case() -> None:

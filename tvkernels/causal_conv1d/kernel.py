@@ -85,10 +85,10 @@ def _input(
 
 @triton.jit
 def _seq_idx(seq_idx_ptr, t, seqlen, stride):
-    """seq_idx of token t, -1 outside the sequence; 0 without seq_idx."""
+    """seq_idx of token t, before token 0 that of token 0, -1 past the end; 0 without seq_idx."""
     if seq_idx_ptr is not None:
-        inside = (t >= 0) & (t < seqlen)
-        found = tl.load(seq_idx_ptr + t * stride, mask=inside, other=-1).to(tl.int64)
+        t = tl.maximum(t, 0).to(tl.int64)
+        found = tl.load(seq_idx_ptr + t * stride, mask=t < seqlen, other=-1).to(tl.int64)
     else:
         found = t * 0
     return found
@@ -124,6 +124,14 @@ def _tap(values, ids, i: tl.constexpr, j: tl.constexpr, HAS_SEQ_IDX: tl.constexp
     value = values[i]
     if HAS_SEQ_IDX:
         value = tl.where((ids[i] == ids[j]) & (ids[j] >= 0), value, 0.0)
+    return value
+
+
+@triton.jit
+def _in_final(value, own, newest, HAS_SEQ_IDX: tl.constexpr):
+    """value, 0 if its seq_idx `own` is not `newest`, that of the last token, or is padding."""
+    if HAS_SEQ_IDX:
+        value = tl.where((own == newest) & (newest >= 0), value, 0.0)
     return value
 
 
@@ -208,9 +216,12 @@ def conv_forward_kernel(
     if final_ptr is not None:
         # only programs of the last span store final states
         in_dim = _at_token(in_dim, last, seqlen, seqlen + 1)
+        newest = _seq_idx(seq_idx_ptr, seqlen - 1, seqlen, seq_idx_token)
         for i in tl.static_range(WIDTH - 1):
             t = last - (WIDTH - 1) + i
             v = _input(x_ptr, initial_ptr, t, seqlen, x_token, initial_slot, in_dim, WIDTH, ACC)
+            own = _seq_idx(seq_idx_ptr, t, seqlen, seq_idx_token)
+            v = _in_final(v, own, newest, HAS_SEQ_IDX)
             at = (batch * (WIDTH - 1) + i) * dim + channel
             tl.store(final_ptr + at, v.to(final_ptr.dtype.element_ty), mask=in_dim)
 
@@ -219,6 +230,7 @@ def conv_forward(out, final, x, weight, bias, seq_idx, initial, silu):
     """Fills out and, unless it is None, `final`, whose channels are contiguous."""
     batch, dim, seqlen = x.shape
     width = weight.shape[1]
+    seq_idx = seq_idx if seqlen else None
     spans = max(1, triton.cdiv(seqlen, SPAN))
 
     def grid(meta):
@@ -265,12 +277,14 @@ def _dinput(dys, ids, taps, at: tl.constexpr, HAS_SEQ_IDX: tl.constexpr):
 
 @triton.jit
 def _d_states(
-    dx, t, first, seqlen, dim, dfinal_ptr, dinitial_ptr, dfinal_slot, in_dim, WIDTH: tl.constexpr
+    dx, t, own, newest, first, seqlen, dim, dfinal_ptr, dinitial_ptr, dfinal_slot, in_dim,
+    WIDTH: tl.constexpr, HAS_SEQ_IDX: tl.constexpr,
 ):  # fmt: skip
     """dx of token t plus the final states' gradient; stores the initial states' gradient."""
     if dfinal_ptr is not None:
         slot = t - (seqlen - (WIDTH - 1))
-        dx += _load_row(dfinal_ptr, slot, 0, WIDTH - 1, dfinal_slot, in_dim).to(dx.dtype)
+        dfinal = _load_row(dfinal_ptr, slot, 0, WIDTH - 1, dfinal_slot, in_dim).to(dx.dtype)
+        dx += _in_final(dfinal, own, newest, HAS_SEQ_IDX)
     if dinitial_ptr is not None:
         # only the first span reads the initial states
         mask = _at_token(in_dim, t, 1 - WIDTH, tl.where(first == 0, 0, -WIDTH))
@@ -324,6 +338,7 @@ def conv_backward_kernel(
     )  # fmt: skip
     dys, dtaps = _zeros(BLOCK_DIM, LAG, ACC), _zeros(BLOCK_DIM, WIDTH, ACC)
     dbias = tl.zeros((BLOCK_DIM,), ACC)
+    newest = _seq_idx(seq_idx_ptr, seqlen - 1, seqlen, seq_idx_token)
     for step in range(0, last - first + LAG, ROWS):
         t = first + step
         window = window + _load_rows(x_ptr, t, seqlen, x_token, in_dim, CHANNEL_FIRST, ACC)
@@ -339,8 +354,8 @@ def conv_backward_kernel(
         dx = ()
         for r in tl.static_range(ROWS):
             v = _d_states(
-                _dinput(dys, ids, taps, r, HAS_SEQ_IDX), t - LAG + r, first, seqlen, dim,
-                dfinal_ptr, dinitial_ptr, dfinal_slot, in_dim, WIDTH,
+                _dinput(dys, ids, taps, r, HAS_SEQ_IDX), t - LAG + r, ids[r], newest, first,
+                seqlen, dim, dfinal_ptr, dinitial_ptr, dfinal_slot, in_dim, WIDTH, HAS_SEQ_IDX,
             )  # fmt: skip
             dx += (v,)
         _store_rows(dx_ptr, dx, t - LAG, first, last, dx_token, in_dim, CHANNEL_FIRST)
@@ -358,6 +373,7 @@ def conv_backward(dx, dinitial, dout, dfinal, x, weight, bias, seq_idx, initial,
     and, with a bias, dbias as one tensor (width or width + 1, dim), at least float32."""
     batch, dim, seqlen = x.shape
     width = weight.shape[1]
+    seq_idx = seq_idx if seqlen else None
     parts = max(1, LANES // max(1, dim))
     span = max(SPAN, ROWS.value * triton.cdiv(batch * seqlen, ROWS.value * parts))
     spans = max(1, triton.cdiv(seqlen, span))

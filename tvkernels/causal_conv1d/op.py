@@ -53,9 +53,11 @@ def causal_conv1d_fn(
         bias: (dim,) or None.
         seq_idx: (batch, seqlen) int32 or int64, the sequence of each token: a tap that lies in
             another sequence counts 0. A negative entry is padding: its output is 0.
-        initial_states: (batch, dim, width - 1), dtype of x: the inputs before token 0. Not together
-            with seq_idx.
-        return_final_states: also return the last width - 1 inputs. Not together with seq_idx.
+        initial_states: (batch, dim, width - 1), dtype of x: the inputs before token 0. With seq_idx
+            they belong to the sequence of token 0, whatever its number, and to no other.
+        return_final_states: also return the last width - 1 inputs. With seq_idx they are those of
+            the row's last sequence: inputs of other sequences and padding count 0 (causal-conv1d
+            refuses the two together).
         final_states_out: (batch, dim, width - 1), dtype of x: where the final states are written
             if they are returned.
         activation: None, "silu" or "swish" (the same).
@@ -86,21 +88,6 @@ def causal_conv1d_fn(
     if seq_idx is not None:
         expect_shape(op, "seq_idx", seq_idx, "(batch, seqlen)", (batch, seqlen))
         expect_dtype(op, "seq_idx", seq_idx, INDEX_DTYPES)
-        if initial_states is not None:
-            fail(
-                op,
-                "initial_states",
-                "be None with seq_idx (a sequence starts where seq_idx changes)",
-                "a tensor",
-            )
-        if return_final_states:
-            fail(
-                op,
-                "return_final_states",
-                "be False with seq_idx (a row holds several sequences)",
-                True,
-                "use causal_conv1d_varlen_states",
-            )
     expect_same_device(
         op, x=x, seq_idx=seq_idx, initial_states=initial_states, final_states_out=final_states_out
     )
@@ -284,12 +271,19 @@ class _Convolution(torch.autograd.Function):
 def _like(x: Tensor) -> Tensor:
     """Empty, shape of x, and the channels or the tokens side by side as in x."""
     if x.stride(1) == 1:
-        return torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).mT
+        return _channel_last(x, x.shape[0], x.shape[2])
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+def _channel_last(x: Tensor, batch: int, seqlen: int) -> Tensor:
+    """Empty (batch, dim, seqlen), dim contiguous. No view: autograd lets nobody modify a view in
+    place that a Function returns."""
+    dim = x.shape[1]
+    return x.new_empty_strided((batch, dim, seqlen), (dim * seqlen, 1, dim))
+
+
 def _states_like(x: Tensor, state_len: int) -> Tensor:
-    return x.new_empty(x.shape[0], state_len, x.shape[1]).transpose(1, 2)
+    return _channel_last(x, x.shape[0], state_len)
 
 
 def _new_fwd(
@@ -396,8 +390,7 @@ class _Varlen(torch.autograd.Function):
 
 
 def _new_varlen(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
-    count = cu_seqlens.shape[0] - 1
-    return x.new_empty(count, state_len, x.shape[1]).transpose(1, 2)
+    return _channel_last(x, cu_seqlens.shape[0] - 1, state_len)
 
 
 @kernel_op("tvkernels::causal_conv1d_varlen_fwd", fake=_new_varlen)

@@ -37,6 +37,7 @@ def causal_conv1d_fn_ref(
     """The convolution of whole sequences: see `causal_conv1d_fn`."""
     seqlen, width = x.shape[2], weight.shape[1]
     taps, bias = _filter(x, weight, bias)
+    seq_idx = seq_idx if seqlen else None
     rows = x.transpose(1, 2)
     before = None if initial_states is None else initial_states.transpose(1, 2)
     # torch.compile fuses the formula itself; a loop over blocks would only be unrolled
@@ -50,6 +51,9 @@ def causal_conv1d_fn_ref(
     if not return_final_states:
         return out
     final = _window(rows, before, seqlen, seqlen, width)
+    if seq_idx is not None:
+        ids, newest = _ids_window(seq_idx, seqlen, seqlen, width), seq_idx[:, -1:, None]
+        final = final.where((ids == newest) & (newest >= 0), 0.0)
     if final_states_out is not None:
         return out, final_states_out.copy_(final.transpose(1, 2))
     # copy: a view would keep all of x alive, and the next update would write into x
@@ -133,8 +137,11 @@ def _window(rows: Tensor, before: Tensor | None, start: int, stop: int, width: i
 
 
 def _ids_window(seq_idx: Tensor | None, start: int, stop: int, width: int) -> Tensor | None:
-    """`_window` of seq_idx; the numbers before row 0 do not matter, since x is 0 there."""
-    return None if seq_idx is None else _window(seq_idx.unsqueeze(-1), None, start, stop, width)
+    """`_window` of seq_idx; rows before row 0 are of the sequence of row 0."""
+    if seq_idx is None:
+        return None
+    ids = seq_idx.unsqueeze(-1)
+    return _window(ids, ids[:, :1].expand(-1, width - 1, -1), start, stop, width)
 
 
 class _FirByBlocks(torch.autograd.Function):

@@ -84,7 +84,7 @@ def gated_cross_attention(
             cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
         )  # fmt: skip
     if k.shape[1] == 0:
-        return text
+        return text.clone()
     headdim = q.shape[3]
     if headdim > MOST:
         raise NotImplementedError(

@@ -36,7 +36,8 @@ def gated_cross_attention_ref(
 ) -> torch.Tensor:
     """`gated_cross_attention` in plain PyTorch; arguments and result are the same."""
     if k.shape[1] == 0:
-        return text
+        # a copy: changing the result in place must not change text
+        return text.clone()
     acc = torch.promote_types(text.dtype, torch.float32)
     q, k, v = q.to(acc), k.to(acc), v.to(acc)
     factor = q.shape[3] ** -0.5 if scale is None else float(scale)

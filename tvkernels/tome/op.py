@@ -34,7 +34,7 @@ def tome_merge(
 
     Args:
         x: (batch, seqlen, dim); float32, bfloat16, float16 or float64.
-        num_tokens: tokens left, 1 to seqlen; seqlen returns x itself.
+        num_tokens: tokens left, 1 to seqlen; seqlen returns a copy of x.
         num_heads: channel groups averaged into the metric; divides dim.
         order: slot order. "raw": after each round the even tokens that stay, best matched first,
             then the odd tokens. "ascending" / "descending": by final size, ties by raw slot.

@@ -48,7 +48,8 @@ def tome_merge_ref(
             sizes = sizes.gather(1, by_size)
             slots = _inverse(by_size).gather(1, slots)
     if num_tokens == x.shape[1]:
-        tokens = x
+        # a copy: changing the result in place must not change x
+        tokens = x.clone()
     else:
         tokens = (_slot_sum(wide, slots, num_tokens) / sizes[..., None]).to(x.dtype)
     return ToMeResult(tokens, sizes.int(), slots.int())

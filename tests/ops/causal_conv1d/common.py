@@ -30,13 +30,15 @@ def naive_conv(
     (batch, dim, seqlen), width = x.shape, weight.shape[1]
     past = x.new_zeros(batch, dim, width - 1) if initial_states is None else initial_states
     inputs = [past[:, :, i] for i in range(width - 1)] + [x[:, :, t] for t in range(seqlen)]
+    # what lies before token 0 is of token 0's sequence
+    number = None if seq_idx is None else [seq_idx[:, max(t, 0)] for t in range(1 - width, seqlen)]
     outs = []
     for t in range(seqlen):
         y = x.new_zeros(batch, dim, dtype=wide) if bias is None else bias.to(wide)
         for k in range(width):
             term = weight[:, width - 1 - k].to(wide) * inputs[width - 1 + t - k].to(wide)
-            if seq_idx is not None:
-                ours = (seq_idx[:, t] == seq_idx[:, t - k]) if k <= t else seq_idx[:, t] < -99
+            if number is not None:
+                ours = number[width - 1 + t - k] == seq_idx[:, t]
                 term = torch.where(ours[:, None], term, 0.0)
             y = y + term
         y = y / (1 + torch.exp(-y)) if activation else y
@@ -44,7 +46,11 @@ def naive_conv(
     out = torch.stack(outs, dim=2).to(x.dtype)
     if not return_final_states:
         return out
-    return out, torch.cat([past, x], dim=2)[..., seqlen:]
+    final = torch.cat([past, x], dim=2)[..., seqlen:]
+    if number is not None:
+        ours = torch.stack(number, 1)[:, None, seqlen:] == seq_idx[:, None, -1:]
+        final = torch.where(ours & (seq_idx[:, None, -1:] >= 0), final, 0.0)
+    return out, final
 
 
 def conv_inputs(seqlen: int = 23, width: int = 4, **changes: Any) -> dict[str, Any]:
@@ -58,6 +64,8 @@ def conv_inputs(seqlen: int = 23, width: int = 4, **changes: Any) -> dict[str, A
 
 
 SEQ_IDX = torch.tensor([[0] * 2 + [1] * 9 + [5] * 1 + [2] * 11, [0] * 18 + [-1] * 5])
+# a first sequence and a last one shorter than the filter; a row that begins with padding
+SHORT_ENDS = torch.tensor([[7] + [3] * 20 + [9] * 2, [-1] * 2 + [0] * 21])
 LEAVES = ("x", "weight", "bias", "initial_states")
 
 

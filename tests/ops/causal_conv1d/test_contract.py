@@ -11,12 +11,14 @@ from safetensors.torch import load_file
 
 from tests.contract import (
     check_contract,
+    device,
     on_device,
 )
 from tests.footprint import largest_tensor
 from tests.ops.causal_conv1d.common import (
     LEAVES,
     SEQ_IDX,
+    SHORT_ENDS,
     blocks_of,
     conv_inputs,
     leaves_of,
@@ -41,6 +43,9 @@ VARIANTS = {
     "final only": {"return_final_states": True},
     "packed": {"seq_idx": SEQ_IDX.int()},
     "packed int64": {"seq_idx": SEQ_IDX, "bias": None},
+    "packed states": {"seq_idx": SEQ_IDX.int(), **STATES},
+    "packed states, short ends": {"seq_idx": SHORT_ENDS, "activation": None, **STATES},
+    "packed, final only": {"seq_idx": SEQ_IDX, "return_final_states": True},
 }
 
 
@@ -64,9 +69,11 @@ def test_any_width_also_longer_than_the_sequence_or_a_block(backend: str, width:
     for seqlen in (1, 2, 7):
         states = {"initial_states": randn(2, 6, width - 1), "return_final_states": True}
         inputs = conv_inputs(seqlen, width, **states)
+        packed = inputs | {"seq_idx": torch.tensor([[4] * seqlen, [0] * (seqlen - 1) + [1]])}
         for block in ways(backend, 24):
             with blocks_of(block):
                 check_contract(causal_conv1d_fn, naive_conv, inputs, wrt=LEAVES)
+                check_contract(causal_conv1d_fn, naive_conv, packed, wrt=LEAVES)
 
 
 LAYOUTS = {
@@ -83,8 +90,9 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(backend: str, layout: str) -> None:
-    inputs = conv_inputs(x=LAYOUTS[layout](), **STATES)
+@pytest.mark.parametrize("seq_idx", [None, SHORT_ENDS], ids=["whole", "packed"])
+def test_layouts(backend: str, layout: str, seq_idx: torch.Tensor | None) -> None:
+    inputs = conv_inputs(x=LAYOUTS[layout](), seq_idx=seq_idx, **STATES)
     odd = {"initial_states": randn(2, 3, 6).mT, "weight": randn(4, 6).mT}
     for block in ways(backend, 60):
         with blocks_of(block):
@@ -170,11 +178,13 @@ def test_memory_is_linear_in_length() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 6, 7), (2, 6, 0), (2, 0, 7)])
-def test_nothing_to_do(backend: str, shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_nothing_to_do(backend: str, packed: bool, shape: tuple[int, int, int]) -> None:
     """Without tokens the final states are the initial ones, and so are their gradients."""
     before = randn(shape[0], shape[1], 3).requires_grad_()
     x, weight = randn(*shape).requires_grad_(), randn(shape[1], 4).requires_grad_()
-    out, final = causal_conv1d_fn(x, weight, None, None, before, True, None, "silu")
+    ids = torch.zeros(shape[0], shape[2], dtype=torch.int32, device=device()) if packed else None
+    out, final = causal_conv1d_fn(x, weight, None, ids, before, True, None, "silu")
     assert out.shape == shape
     (out.sum() + 2 * final.sum()).backward()
     assert torch.equal(weight.grad, torch.zeros_like(weight))

@@ -25,11 +25,6 @@ FN_ERRORS = [
     ({"activation": "relu"}, "activation must be None, 'silu' or 'swish', got 'relu'"),
     ({"seq_idx": IDS[:1]}, r"seq_idx must be \(batch, seqlen\) = \(2, 5\), got shape \(1, 5\)"),
     ({"seq_idx": IDS.float()}, "seq_idx must be of dtype int32, int64, got float32"),
-    ({"seq_idx": IDS, "initial_states": S}, "initial_states must be None with seq_idx"),
-    (
-        {"seq_idx": IDS, "return_final_states": True},
-        "return_final_states must be False with seq_idx .*; use causal_conv1d_varlen_states",
-    ),
     ({"initial_states": S[..., :2]}, r"initial_states must be \(batch, dim, width - 1\) ="),
     ({"initial_states": S.half()}, "initial_states must be of dtype float32, got float16"),
     ({"initial_states": META}, r"initial_states must lie on the device of x \(cpu\)"),

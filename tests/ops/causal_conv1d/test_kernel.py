@@ -67,35 +67,43 @@ def test_every_configuration(config: Any) -> None:
     from tvkernels.core.tune import forced
 
     with use_backend("triton"), poisoned_empty(), forced(config):
-        for variant in ("states", "packed"):
+        for variant in ("states", "packed states"):
             contract.test_contract(variant, torch.float32)
         contract.test_contract("model", torch.bfloat16)
-        contract.test_layouts("triton", "channel last")
+        contract.test_layouts("triton", "channel last", None)
 
 
 @pytest.mark.triton
 @pytest.mark.skipif(not TRITON, reason="neither the interpreter nor a GPU")
 @pytest.mark.parametrize(
     ("variant", "channel_last", "parts"),
-    [("states", True, 1), ("states", False, 1 << 20), ("packed", True, 4)],
+    [
+        ("states", True, 1),
+        ("states", False, 1 << 20),
+        ("packed", True, 4),
+        ("packed states", True, 4),
+    ],
 )
 def test_several_programs(variant: str, channel_last: bool, parts: int) -> None:
     """More channels and tokens than one program takes; the sums in about `parts` parts."""
     with use_backend("triton"), poisoned_empty(), patch(f"{KERNEL}.LANES", parts * 520):
         x = randn(2, 70, 520).mT if channel_last else randn(2, 520, 70)
         inputs = {"x": x, "weight": randn(520, 4, seed=2), "activation": "silu"}
-        if variant == "states":
+        if "states" in variant:
             inputs |= {"initial_states": randn(2, 520, 3, seed=4), "return_final_states": True}
-        else:
+        if "packed" in variant:
             inputs["seq_idx"] = torch.arange(140).reshape(2, 70) // 33
         check_contract(causal_conv1d_fn, naive_conv, inputs, wrt=leaves_of(inputs))
 
 
 @pytest.mark.triton
 @pytest.mark.skipif(not TRITON, reason="neither the interpreter nor a GPU")
-def test_spans_shorter_than_the_filter() -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_spans_shorter_than_the_filter(packed: bool) -> None:
     """Several programs read the initial states, but only one writes their gradient."""
     states = {"initial_states": randn(2, 6, 8, seed=4), "return_final_states": True}
+    if packed:
+        states["seq_idx"] = torch.tensor([[4] * 7 + [2] * 6, [0] * 13])
     with use_backend("triton"), poisoned_empty(), patch(f"{KERNEL}.SPAN", 4):
         check_contract(causal_conv1d_fn, naive_conv, conv_inputs(13, 9, **states), wrt=LEAVES)
 
@@ -139,7 +147,11 @@ def test_operators_are_sound(channel_last: bool) -> None:
         x = randn(2, 7, 6).mT if channel_last else randn(2, 6, 7)
         dout, weight, bias, before = randn(2, 6, 7), randn(6, 4), randn(6), randn(2, 6, 3)
         ids = torch.zeros(2, 7, dtype=torch.int32, device=device())
-        for given in ((bias, None, before, True), (None, ids, None, False)):
+        for given in (
+            (bias, None, before, True),
+            (None, ids, None, False),
+            (bias, ids, before, True),
+        ):
             torch.library.opcheck(_fwd.op, (x, weight, *given, True))
             dafter = before if given[3] else None
             torch.library.opcheck(_bwd.op, (dout, dafter, x, weight, *given[:3], True))
