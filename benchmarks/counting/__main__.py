@@ -14,15 +14,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 # @triton.jit reads this when it decorates, so it is set before anything imports Triton
 os.environ["TRITON_INTERPRET"] = "1"
-
-import numpy as np
-import torch
-import triton
 
 from benchmarks import RESULTS
 from benchmarks.counting.cost import lines
@@ -54,11 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def versions() -> str:
-    found = {"Triton": triton.__version__, "torch": torch.__version__, "numpy": np.__version__}
-    for package in metadata.distributions():
-        if package.name.replace("_", "-") == "mamba-ssm":
-            found[package.name] = package.version
-    return ", ".join(f"{name} {version}" for name, version in found.items())
+    """Of what counted, and of mamba-ssm if it is there."""
+    names = [name for name in ("triton", "torch", "numpy", "mamba_ssm") if find_spec(name)]
+    return ", ".join(f"{name} {version(name)}" for name in names)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
-from typing import NamedTuple
+from operator import attrgetter
 
 import numpy as np
 
@@ -23,15 +23,8 @@ RESIDENT = 264
 NEIGHBOURS = 8
 
 
-class Traffic(NamedTuple):
-    """Bytes between the cache and memory."""
-
-    read: int
-    write: int
-
-
-def traffic(launches: Iterable[Launch], capacity: float, resident: int = 1) -> Traffic:
-    """Bytes that pass a cache of `capacity` bytes.
+def traffic(launches: Iterable[Launch], capacity: float, resident: int = 1) -> tuple[int, int]:
+    """Bytes read from and written to memory behind a cache of `capacity` bytes.
 
     Args:
         launches: in order; the cache keeps its content from one to the next.
@@ -39,14 +32,27 @@ def traffic(launches: Iterable[Launch], capacity: float, resident: int = 1) -> T
         resident: programs that advance together, one access each in turn; the next program in
             hardware order starts when one of them ends. 1 runs one program after the other.
     """
-    cache = _Cache(capacity // (SECTOR * SECTORS_OF_LINE))
+    # from line number to (sectors present, sectors to write back), as 4-bit masks
+    lines: OrderedDict[int, tuple[int, int]] = OrderedDict()
+    most, read, written = capacity // (SECTOR * SECTORS_OF_LINE), 0, 0
     for launch in launches:
         for access in in_order(launch.accesses, resident):
-            cache.touch(access)
-    return cache.flush()
+            for line, mask in _masks(access.sectors):
+                present, dirty = lines.pop(line, (0, 0))
+                if access.writes:
+                    dirty |= mask
+                else:
+                    read += (mask & ~present).bit_count()
+                lines[line] = (present | mask, dirty)
+                if len(lines) > most:
+                    written += lines.popitem(last=False)[1][1].bit_count()
+    written += sum(dirty.bit_count() for _, dirty in lines.values())
+    return SECTOR * read, SECTOR * written
 
 
-def together(launches: Iterable[Launch], shares: Iterable[float], capacity: float) -> Traffic:
+def together(
+    launches: Iterable[Launch], shares: Iterable[float], capacity: float
+) -> tuple[int, int]:
     """Bytes where as many programs as the GPU holds advance together, each launch by itself.
 
     Args:
@@ -54,50 +60,28 @@ def together(launches: Iterable[Launch], shares: Iterable[float], capacity: floa
             RESIDENT programs advances, at least NEIGHBOURS, each with its share of the cache.
         capacity: bytes of the whole cache, which is empty when a launch begins.
     """
-    moved = []
+    read = written = 0
     for launch, share in zip(launches, shares, strict=True):
         resident = max(NEIGHBOURS, round(RESIDENT * share))
-        moved.append(traffic([launch], capacity * resident / RESIDENT, resident))
-    return Traffic(sum(each.read for each in moved), sum(each.write for each in moved))
+        moved = traffic([launch], capacity * resident / RESIDENT, resident)
+        read, written = read + moved[0], written + moved[1]
+    return read, written
 
 
 def in_order(accesses: list[Access], resident: int) -> Iterator[Access]:
     """The accesses of one launch as `resident` programs at a time would make them."""
-    by_program = sorted(accesses, key=lambda access: access.program)
-    waiting = (deque(own) for _, own in groupby(by_program, key=lambda access: access.program))
+    program = attrgetter("program")
+    waiting = (deque(own) for _, own in groupby(sorted(accesses, key=program), key=program))
     active = deque(islice(waiting, resident))
     while active:
-        program = active.popleft()
-        yield program.popleft()
-        if not program:
-            program = next(waiting, program)
-        if program:
-            active.append(program)
+        own = active.popleft()
+        yield own.popleft()
+        own = own or next(waiting, own)
+        active.extend([own] if own else [])
 
 
-class _Cache:
-    """lines: from line number to (sectors present, sectors to write back), as 4-bit masks."""
-
-    def __init__(self, capacity: float) -> None:
-        self.capacity = capacity
-        self.lines: OrderedDict[int, tuple[int, int]] = OrderedDict()
-        self.read = self.written = 0
-
-    def touch(self, access: Access) -> None:
-        lines, first = np.unique(access.sectors // SECTORS_OF_LINE, return_index=True)
-        bits = 1 << (access.sectors % SECTORS_OF_LINE)
-        masks = np.bitwise_or.reduceat(bits, first)
-        for line, mask in zip(lines.tolist(), masks.tolist()):
-            present, dirty = self.lines.pop(line, (0, 0))
-            if access.writes:
-                dirty |= mask
-            else:
-                self.read += (mask & ~present).bit_count()
-            self.lines[line] = (present | mask, dirty)
-            if len(self.lines) > self.capacity:
-                _, (_, evicted) = self.lines.popitem(last=False)
-                self.written += evicted.bit_count()
-
-    def flush(self) -> Traffic:
-        dirty = sum(dirty.bit_count() for _, dirty in self.lines.values())
-        return Traffic(SECTOR * self.read, SECTOR * (self.written + dirty))
+def _masks(sectors: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Each line that these sectors lie in, with a bit for each of them."""
+    lines, first = np.unique(sectors // SECTORS_OF_LINE, return_index=True)
+    bits = np.bitwise_or.reduceat(1 << (sectors % SECTORS_OF_LINE), first)
+    return zip(lines.tolist(), bits.tolist())

@@ -5,8 +5,8 @@ To count another op: a function and its floor in shapes.py, a case here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import torch
@@ -26,10 +26,9 @@ class Case:
         size: tokens, or sequences of a decode step, that the row is about.
         counted: the sizes to count at; large enough that L2_BYTES * counted / size still holds the
             weights and what a few programs work on.
-        scaled: numbers that bound a grid, "module:NAME". Counting at a smaller size makes them as
-            much smaller, so that each program does as much as at the row's size.
         part: the call works on 1/part of the model's heads and groups, which are independent.
-        divided: as `scaled`, for numbers that bound a grid over heads: smaller by `part` alone.
+        bounds: numbers that bound a grid, "module:NAME". Counting makes them as much smaller as the
+            "size" or the "part", so that each program does as much as at the row's size.
         kernels: the kernels of ours that run and are counted. None: all.
         plus: cases of ours whose counts per token are added to ours.
         ours: the peers have nothing like it.
@@ -42,8 +41,7 @@ class Case:
     size: int = 32_768
     counted: tuple[int, ...] = (128, 192, 256)
     part: int = 1
-    scaled: tuple[str, ...] = ()
-    divided: tuple[str, ...] = ()
+    bounds: Mapping[str, str] = field(default_factory=dict)
     kernels: tuple[str, ...] | None = None
     plus: tuple[Case, ...] = ()
     ours: bool = False
@@ -53,6 +51,11 @@ class Case:
     def floor(self) -> Callable[[int], Floor]:
         name = self.name if self.least is None else self.least
         return FLOORS[name] if name else lambda _: Floor(0)
+
+    def smaller(self, size: int) -> tuple[tuple[str, float], ...]:
+        """Each of `bounds` and what to multiply it by when `size` is counted."""
+        factors = {"size": size / self.size, "part": 1 / self.part}
+        return tuple((name, factors[by]) for name, by in self.bounds.items())
 
 
 def backward(forward: Prepare) -> Prepare:
@@ -70,66 +73,56 @@ def backward(forward: Prepare) -> Prepare:
     return prepare
 
 
-def _steps(name: str, op: str, prepare: Prepare, rest: str = "", part: int = 1) -> list[Case]:
-    """A decode step at each batch."""
-    step = {"least": name + rest, "part": part}
-    return [
-        Case(f"{name}, batch {batch}{rest}", op, prepare, batch, counted=(1, 2, 3), **step)
-        for batch in (1, 8, 64)
-    ]
+def steps(
+    name: str, op: str, prepare: Prepare, rest: str = "", few: tuple[int, ...] = (1, 2, 3),
+    many: tuple[int, ...] = (1, 2, 3), part: int = 1,
+) -> Iterator[Case]:  # fmt: skip
+    """A decode step at each batch, counted at `few` sequences for a batch of one."""
+    for batch in (1, 8, 64):
+        yield Case(
+            f"{name}, batch {batch}{rest}", op, prepare, batch, few if batch == 1 else many, part,
+            least=name + rest,
+        )  # fmt: skip
 
 
-def _mixer_steps() -> list[Case]:
-    name, op = "decode step of the mixer", "mamba2_decode_step"
-    return [
-        Case(f"{name}, batch {n}", op, shapes.mixer_step, n, counted=sizes, least=name)
-        for n, sizes in ((1, (1,)), (8, (5, 6, 7)), (64, (5, 6, 7)))
-    ]
-
-
-def _scans(part: int = 8) -> list[Case]:
+def scans(part: int = 8) -> Iterator[Case]:
     """The forward in two kernels: chunk_scan, and with two segments chunk_state before it.
 
     chunk_state reads the ends of subsegments, which do not grow with the length: 16,128 tokens are
     two segments of one subsegment, 160,000 two of ten, and a subsegment is the same 8,064 tokens.
     """
-    op, each = "mamba_chunk_scan_combined", {"part": part, "divided": (f"{SSD}:PROGRAMS",)}
+    op, run = "mamba_chunk_scan_combined", shapes.scan_of(part)
+    each = {"part": part, "bounds": {"tvkernels.ssd.kernel:PROGRAMS": "part"}}
 
-    def before(name: str, endless: bool) -> Case:
-        run = shapes.scan_of(part, endless)
-        state = {"counted": (16_128,), "kernels": ("chunk_state_kernel",), "least": ""}
-        return Case(name, op, run, 16_128, ours=True, **state, **each)
-
-    def forward(name: str, first: Case, ours: bool = False) -> Case:
+    def forward(name: str, first: Case, ours: bool) -> Case:
         scan = {"counted": (1024, 2048), "kernels": ("chunk_scan_kernel",), "least": "scan"}
-        run = shapes.scan_of(part)
         return Case(name, op, run, 160_000, plus=(first,), ours=ours, **scan, **each)
 
-    first = before("scan, of that the first pass", endless=False)
+    state = {"counted": (16_128,), "kernels": ("chunk_state_kernel",), "least": "", "ours": True}
+    first = Case("scan, of that the first pass", op, run, 16_128, **state, **each)
+    endless = Case("", op, shapes.scan_of(part, endless=True), 16_128, **state, **each)
+    yield forward("scan", first, ours=False)
+    yield first
+    yield forward("scan that forgets nothing", endless, ours=True)
     # mamba-ssm gives a program as many heads as fill the processors
-    peers = {"scaled": ("benchmarks.timing.peers:MULTIPROCESSORS",), "part": part}
-    run = backward(shapes.scan_of(part))
-    return [
-        forward("scan", first),
-        first,
-        forward("scan that forgets nothing", before("", endless=True), ours=True),
-        Case("scan, backward", op, run, 160_000, counted=(256, 512), **peers),
-    ]
+    processors = {"benchmarks.timing.peers:MULTIPROCESSORS": "size"}
+    yield Case("scan, backward", op, backward(run), 160_000, (256, 512), part, processors)
 
 
-SSD = "tvkernels.ssd.kernel"
-TRANSFER = "tvkernels.gated_cross_attention.kernel"
-NORMS = {"counted": (128, 256, 384), "scaled": ("tvkernels.rmsnorm.kernel:PROGRAMS",)}
-CONVOLUTIONS = {"counted": (96, 192, 288), "scaled": ("tvkernels.causal_conv1d.kernel:LANES",)}
+def bounded(by: str, *names: str) -> dict[str, str]:
+    return {f"tvkernels.{name}": by for name in names}
+
+
+NORMS = {"counted": (128, 256, 384), "bounds": bounded("size", "rmsnorm.kernel:PROGRAMS")}
+LANES = {"counted": (96, 192, 288), "bounds": bounded("size", "causal_conv1d.kernel:LANES")}
 # as many frames to a program as at the row's size
-FRAMES = {"counted": (1, 2), "scaled": ("tvkernels.tome.kernel:PROGRAMS",)}
+FRAMES = {"counted": (1, 2), "bounds": bounded("size", "tome.kernel:PROGRAMS")}
 # as many splits of the keys as at the row's size, each of whole tiles
-KEYS = {"counted": (704, 1408), "scaled": (f"{TRANSFER}:KEYS",)}
-HEADS = {"part": 8, "divided": (f"{TRANSFER}:PROGRAMS",)}
-ROWS = {"counted": (160, 320, 480)}
-TOKENS = {"counted": (1024, 2048, 3072)}
-GATED = "gated_cross_attention"
-BITS = {32: torch.float32, 16: torch.float16}
+SPLITS = bounded("size", "gated_cross_attention.kernel:KEYS")
+PROGRAMS = bounded("part", "gated_cross_attention.kernel:PROGRAMS")
+KEYS, ROWS, TOKENS = (704, 1408), (160, 320, 480), (1024, 2048, 3072)
+GATED, UPDATE = "gated_cross_attention", "selective_state_update"
+state32, state16 = (shapes.state_update(dtype, 8) for dtype in (torch.float32, torch.float16))
 
 CASES: tuple[Case, ...] = (
     Case("gated norm", "rmsnorm_fn", shapes.gated_norm),
@@ -139,33 +132,27 @@ CASES: tuple[Case, ...] = (
     Case("activation of the MLP", "relu2", shapes.activation),
     Case("activation of the MLP, backward", "relu2", backward(shapes.activation)),
     Case("convolution", "causal_conv1d_fn", shapes.conv),
-    Case("convolution, backward", "causal_conv1d_fn", backward(shapes.conv), **CONVOLUTIONS),
-    *_scans(),
-    *_steps("decode step of the convolution", "causal_conv1d_update", shapes.conv_update),
-    *(
-        case
-        for bits, dtype in BITS.items()
-        for case in _steps(
-            "decode step of the scan",
-            "selective_state_update",
-            shapes.state_update(dtype, 8),
-            f", {bits} bit state",
-            part=8,
-        )
+    Case("convolution, backward", "causal_conv1d_fn", backward(shapes.conv), **LANES),
+    *scans(),
+    *steps("decode step of the convolution", "causal_conv1d_update", shapes.conv_update),
+    *steps("decode step of the scan", UPDATE, state32, ", 32 bit state", part=8),
+    *steps("decode step of the scan", UPDATE, state16, ", 16 bit state", part=8),
+    *steps(
+        "decode step of the mixer", "mamba2_decode_step", shapes.mixer_step, few=(1,),
+        many=(5, 6, 7),
     ),
-    *_mixer_steps(),
     Case("token merging", "tome_merge", shapes.merge, 10_000, **FRAMES),
-    Case("token merging, backward", "tome_merge", backward(shapes.merge), 10_000, counted=(1, 2)),
-    Case("transfer into the text", GATED, shapes.transfer, 80_000, **KEYS),
+    Case("token merging, backward", "tome_merge", backward(shapes.merge), 10_000, (1, 2)),
+    Case("transfer into the text", GATED, shapes.transfer, 80_000, KEYS, bounds=SPLITS),
     Case(
-        "transfer into the text, backward", GATED, backward(shapes.transfer_of(8)), 80_000,
-        **KEYS, **HEADS,
+        "transfer into the text, backward", GATED, backward(shapes.transfer_of(8)), 80_000, KEYS,
+        part=8, bounds=SPLITS | PROGRAMS,
     ),
-    Case("selection", "attention_topk", shapes.select, 80_000, **TOKENS),
+    Case("selection", "attention_topk", shapes.select, 80_000, TOKENS),
     Case(
         "selection from hidden states", "attention_topk_hidden", shapes.select_hidden, 80_000,
-        **TOKENS,
+        TOKENS,
     ),
-    Case("rows taken out", "compact", shapes.leave, 80_000, **ROWS),
-    Case("rows taken out, backward", "compact", backward(shapes.leave), 80_000, **ROWS),
+    Case("rows taken out", "compact", shapes.leave, 80_000, ROWS),
+    Case("rows taken out, backward", "compact", backward(shapes.leave), 80_000, ROWS),
 )  # fmt: skip

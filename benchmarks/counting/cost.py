@@ -16,7 +16,7 @@ import torch
 import tvkernels
 from benchmarks.counting.cache_model import together, traffic
 from benchmarks.counting.cases import CASES, Case
-from benchmarks.counting.counter import Record, counting, interpretable
+from benchmarks.counting.counter import Launch, counting, interpretable, totals
 from benchmarks.shapes import L2_BYTES, Floor, Prepare
 from benchmarks.table import markdown
 from benchmarks.timing.peers import mamba_ssm, on_a_device, without_cuda
@@ -27,6 +27,7 @@ COLUMNS = (
     "least kB", "cold / least", "of floor", "dot MFLOP", "special k", "misfit",
 )  # fmt: skip
 Counts = dict[str, float]
+Launches = list[Launch]
 
 
 class Row(NamedTuple):
@@ -66,16 +67,15 @@ def table(rows: Iterable[Row]) -> list[str]:
 def count(case: Case, provider: str, sizes: Sequence[int]) -> Row | None:
     """Count a case at `sizes` and put lines through the counts; None where there is no kernel."""
     ours = provider == OURS
+    kernels = case.kernels if ours else None
     try:
-        records = [_record(case, provider, size) for size in sizes]
+        runs = [launched(case.prepare, provider, n, kernels, case.smaller(n)) for n in sizes]
     except tvkernels.BackendUnavailable:
         return None
-    series = []
-    for size, record, shares in zip(sizes, records, _shares(case, sizes, records)):
-        # the cache is scaled like the size
-        cached = traffic(record.launches, L2_BYTES * size / case.size / case.part)
-        resident = together(record.launches, shares, L2_BYTES)
-        series.append(summary(record) | {"cached": sum(cached), "together": sum(resident)})
+    series = [
+        summary(launches, share, L2_BYTES * size / case.size / case.part)
+        for size, launches, share in zip(sizes, runs, shares(case, sizes, runs))
+    ]
     counts, misfit = fit(sizes, series, case.size)
     scale = dict.fromkeys(counts, case.part / case.size) | {"launches": 1.0}
     counts = {key: value * scale[key] for key, value in counts.items()}
@@ -88,24 +88,30 @@ def count(case: Case, provider: str, sizes: Sequence[int]) -> Row | None:
     return Row(case.name, provider, counts, misfit, least)
 
 
-def summary(record: Record) -> Counts:
-    """Sums of what the tables show."""
-    total = record.totals()
+def summary(launches: Launches, share: Sequence[float], l2_bytes: float) -> Counts:
+    """What the table shows; the cache that stays between launches is scaled like the size."""
+    total = totals(launches)
+
+    def of(start: str) -> int:
+        return sum(n for key, n in total.items() if key.startswith(start))
+
     return {
         "launches": total["launches"],
-        "requested": total["requested_read"] + total["requested_write"],
-        "cold": total["cold_read"] + total["cold_write"],
-        "dot": sum(n for key, n in total.items() if key.startswith("dot.")),
-        "special": sum(n for key, n in total.items() if key.startswith("special.")),
+        "requested": of("requested_"),
+        "cold": of("cold_"),
+        "dot": of("dot."),
+        "special": of("special."),
+        "cached": sum(traffic(launches, l2_bytes)),
+        "together": sum(together(launches, share, L2_BYTES)),
     }
 
 
-def _shares(case: Case, sizes: Sequence[int], records: Sequence[Record]) -> list[list[float]]:
+def shares(case: Case, sizes: Sequence[int], runs: Sequence[Launches]) -> list[list[float]]:
     """For each launch at each size: the counted fraction of its programs at the case's size."""
+    # a PyTorch operation has no programs: it grows with the size
     grids = [
-        # a PyTorch operation has no programs: it grows with the size
-        [float(launch.counts["programs"] or size) for launch in record.launches]
-        for size, record in zip(sizes, records)
+        [float(launch.counts["programs"] or size) for launch in launches]
+        for size, launches in zip(sizes, runs)
     ]
     whole = [
         case.part * fit(sizes, [{"": n} for n in programs], case.size)[0][""]
@@ -116,40 +122,30 @@ def _shares(case: Case, sizes: Sequence[int], records: Sequence[Record]) -> list
 
 # several rows count the same call and differ in the target size alone
 @functools.lru_cache(maxsize=8)
-def _record_of(
+def launched(
     prepare: Prepare,
     provider: str,
     size: int,
     kernels: tuple[str, ...] | None,
     smaller: tuple[tuple[str, float], ...],
-) -> Record:
+) -> Launches:
+    """What a call launches; `smaller` names numbers of modules and what to multiply them by."""
     # the decays decide how far the scan's first pass looks back
     torch.manual_seed(0)
-    with tvkernels.use_backend("triton"), _smaller(smaller), without_cuda(), on_a_device():
+    with contextlib.ExitStack() as stack:
+        for entry, factor in smaller:
+            module, name = entry.split(":")
+            owner = importlib.import_module(module)
+            value = max(1, round(getattr(owner, name) * factor))
+            stack.enter_context(mock.patch.object(owner, name, value))
+        for context in (tvkernels.use_backend("triton"), without_cuda(), on_a_device()):
+            stack.enter_context(context)
         with interpretable():
             # float16 is as wide as bfloat16, which the interpreter gets wrong, and faster
             run, _ = prepare(_providers()[provider], size, torch.float16)
-        with counting(kernels) as record:
+        with counting(kernels) as launches:
             run()
-    return record
-
-
-def _record(case: Case, provider: str, size: int) -> Record:
-    smaller = [(name, size / case.size) for name in case.scaled]
-    smaller += [(name, 1 / case.part) for name in case.divided]
-    kernels = case.kernels if provider == OURS else None
-    return _record_of(case.prepare, provider, size, kernels, tuple(smaller))
-
-
-@contextlib.contextmanager
-def _smaller(numbers: Iterable[tuple[str, float]]) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for entry, factor in numbers:
-            module, name = entry.split(":")
-            owner = importlib.import_module(module)
-            smaller = max(1, round(getattr(owner, name) * factor))
-            stack.enter_context(mock.patch.object(owner, name, smaller))
-        yield
+    return launches
 
 
 def fit(sizes: Sequence[int], series: Sequence[Counts], target: int) -> tuple[Counts, float]:

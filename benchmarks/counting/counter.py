@@ -1,8 +1,8 @@
 """Count what Triton launches, and PyTorch operations around them, move and compute: no GPU needed.
 
-    with counting() as record:
+    with counting() as launches:
         fn()
-    record.totals()["cold_read"]
+    totals(launches)["cold_read"]
 
 The kernels run in Triton's interpreter, so TRITON_INTERPRET=1 must be set before Triton is
 imported. Each launch leaves a log of its memory accesses in sectors of 32 bytes, the least that
@@ -17,19 +17,25 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
 import triton.runtime.interpreter as interpreter
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from triton.runtime.autotuner import Autotuner
 
 SECTOR = 32
 BUILDER = interpreter.InterpreterBuilder
 SPECIAL = ("cos", "erf", "exp", "exp2", "log", "log2", "rsqrt", "sin", "sqrt", "precise_sqrt")
+# Triton 3.6 and the newest do not have the same ones
 DIVISIONS = ("fdiv", "precise_divf", "approx_divf")
+OVERWRITING = ("copy_", "fill_", "zero_")
+# what takes the place of a method: it gets the method and its arguments
+Hook = Callable[..., Any]
 
 
 class Access(NamedTuple):
@@ -68,25 +74,21 @@ class Launch:
         return SECTOR * np.unique(np.concatenate(parts)).size if parts else 0
 
 
-@dataclass
-class Record:
-    launches: list[Launch] = field(default_factory=list)
+def totals(launches: Iterable[Launch]) -> Counter[str]:
+    """All counts added up, with launches, cold_read and cold_write.
 
-    def totals(self) -> Counter[str]:
-        """All counts added up, with launches, cold_read and cold_write.
-
-        cold: distinct bytes of each launch, as if no launch found anything in the cache.
-        """
-        total: Counter[str] = Counter()
-        for launch in self.launches:
-            total.update(launch.counts)
-            total.update(launches=1, cold_read=launch.distinct(False))
-            total.update(cold_write=launch.distinct(True))
-        return total
+    cold: distinct bytes of each launch, as if no launch found anything in the cache.
+    """
+    total: Counter[str] = Counter()
+    for launch in launches:
+        cold = {"cold_read": launch.distinct(False), "cold_write": launch.distinct(True)}
+        total.update(launch.counts)
+        total.update(cold, launches=1)
+    return total
 
 
 @contextlib.contextmanager
-def counting(kernels: Collection[str] | None = None) -> Iterator[Record]:
+def counting(kernels: Collection[str] | None = None) -> Iterator[list[Launch]]:
     """Count every Triton launch and PyTorch operation inside the block, backward passes included.
 
     Args:
@@ -97,62 +99,102 @@ def counting(kernels: Collection[str] | None = None) -> Iterator[Record]:
     """
     if BUILDER.create_dot.__module__ == __name__:
         raise RuntimeError("counting: blocks cannot be nested")
-    record = Record()
-    replacements = _replacements(_Hooks(record, kernels))
-    with interpretable(), _replaced(replacements), _TorchOperations(record):
-        yield record
+    counter = _Counter(kernels)
+    with interpretable(), _hooked(counter.hooks()), counter:
+        yield counter.launches
 
 
 @contextlib.contextmanager
 def interpretable() -> Iterator[None]:
     """Let any kernel run in the interpreter: autotuned ones, and loops to a loaded bound."""
-    first = (Autotuner, "run", _first_configuration(Autotuner.run))
-    with _replaced([first, _loop_bounds()]), np.errstate(all="ignore"):
+    loops = (interpreter, "_patch_lang_tensor", _loop_bounds)
+    with _hooked([(Autotuner, "run", _first_configuration), loops]), np.errstate(all="ignore"):
         yield
 
 
 @contextlib.contextmanager
-def _replaced(replacements: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
+def _hooked(hooks: Iterable[tuple[Any, str, Hook]]) -> Iterator[None]:
+    def method(hook: Hook, original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: hook(original, *args, **kwargs)
+
     with contextlib.ExitStack() as stack:
-        for owner, name, method in replacements:
-            stack.callback(setattr, owner, name, getattr(owner, name))
-            setattr(owner, name, method)
+        for owner, name, hook in hooks:
+            new = method(hook, getattr(owner, name))
+            stack.enter_context(mock.patch.object(owner, name, new))
         yield
 
 
-class _Hooks:
-    """Counts the calls of the interpreter's methods, for the launch in progress."""
+def _noted(note: Callable[..., None]) -> Hook:
+    """A hook that looks at the arguments, then runs the method."""
 
-    def __init__(self, record: Record, kernels: Collection[str] | None) -> None:
-        self.record = record
+    def hook(original: Any, *args: Any, **kwargs: Any) -> Any:
+        note(*args, **kwargs)
+        return original(*args, **kwargs)
+
+    return hook
+
+
+def _first_configuration(original: Any, tuner: Any, *args: Any, **kwargs: Any) -> Any:
+    with mock.patch.object(tuner, "configs", tuner.configs[:1]):
+        return original(tuner, *args, **kwargs)
+
+
+def _loop_bounds(original: Any, tensor: Any, scope: Any) -> None:
+    """Triton 3.6 makes a loop bound an int in a way that numpy 2.4 no longer allows."""
+    original(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+
+class _Counter(TorchDispatchMode):
+    """Counts the calls of the interpreter's methods, for the launch in progress.
+
+    PyTorch operations are launches too: a copy or a sum around a kernel moves bytes.
+    """
+
+    def __init__(self, kernels: Collection[str] | None) -> None:
+        super().__init__()
         self.kernels = kernels
-        self.now = Launch("none")
+        self.launches: list[Launch] = []
         # keep every tensor alive: another one could get a freed address
         self.alive: list[Any] = []
 
-    def launch(self, executor: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def hooks(self) -> Iterator[tuple[Any, str, Hook]]:
+        yield interpreter.GridExecutor, "__call__", self.launch
+        yield BUILDER, "set_grid_idx", _noted(self.program)
+        yield BUILDER, "create_masked_load", _noted(self.load)
+        yield BUILDER, "create_masked_store", _noted(self.store)
+        yield BUILDER, "create_atomic_rmw", _noted(self.atomic)
+        yield BUILDER, "create_dot", _noted(self.dot)
+        named = {name: name.removeprefix("precise_") for name in SPECIAL}
+        for function, name in (named | dict.fromkeys(DIVISIONS, "div")).items():
+            if hasattr(BUILDER, f"create_{function}"):
+                yield BUILDER, f"create_{function}", _noted(partial(self.special, name))
+
+    def launch(self, original: Any, executor: Any, *args: Any, **kwargs: Any) -> Any:
         if self.kernels is not None and executor.fn.__name__ not in self.kernels:
             return None
         self.alive += [a for a in [*args, *kwargs.values()] if isinstance(a, torch.Tensor)]
-        self.now = Launch(executor.fn.__name__)
-        self.record.launches.append(self.now)
-        with torch.utils._python_dispatch._disable_current_modes():
+        self.launches.append(Launch(executor.fn.__name__))
+        with _disable_current_modes():
             return original(executor, *args, **kwargs)
 
-    def program(self, builder: Any, original: Callable[..., Any], x: int, y: int, z: int) -> None:
+    @property
+    def now(self) -> Launch:
+        return self.launches[-1]
+
+    def program(self, builder: Any, x: int, y: int, z: int) -> None:
         """Programs are numbered as the hardware starts them: axis 0 fastest."""
         nx, ny, _ = self.now.grid = builder.grid_dim
         self.now.program = x + nx * (y + ny * z)
         self.now.counts["programs"] += 1
-        original(builder, x, y, z)
 
-    def load(self, _: Any, ptrs: Any, mask: Any, *rest: Any) -> None:
+    def load(self, builder: Any, ptrs: Any, mask: Any, *rest: Any) -> None:
         self.memory(False, ptrs, mask)
 
-    def store(self, _: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> None:
+    def store(self, builder: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> None:
         self.memory(True, ptrs, mask)
 
-    def atomic(self, _: Any, op: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> None:
+    def atomic(self, builder: Any, op: Any, ptrs: Any, x: Any, mask: Any, *rest: Any) -> None:
         self.memory(False, ptrs, mask)
         self.memory(True, ptrs, mask)
 
@@ -161,81 +203,13 @@ class _Hooks:
         width = max(1, ptrs.get_element_ty().primitive_bitwidth // 8)
         self.now.access(writes, ptrs.data[lanes], width)
 
-    def dot(self, _: Any, a: Any, b: Any, *rest: Any) -> None:
-        rows = a.data.size // a.data.shape[-1]
-        flops = 2 * rows * a.data.shape[-1] * b.data.shape[-1]
-        self.now.counts[f"dot.{a.dtype.scalar.name}"] += flops
+    def dot(self, builder: Any, a: Any, b: Any, *rest: Any) -> None:
+        self.now.counts[f"dot.{a.dtype.scalar.name}"] += 2 * a.data.size * b.data.shape[-1]
 
-    def special(self, name: str) -> Callable[..., None]:
-        def note(out: Any, *_: Any) -> None:
-            self.now.counts[f"special.{name}"] += out.data.size
+    def special(self, name: str, builder: Any, x: Any, *rest: Any) -> None:
+        self.now.counts[f"special.{name}"] += x.data.size
 
-        return note
-
-
-def _replacements(hooks: _Hooks) -> Iterator[tuple[Any, str, Any]]:
-    """(class, name, method that counts) for the interpreter of Triton 3.6 and of the newest."""
-
-    def around(owner: Any, name: str, hook: Callable[..., Any]) -> tuple[Any, str, Any]:
-        original = getattr(owner, name)
-        return owner, name, lambda self, *args, **kw: hook(self, original, *args, **kw)
-
-    def after(name: str, note: Callable[..., None]) -> tuple[Any, str, Any]:
-        original = getattr(BUILDER, name)
-
-        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-            out = original(self, *args, **kwargs)
-            note(out, *args, **kwargs)
-            return out
-
-        return BUILDER, name, method
-
-    yield around(interpreter.GridExecutor, "__call__", hooks.launch)
-    yield around(BUILDER, "set_grid_idx", hooks.program)
-    yield after("create_masked_load", hooks.load)
-    yield after("create_masked_store", hooks.store)
-    yield after("create_atomic_rmw", hooks.atomic)
-    yield after("create_dot", hooks.dot)
-    for name in SPECIAL:
-        yield after(f"create_{name}", hooks.special(name.removeprefix("precise_")))
-    for name in filter(lambda name: hasattr(BUILDER, f"create_{name}"), DIVISIONS):
-        yield after(f"create_{name}", hooks.special("div"))
-
-
-def _first_configuration(original: Callable[..., Any]) -> Callable[..., Any]:
-    def run(tuner: Any, *args: Any, **kwargs: Any) -> Any:
-        configurations = tuner.configs
-        tuner.configs = configurations[:1]
-        try:
-            return original(tuner, *args, **kwargs)
-        finally:
-            tuner.configs = configurations
-
-    return run
-
-
-def _loop_bounds() -> tuple[Any, str, Any]:
-    """Triton 3.6 makes a loop bound an int in a way that numpy 2.4 no longer allows."""
-    original = interpreter._patch_lang_tensor
-
-    def patch(tensor: Any, scope: Any) -> None:
-        original(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
-
-    return interpreter, "_patch_lang_tensor", patch
-
-
-class _TorchOperations(TorchDispatchMode):
-    """PyTorch operations as launches: a copy or a sum around a kernel moves bytes too."""
-
-    def __init__(self, record: Record) -> None:
-        super().__init__()
-        self.record = record
-        self.alive: list[Any] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.namespace != "aten":
             # a kernel op: its inner operations count, the op itself does not
@@ -247,18 +221,16 @@ class _TorchOperations(TorchDispatchMode):
         if not (func.is_view or "empty" in name):
             launch = Launch(f"torch.{name}")
             named = {argument.name: argument.alias_info for argument in func._schema.arguments}
-            given = {**dict(zip(named, args)), **kwargs}
-            for key, value in given.items():
-                overwritten = bool(named[key] and named[key].is_write)
-                if not (overwritten and name in ("copy_", "fill_", "zero_")):
-                    self.note(launch, value, writes=False)
-            self.note(launch, result, writes=True)
+            for key, value in {**dict(zip(named, args)), **kwargs}.items():
+                written = named[key] and named[key].is_write
+                if not (written and name in OVERWRITING):
+                    self.tensors(launch, value, writes=False)
+            self.tensors(launch, result, writes=True)
             # an operation that touches no tensor, such as a dtype query, launches nothing
-            if launch.accesses:
-                self.record.launches.append(launch)
+            self.launches += [launch] if launch.accesses else []
         return result
 
-    def note(self, launch: Launch, tree: Any, writes: bool) -> None:
+    def tensors(self, launch: Launch, tree: Any, writes: bool) -> None:
         for leaf in tree_leaves(tree):
             if isinstance(leaf, torch.Tensor):
                 launch.access(writes, _addresses(leaf), leaf.element_size())

@@ -17,26 +17,21 @@ from benchmarks import ROOT
 from benchmarks.counting import cost
 from benchmarks.counting.cases import CASES, Case, backward
 from benchmarks.counting.cost import Row, cells, fit
-from benchmarks.counting.counter import Launch, Record
+from benchmarks.counting.counter import Launch
 from benchmarks.shapes import FLOORS, Call, Floor, scan_of
 from benchmarks.timing.peers import on_a_device
 
 
-def test_a_straight_line_is_continued_exactly():
+def test_counts_lie_on_a_line_or_the_misfit_is_reported():
     series = [{"cold": 7.0 + 3.0 * n, "launches": 2.0} for n in (2, 4, 8)]
     counts, misfit = fit((2, 4, 8), series, 1000)
     assert counts == pytest.approx({"cold": 3007.0, "launches": 2.0})
     assert misfit < 1e-12
-
-
-def test_what_is_not_a_line_is_reported():
-    counts, misfit = fit((1, 2, 3), [{"cold": n * n} for n in (1.0, 2.0, 3.0)], 4)
     # least squares through (1, 1), (2, 4), (3, 9): 4 n - 10 / 3
+    counts, misfit = fit((1, 2, 3), [{"cold": n * n} for n in (1.0, 2.0, 3.0)], 4)
     assert counts["cold"] == pytest.approx(4 * 4 - 10 / 3)
     assert misfit == pytest.approx(2 / 3 / 9)
-
-
-def test_one_size_is_taken_as_it_is():
+    # one size gives a constant
     assert fit((5,), [{"cold": 11.0}], 100) == ({"cold": 11.0}, 0.0)
 
 
@@ -47,48 +42,46 @@ def test_a_row_says_how_far_from_the_floor():
         *("2", "4.00", "2.00", "2.50", "3.00", "1.00"),
         *("2.000", "50%", "0.000", "0.005", "0.4%"),
     ]
-    # what need not be done at all has no ratio
+    # there is no ratio to a floor of 0
     assert cells(row._replace(floor=Floor(0)))[7:10] == ["0.00", "-", "-"]
 
 
-def by_hand(name: str, programs: int, flops: int) -> Record:
-    return Record([Launch(name, counts=Counter({"programs": programs, "dot.fp16": flops}))])
+def by_hand(programs: int, flops: int = 0) -> Launch:
+    return Launch("by hand", counts=Counter({"programs": programs, "dot.fp16": flops}))
 
 
 def never(*_: object) -> Call:
     raise AssertionError
 
 
-def test_the_shares_are_of_the_grid_at_the_size_and_of_all_heads():
+def test_a_share_is_the_fraction_of_the_programs_at_the_row_s_size():
     case = Case("", "", never, size=10, part=2, least="")
-    grows = [by_hand("grows", 4 * size, 0) for size in (1, 2)]
-    stays = [by_hand("stays", 4, 0) for _ in (1, 2)]
-    torch_does = [by_hand("torch.sum", 0, 0) for _ in (1, 2)]
-    records = [Record([r.launches[0] for r in rs]) for rs in zip(grows, stays, torch_does)]
-    # of 2 x 40 programs, of 2 x 4, of 2 x 10 times what is done for one
-    assert cost._shares(case, (1, 2), records) == [
-        pytest.approx([1 / 20, 1 / 2, 1 / 20]),
-        pytest.approx([1 / 10, 1 / 2, 1 / 10]),
-    ]
+    # one grid grows with the size, one does not, and a PyTorch operation has none
+    runs = [[by_hand(4 * size), by_hand(4), by_hand(0)] for size in (1, 2)]
+    # of 2 parts: 40 programs each, 4 programs each, 10 times the operation of size 1 each
+    assert cost.shares(case, (1, 2), runs) == [
+        pytest.approx([4 / 80, 4 / 8, 1 / 20]), pytest.approx([8 / 80, 4 / 8, 2 / 20]),
+    ]  # fmt: skip
 
 
-def test_what_a_case_adds_is_added_to_ours_alone(monkeypatch: pytest.MonkeyPatch):
-    first = Case("first", "", never, size=4, counted=(4,), part=3, least="")
+def test_a_further_case_is_added_to_our_counts_and_not_to_the_peer_s(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def launched(prepare: object, provider: str, size: int, *_: object) -> list[Launch]:
+        return [by_hand(1, size * (8 if prepare is first.prepare else 5))]
+
+    first = Case("first", "", lambda: None, size=4, counted=(4,), part=3, least="")
     case = Case("both", "", never, size=100, plus=(first,), least="")
-    flops = {"first": 8, "both": 5}
-    monkeypatch.setattr(
-        cost, "_record", lambda case, provider, size: by_hand("", 1, flops[case.name] * size)
-    )
-    ours, theirs = (cost.count(case, name, (1, 2)) for name in ("tvkernels", "mamba-ssm"))
-    assert ours is not None
-    assert theirs is not None
-    assert ours.counts["dot"] == pytest.approx(5 + 3 * 8)
-    assert theirs.counts["dot"] == pytest.approx(5)
-    assert (round(ours.counts["launches"]), round(theirs.counts["launches"])) == (2, 1)
+    monkeypatch.setattr(cost, "launched", launched)
+    for provider, flops, launches in (("tvkernels", 5 + 3 * 8, 2), ("mamba-ssm", 5, 1)):
+        row = cost.count(case, provider, (1, 2))
+        assert row is not None
+        assert row.counts["dot"] == pytest.approx(flops)
+        assert row.counts["launches"] == pytest.approx(launches)
 
 
 def test_on_a_device_no_value_is_read():
-    """What a CPU checks by reading is no launch of a GPU's."""
+    """Checks that read values run on the CPU only, so they must not be counted as launches."""
     x, falls = torch.zeros(1, 4, 8), torch.tensor([[2, 1]])
     with pytest.raises(ValueError, match="ascend"):
         tvkernels.compact(x, falls)
@@ -109,7 +102,7 @@ def test_results_without_a_gradient_are_left_out_of_the_backward():
 
 
 def test_sixteen_heads_look_back_as_far_as_all_of_them():
-    """Until 126 bits of the state are forgotten, or to the start of a piece of 8,064 tokens."""
+    """A token reaches back until 126 bits of the state are forgotten, at most 8,064 tokens."""
 
     def tokens(part: int) -> float:
         _, by = scan_of(part)(SimpleNamespace(), 2, torch.float32)
@@ -117,7 +110,7 @@ def test_sixteen_heads_look_back_as_far_as_all_of_them():
         assert len(A) == 128 // part
         assert 1e-3 < float(step.min()) < float(step.max()) < 0.1
         assert -16 < float(A.min()) < float(A.max()) <= -1
-        # which decay a step meets is chance
+        # steps and decays are paired by chance
         assert abs(float(torch.stack([step.log(), A]).corrcoef()[0, 1])) < 0.15
         return float((126 * math.log(2) / (-A * step)).clamp(max=8064).mean())
 
@@ -155,22 +148,13 @@ def test_names_are_distinct():
     assert len({case.name for case in CASES}) == len(CASES)
 
 
-def run(*arguments: str) -> str:
-    program = [sys.executable, "-m", "benchmarks.counting", *arguments]
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        program, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_the_command_counts_our_norm():
     """Without the peer it says so; the residual norm moves what it must and no more."""
-    out = run("--only", "residual norm", "--counted", "4", "8", "12")
+    command = [sys.executable, "-m", "benchmarks.counting", "--only", "residual norm"]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    options = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "text": True}
+    out = subprocess.run([*command, "--counted", "4", "8", "12"], check=True, **options).stdout
     rows = [line.strip("| ").split(" | ") for line in out.splitlines() if "tvkernels |" in line]
-    forward, backward = rows
-    assert forward[0] == "residual norm"
-    assert backward[0] == "residual norm, backward"
-    assert float(forward[8]) == pytest.approx(1.0, abs=0.002)
+    assert [row[0] for row in rows] == ["residual norm", "residual norm, backward"]
+    assert float(rows[0][8]) == pytest.approx(1.0, abs=0.002)
     assert ("| mamba-ssm |" in out) != ("mamba-ssm is not installed" in out)
