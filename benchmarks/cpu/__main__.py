@@ -1,6 +1,6 @@
 """Our references on the CPU against other people's plain PyTorch.
 
-    python -m benchmarks.cpu scan|conv|dropin|tome [--threads 2] [--repeats 5] [--no-write]
+    python -m benchmarks.cpu scan|conv|dropin|tome|resize [--threads 2] [--repeats 5] [--no-write]
 
 Both run in one process on the same inputs, their calls alternating; times are medians. Memory is
 how far a call raises the peak of a fresh process (Linux), after a small call that sets the
@@ -22,7 +22,7 @@ import torch
 from benchmarks import RESULTS, ROOT
 from benchmarks.cpu.measure import Comparison, extra_peak_mb, machine, medians
 
-CASES = ("scan", "conv", "dropin", "tome")
+CASES = ("scan", "conv", "dropin", "tome", "resize")
 
 
 def main() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import PIL
 import pytest
 import torch
 from PIL import Image, ImageOps
 
+from timeviper_fast.video import preprocess
 from timeviper_fast.video.preprocess import resize_bicubic, resize_normalize
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -28,6 +31,15 @@ def pillow(rgb: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
 
 
+@pytest.fixture(params=["with Pillow", "without Pillow"])
+def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What resizes frames on a CPU: Pillow, or PyTorch where Pillow is not installed."""
+    if request.param == "without Pillow":
+        monkeypatch.setattr(preprocess, "_pillow", lambda: None)
+    return request.param
+
+
+@pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("extreme", [False, True])
 @pytest.mark.parametrize(
     ("height", "width", "size"),
@@ -50,6 +62,7 @@ def test_resize_is_pillows_bit_for_bit(height: int, width: int, size: int, extre
     assert torch.equal(resize_bicubic(rgb, size, size), pillow(rgb, size, size))
 
 
+@pytest.mark.usefixtures("where")
 def test_resize_of_a_landscape_frame_is_pillows_in_one_call() -> None:
     rgb = noise(1, 270, 480)
     image = Image.fromarray(rgb[0].numpy()).resize((384, 384), Image.Resampling.BICUBIC)
@@ -74,6 +87,7 @@ def test_one_call_of_pillow_13_runs_a_portrait_frame_vertically_first(
     assert int((vertically_first.int() - ours.int()).abs().max()) > 10
 
 
+@pytest.mark.usefixtures("where")
 def test_resize_to_a_rectangle_and_of_strided_or_no_frames() -> None:
     rgb = noise(4, 50, 70)
     assert torch.equal(resize_bicubic(rgb, 31, 90), pillow(rgb, 31, 90))
@@ -81,6 +95,22 @@ def test_resize_to_a_rectangle_and_of_strided_or_no_frames() -> None:
     flipped = rgb.transpose(1, 2)
     assert torch.equal(resize_bicubic(flipped, 31, 90), pillow(flipped, 31, 90))
     assert resize_bicubic(rgb[:0], 31, 90).shape == (0, 3, 31, 90)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_share_the_frames_and_keep_their_order(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rgb = noise(7, 30, 50)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert torch.equal(resize_bicubic(rgb, 20, 20), pillow(rgb, 20, 20))
+
+
+def test_without_pillow_frames_are_resized_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.delitem(sys.modules, "PIL.Image")
+    assert preprocess._pillow() is None
+    assert resize_bicubic(noise(1, 9, 9), 4, 4).shape == (1, 3, 4, 4)
 
 
 def test_normalise_is_scale_shift_divide() -> None:

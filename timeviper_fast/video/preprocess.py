@@ -1,22 +1,28 @@
 """Frames to pixel values: bicubic resize, bit for bit as Pillow's two passes, then normalisation.
 
 Pillow resizes 8-bit images in two passes, horizontal then vertical, with weights in 22-bit fixed
-point, and rounds and clamps to 0..255 after each. One float pass differs by up to 21/255. Here
-each pass is a band of small float64 matrix products with the same integer weights. Their sums are
-exact, so every device gives the same pixels.
+point, and rounds and clamps to 0..255 after each. One float pass differs by up to 21/255. Frames on
+a CPU go to Pillow itself, where it is installed. Elsewhere each pass is a band of small float64
+matrix products with the same integer weights. Their sums are exact, so every device gives the same
+pixels, with Pillow or without.
 
 The horizontal pass runs first, as in Pillow before 13 (except in 12.3, for strips over 100 times as
 high as wide). Pillow 13 runs the vertical pass first if the height shrinks much more than the width
 (its pull request 9549), mainly for portrait video. One call of its `resize` then gives other pixels
 than this module, because its passes, each rounded and clamped, run in the other order. White noise
-is the worst case (some pixels differ by about 20/255); landscape frames are equal.
+is the worst case (some pixels differ by about 20/255); landscape frames are equal. So this module
+asks Pillow for one pass at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from importlib import import_module
+from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,9 +100,40 @@ def resize_bicubic(rgb: Tensor, height: int, width: int) -> Tensor:
     """
     _expect_frames("resize_bicubic", rgb)
     _expect_sizes("resize_bicubic", "height and width", (height, width))
+    if rgb.device.type == "cpu" and (image := _pillow()) is not None:
+        return _resized_by_pillow(image, rgb, height, width)
     planes = rgb.permute(0, 3, 1, 2).contiguous()
     planes = _resample_last(planes, width)
     return _resample_last(planes.transpose(2, 3), height).transpose(2, 3).contiguous()
+
+
+def _pillow() -> ModuleType | None:
+    """Pillow's module of images, if Pillow is installed."""
+    try:
+        return import_module("PIL.Image")
+    except ModuleNotFoundError:
+        return None
+
+
+def _resized_by_pillow(image: ModuleType, rgb: Tensor, height: int, width: int) -> Tensor:
+    """`resize_bicubic` with torch's number of threads: Pillow releases the interpreter lock."""
+    pixels = np.empty((len(rgb), 3, height, width), np.uint8)
+
+    def resize(frame: int) -> None:
+        picture = image.fromarray(rgb[frame].contiguous().numpy())
+        for size in ((width, picture.height), (width, height)):
+            picture = picture.resize(size, image.Resampling.BICUBIC)
+        pixels[frame] = np.asarray(picture).transpose(2, 0, 1)
+
+    threads = min(torch.get_num_threads(), len(rgb))
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            # the results are None; listing them raises what a thread raised
+            list(pool.map(resize, range(len(rgb))))
+    else:
+        for frame in range(len(rgb)):
+            resize(frame)
+    return torch.from_numpy(pixels)
 
 
 def _resample_last(x: Tensor, size: int) -> Tensor:
