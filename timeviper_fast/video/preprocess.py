@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 import numpy as np
@@ -109,10 +110,7 @@ def resize_bicubic(rgb: Tensor, height: int, width: int) -> Tensor:
 
 def _pillow() -> ModuleType | None:
     """Pillow's module of images, if Pillow is installed."""
-    try:
-        return import_module("PIL.Image")
-    except ModuleNotFoundError:
-        return None
+    return import_module("PIL.Image") if find_spec("PIL") else None
 
 
 def _resized_by_pillow(image: ModuleType, rgb: Tensor, height: int, width: int) -> Tensor:
