@@ -230,6 +230,7 @@ def test_damaged_video_is_used_on_request(run, home, tmp_path):
     found = re.fullmatch(words, err.strip())
     assert found
     assert int(found[1]) < 6
+    assert run(*ask, "--salvage", "--quiet") == (0, out, "")
     # the first image decides the size
     for number, size in enumerate([(64, 48), (64, 48), (48, 64)]):
         Image.new("RGB", size).save(tmp_path / f"{number}.png")

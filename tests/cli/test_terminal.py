@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -58,3 +63,73 @@ def test_the_stops_end_with_their_total(run, home):
     assert len(times) == 8
     assert abs(total - sum(times.values())) < 0.5
     assert sum(stages) <= times["prefill"] + 0.1
+
+
+ASK = (
+    "import sys; from timeviper_fast.__main__ import main\n"
+    "from timeviper_fast.cli import terminal\n"
+    # every step is drawn, however fast it is
+    "terminal.Progress.update = lambda bars, task, _update=terminal.Progress.update, **given: ("
+    "_update(bars, task, **given), bars.refresh())\n"
+    "main()"
+)
+
+
+@pytest.fixture
+def ask_on(home):
+    """Ask with standard error on a terminal (its output is returned) or on a pipe."""
+
+    def ask_on(is_terminal, *options, **environment):
+        main, end = pty.openpty() if is_terminal else os.pipe()
+        words = ("ask", home / "video.mp4", "What?", "--model", home / "model")
+        line = [sys.executable, "-c", ASK, *words, "--max-new-tokens", "2", "--chunk", "40"]
+        variables = {**os.environ, "TERM": "xterm", "COLUMNS": "80", **environment}
+        with subprocess.Popen(
+            [*line, *options],
+            stdout=subprocess.PIPE,
+            stderr=end,
+            text=True,
+            env=variables,
+            cwd=Path(__file__).parents[2],
+        ) as process:
+            os.close(end)
+            shown = b""
+            try:
+                while block := os.read(main, 65536):
+                    shown += block
+            except OSError:
+                # a terminal that its last writer has left raises EIO
+                pass
+            os.close(main)
+            said = process.stdout.read()
+        assert process.returncode == 0, shown
+        assert len(said.strip().splitlines()) == 1
+        return shown.decode()
+
+    return ask_on
+
+
+def test_a_terminal_shows_a_bar_for_each_kind_of_work(ask_on):
+    shown = ask_on(True, NO_COLOR="1")
+    for what in ("scan", "weights", "frames", "prefill", "tokens"):
+        assert f"{what} " in shown
+    # 40 prompt tokens at a time: the bar of prefill moves in steps up to its end
+    steps = [tuple(map(int, step)) for step in re.findall(r"prefill [^\n]*?(\d+)/(\d+)", shown)]
+    done = sorted({step for step, _ in steps})
+    assert len(done) > 3
+    assert done[-1] == steps[-1][1]
+    assert "\x1b[3" not in shown, "a colour"
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "options", "environment"),
+    [(True, ("--quiet",), {}), (False, (), {"FORCE_COLOR": "1"})],
+)
+def test_no_bars_when_quiet_or_on_a_pipe(ask_on, is_terminal, options, environment):
+    assert ask_on(is_terminal, *options, **environment) == ""
+
+
+def test_words_between_colons_are_no_pictures(run, home):
+    """Rich writes :car: as a picture unless told not to."""
+    _, _, err = run("demo", home / "video.mp4", "--question", "Is there a :car: or [red]?")
+    assert "Q Is there a :car: or [red]?" in err.splitlines()

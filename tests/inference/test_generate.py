@@ -266,3 +266,24 @@ def test_logits_that_are_no_numbers_are_refused(value, temperature):
 def test_sentences(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_prefill_reports_the_share_of_its_passes():
+    """Each pass counts its tokens times its layers: with stages, later layers read fewer tokens."""
+    backbone, steps = build(), []
+    segment = Segment(100, VisualSpan(10, 60))
+    read = prefill(
+        backbone,
+        prompt(100),
+        segment,
+        max_new_tokens=1,
+        chunk=16,
+        progress=lambda *step: steps.append(step),
+    )
+    names, done, totals = zip(*steps)
+    assert set(names) == {"prefill"}
+    assert set(totals) == {sum(read.lengths) // len(read.lengths)}
+    assert list(done) == sorted(done)
+    assert (done[0], done[-1]) == (0, totals[0])
+    # chunks of 16 tokens through layers 0 to 7, then 8 to 11
+    assert len(steps) == 1 + -(-read.lengths[0] // 16) + -(-read.lengths[8] // 16)

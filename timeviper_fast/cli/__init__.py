@@ -8,6 +8,7 @@
     convert.py    upstream's checkpoints to one directory
     inspect.py    what a model is made of, and which backend runs here
     demo.py       every part at work on a tiny random model
+    output.py     a file that takes an answer
     terminal.py   lines, tables, progress bars, answers
 
 Importing these imports Typer. Torch, and Rich for terminals, are imported when a command

@@ -60,18 +60,28 @@ def ask(
     ] = False,
     times: Annotated[bool, typer.Option(help="Show the stops with times and sizes.")] = False,
     as_json: Json = False,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", help="File for the answer or the JSON object.", callback=named
+        ),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress bars and no notes.")
+    ] = False,
     device: Device = None,
     dtype: Dtype = None,
     backend: BackendName = None,
 ) -> None:
     """Answer a question about a video."""
     with importing():
+        from timeviper_fast.cli.output import writable
         from timeviper_fast.cli.terminal import err, out, progress_bars, show, speaking
         from timeviper_fast.inference.ask import answer
         from timeviper_fast.timeviper import TimeViper
         from timeviper_fast.video import open_video
         from tvkernels import use_backend
-    # check the options before the model is loaded
+    # check the options, and later the times, before the model is loaded
     request = Request(
         question,
         policy=policy,
@@ -85,14 +95,16 @@ def ask(
         chunk=chunk,
         on_error="use" if salvage else "raise",
     )
+    target = None if output in (None, "-") else writable(output)
     with (
         use_backend(backend) if backend else nullcontext(),
-        progress_bars(err, hidden=stream) as progress,
-        open_video(video, on_error=request.on_error) as source,
+        progress_bars(err, hidden=stream or quiet) as progress,
+        open_video(video, on_error=request.on_error, progress=progress) as source,
         speaking(out, stream and not as_json) as on_text,
     ):
+        source.span(request.start, request.end)
         loaded = TimeViper.from_pretrained(
             model, device=device, dtype=dtype, progress=partial(progress, "weights")
         )
         said = answer(loaded, loaded.tokenizer, source, request, on_text=on_text, progress=progress)
-    show(said, times=times, as_json=as_json, streamed=stream)
+    show(said, times=times, as_json=as_json, streamed=stream, quiet=quiet, target=target)

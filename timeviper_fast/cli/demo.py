@@ -33,20 +33,20 @@ def demo(
         from timeviper_fast.cli.terminal import err, progress_bars, say, show
         from timeviper_fast.inference.ask import answer
         from timeviper_fast.video import open_video
+        from timeviper_fast.video.times import clock
 
     request = Request(question, max_new_tokens=24, mention_duration=True)
     path = video or str(Path(directory) / f"demo-{seconds}s.mp4")
     with progress_bars(err) as progress:
         if video is None:
             write_demo_video(path, seconds=seconds, progress=partial(progress, "video"))
-    with open_video(path) as source:
-        say(
-            err,
-            f"{path}: {source.duration:.6g} s of video. The model is tiny and its weights are "
-            "random (seeded): every part of TimeViper runs, but the answer means nothing.",
-            wrap=True,
-        )
-        with progress_bars(err) as progress:
+        with open_video(path, progress=progress) as source:
+            say(
+                err,
+                f"{path}: {clock(source.duration)} of video. The model is tiny and its weights are "
+                "random (seeded): every part of TimeViper runs, but the answer means nothing.",
+                wrap=True,
+            )
             model = tiny_model()
             said = answer(model, model.tokenizer, source, request, progress=progress)
     say(err, f"Q {question}", wrap=True)

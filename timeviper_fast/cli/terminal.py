@@ -6,19 +6,19 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from textwrap import fill
 
-import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 
+from timeviper_fast.cli.output import write
 from timeviper_fast.inference.ask import Answer
 from timeviper_fast.stops import STOPS, Stop
 
@@ -30,7 +30,7 @@ out, err = Console(), Console(stderr=True)
 def say(console: Console, text: str, *, wrap: bool = False) -> None:
     """Print `text` without markup. `wrap` breaks lines between words, on terminals only."""
     soft = not (wrap and console.is_terminal)
-    console.print(text, markup=False, highlight=False, soft_wrap=soft)
+    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=soft)
 
 
 @contextmanager
@@ -55,24 +55,30 @@ def speaking(console: Console, wanted: bool) -> Iterator[Callable[[str], None] |
 def progress_bars(
     console: Console, hidden: bool = False
 ) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar per kind of work, silent where the console is no terminal."""
+    """A progress bar per kind of work, on terminals only, whatever colours are forced on."""
     columns = (
         TextColumn("{task.description:>8}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[amount]}"),
         TimeRemainingColumn(),
     )
     with Progress(
-        *columns, console=console, transient=True, disable=hidden or not console.is_terminal
+        *columns, console=console, transient=True, disable=hidden or not console.file.isatty()
     ) as bars:
         tasks: dict[str, TaskID] = {}
 
         def update(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
+                tasks[what] = bars.add_task(what, total=total, amount="")
+            bars.update(tasks[what], completed=done, total=total, amount=_amount(what, done, total))
 
         yield update
+
+
+def _amount(what: str, done: int, total: int) -> str:
+    if what == "scan":
+        return f"{done / 1e6:,.1f}/{total / 1e6:,.1f} MB"
+    return f"{done:,}/{total:,}"
 
 
 def print_stops(console: Console, stops: Sequence[Stop]) -> None:
@@ -108,16 +114,45 @@ def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence
         say(console, f"{first}\n{wrapped}")
 
 
-def show(answer: Answer, *, times: bool, as_json: bool, streamed: bool = False) -> None:
-    if as_json:
-        typer.echo(json.dumps(answer.to_dict()))
-        return
-    if answer.lost_frames:
-        lost, seen = answer.lost_frames, len(answer.frame_seconds)
-        count = "1 frame of the video is" if lost == 1 else f"{lost} frames of the video are"
-        estimate = "an estimate where its end is cut off"
-        say(err, f"{count} missing or damaged ({estimate}); {seen} were looked at")
-    if not streamed:
-        say(out, answer.text)
-    if times:
+def show(
+    answer: Answer,
+    *,
+    times: bool,
+    as_json: bool,
+    streamed: bool = False,
+    quiet: bool = False,
+    target: Path | None = None,
+) -> None:
+    """Write an answer to `target` or standard output, and what else was asked for beside it."""
+    text = json.dumps(answer.to_dict()) if as_json else answer.text
+    if target is not None:
+        _deliver(text, target)
+        if not quiet:
+            say(err, f"wrote {target}")
+    elif as_json or not streamed:
+        _print(text)
+    if answer.lost_frames and not quiet and not as_json:
+        say(err, _loss(answer))
+    if times and not as_json:
         print_stops(err, answer.stops)
+
+
+def _print(text: str) -> None:
+    out.file.write(f"{text}\n")
+    out.file.flush()
+
+
+def _deliver(text: str, target: Path) -> None:
+    try:
+        write(target, text)
+    except OSError:
+        # the disk may have filled up: what took hours is not lost
+        _print(text)
+        raise
+
+
+def _loss(answer: Answer) -> str:
+    lost, seen = answer.lost_frames, len(answer.frame_seconds)
+    count = "1 frame of the video is" if lost == 1 else f"{lost} frames of the video are"
+    estimate = "an estimate where its end is cut off"
+    return f"{count} missing or damaged ({estimate}); {seen} were looked at"

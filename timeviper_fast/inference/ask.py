@@ -99,7 +99,7 @@ def answer(
     if len(times) != len(indices) and request.mention_duration:
         # Some frames did not decode. Write the prompt again, with the number that did.
         prompt = _write_prompt(tokenizer, model.config, request, duration, len(times))
-    read = _read(model, prompt, visual, request, watch)
+    read = _read(model, prompt, visual, request, watch, progress)
     with watch.at("generate") as stop:
         ids, text = _speak(model, tokenizer, read, request, stop_ids, on_text, progress)
         stop.shape, stop.tokens = f"{len(ids)} tokens", str(len(ids))
@@ -152,7 +152,12 @@ def _check_fits(
 
 
 def _read(
-    model: TimeViperNetwork, prompt: Prompt, visual: Tensor, request: Request, watch: StopWatch
+    model: TimeViperNetwork,
+    prompt: Prompt,
+    visual: Tensor,
+    request: Request,
+    watch: StopWatch,
+    progress: Progress | None,
 ) -> Prefill:
     """Put text and vision together and run the LLM over them."""
     with watch.at("prompt") as stop:
@@ -170,6 +175,7 @@ def _read(
             max_new_tokens=request.max_new_tokens,
             chunk=request.chunk,
             watch=watch,
+            progress=progress,
         )
         stop.shape = f"cache {read.cache.nbytes / 2**20:.1f} MiB"
         stop.tokens = f"{read.lengths[0]} -> {read.lengths[-1]}"

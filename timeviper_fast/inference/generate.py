@@ -20,6 +20,7 @@ from timeviper_fast.model.cache import HybridCache
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.model.transv import StageRecord
 from timeviper_fast.stops import StopWatch
+from timeviper_fast.video import Progress
 
 __all__ = [
     "Prefill",
@@ -91,6 +92,7 @@ def prefill(
     max_new_tokens: int,
     chunk: int | None = None,
     watch: StopWatch | None = None,
+    progress: Progress | None = None,
 ) -> Prefill:
     """Read a prompt into a fresh cache with room for `max_new_tokens` more.
 
@@ -101,6 +103,8 @@ def prefill(
         max_new_tokens: tokens that will be generated at most.
         chunk: tokens per pass through the layers; None reads all at once.
         watch: times the compression stages.
+        progress: called with ("prefill", done, all) when a chunk has passed the layers up to a
+            stage: prompt tokens, averaged over the layers. On CUDA each call is a host sync.
 
     Raises:
         ValueError: the prompt is empty or becomes so, it does not fit the model's window with its
@@ -117,10 +121,27 @@ def prefill(
     cache = HybridCache(
         config, capacities, batch=batch, device=embeddings.device, dtype=embeddings.dtype
     )
-    hidden, records = backbone(embeddings, (segment,), cache, chunk, watch)
+    on_pass = _passes(progress, lengths, embeddings.device) if progress else None
+    hidden, records = backbone(embeddings, (segment,), cache, chunk, watch, on_pass)
     logits = backbone.logits(hidden[:, -1:])[:, 0]
     # a prompt is one sample, so each stage made one record
     return Prefill(cache, logits, [samples[0] for samples in records], lengths, segment)
+
+
+def _passes(progress: Progress, lengths: list[int], device: torch.device) -> Callable[[int], None]:
+    """A function that adds up tokens times layers and reports their share to `progress`."""
+    done = 0
+
+    def passed(work: int) -> None:
+        nonlocal done
+        done += work
+        if device.type == "cuda":
+            # kernels are queued faster than they run: without this host sync the bar fills at once
+            torch.cuda.synchronize(device)
+        progress("prefill", done // len(lengths), sum(lengths) // len(lengths))
+
+    passed(0)
+    return passed
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
@@ -81,6 +82,7 @@ class LayerStack(nn.Module):
         cache: HybridCache | None = None,
         chunk: int | None = None,
         watch: StopWatch | None = None,
+        on_pass: Callable[[int], None] | None = None,
     ) -> tuple[Tensor, list[list[StageRecord]]]:
         """Run every layer and every compression stage; arguments and errors are those of `run`.
 
@@ -88,7 +90,7 @@ class LayerStack(nn.Module):
             The last layer's residual stream (batch, seqlen after dropping, d_model), before
             the final norm, and for every stage one record per sample.
         """
-        passage = self.run(hidden, segments, cache=cache, chunk=chunk, watch=watch)
+        passage = self.run(hidden, segments, cache=cache, chunk=chunk, watch=watch, on_pass=on_pass)
         return passage.hidden, passage.records
 
     def run(
@@ -99,6 +101,7 @@ class LayerStack(nn.Module):
         cache: HybridCache | None = None,
         chunk: int | None = None,
         watch: StopWatch | None = None,
+        on_pass: Callable[[int], None] | None = None,
         start_stage: int | None = None,
         stop_stage: int | None = None,
     ) -> Passage:
@@ -113,6 +116,8 @@ class LayerStack(nn.Module):
             chunk: with a cache, tokens that pass through the layers at a time. Any value gives the
                 same result; small ones bound the memory. None: all at once.
             watch: times the compression stages.
+            on_pass: called with (tokens times layers) when a chunk has been queued through the
+                layers up to the next stage; on CUDA the device may not have computed it yet.
             start_stage: the stage to begin with (0 is the first); None begins at the first layer.
             stop_stage: the stage to stop before; None runs to the last layer.
 
@@ -140,7 +145,8 @@ class LayerStack(nn.Module):
             if layers:
                 packing = _pack(segments, hidden)
                 own = hidden is not given
-                hidden = self._through(layers, hidden, packing, cache, chunk, own)
+                step = partial(self._step, layers, packing, cache, on_pass)
+                hidden = _in_chunks(step, hidden, None if cache is None else chunk, own)
         return Passage(hidden, segments, records)
 
     def _layers_behind(self, number: int) -> range:
@@ -148,32 +154,33 @@ class LayerStack(nn.Module):
         edges = [0, *(stage.layer for stage in self.stages), len(self.layers)]
         return range(edges[number + 1], edges[number + 2])
 
-    def _through(
+    def _step(
         self,
         layers: range,
-        hidden: Tensor,
         packing: Packing,
         cache: HybridCache | None,
-        chunk: int | None,
-        own: bool,
-    ) -> Tensor:
-        """Run `layers` on `hidden`. `own`: `hidden` is not the caller's and may be overwritten."""
-        if cache is None or chunk is None or chunk >= hidden.shape[1]:
-            return self._step(layers, hidden, packing, cache)
-        # out may be hidden itself: each chunk is read before its result overwrites it, and no later
-        # chunk reads it again, because the layers keep their keys and states in the cache
-        out = hidden if own else torch.empty_like(hidden)
-        for start in range(0, hidden.shape[1], chunk):
-            part = hidden[:, start : start + chunk]
-            out[:, start : start + chunk] = self._step(layers, part, packing, cache)
-        return out
-
-    def _step(
-        self, layers: range, x: Tensor, packing: Packing, cache: HybridCache | None
+        on_pass: Callable[[int], None] | None,
+        x: Tensor,
     ) -> Tensor:
         for i in layers:
             x = self.layers[i](x, packing, None if cache is None else cache.layers[i])
+        if on_pass is not None:
+            on_pass(x.shape[1] * len(layers))
         return x
+
+
+def _in_chunks(
+    step: Callable[[Tensor], Tensor], hidden: Tensor, chunk: int | None, own: bool
+) -> Tensor:
+    """Run `step` on `chunk` tokens at a time. `own`: `hidden` may be overwritten."""
+    if chunk is None or chunk >= hidden.shape[1]:
+        return step(hidden)
+    # out may be hidden itself: each chunk is read before its result overwrites it, and no later
+    # chunk reads it again, because the layers keep their keys and states in the cache
+    out = hidden if own else torch.empty_like(hidden)
+    for start in range(0, hidden.shape[1], chunk):
+        out[:, start : start + chunk] = step(hidden[:, start : start + chunk])
+    return out
 
 
 def _timed(watch: StopWatch | None, stage: CompressionStage) -> AbstractContextManager[Stop]:
