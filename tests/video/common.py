@@ -54,3 +54,13 @@ def sound_only(path: Path) -> None:
         sound.sample_rate = 16_000
         container.mux(stream.encode(sound))
         container.mux(stream.encode(None))
+
+
+def lose(path: Path, target: Path, number: int) -> Path:
+    """A copy of a transport stream without the first 188 bytes of one frame's data."""
+    data = path.read_bytes()
+    packets = [data[at : at + 188] for at in range(0, len(data), 188)]
+    # the video's identifier is 256; the bit 64 marks the first packet of a frame
+    starts = [at for at, p in enumerate(packets) if (p[1] & 31) << 8 | p[2] == 256 and p[1] & 64]
+    target.write_bytes(b"".join(p for at, p in enumerate(packets) if at != starts[number]))
+    return target

@@ -30,8 +30,7 @@ from tests.video.common import (
     sound_only,
 )
 from timeviper_fast.errors import VideoError
-from timeviper_fast.video import file as video_file
-from timeviper_fast.video import open_video, read_video, write_video
+from timeviper_fast.video import decode, open_video, read_video, write_video
 
 
 def uneven(count: int) -> list[float]:
@@ -114,14 +113,14 @@ def test_constant_rate_timeline(folder: Path) -> None:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the pictures that decoders give."""
     seen: list[int] = []
-    original = video_file._decoded
+    original = decode.decoded
 
     def counting(*args: object) -> Iterator[object]:
         for one in original(*args):  # type: ignore[arg-type]
             seen.append(1)
             yield one
 
-    monkeypatch.setattr(video_file, "_decoded", counting)
+    monkeypatch.setattr(decode, "decoded", counting)
     return seen
 
 
@@ -141,25 +140,23 @@ def test_few_frames_of_a_long_file_decode_few_frames(folder: Path, decoded: list
 def test_a_seek_that_goes_astray_costs_time_only(
     folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    feed = video_file._Feed
+    feed = decode.Feed
     original = feed._seek
 
-    def late(self: video_file._Feed, number: int) -> bool:
-        return original(self, min(number + 60, 1170))
+    def late(self: decode.Feed, number: int) -> None:
+        original(self, min(number + 60, 1170))
 
-    def lost(self: video_file._Feed, number: int) -> bool:
-        known, self.index.number_of = self.index.number_of, {}
-        try:
-            return original(self, number)
-        finally:
-            self.index.number_of = known
+    def lost(self: decode.Feed, number: int) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(feed, "_landed", lambda *_: None)
+            original(self, number)
 
-    def refused(self: video_file._Feed, number: int) -> bool:
+    def refused(self: decode.Feed, number: int) -> None:
         def seek(*args: object, **options: object) -> None:
             raise av.error.PermissionError(1, "not permitted")
 
         self.container = type("Pipe", (), {"seek": seek, "demux": self.container.demux})()
-        return original(self, number)
+        original(self, number)
 
     monkeypatch.setattr(feed, "_seek", {"late": late, "lost": lost, "refused": refused}[fault])
     chosen = [7, 400, 401, 1000]

@@ -1,15 +1,23 @@
 """Read videos from any source as frames with their times, and turn frames into pixel values.
 
-    video.py        open a file, directory, array or tensor; read its frames in batches
-    file.py         decode exactly the requested frames of a video file, with PyAV
-    container.py    open a video file with PyAV, and choose its video stream
-    orientation.py  turn and mirror pictures as a display matrix says
-    images.py       read image files, single or animated, with Pillow
-    arrays.py       arrays in memory, and NumPy files
-    writer.py       write frames to a video file, completely or not at all
-    times.py        times as mm:ss, and the frames between two of them
-    sampling.py     policies that choose which frames of a video are used
-    preprocess.py   frames to pixel values, as Pillow resizes them
+    video.py         open a file, directory, array or tensor; read its frames in batches
+    file.py          decode exactly the requested frames of a video file, with PyAV
+    container.py     open a video file with PyAV, and choose its video stream
+    packets.py       the packets of a file as columns of numbers
+    sample_table.py  the same from an mp4 file's own table, without reading them
+    boxes.py         the boxes of mp4 files
+    ending.py        whether a file is cut off
+    timeline.py      frames in display order with their times
+    stamps.py        mend flawed time stamps
+    index.py         which packets must be decoded for which frames
+    decode.py        decode them, and tell sound pictures from damaged ones
+    orientation.py   turn and mirror pictures as a display matrix says
+    images.py        read image files, single or animated, with Pillow
+    arrays.py        arrays in memory, and NumPy files
+    writer.py        write frames to a video file, completely or not at all
+    times.py         times as mm:ss, and the frames between two of them
+    sampling.py      policies that choose which frames of a video are used
+    preprocess.py    frames to pixel values, as Pillow resizes them
 
 The names below are public.
 """

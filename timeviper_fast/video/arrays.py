@@ -37,6 +37,7 @@ class ArrayReader:
         self._array = array
         self.size = (array.shape[1], array.shape[2])
         self.missing = self.skipped = 0
+        self.notes: list[str] = []
         self.seconds, self.fps, self.duration = timeline(name, len(array), seconds, fps)
 
     def read(self, positions: list[int], faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from timeviper_fast.errors import VideoError
+from timeviper_fast.video.boxes import boxes, is_boxed
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -53,10 +54,7 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             raise VideoError(f"{path}: it is a text file, not a video")
         stream = _film(container)
         if stream is None:
-            kinds = _kinds(container)
-            why = (
-                _NO_INDEX if not kinds and _lacks_index(path) else f"it holds {kinds or 'nothing'}"
-            )
+            why = _NO_INDEX if _lacks_index(path) else f"it holds {_kinds(container) or 'nothing'}"
             raise VideoError(f"{path}: it has no video stream ({why})")
         stream.thread_type = "AUTO"
         yield container, stream
@@ -109,17 +107,6 @@ def _lacks_index(path: Path) -> bool:
     """Whether an mp4 or mov file ends before the end of its index (the moov box)."""
     end = path.stat().st_size
     with path.open("rb") as file:
-        if file.read(8)[4:] != b"ftyp":
+        if not is_boxed(file.read(8)):
             return False
-        start = 0
-        while start + 8 <= end:
-            file.seek(start)
-            head = file.read(16)
-            size, kind = int.from_bytes(head[:4], "big"), head[4:8]
-            if size == 1:
-                size = int.from_bytes(head[8:], "big")
-            # size 0: the box reaches to the end of the file
-            start = start + size if size >= 8 else end
-            if kind == b"moov":
-                return start > end
-    return True
+        return all(box.kind != b"moov" or box.end > end for box in boxes(file, 0, end))

@@ -1,18 +1,17 @@
 """Video files through PyAV: index the frames of a file, then decode exactly the wanted ones.
 
-Opening reads the packets once, undecoded: their presentation times number the frames, on constant
-and variable rates alike. Reading then decodes only stretches of packets, each from a key frame to
-its last wanted frame, and identifies frames by their time stamps. A seek that lands early only
-costs time; one that lands late is detected. Files without usable time stamps (raw streams, AVI with
-B-frames) are decoded from the start and counted instead.
+Opening lists the packets, undecoded: from the file's own table of them where it has one, else by
+reading the file. Their presentation times number the frames, on constant and variable rates alike;
+flawed ones are mended. Reading then decodes only stretches of packets, each from a key frame to its
+last wanted frame. Files without usable time stamps (raw streams, AVI with B-frames) are decoded
+from the start and counted instead.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from itertools import chain, islice
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,25 +20,26 @@ import torch
 
 from timeviper_fast.errors import VideoError
 from timeviper_fast.video.container import import_av, opened
+from timeviper_fast.video.decode import (
+    Feed,
+    counted_pictures,
+    decoded,
+    display_order,
+    sound_pictures,
+)
+from timeviper_fast.video.ending import declared, missing_frames
+from timeviper_fast.video.index import Index, Stretch
 from timeviper_fast.video.orientation import Orientation, orientation_of
+from timeviper_fast.video.packets import Packets, Progress, read_packets, stream_packets
+from timeviper_fast.video.sample_table import listed_packets
+from timeviper_fast.video.timeline import Clock, Timeline, timeline
 
 if TYPE_CHECKING:
     from av.container import InputContainer
-    from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["FileReader", "Progress"]
-
-Progress = Callable[[str, int, int], None]
-"""Called during long work with (what, done, total)."""
-
-# stretches this close are decoded as one: draining and refilling the decoder costs more
-_JOIN_PACKETS = 8
-# to skip at most this many packets, read them undecoded: it costs less than a seek
-_SEEK_PACKETS = 256
-# a scan reports its progress once in so many packets
-_REPORT_PACKETS = 1024
+__all__ = ["FileReader"]
 
 
 class FileReader:
@@ -60,6 +60,7 @@ class FileReader:
         missing: declared frames that are not in the file because it ends early, including the one
             that is cut off; estimated from the duration if no frame count is declared.
         skipped: frames shown before the first key frame.
+        notes: sentences that say which of the file's time stamps are mended.
 
     Raises:
         VideoError: the file is no video, is empty, has no video stream or no decodable frame, or
@@ -69,313 +70,149 @@ class FileReader:
     def __init__(self, path: Path, progress: Progress | None = None) -> None:
         self.path = path
         scan = _scan(path, progress)
-        self._is_timed, self.missing = scan.is_timed, scan.missing
-        self._index = index = _Index(scan.entries)
-        self.skipped = sum(entry.is_shown for entry in scan.entries) - len(index.stamps)
-        if not index.stamps:
+        packets, clock, times = scan.packets, scan.clock, scan.times
+        self._stamps, self._is_counted = (packets.pts, packets.dts), times.is_counted
+        keys = np.arange(len(packets.keys)) == 0 if times.is_counted else packets.keys
+        # Where a part of a joined stream begins, packets are counted anew, which FFmpeg takes for a
+        # loss in the packet before.
+        damaged = packets.damaged.copy()
+        damaged[times.parts - 1] = False
+        self._index = index = Index(times.order, keys, packets.shown, damaged)
+        self.skipped, self.missing, self.notes = index.skipped, scan.missing, times.notes
+        if not len(index.packet_of):
             raise VideoError(f"{path}: it holds no whole video frame{_because(scan.faults)}")
-        ticks = torch.tensor(index.stamps, dtype=torch.float64)
-        self.seconds = ticks * scan.tick.numerator / scan.tick.denominator
-        last = scan.entries[index.packet_of[-1]].duration * scan.tick or 1 / scan.rate
-        self.duration = float((index.stamps[-1] - index.stamps[0]) * scan.tick + last)
+        self.seconds = torch.from_numpy(times.seconds[index.skipped :].copy())
+        self.duration = float(self.seconds[-1] - self.seconds[0]) + times.last
         # Some variable-rate files declare a wrong rate. Trust it only if it is near the count.
-        declared, counted = float(scan.rate), len(ticks) / self.duration
+        declared, counted = float(clock.rate), len(self.seconds) / self.duration
         self.fps = declared if abs(declared / counted - 1) < 0.01 else counted
-        self._coded_size, self._orientation = _first_picture(path)
-        height, width = self._coded_size
-        self.size = (width, height) if self._orientation.transposed else (height, width)
+        self.size, self._orientation = _first_picture(path)
 
-    def read(
-        self, positions: list[int], faults: list[str], *, may_skip: bool = True
-    ) -> Iterator[tuple[int, np.ndarray]]:
+    def read(self, positions: list[int], faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
         """Decode the frames at `positions` (ascending, each once): pairs (position, (H, W, 3) rgb).
 
         Damaged frames, and those between a damaged frame and the next key frame, are left out;
-        their faults are added to `faults`.
+        their faults are added to `faults`. Each picture has the size that the stream has there.
         """
-        index = self._index
-        stretches = index.stretches(positions) if may_skip else index.whole(positions)
+        index, sound = self._index, positions
+        if index.unsound is not None:
+            sound = [position for position in positions if not index.unsound[position]]
+            if len(sound) < len(positions):
+                faults.append("the file lacks data of it, or of a frame that it refers to")
+        if not sound:
+            return
+        to_rgb = self._converter()
+        stretches = [index.whole(sound)] if self._is_counted else index.stretches(sound)
+        with Feed(self.path, *self._stamps, faults) as feed:
+            for stretch in stretches:
+                for position, picture in self._pictures(feed, stretch, faults):
+                    yield position, to_rgb(picture)
+
+    def _pictures(
+        self, feed: Feed, stretch: Stretch, faults: list[str]
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        """The wanted pictures of a stretch that are sound."""
+        wanted, known, starts = set(stretch.wanted), len(faults), False
+        for position, picture in self._decoded(feed, stretch, faults):
+            starts = starts or position == self._index.position_of[stretch.start]
+            if not starts:
+                break
+            if position in wanted:
+                yield position, picture
+        if not starts and stretch.start > 0:
+            # The key frame itself is not sound: decoding cannot start at the declared key frames
+            # (periodic intra refresh). Start at the file's first one instead.
+            del faults[known:]
+            whole = self._index.whole(stretch.wanted)
+            for position, picture in self._decoded(feed, whole, faults):
+                if position in wanted:
+                    yield position, picture
+
+    def _decoded(
+        self, feed: Feed, stretch: Stretch, faults: list[str]
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        """The sound pictures of a stretch; afterwards the decoder is ready for the next one."""
+        feed.reach(stretch.start)
+        pictures = counted_pictures if self._is_counted else sound_pictures
+        try:
+            yield from pictures(feed, stretch, self._index, faults)
+        finally:
+            feed.stream.codec_context.flush_buffers()
+
+    def _converter(self) -> Callable[[VideoFrame], np.ndarray]:
+        """A function from decoded pictures to (H, W, 3) rgb, as displayed."""
         scaling = import_av("video.reformatter")
         reformat, rgb = scaling.VideoReformatter().reformat, scaling.Colorspace.DEFAULT
-        height, width = self._coded_size
-        done = 0
-        with opened(self.path) as (container, stream):
-            feed = _Feed(container, stream, index, faults)
-            for stretch in stretches:
-                if not feed.reach(stretch.start, may_skip):
-                    break
-                wanted = set(stretch.wanted)
-                for position, picture in self._sound_pictures(stretch, feed, faults):
-                    if position not in wanted:
-                        continue
-                    if may_skip and position != positions[done]:
-                        break
-                    # A stream may change its size midway: scale every frame to the first one's.
-                    # PyAV 15 reads the file's colour matrix only if a target matrix is given.
-                    converted = reformat(picture, width, height, "rgb24", dst_colorspace=rgb)
-                    yield position, self._orientation.apply(converted.to_ndarray())
-                    done = positions.index(position, done) + 1
-                if may_skip and done < len(positions) and positions[done] in wanted:
-                    break
-                stream.codec_context.flush_buffers()
-        if may_skip and done < len(positions):
-            # A seek failed, frames are damaged, or decoding cannot start at the declared key frames
-            # (periodic intra refresh). Decode the file from its start instead.
-            faults.clear()
-            yield from self.read(positions[done:], faults, may_skip=False)
 
-    def _sound_pictures(
-        self, stretch: _Stretch, feed: _Feed, faults: list[str]
-    ) -> Iterator[tuple[int, VideoFrame]]:
-        """The stretch's pictures and positions, without those that damage may affect."""
-        index = self._index
-        expected, broken = stretch.first, False
-        stop = stretch.stop if self._is_timed else len(index.entries)
-        for picture in _decoded(feed.stream, feed.until(stop), faults):
-            position = index.position_of.get(picture.pts) if self._is_timed else expected
-            if position is None or position < expected:
-                # shown before the key frame: decoded without its reference frames
-                continue
-            entry = index.entries[index.packet_of[position]]
-            if entry.is_key:
-                broken = False
-            elif any(index.packet_of[i] < stop for i in range(expected, position)):
-                broken = True
-                faults.append("frames are missing between others")
-            if picture.is_corrupt or entry.is_damaged:
-                broken = True
-                faults.append("frames are damaged")
-            # without time stamps frames are counted: one fault makes all later positions uncertain
-            broken = broken or (not self._is_timed and bool(faults))
-            expected = position + 1
-            if not broken:
-                yield position, picture
-            if position >= stretch.wanted[-1]:
-                return
+        def to_rgb(picture: VideoFrame) -> np.ndarray:
+            # PyAV 15 reads the file's colour matrix only if a target matrix is given.
+            size = picture.width, picture.height
+            converted = reformat(picture, *size, "rgb24", dst_colorspace=rgb)
+            return self._orientation.apply(converted.to_ndarray())
 
-
-class _Entry(NamedTuple):
-    """One packet in the index; times in units of the scan's `tick`."""
-
-    stamp: int
-    dts: int | None
-    duration: int
-    is_key: bool
-    is_shown: bool
-    is_damaged: bool
-
-
-class _Stretch(NamedTuple):
-    """Packets start .. stop - 1, which must be decoded to get the frames at positions `wanted`.
-
-    `first` is the position of the key frame that it starts with.
-    """
-
-    start: int
-    stop: int
-    first: int
-    wanted: list[int]
+        return to_rgb
 
 
 class _Scan(NamedTuple):
-    """Properties of a file, read from its undecoded packets; `tick` is in seconds."""
+    """A file's packets and their times, without a last packet that is cut off."""
 
-    entries: list[_Entry]
-    tick: Fraction
-    rate: Fraction
-    is_timed: bool
+    packets: Packets
+    clock: Clock
+    times: Timeline
     missing: int
     faults: list[str]
 
 
-class _Index:
-    """Which packet holds which frame: positions in display order, packet numbers in file order."""
-
-    def __init__(self, entries: list[_Entry]) -> None:
-        self.entries = entries
-        self.number_of: dict[int | None, int] = {
-            entry.stamp: number for number, entry in enumerate(entries)
-        }
-        self.key_stamps: list[int] = []
-        self.key_numbers: list[int] = []
-        for number, entry in enumerate(entries):
-            if entry.is_key and (not self.key_stamps or entry.stamp > self.key_stamps[-1]):
-                self.key_stamps.append(entry.stamp)
-                self.key_numbers.append(number)
-        shown = [
-            number
-            for number, entry in enumerate(entries)
-            if self.key_stamps and entry.is_shown and entry.stamp >= self.key_stamps[0]
-        ]
-        self.packet_of = sorted(shown, key=lambda number: entries[number].stamp)
-        self.stamps = [entries[number].stamp for number in self.packet_of]
-        self.position_of: dict[int | None, int] = {
-            stamp: position for position, stamp in enumerate(self.stamps)
-        }
-
-    def whole(self, positions: list[int]) -> list[_Stretch]:
-        """All packets up to the last of `positions`, as one stretch."""
-        last = max(self.packet_of[position] for position in positions)
-        return [_Stretch(self.key_numbers[0], last + 1, 0, positions.copy())]
-
-    def stretches(self, positions: list[int]) -> list[_Stretch]:
-        """The packets to decode for `positions` (ascending); those close together are joined."""
-        found: list[_Stretch] = []
-        for position in positions:
-            # Take the last key frame in display order, not in file order: a frame that is stored
-            # behind a key frame but shown before it refers to the previous key frame.
-            key = bisect_right(self.key_stamps, self.stamps[position]) - 1
-            start, stop = self.key_numbers[key], self.packet_of[position] + 1
-            first = bisect_left(self.stamps, self.key_stamps[key])
-            if found and start <= found[-1].stop + _JOIN_PACKETS:
-                found[-1].wanted.append(position)
-                found[-1] = found[-1]._replace(stop=max(found[-1].stop, stop))
-            else:
-                found.append(_Stretch(start, stop, first, [position]))
-        return found
-
-
-class _Feed:
-    """The packets of an open file in order, with seeking."""
-
-    def __init__(
-        self, container: InputContainer, stream: VideoStream, index: _Index, faults: list[str]
-    ) -> None:
-        self.container, self.stream, self.index, self.faults = container, stream, index, faults
-        self.packets = _packets(container, stream, faults)
-        self.next = 0
-
-    def reach(self, number: int, may_seek: bool) -> bool:
-        """Make packet `number` the next one; False if a seek went past it or failed."""
-        if may_seek and number - self.next > _SEEK_PACKETS and not self._seek(number):
-            return False
-        for _ in self.until(number):
-            pass
-        return self.next <= number
-
-    def until(self, stop: int) -> Iterator[Packet]:
-        """The packets before number `stop`, which is then the next one."""
-        for packet in islice(self.packets, max(stop - self.next, 0)):
-            self.next += 1
-            yield packet
-
-    def _seek(self, number: int) -> bool:
-        entry = self.index.entries[number]
-        stamp = entry.stamp if entry.dts is None else min(entry.stamp, entry.dts)
-        try:
-            self.container.seek(stamp, stream=self.stream)
-        except import_av("error").FFmpegError:
-            return False
-        self.packets = _packets(self.container, self.stream, self.faults)
-        for packet in self.packets:
-            landed = self.index.number_of.get(packet.pts)
-            if landed is not None:
-                self.packets, self.next = chain([packet], self.packets), landed
-                return True
-        return False
-
-
 def _scan(path: Path, progress: Progress | None) -> _Scan:
-    """Read the packets of a file undecoded, and check whether its end is missing."""
+    """List the packets of a file undecoded, and check whether its end is missing."""
     faults: list[str] = []
     with opened(path) as (container, stream):
-        # in the order of _Entry's fields; the time stamp may be None
-        packets: list[tuple[Any, ...]] = [
-            (p.pts, p.dts, p.duration or 0, p.is_keyframe, _is_shown(p), p.is_corrupt)
-            for p in _reported(_packets(container, stream, faults), container.size, progress)
-        ]
-        rate = Fraction(stream.average_rate or stream.guessed_rate or 1)
-        tick = Fraction(stream.time_base or 1)
-        declared_end, unseen = _declared_end(container, stream), stream.frames - len(packets)
-        # AVI stores no presentation times. PyAV reports the file order, wrong with B-frames.
-        reordered = container.format.name == "avi" and stream.codec_context.has_b_frames
-    stamps = {packet[0] for packet in packets}
-    is_timed = not reordered and None not in stamps and len(stamps) == len(packets)
-    if not is_timed:
-        tick = 1 / rate
-        packets = [(i, None, 1, i == 0, *rest) for i, (_, _, _, _, *rest) in enumerate(packets)]
-    entries = [_Entry(*packet) for packet in packets]
-    end = max((entry.stamp + entry.duration for entry in entries), default=0) * tick
-    late = (declared_end - float(end)) * float(rate) if declared_end else 0.0
-    # If the sample table lists more frames than were read, allow 1.5 frames. Otherwise allow 1 s,
-    # at least 2 frames: a declared duration may be rounded, or another stream's.
-    ends_early = late > 1.5 if unseen > 0 else late > max(2.0, float(rate))
-    if entries and (faults or entries[-1].is_damaged or ends_early):
-        missing = max(unseen, round(late), 0) + 1
-        return _Scan(entries[:-1], tick, rate, is_timed, missing, faults)
-    return _Scan(entries, tick, rate, is_timed, 0, faults)
+        clock, told = _clock(container, stream), declared(container, stream)
+        packets = listed_packets(path, container, stream)
+    if packets is None:
+        with opened(path) as (container, stream):
+            packets = read_packets(container, stream, faults, progress)
+    # what a transport stream lost at its end is damage, as it is in the middle
+    is_broken = bool(faults) or (bool(packets.damaged[-1:].any()) and not clock.may_leap)
+    with Feed(path, packets.pts, packets.dts, []) as feed:
+        order = partial(display_order, feed)
+        times = timeline(packets, clock, order)
+        missing = missing_frames(path, told, len(packets.pts), times.end, is_broken)
+        if missing and len(packets.pts):
+            packets = packets.head(len(packets.pts) - 1)
+            times = timeline(packets, clock, order)
+    return _Scan(packets, clock, times, missing, faults)
 
 
-def _declared_end(container: InputContainer, stream: VideoStream) -> float | None:
-    """The end of the video in seconds of its own clock, if the container declares it."""
-    tick = stream.time_base
-    if stream.duration and tick:
-        return float((stream.duration + (stream.start_time or 0)) * tick)
-    if "matroska" in container.format.name:
-        if "DURATION" in stream.metadata:
-            hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-            return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-        if container.duration and len(container.streams) == 1:
-            return container.duration / 1e6
-    return None
-
-
-def _packets(container: InputContainer, stream: VideoStream, faults: list[str]) -> Iterator[Packet]:
-    """The stream's packets up to the end of the file, or to the first read error."""
-    # import before the loop: a generator that is garbage-collected must not import anything
-    failure = import_av().FFmpegError
-    try:
-        for packet in container.demux(stream):
-            if packet.size:
-                yield packet
-    except failure as error:
-        faults.append(str(error.strerror))
-
-
-def _reported(packets: Iterator[Packet], size: int, progress: Progress | None) -> Iterator[Packet]:
-    """The packets; while they are read, `progress("scan", bytes read, bytes of the file)`."""
-    for number, packet in enumerate(packets):
-        if progress is not None and number % _REPORT_PACKETS == 0:
-            progress("scan", min(max(packet.pos or 0, 0), size), size)
-        yield packet
-    if progress is not None:
-        progress("scan", size, size)
-
-
-def _is_shown(packet: Packet) -> bool:
-    """Whether the picture is displayed: not cut by an edit list, not a hidden VP8 reference."""
-    if packet.is_discard:
-        return False
-    return packet.stream.codec_context.name not in ("vp8", "libvpx") or bool(bytes(packet)[0] & 16)
-
-
-def _decoded(
-    stream: VideoStream, packets: Iterable[Packet], faults: list[str]
-) -> Iterator[VideoFrame]:
-    """All pictures of the packets, including those that the decoder buffers until the end."""
-    failure = import_av().FFmpegError
-    for packet in chain(packets, [None]):
-        try:
-            yield from stream.codec_context.decode(packet)
-        except failure as error:
-            faults.append(str(error.strerror))
+def _clock(container: InputContainer, stream: VideoStream) -> Clock:
+    """What the file says about its time stamps."""
+    name = container.format.name
+    return Clock(
+        tick=Fraction(stream.time_base or 1),
+        rate=Fraction(stream.average_rate or stream.guessed_rate or 1),
+        reorders=bool(stream.codec_context.has_b_frames),
+        states_display=name != "avi",
+        may_leap=name == "mpegts",
+    )
 
 
 def _first_picture(path: Path) -> tuple[tuple[int, int], Orientation]:
-    """(height, width) as coded, and the orientation, from the first decodable frame.
+    """(height, width) as displayed, and the orientation, from the first decodable frame.
 
     A frame must be decoded, because only decoded frames have the display matrix in PyAV.
     """
     faults: list[str] = []
     with opened(path) as (container, stream):
-        for picture in _decoded(stream, _packets(container, stream, faults), faults):
+        packets = enumerate(stream_packets(container, stream, faults))
+        for picture in decoded(stream, packets, faults):
             matrix: Any = picture.side_data.get("DISPLAYMATRIX")
             numbers = np.frombuffer(matrix, np.int32) if matrix else np.zeros(9, np.int32)
             try:
                 turned = orientation_of(numbers.tolist())
             except ValueError as error:
                 raise VideoError(f"{path}: {error}") from error
-            return (picture.height, picture.width), turned
+            height, width = picture.height, picture.width
+            return (width, height) if turned.transposed else (height, width), turned
     raise VideoError(f"{path}: no frame of it can be decoded{_because(faults)}")
 
 

@@ -29,6 +29,7 @@ class AnimationReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.notes: list[str] = []
         delays: list[float] = []
         try:
             with _opened_image(path) as image:
@@ -72,6 +73,7 @@ class ImagesReader:
             )
         self._files = files
         self.missing = self.skipped = 0
+        self.notes: list[str] = []
         self.seconds, self.fps, self.duration = timeline
         faults: list[str] = []
         pictures = (_load_image(file, faults) for file in files)

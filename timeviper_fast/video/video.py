@@ -28,7 +28,7 @@ from timeviper_fast.errors import (
     is_number,
 )
 from timeviper_fast.video.arrays import ArrayReader, load_array, timeline
-from timeviper_fast.video.file import FileReader, Progress
+from timeviper_fast.video.file import FileReader
 from timeviper_fast.video.images import (
     AnimationReader,
     ImagesReader,
@@ -36,6 +36,7 @@ from timeviper_fast.video.images import (
     is_animation,
     is_image,
 )
+from timeviper_fast.video.packets import Progress
 from timeviper_fast.video.sampling import Policy, parse_policy
 from timeviper_fast.video.times import Span, Time, frames_between
 
@@ -44,7 +45,7 @@ __all__ = ["Frames", "Progress", "Video", "open_video", "read_video"]
 
 @dataclass(frozen=True)
 class Frames:
-    """Some frames of a video.
+    """Some frames of a video, all of one size.
 
     Attributes:
         rgb: (T, H, W, 3) uint8.
@@ -66,6 +67,7 @@ class Reader(Protocol):
     size: tuple[int, int]
     missing: int
     skipped: int
+    notes: list[str]
 
     def read(self, positions: list[int], faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
         """Pairs (position, (H, W, 3) uint8) for ascending positions; lost ones are left out."""
@@ -80,13 +82,18 @@ class Video(AbstractContextManager["Video"]):
         seconds: (T,) float64, when each of its frames is shown.
         fps: average frames per second.
         duration: seconds from the first frame's appearance to the last one's end.
-        size: (height, width) in pixels.
+        size: (height, width) in pixels of the first frame.
+        sizes: every (height, width) that a frame had so far, in the order of their appearance. A
+            stream may change its size midway; that is seen only when it is decoded.
+        notes: what was mended to read it, in sentences, such as flawed time stamps.
     """
 
     def __init__(self, name: str, reader: Reader, on_error: str = "raise") -> None:
         self.name = name
         self.seconds, self.fps = reader.seconds, reader.fps
         self.duration, self.size = reader.duration, reader.size
+        self.sizes: tuple[tuple[int, int], ...] = (reader.size,)
+        self.notes = tuple(reader.notes)
         self._reader, self._on_error = reader, on_error
         self._undecodable: set[int] = set()
         self._reading: Iterator[Frames] | None = None
@@ -135,10 +142,11 @@ class Video(AbstractContextManager["Video"]):
 
         Args:
             indices: positions in 0 .. num_frames - 1, ascending; a repeated one repeats its frame.
-            batch_size: frames per batch (the last one may be smaller); it bounds the memory.
+            batch_size: most frames per batch; it bounds the memory.
 
         Returns:
-            Batches in order. With `on_error="use"` undecodable frames are left out and counted.
+            Batches in order; where the frames' size changes, a batch ends early. With
+            `on_error="use"` undecodable frames are left out and counted.
 
         Raises:
             ValueError: an argument breaks its rule.
@@ -168,16 +176,24 @@ class Video(AbstractContextManager["Video"]):
         self.close()
 
     def _batches(self, wanted: Counter[int], batch_size: int) -> Iterator[Frames]:
-        shape = (min(batch_size, wanted.total()), *self.size, 3)
+        length = min(batch_size, wanted.total())
         positions: list[int] = []
-        rgb, decoded = np.empty(shape, np.uint8), False
+        rgb, decoded = np.empty((0, 0, 0, 3), np.uint8), False
         for position, picture in self._pictures(wanted):
+            height, width, _ = picture.shape
+            if (height, width) not in self.sizes:
+                self.sizes += ((height, width),)
             for _ in range(wanted[position]):
+                if positions and picture.shape != rgb.shape[1:]:
+                    yield self._batch(rgb[: len(positions)], positions)
+                    positions = []
+                if not positions:
+                    rgb = np.empty((length, *picture.shape), np.uint8)
                 rgb[len(positions)] = picture
                 positions.append(position)
-                if len(positions) == len(rgb):
+                if len(positions) == length:
                     yield self._batch(rgb, positions)
-                    rgb, positions = np.empty(shape, np.uint8), []
+                    positions = []
             decoded = True
         if positions:
             yield self._batch(rgb[: len(positions)], positions)
@@ -266,11 +282,19 @@ def read_video(
     fps: float | None = None,
     on_error: str = "raise",
 ) -> Frames:
-    """The frames of a short video that a policy chooses, all in memory; see `open_video`."""
+    """The frames of a short video that a policy chooses, all in memory; see `open_video`.
+
+    Raises:
+        VideoError: as `open_video`, or the frames are of several sizes.
+    """
     with open_video(source, fps=fps, on_error=on_error) as video:
         chosen = video.sample(policy)
-        (frames,) = video.frames(chosen, batch_size=len(chosen))
-        return Frames(frames.rgb, frames.seconds, video.lost_frames)
+        batches = list(video.frames(chosen, batch_size=len(chosen)))
+        if len(batches) > 1:
+            sizes = " and ".join(f"{width}x{height}" for height, width in video.sizes)
+            what = "open_video reads such a video, in batches of one size each"
+            raise VideoError(f"{video.name}: its frames are of several sizes ({sizes}); {what}")
+        return Frames(batches[0].rgb, batches[0].seconds, video.lost_frames)
 
 
 def _reader(path: Path, fps: float | None, progress: Progress | None) -> Reader:

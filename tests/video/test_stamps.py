@@ -1,0 +1,102 @@
+"""Flawed time stamps are mended where they are flawed, and nowhere else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from timeviper_fast.video.packets import UNKNOWN
+from timeviper_fast.video.stamps import Mends, joined, mended, suspects
+
+
+@pytest.mark.parametrize(
+    ("stamps", "times", "mends"),
+    [
+        ([0, 10, 25, 30], [0, 10, 25, 30], Mends()),
+        # the one between its neighbours, evenly
+        ([0, UNKNOWN, UNKNOWN, 30], [0, 10, 20, 30], Mends(missing=2)),
+        # a step apart where there is no neighbour
+        ([UNKNOWN, 10, 20, UNKNOWN], [0, 10, 20, 30], Mends(missing=2)),
+        ([0, 10, 20, 5, 40], [0, 10, 20, 30, 40], Mends(misplaced=1)),
+        ([0, 9000, 20, 30], [0, 10, 20, 30], Mends(misplaced=1)),
+        # equal ones stay where the file puts them, a tick apart, or closer
+        ([0, 10, 10, 30], [0, 10, 11, 30], Mends(repeated=1)),
+        ([0, 10, 10, 11], [0, 10, 10.5, 11], Mends(repeated=1)),
+        ([0, 10, 10], [0, 10, 11], Mends(repeated=1)),
+        ([UNKNOWN, UNKNOWN], [0, 10], Mends(missing=2)),
+    ],
+)
+def test_a_flawed_stamp_gets_a_time_between_its_neighbours(
+    stamps: list[int], times: list[float], mends: Mends
+) -> None:
+    actual, counted = mended(np.array(stamps, np.int64), 10.0)
+    assert actual.tolist() == times
+    assert counted == mends
+
+
+@given(
+    steps=st.lists(st.integers(1, 500), min_size=3, max_size=120),
+    flaws=st.lists(st.tuples(st.integers(0, 119), st.integers(-900, 900)), max_size=4),
+)
+def test_times_ascend_and_sound_stamps_stay(steps: list[int], flaws: list[tuple[int, int]]) -> None:
+    sound = np.cumsum(steps)
+    stamps = sound.copy()
+    for place, shift in flaws:
+        stamps[place % len(stamps)] += shift
+    times, mends = mended(stamps, 10.0)
+    assert bool((np.diff(times) > 0).all())
+    # no more are changed than were spoilt, or stand in an equally long order with them
+    assert int((times != stamps).sum()) <= mends.stamps
+    assert mends.misplaced <= len(flaws)
+    if not flaws:
+        assert times.tolist() == sound.tolist()
+
+
+def test_a_clock_that_starts_anew_goes_on() -> None:
+    part = np.arange(20) * 10
+    starts, moves = joined(np.concatenate([part + 500, part, part + 100_000]), 10.0, 100.0, True)
+    assert starts.tolist() == [20, 40]
+    # 690 is followed by 700, which was 0, and 890 by 900, which was 100000
+    assert moves.tolist() == [700, 900 - 100_000]
+    # where a clock cannot start anew ahead, a leap is a pause
+    starts, moves = joined(np.concatenate([part, part + 100_000]), 10.0, 100.0, False)
+    assert not len(starts)
+
+
+def test_a_part_between_two_others_does_not_hide_its_time() -> None:
+    """An inserted part has a clock of its own; the film then goes on with the clock before."""
+    film, insert = np.arange(40) * 10, np.arange(12) * 10
+    stamps = np.concatenate([film[:20], insert, film[20:]])
+    starts, moves = joined(stamps, 10.0, 100.0, True)
+    assert starts.tolist() == [20, 32]
+    assert moves.tolist() == [200, 120]
+
+
+@pytest.mark.parametrize("flaw", [(7, -60), (7, 5000), (0, 5000), (19, -100)])
+def test_one_flawed_stamp_is_no_join(flaw: tuple[int, int]) -> None:
+    stamps = np.arange(20) * 10
+    stamps[flaw[0]] += flaw[1]
+    starts, _ = joined(stamps, 10.0, 100.0, True)
+    assert not len(starts)
+
+
+def test_stamps_that_contradict_a_display_order_are_found() -> None:
+    # stored order of a stream with two pictures between references
+    stamps = np.array([0, 3, 1, 2, 6, 4, 5] + [6 + i for i in range(1, 30)])
+    assert not suspects(stamps).any()
+    stamps[4] = 3
+    assert np.flatnonzero(suspects(stamps)).tolist() == [1, 4]
+    stamps[4] = UNKNOWN
+    assert np.flatnonzero(suspects(stamps)).tolist() == [4]
+    stamps[4] = 900
+    assert 4 in np.flatnonzero(suspects(stamps))
+
+
+def test_what_was_mended_is_said() -> None:
+    assert Mends().sentences(10) == []
+    assert Mends(missing=1, repeated=2, joins=1).sentences(10) == [
+        "3 of 10 time stamps are mended (1 missing, 2 repeated)",
+        "the time stamps start anew in 1 place; each part follows the one before",
+    ]

@@ -1,0 +1,180 @@
+"""Time stamps of packets to the times of frames: keep what a file says, mend what cannot be true.
+
+Everything here is arithmetic on columns of numbers. A stamp is flawed if it is missing, or if it
+breaks the order in which the pictures are displayed. A flawed stamp is replaced by a time between
+its neighbours; pictures with equal stamps are put at most one tick apart. Where files were joined,
+the stamps start anew: each part is moved to continue where the part before it ends.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import NamedTuple
+
+import numpy as np
+
+from timeviper_fast.video.packets import UNKNOWN
+
+__all__ = ["Mends", "joined", "mended", "suspects"]
+
+# packets before and behind a fall or a leap that decide whether it is a join or one flawed stamp
+_WINDOW = 8
+# no codec displays a picture more than 16 pictures before or after its place in the file
+_REORDERED = 16
+# seconds; a stamp within this time of an earlier part's end continues that part
+_RETURN = 0.5
+
+
+class Mends(NamedTuple):
+    """How many time stamps of a file were flawed, by kind."""
+
+    missing: int = 0
+    misplaced: int = 0
+    repeated: int = 0
+    joins: int = 0
+
+    @property
+    def stamps(self) -> int:
+        return self.missing + self.misplaced + self.repeated
+
+    def sentences(self, frames: int) -> list[str]:
+        """What was mended, for people."""
+        kinds = zip(self._fields, self)
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds if count and kind != "joins")
+        said = [f"{self.stamps} of {frames} time stamps are mended ({counts})"] if counts else []
+        if self.joins:
+            places = "1 place" if self.joins == 1 else f"{self.joins} places"
+            said.append(f"the time stamps start anew in {places}; each part follows the one before")
+        return said
+
+
+def joined(
+    stamps: np.ndarray, step: float, second: float, may_leap: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where a file's clock starts anew, and by how much it must be moved there.
+
+    Args:
+        stamps: (n,) int64 in an order in which they should ascend, no UNKNOWN.
+        step: ticks of a usual frame.
+        second: ticks of a second.
+        may_leap: a clock may also start anew ahead, as in transport streams: a leap of more than
+            10 s is no pause there.
+
+    Returns:
+        (starts, moves): packet numbers where a part starts, and the ticks to add from there on, to
+        the stamps as the file states them.
+    """
+    starts: list[int] = []
+    moves: list[float] = []
+    ends: list[int] = []
+    steps = np.diff(stamps)
+    leap = 10 * second
+    # a part can be followed by an earlier one's clock only where there are several
+    wide = 2 * step if (steps < 0).any() else leap
+    for at in np.flatnonzero((steps < 0) | (may_leap & (steps > wide))) + 1:
+        before = stamps[max(at - _WINDOW, starts[-1] if starts else 0) : at]
+        after = stamps[at : at + _WINDOW]
+        if min(len(before), len(after)) < 2:
+            continue
+        # one stamp of either side may be flawed itself
+        low, high = np.partition(before, -2)[-2], np.partition(before, -1)[-1]
+        returns = any(0 <= after[0] - end <= _RETURN * second for end in ends)
+        falls = 2 * np.count_nonzero(after < low) > len(after)
+        leaps = 2 * np.count_nonzero(after > low + leap) > len(after)
+        if falls or (may_leap and (leaps or returns)):
+            ends.append(int(high))
+            starts.append(int(at))
+            moves.append((moves[-1] if moves else 0.0) + float(high - after[0]) + step)
+    return np.array(starts, np.int64), np.array(moves)
+
+
+def suspects(stamps: np.ndarray) -> np.ndarray:
+    """The packets (n,) bool whose stamps do not tell the display order of a reordered stream.
+
+    Those are unknown or repeated, or stand further from their place in the file than pictures are
+    reordered.
+    """
+    found = stamps == UNKNOWN
+    order = np.argsort(stamps, kind="stable")
+    same = np.diff(stamps[order]) == 0
+    found[order[1:][same]] = True
+    found[order[:-1][same]] = True
+    known = np.where(stamps == UNKNOWN, 2**62, stamps)
+    lowest = np.minimum.accumulate(known[::-1])[::-1]
+    highest = np.maximum.accumulate(np.where(stamps == UNKNOWN, -(2**62), stamps))
+    if len(stamps) > _REORDERED:
+        found[:-_REORDERED] |= stamps[:-_REORDERED] > lowest[_REORDERED:]
+        found[_REORDERED:] |= stamps[_REORDERED:] < highest[:-_REORDERED]
+    return found
+
+
+def mended(stamps: np.ndarray, step: float) -> tuple[np.ndarray, Mends]:
+    """Ascending times from stamps in display order.
+
+    Args:
+        stamps: (n,) int64 or float64 ticks; UNKNOWN where the file states none.
+        step: ticks of a usual frame.
+
+    Returns:
+        (n,) float64 ticks, and what was flawed. Sound stamps are unchanged.
+    """
+    missing = stamps == UNKNOWN
+    misplaced = ~missing
+    misplaced[np.flatnonzero(misplaced)[_ascending(stamps[~missing])]] = False
+    times = stamps.astype(np.float64)
+    bad = missing | misplaced
+    if bad.any():
+        _interpolate(times, bad, step)
+    repeated = _spread(times, step)
+    return times, Mends(int(missing.sum()), int(misplaced.sum()), repeated)
+
+
+def _ascending(values: np.ndarray) -> np.ndarray:
+    """Indices of the longest subsequence that never falls: those of patience sorting."""
+    falls = np.flatnonzero(np.diff(values) < 0)
+    if not len(falls):
+        return np.arange(len(values))
+    # what is far from every fall stays
+    begin, end = max(falls[0] - 4 * _WINDOW, 0), falls[-1] + 1 + 4 * _WINDOW
+    tops: list[float] = []
+    holders: list[int] = []
+    previous: list[int] = []
+    for index, value in enumerate(values[begin:end].tolist()):
+        pile = bisect_right(tops, value)
+        previous.append(holders[pile - 1] if pile else -1)
+        tops[pile : pile + 1] = [value]
+        holders[pile : pile + 1] = [index]
+    chain = [holders[-1]]
+    while previous[chain[-1]] >= 0:
+        chain.append(previous[chain[-1]])
+    middle = begin + np.array(chain[::-1])
+    return np.concatenate([np.arange(begin), middle, np.arange(min(end, len(values)), len(values))])
+
+
+def _interpolate(times: np.ndarray, bad: np.ndarray, step: float) -> None:
+    """Put the bad ones evenly between their neighbours, a step apart at the ends."""
+    good = np.flatnonzero(~bad)
+    places = np.flatnonzero(bad)
+    if not len(good):
+        times[:] = np.arange(len(times)) * step
+        return
+    times[places] = np.interp(places, good, times[good])
+    first, last = good[0], good[-1]
+    times[:first] = times[first] - step * np.arange(first, 0, -1)
+    times[last + 1 :] = times[last] + step * np.arange(1, len(times) - last)
+
+
+def _spread(times: np.ndarray, step: float) -> int:
+    """Put equal times one tick apart, closer where the next one is near; how many were moved."""
+    same = np.flatnonzero(np.diff(times) <= 0) + 1
+    done = 0
+    for place in same.tolist():
+        if place < done:
+            continue
+        start, done = place - 1, place
+        while done < len(times) and times[done] <= times[start]:
+            done += 1
+        room = times[done] - times[start] if done < len(times) else step
+        gap = min(1.0, room / (done - start))
+        times[start:done] = times[start] + gap * np.arange(done - start)
+    return len(same)

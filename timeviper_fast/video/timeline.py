@@ -1,0 +1,153 @@
+"""The frames of a stream in display order, with their times: from packets, without decoding.
+
+Only where the stamps of a reordered stream contradict each other, the few stretches around them are
+decoded, because then the decoder alone knows the order of the pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from timeviper_fast.video.packets import UNKNOWN, Packets
+from timeviper_fast.video.stamps import joined, mended, suspects
+
+__all__ = ["Clock", "DisplayOrder", "Timeline", "timeline"]
+
+DisplayOrder = Callable[[int, int], list[int]]
+"""(start, stop) to the packets start .. stop - 1 in the order in which they are displayed."""
+
+# if more packets than these must be decoded to order them, the file is counted instead
+_MOST_DECODED = 3000
+
+
+class Clock(NamedTuple):
+    """What a file says about its time stamps.
+
+    Attributes:
+        tick: seconds per unit of a stamp.
+        rate: frames per second that the file declares.
+        reorders: pictures are stored in another order than that of their display.
+        states_display: the container stores presentation stamps (AVI stores none).
+        may_leap: the stamps may start anew anywhere, as in transport streams.
+    """
+
+    tick: Fraction
+    rate: Fraction
+    reorders: bool
+    states_display: bool
+    may_leap: bool
+
+
+class Timeline(NamedTuple):
+    """All packets in display order, with the times of those that are shown.
+
+    Attributes:
+        order: (n,) int64 packet numbers.
+        seconds: (number of shown packets,) float64, ascending.
+        is_counted: the order is unknown until all pictures before are decoded; `order` is then that
+            of the file.
+        parts: packets with which a further part of a joined file begins.
+        last: seconds for which the last one is shown.
+        notes: sentences about flawed stamps.
+    """
+
+    order: np.ndarray
+    seconds: np.ndarray
+    is_counted: bool
+    parts: np.ndarray
+    last: float
+    notes: list[str]
+
+    @property
+    def end(self) -> float:
+        """The second in which the last frame ends."""
+        return float(self.seconds[-1]) + self.last if len(self.seconds) else 0.0
+
+
+def timeline(packets: Packets, clock: Clock, display_order: DisplayOrder) -> Timeline:
+    """Order the packets and mend their stamps."""
+    reorders = clock.reorders or _falls_often(packets.pts)
+    stamps = packets.pts
+    if not reorders:
+        stamps = np.where(stamps == UNKNOWN, packets.dts, stamps)
+    stated = np.count_nonzero(stamps != UNKNOWN)
+    is_counted = reorders and (not clock.states_display or 2 * stated <= len(stamps))
+    if is_counted:
+        stamps = packets.dts
+    if np.all(stamps == UNKNOWN):
+        return _without_stamps(packets, clock, reorders)
+    ascending = packets.dts if reorders else stamps
+    step = _usual_step(ascending, clock)
+    stamps, parts = _without_joins(stamps, ascending, step, clock)
+    order = by_time = np.arange(len(stamps))
+    if reorders and not is_counted:
+        by_time, is_counted = _display_order(stamps, packets.keys, display_order)
+        order = order if is_counted else by_time
+    ticks, mends = mended(stamps[by_time][packets.shown[by_time]], step)
+    ticks *= clock.tick.numerator
+    ticks /= clock.tick.denominator
+    last = int(packets.durations[order[-1]]) * clock.tick or 1 / clock.rate
+    notes = mends._replace(joins=len(parts)).sentences(len(ticks))
+    return Timeline(order, ticks, is_counted, parts, float(last), notes)
+
+
+def _without_stamps(packets: Packets, clock: Clock, reorders: bool) -> Timeline:
+    seconds = np.arange(np.count_nonzero(packets.shown)) / float(clock.rate)
+    note = f"it states no times; {float(clock.rate):.6g} frames per second are assumed"
+    last = float(1 / clock.rate)
+    order = np.arange(len(packets.pts))
+    return Timeline(order, seconds, reorders, order[:0], last, [note])
+
+
+def _falls_often(stamps: np.ndarray) -> bool:
+    """Whether so many stamps are below the one before that pictures must be reordered."""
+    falls = int(np.count_nonzero(np.diff(stamps[stamps != UNKNOWN]) < 0))
+    return falls > max(3, len(stamps) // 10)
+
+
+def _usual_step(stamps: np.ndarray, clock: Clock) -> float:
+    """Ticks from one frame to the next."""
+    steps = np.diff(stamps[stamps != UNKNOWN])
+    steps = steps[steps > 0]
+    return float(np.median(steps)) if len(steps) else float(1 / (clock.rate * clock.tick))
+
+
+def _without_joins(
+    stamps: np.ndarray, ascending: np.ndarray, step: float, clock: Clock
+) -> tuple[np.ndarray, np.ndarray]:
+    """The stamps, each part of a joined file moved to the end of the one before, and the parts."""
+    known = np.flatnonzero(ascending != UNKNOWN)
+    starts, moves = joined(ascending[known], step, float(1 / clock.tick), clock.may_leap)
+    parts = known[starts]
+    moved = stamps.copy() if len(parts) else stamps
+    ends = [*parts[1:], len(stamps)]
+    for start, end, move in zip(parts, ends, np.rint(moves).astype(np.int64)):
+        part = moved[start:end]
+        part[part != UNKNOWN] += move
+    return moved, parts
+
+
+def _display_order(
+    stamps: np.ndarray, keys: np.ndarray, display_order: DisplayOrder
+) -> tuple[np.ndarray, bool]:
+    """Packet numbers in display order, and whether the order within key frames is a guess."""
+    doubtful = suspects(stamps)
+    if not doubtful.any():
+        return np.argsort(stamps, kind="stable"), False
+    bounds = np.flatnonzero(keys)
+    groups = np.searchsorted(bounds, np.arange(len(stamps)), "right")
+    order = np.lexsort((stamps, groups))
+    begins, ends = np.append(0, bounds), np.append(bounds, len(stamps))
+    wanted = np.unique(groups[doubtful])
+    if np.sum(ends[wanted] - begins[np.maximum(wanted - 1, 0)]) > _MOST_DECODED:
+        return order, True
+    for group in wanted.tolist():
+        begin, end = int(begins[group]), int(ends[group])
+        # leading pictures refer to the key frame before
+        shown = [at for at in display_order(int(begins[max(group - 1, 0)]), end) if at >= begin]
+        order[begin:end] = shown + sorted(set(range(begin, end)) - set(shown))
+    return order, False
