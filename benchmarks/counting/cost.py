@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
@@ -42,36 +42,23 @@ class Row(NamedTuple):
 
 
 def lines(only: str = "", counted: Sequence[int] | None = None) -> Iterator[str]:
-    """The table, line by line as it is counted, and below it a sentence for each missing row."""
-    missing = []
-    if _providers()["mamba-ssm"] is None:
-        missing.append("mamba-ssm is not installed: its rows are left out.")
-    yield from table([])
+    """The table, line by line as it is counted, and a sentence if the peer is missing."""
+    yield from markdown(COLUMNS, [], numbers=11)
     for case in CASES:
         for name, functions in _providers().items():
-            alone = case.ours and name != OURS
-            if only in case.name and hasattr(functions, case.op) and not alone:
+            wanted = only in case.name and (name == OURS or not case.ours)
+            if wanted and hasattr(functions, case.op):
                 row = count(case, name, counted or case.counted)
-                if row is None:
-                    missing.append(f"{case.op} has no Triton kernel in {name} yet.")
-                else:
-                    yield table([row])[-1]
-    for sentence in dict.fromkeys(missing):
-        yield from ("", sentence)
+                yield markdown(COLUMNS, [cells(row)], numbers=11)[-1]
+    if _providers()["mamba-ssm"] is None:
+        yield from ("", "mamba-ssm is not installed: its rows are left out.")
 
 
-def table(rows: Iterable[Row]) -> list[str]:
-    return markdown(COLUMNS, map(cells, rows), numbers=11)
-
-
-def count(case: Case, provider: str, sizes: Sequence[int]) -> Row | None:
-    """Count a case at `sizes` and put lines through the counts; None where there is no kernel."""
+def count(case: Case, provider: str, sizes: Sequence[int]) -> Row:
+    """Count a case at `sizes` and put lines through the counts."""
     ours = provider == OURS
     kernels = case.kernels if ours else None
-    try:
-        runs = [launched(case.prepare, provider, n, kernels, case.smaller(n)) for n in sizes]
-    except tvkernels.BackendUnavailable:
-        return None
+    runs = [launched(case.prepare, provider, n, kernels, case.smaller(n)) for n in sizes]
     series = [
         summary(launches, share, L2_BYTES * size / case.size / case.part)
         for size, launches, share in zip(sizes, runs, shares(case, sizes, runs))
@@ -81,7 +68,6 @@ def count(case: Case, provider: str, sizes: Sequence[int]) -> Row | None:
     counts = {key: value * scale[key] for key, value in counts.items()}
     for more in case.plus if ours else ():
         row = count(more, provider, more.counted)
-        assert row is not None
         counts = {key: value + row.counts[key] for key, value in counts.items()}
         misfit = max(misfit, row.misfit)
     least = Floor(*(value / case.size for value in case.floor(case.size)))

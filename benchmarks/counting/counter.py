@@ -159,16 +159,19 @@ class _Counter(TorchDispatchMode):
         self.alive: list[Any] = []
 
     def hooks(self) -> Iterator[tuple[Any, str, Hook]]:
-        yield interpreter.GridExecutor, "__call__", self.launch
-        yield BUILDER, "set_grid_idx", _noted(self.program)
-        yield BUILDER, "create_masked_load", _noted(self.load)
-        yield BUILDER, "create_masked_store", _noted(self.store)
-        yield BUILDER, "create_atomic_rmw", _noted(self.atomic)
-        yield BUILDER, "create_dot", _noted(self.dot)
+        methods: dict[str, Callable[..., None]] = {
+            "set_grid_idx": self.program,
+            "create_masked_load": lambda _, ptrs, mask, *rest: self.memory("r", ptrs, mask),
+            "create_masked_store": lambda _, ptrs, x, mask, *rest: self.memory("w", ptrs, mask),
+            "create_atomic_rmw": lambda _, op, ptrs, x, mask, *rest: self.memory("rw", ptrs, mask),
+            "create_dot": self.dot,
+        }
         named = {name: name.removeprefix("precise_") for name in SPECIAL}
         for function, name in (named | dict.fromkeys(DIVISIONS, "div")).items():
-            if hasattr(BUILDER, f"create_{function}"):
-                yield BUILDER, f"create_{function}", _noted(partial(self.special, name))
+            methods[f"create_{function}"] = partial(self.special, name)
+        yield interpreter.GridExecutor, "__call__", self.launch
+        for name in methods.keys() & vars(BUILDER).keys():
+            yield BUILDER, name, _noted(methods[name])
 
     def launch(self, original: Any, executor: Any, *args: Any, **kwargs: Any) -> Any:
         if self.kernels is not None and executor.fn.__name__ not in self.kernels:
@@ -188,20 +191,11 @@ class _Counter(TorchDispatchMode):
         self.now.program = x + nx * (y + ny * z)
         self.now.counts["programs"] += 1
 
-    def load(self, builder: Any, ptrs: Any, mask: Any, *rest: Any) -> None:
-        self.memory(False, ptrs, mask)
-
-    def store(self, builder: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> None:
-        self.memory(True, ptrs, mask)
-
-    def atomic(self, builder: Any, op: Any, ptrs: Any, x: Any, mask: Any, *rest: Any) -> None:
-        self.memory(False, ptrs, mask)
-        self.memory(True, ptrs, mask)
-
-    def memory(self, writes: bool, ptrs: Any, mask: Any) -> None:
+    def memory(self, modes: str, ptrs: Any, mask: Any) -> None:
         lanes = np.broadcast_to(np.asarray(mask.data, dtype=bool), ptrs.data.shape)
         width = max(1, ptrs.get_element_ty().primitive_bitwidth // 8)
-        self.now.access(writes, ptrs.data[lanes], width)
+        for mode in modes:
+            self.now.access(mode == "w", ptrs.data[lanes], width)
 
     def dot(self, builder: Any, a: Any, b: Any, *rest: Any) -> None:
         self.now.counts[f"dot.{a.dtype.scalar.name}"] += 2 * a.data.size * b.data.shape[-1]

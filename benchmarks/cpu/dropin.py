@@ -8,47 +8,27 @@ returns its input.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
 
 from benchmarks.cpu.measure import Comparison, relative
+from tests.integrations.models import MODELS
 from tvkernels import patch_transformers
 
-# the layer of the smallest published Mamba-2 (130M): 24 heads x 64, one group, a state of 128; the
-# length of chunks is each model's own default
+# the layer of the smallest published Mamba-2 (130M): 24 heads x 64, one group, a state of 128
 HIDDEN, SEQLEN = 768, 4096
-COMMON = {"vocab_size": 64, "hidden_size": HIDDEN, "num_attention_heads": 8}
-COMMON |= {"num_key_value_heads": 8, "intermediate_size": 64}
-LAYER = {"mamba_n_heads": 24, "mamba_d_head": 64, "mamba_n_groups": 1, "mamba_d_state": 128}
-LAYER |= {"num_hidden_layers": 1}
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bamba": ("Bamba", COMMON | LAYER | {"attn_layer_indices": []}),
-    "falcon_h1": ("FalconH1", COMMON | LAYER | {"mamba_d_ssm": 2 * HIDDEN}),
-    "granitemoehybrid": (
-        "GraniteMoeHybrid",
-        COMMON | LAYER | {"layer_types": ["mamba"], "shared_intermediate_size": 64},
-    ),
-    "mamba2": (
-        "Mamba2",
-        {"vocab_size": 64, "hidden_size": HIDDEN, "num_hidden_layers": 1, "num_heads": 24}
-        | {"head_dim": 64, "n_groups": 1, "state_size": 128},
-    ),
-    "nemotron_h": (
-        "NemotronH",
-        COMMON
-        | {"mamba_num_heads": 24, "mamba_head_dim": 64, "n_groups": 1, "ssm_state_size": 128}
-        | {"hybrid_override_pattern": "M"},
-    ),
-    "zamba2": (
-        "Zamba2",
-        COMMON
-        | {"num_hidden_layers": 2, "layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1}
-        | {"n_mamba_heads": 24, "mamba_ngroups": 1, "mamba_d_state": 128},
-    ),
+SIZES = {
+    "hidden_size": HIDDEN,
+    "mamba_d_ssm": 2 * HIDDEN,
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads", "num_heads"), 24),
+    **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "head_dim"), 64),
+    **dict.fromkeys(("mamba_n_groups", "mamba_ngroups", "n_groups"), 1),
+    **dict.fromkeys(("mamba_d_state", "ssm_state_size", "state_size"), 128),
 }
 ROWS = tuple((model,) for model in MODELS)
 FORMS = ("ours", "transformers")
@@ -93,7 +73,7 @@ def row(model: str, small: bool) -> Comparison:
 
 
 class Given(torch.nn.Module):
-    """In the place of a projection: returns `value`, or its input where that is None."""
+    """Stands in for a projection: returns `value`, or its input if that is None."""
 
     def __init__(self, projection: torch.nn.Module, value: torch.Tensor | None = None) -> None:
         super().__init__()
@@ -103,24 +83,18 @@ class Given(torch.nn.Module):
         return x if self.value is None else self.value
 
 
-@contextmanager
-def without_projections(layer: torch.nn.Module, x: torch.Tensor) -> Iterator[None]:
-    before = layer.in_proj, layer.out_proj
+def without_projections(layer: torch.nn.Module, x: torch.Tensor) -> AbstractContextManager[Any]:
     with torch.no_grad():
         projected = layer.in_proj(x)
-    layer.in_proj = Given(before[0], projected.requires_grad_())
-    layer.out_proj = Given(before[1])
-    try:
-        yield
-    finally:
-        layer.in_proj, layer.out_proj = before
+    before, after = Given(layer.in_proj, projected.requires_grad_()), Given(layer.out_proj)
+    return mock.patch.multiple(layer, in_proj=before, out_proj=after)
 
 
 def mixer(model: str) -> torch.nn.Module:
-    """The first Mamba-2 layer's mixer, with random weights."""
-    kind, config = MODELS[model]
+    """The first Mamba-2 layer's mixer, with random weights and the model's default chunk size."""
+    kind, tiny = MODELS[model]
+    config = {key: SIZES.get(key, value) for key, value in tiny.items() if "chunk" not in key}
     torch.manual_seed(0)
-    made = getattr(transformers, f"{kind}ForCausalLM")(
-        getattr(transformers, f"{kind}Config")(**config)
-    )
-    return next(module for module in made.modules() if hasattr(module, "A_log")).eval()
+    made = getattr(transformers, f"{kind}Config")(**config)
+    modules = getattr(transformers, f"{kind}ForCausalLM")(made).modules()
+    return next(module for module in modules if hasattr(module, "A_log")).eval()
