@@ -21,14 +21,14 @@ D_INNER = NHEADS * HEADDIM  # 10240
 CONV_CHANNELS = D_INNER + 2 * NGROUPS * D_STATE  # 12288
 IN_PROJ = D_INNER + CONV_CHANNELS + NHEADS  # 22656: gate, then x B C, then dt
 EPS = 1e-5
-CHUNK = 256  # what TimeViper passes to mamba-ssm, which is faster with it than with 128
+CHUNK = 256  # TimeViper passes it to mamba-ssm, which is faster with it than with 128
 
 HEADS, KV_HEADS, HEAD_DIM = 40, 8, 128  # of attention
 PATCHES, VISION_WIDTH, TOKENS_PER_FRAME = 729, 1152, 16
 TEXT = 64  # tokens of a question
 KEEP = 5  # TransV keeps one of so many tokens
 
-# what a well written kernel reaches on one H200, not the data sheet; the L2 is the data sheet's
+# speeds that a well written kernel reaches on one H200; the L2 is the data sheet's
 BYTES_PER_SECOND = 4.3e12
 FLOPS_PER_SECOND = 790e12
 L2_BYTES = 50e6
@@ -241,8 +241,7 @@ STATE = D_INNER * D_STATE
 SCAN = 2 * 128 * D_STATE * NGROUPS + 2 * D_INNER * (128 + 2 * D_STATE)
 # of a token x, B, C, dt in, y out; of each head A, D and dt_bias in float32
 STEP, HEAD_PARAMETERS = 2 * (2 * D_INNER + B_AND_C + NHEADS), 3 * 4 * NHEADS
-# the columns of the ring that the taps read, and the one that is written; the row and its place in,
-# y out
+# the ring's columns that the taps read, and the written one; the row and its place in, y out
 MIXER_STEP = 2 * CONV_CHANNELS * WIDTH + 2 * (IN_PROJ + D_INNER) + 4
 # every patch once (a kernel that matches first and sums later reads it twice), tokens, sizes, slots
 MERGE = (2 * VISION_WIDTH + 4) * (PATCHES + TOKENS_PER_FRAME)

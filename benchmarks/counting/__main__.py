@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def versions() -> str:
-    """Of what counted, and of mamba-ssm if it is there."""
+    """The releases that counted, and mamba-ssm's if it is installed."""
     names = [name for name in ("triton", "torch", "numpy", "mamba_ssm") if find_spec(name)]
     return ", ".join(f"{name} {version(name)}" for name in names)
 

@@ -1,4 +1,4 @@
-"""What is counted: each call of shapes.py at the sizes that suit it.
+"""The cases that are counted: each call of shapes.py at sizes that suit it.
 
 To count another op: a function and its floor in shapes.py, a case here.
 """
@@ -53,7 +53,7 @@ class Case:
         return FLOORS[name] if name else lambda _: Floor(0)
 
     def smaller(self, size: int) -> tuple[tuple[str, float], ...]:
-        """Each of `bounds` and what to multiply it by when `size` is counted."""
+        """Each of `bounds` and its factor when `size` is counted."""
         factors = {"size": size / self.size, "part": 1 / self.part}
         return tuple((name, factors[by]) for name, by in self.bounds.items())
 

@@ -1,4 +1,4 @@
-"""How much a call moves and computes per token: a line through counts at a few small sizes."""
+"""The bytes and FLOPs of a call per token: a line through counts at a few small sizes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def count(case: Case, provider: str, sizes: Sequence[int]) -> Row:
 
 
 def summary(launches: Launches, share: Sequence[float], l2_bytes: float) -> Counts:
-    """What the table shows; the cache that stays between launches is scaled like the size."""
+    """The counts that the table shows; the cache that stays between launches is scaled like the size."""
     total = totals(launches)
 
     def of(start: str) -> int:
@@ -115,7 +115,7 @@ def launched(
     kernels: tuple[str, ...] | None,
     smaller: tuple[tuple[str, float], ...],
 ) -> Launches:
-    """What a call launches; `smaller` names numbers of modules and what to multiply them by."""
+    """The launches of a call; `smaller` names numbers of modules and their factors."""
     # the decays decide how far the scan's first pass looks back
     torch.manual_seed(0)
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Count what Triton launches, and PyTorch operations around them, move and compute: no GPU needed.
+"""Count bytes and FLOPs of Triton launches and PyTorch operations, without a GPU.
 
     with counting() as launches:
         fn()
@@ -34,7 +34,7 @@ SPECIAL = ("cos", "erf", "exp", "exp2", "log", "log2", "rsqrt", "sin", "sqrt", "
 # Triton 3.6 and the newest do not have the same ones
 DIVISIONS = ("fdiv", "precise_divf", "approx_divf")
 OVERWRITING = ("copy_", "fill_", "zero_")
-# what takes the place of a method: it gets the method and its arguments
+# replaces a method: takes the method, then its arguments
 Hook = Callable[..., Any]
 
 

@@ -1,4 +1,4 @@
-"""What is compared on the CPU, its time and memory, and the machine that it ran on."""
+"""Two forms of the same work on the CPU: their time and memory, and facts of the machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-# makes ready what a form needs, gives the call, and cleans up; only the call is timed
+# prepares a form, yields its call and cleans up; only the call is timed
 Pass = Callable[[str], AbstractContextManager[Callable[[], Any]]]
 
 

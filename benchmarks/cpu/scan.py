@@ -28,7 +28,7 @@ SCANS = {"ours": mamba_chunk_scan_combined, "transformers": mamba2_chunk_scan}
 
 
 def row(*shape: int, small: bool) -> Comparison:
-    """Forward, backward behind a forward that is not timed, and the memory of both."""
+    """Forward, backward after an untimed forward, and the memory of both."""
     shape = (*shape[:4], 16) if small else shape
     tensors = inputs(*shape)
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]

@@ -1,6 +1,6 @@
-"""What every kernel compiles to: `python -m benchmarks.machine_code [--only TEXT]`.
+"""The machine code of every kernel: `python -m benchmarks.machine_code [--only TEXT]`.
 
-Prints one line per kernel, configuration and target with what is wrong with it, and writes the full
+Prints one line per kernel, configuration and target and its faults, and writes the full
 table to .cache/compiled.md and its page, results/compiled.md, where each release of Triton has a
 section. Needs no GPU; figures are the compiler's, so they are the same on every machine. Ends with
 1 if anything is wrong.
@@ -25,7 +25,9 @@ RESULT, FULL = RESULTS / "compiled.md", ROOT / ".cache/compiled.md"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="What every kernel compiles to, on every target.")
+    parser = argparse.ArgumentParser(
+        description="The machine code of every kernel, on every target."
+    )
     parser.add_argument("--only", default="", help="kernels whose name holds this; writes no file")
     only = parser.parse_args().only
     if os.environ.get("TRITON_INTERPRET"):

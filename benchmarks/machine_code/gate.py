@@ -10,7 +10,7 @@ GRID_LIMITS = (2**31 - 1, 65535, 65535)
 
 
 def faults(build: Build) -> list[str]:
-    """What is wrong with `build`; empty when nothing is."""
+    """The faults of `build`; empty if it has none."""
     figures, target = build.figures, build.target
     if figures is None:
         return [f"does not compile: {build.error}"]

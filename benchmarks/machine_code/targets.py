@@ -1,4 +1,4 @@
-"""The GPUs that are compiled for: their limits, and what bounds the blocks that run at once."""
+"""The GPUs that are compiled for: their limits, and how many blocks run at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gate itself: it refuses what it should, on kernels made to be wrong, and reads code right."""
+"""The gate refuses kernels that are made to be wrong, and machine code is read correctly."""
 
 from __future__ import annotations
 

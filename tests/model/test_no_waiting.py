@@ -92,7 +92,7 @@ RUNS: dict[str, Callable[[str], Callable[[], None]]] = {
     "chunks": lambda device: read_and_answer(device, chunk=9)[1],
     "training": train,
 }
-# torch builds the attention mask of a chunk outside of our modes: only the driver's guard sees it
+# our dispatch modes do not see torch build a chunk's attention mask; the driver's sync guard does
 SEEN = ["prompt", "training"]
 
 

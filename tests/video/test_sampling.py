@@ -109,7 +109,7 @@ def test_fps_takes_the_earlier_of_two_equally_near_and_upstream_the_even_one(
     timeline = constant(total, float(rate))
     assert Fps(1.0).choose(*timeline).tolist() == earlier
     assert Upstream(max_frames=total).choose(*timeline).unique().tolist() == even
-    # the two part where a tie lies above an odd number, and by one frame
+    # the two differ only at ties above an odd number, and there by one frame
     parted = [b - a for a, b in zip(earlier, even) if a != b]
     ties = [x for x in instants if x % 1 == Fraction(1, 2) and floor(x) % 2]
     assert parted == [1] * len(ties)

@@ -59,7 +59,7 @@ def _shape(d):
     main = d // 64 * 64
     tail = 0 if d == main else max(16, triton.next_power_of_2(d - main))
     lanes = triton.next_power_of_2(main + tail)
-    # as many rows as 128 registers hold in float64 beside the tiles of cosines
+    # rows of one tile: 128 registers hold them in float64 beside the tiles of cosines
     rows = max(1, min(64, (2048 if main and tail > 16 else 4096) // lanes))
     return {"D": d, "MAIN": main, "TAIL": tail, "WIDTH": main + tail, "LANES": lanes, "ROWS": rows}
 

@@ -148,7 +148,7 @@ def test_names_are_distinct():
 
 
 def test_the_command_counts_our_norm():
-    """Without the peer it says so; the residual norm moves what it must and no more."""
+    """Without mamba-ssm it says so; our residual norm moves exactly its floor."""
     command = [sys.executable, "-m", "benchmarks.counting", "--only", "residual norm"]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     options = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "text": True}
