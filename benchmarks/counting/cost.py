@@ -75,7 +75,7 @@ def count(case: Case, provider: str, sizes: Sequence[int]) -> Row:
 
 
 def summary(launches: Launches, share: Sequence[float], l2_bytes: float) -> Counts:
-    """The counts that the table shows; the cache that stays between launches is scaled like the size."""
+    """The counts of the table. The cache that stays between launches is scaled like the size."""
     total = totals(launches)
 
     def of(start: str) -> int:
