@@ -24,6 +24,7 @@ from tvkernels.core.backend import BackendUnavailable, OpBackend, explain, use_b
 from tvkernels.decode_step import mamba2_decode_step
 from tvkernels.gated_cross_attention import gated_cross_attention
 from tvkernels.integrations import (
+    Fallback,
     KernelLayer,
     Patch,
     Provider,
@@ -45,6 +46,7 @@ from tvkernels.tome import ToMeResult, tome_merge
 __all__ = [
     "BackendUnavailable",
     "CompactResult",
+    "Fallback",
     "KernelLayer",
     "OpBackend",
     "Patch",

@@ -133,7 +133,7 @@ def may_import(path: str) -> str:
         return r"core\.\w+"
     doors, truths = "|".join(KERNELS), rf"({'|'.join(KERNELS)})\.reference"
     if first == "integrations":
-        return rf"{doors}|{truths}|core\.(backend|checks)|split_conv1d_scan|integrations\.\w+"
+        return rf"{doors}|{truths}|core\.(backend|checks|holds)|split_conv1d_scan|integrations\.\w+"
     if not rest:
         return {
             "__main__.py": r"core\.backend|integrations",

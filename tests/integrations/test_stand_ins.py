@@ -277,3 +277,78 @@ def test_models_of_transformers_imported_after_it(tmp_path):
         if all(hasattr(norm, "group_size") for norm in norms):
             loss = model.train()(ids, labels=ids, use_cache=False).loss
             torch.testing.assert_close(out[name, "loss"], loss.detach(), rtol=0, atol=1e-5)
+
+
+def naive_update(state, x, dt, A, B, C):
+    """One step of the selective state space without a head dimension, and its new state."""
+    new = state * torch.exp(dt[..., None] * A) + (dt * x)[..., None] * B[:, None]
+    return (new * C[:, None]).sum(-1), new
+
+
+@pytest.mark.usefixtures("provided")
+def test_the_reference_of_a_state_update_has_gradients_through_steps_and_states():
+    from mamba_ssm.ops.triton.selective_state_update import selective_state_update_ref
+
+    weight = torch.randn(3, 2, 3)
+
+    def gradients(step, state, *inputs):
+        x, dt, A, B, C = (t.requires_grad_() for t in inputs)
+        outs = []
+        for t in range(3):
+            out, state = step(state, x.movedim(-1, 0)[t], dt.movedim(-1, 0)[t], A, B[t], C[t])
+            outs.append(out)
+        total = sum((out * weight[t].to(out)).sum() for t, out in enumerate(outs))
+        total = total + state.square().sum()
+        return torch.stack(outs), *torch.autograd.grad(total, (x, dt, A, B, C))
+
+    def in_place(state, *inputs):
+        return selective_state_update_ref(state, *inputs), state
+
+    B = torch.randn(3, 2, 4)
+    leaves = [torch.randn(2, 3, 3), torch.rand(2, 3, 3), -torch.rand(3, 4), B, B.cos()]
+    got = gradients(in_place, torch.zeros(2, 3, 4), *(t.clone() for t in leaves))
+    zeros = torch.zeros(2, 3, 4, dtype=torch.float64)
+    want = gradients(naive_update, zeros, *(t.double() for t in leaves))
+    for ours, truth in zip(got, want):
+        torch.testing.assert_close(ours, truth.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("provided")
+@pytest.mark.parametrize("circular", [False, True])
+def test_the_reference_of_a_convolution_step_has_the_gradients_of_a_convolution(circular):
+    from causal_conv1d.causal_conv1d_interface import causal_conv1d_update_ref
+
+    x, weight = torch.randn(2, 6, 5, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+    state = torch.zeros(2, 6, 4)
+    counts = torch.zeros(2, dtype=torch.int32)
+    steps = [
+        causal_conv1d_update_ref(
+            x[..., t], state, weight, None, "silu", counts + t if circular else None
+        )
+        for t in range(5)
+    ]
+    got = torch.autograd.grad(torch.stack(steps, -1).cos().sum(), (x, weight))
+    padded = torch.nn.functional.pad(x, (3, 0))
+    whole = torch.nn.functional.conv1d(padded, weight[:, None], groups=6)
+    want = torch.autograd.grad(torch.nn.functional.silu(whole).cos().sum(), (x, weight))
+    torch.testing.assert_close(got, want)
+
+
+def test_the_reference_of_a_decode_step_has_gradients_too():
+    from tests.ops.test_every_op import inputs_of
+    from tvkernels.reference import mamba2_decode_step_ref
+
+    inputs = inputs_of("mamba2_decode_step")
+    for name in ("state_batch_indices", "conv_state", "ssm_state"):
+        inputs[name] = None if name == "state_batch_indices" else inputs[name][:1].double()
+    inputs = {
+        k: v.double() if k != "cache_seqlens" and v is not None else v for k, v in inputs.items()
+    }
+    names = ["zxbcdt", "conv1d_weight", "conv1d_bias", "dt_bias", "A_log", "D"]
+
+    def step(*given):
+        states = {name: inputs[name].clone() for name in ("conv_state", "ssm_state")}
+        out = mamba2_decode_step_ref(**{**inputs, **states, **dict(zip(names, given))})
+        return out, states["conv_state"], states["ssm_state"]
+
+    assert torch.autograd.gradcheck(step, [inputs[name].clone().requires_grad_() for name in names])

@@ -74,6 +74,9 @@ def causal_conv1d_update_ref(
     x is (batch, dim, seqlen).
     """
     state = gather_rows(conv_state, conv_state_indices)
+    if torch.is_grad_enabled():
+        # a gradient may need the state of before, which is written to below
+        state = state.clone()
     if cache_seqlens is None:
         history, new = _shift(state, x, weight.shape[1])
     else:

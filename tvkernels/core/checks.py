@@ -11,6 +11,7 @@ import torch
 __all__ = [
     "FLOAT_DTYPES",
     "INDEX_DTYPES",
+    "ArgumentError",
     "Offsets",
     "expect_dtype",
     "expect_int",
@@ -31,10 +32,27 @@ INDEX_DTYPES = (torch.int32, torch.int64)
 Offsets = torch.Tensor | Sequence[int]
 
 
+class ArgumentError(ValueError):
+    """A wrong argument: `op: argument must <rule>, got <value>[; <remedy>]`.
+
+    Its args are this sentence and the argument's name. (torch.compile traces no __init__ here.)
+    """
+
+    def __str__(self) -> str:
+        sentence: str = self.args[0]
+        return sentence
+
+    @property
+    def argument(self) -> str:
+        """The name of the argument."""
+        name: str = self.args[1]
+        return name
+
+
 def fail(op: str, argument: str, rule: str, value: Any, remedy: str | None = None) -> NoReturn:
-    """Raise the ValueError `op: argument must <rule>, got <value>[; <remedy>]`."""
+    """Raise the ArgumentError `op: argument must <rule>, got <value>[; <remedy>]`."""
     tail = f"; {remedy}" if remedy else ""
-    raise ValueError(f"{op}: {argument} must {rule}, got {value}{tail}")
+    raise ArgumentError(f"{op}: {argument} must {rule}, got {value}{tail}", argument)
 
 
 def expect_ndim(op: str, argument: str, x: torch.Tensor, layout: str, *ndims: int) -> None:
@@ -53,8 +71,9 @@ def expect_shape(
         want is None or have == want for have, want in zip(x.shape, sizes)
     )
     if not fits:
-        want = "(" + ", ".join("any" if size is None else str(size) for size in sizes) + ")"
-        fail(op, argument, f"be {layout} = {want}", f"shape {tuple(x.shape)}")
+        # f-strings alone: torch.compile formats a dynamic size in them, and not with str()
+        want = ", ".join(["any" if size is None else f"{size}" for size in sizes])
+        fail(op, argument, f"be {layout} = ({want})", f"shape {tuple(x.shape)}")
 
 
 def expect_dtype(

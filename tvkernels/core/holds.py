@@ -7,9 +7,19 @@ its last holder leaves, not when the first does.
 
 from __future__ import annotations
 
+import os
+import threading
 from typing import Any, NamedTuple, TypeAlias
 
-__all__ = ["Hold", "Holds", "called", "entered", "left"]
+__all__ = ["LOCK", "Hold", "Holds", "called", "entered", "left"]
+
+# for changes of the whole process, such as a patch; a forked worker must not find it taken by a
+# thread that is not there
+LOCK = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release
+    )
 
 
 class Hold(NamedTuple):

@@ -51,8 +51,11 @@ def mamba2_decode_step_ref(
     dt = F.softplus(dt).clamp(*dt_limit)
     decay = torch.exp(-dt * A_log.to(dtype).exp())[..., None, None]
 
-    # in place: this is ssm_state itself unless rows are gathered or the dtype is widened
-    state = gather_rows(ssm_state, state_batch_indices).to(dtype).mul_(decay)
+    # In place: this is ssm_state itself unless rows are gathered or the dtype is widened. Where
+    # gradients are recorded it is copied, because a gradient needs the state of before.
+    differentiable = torch.is_grad_enabled()
+    state = gather_rows(ssm_state, state_batch_indices).to(dtype, copy=differentiable)
+    state = state * decay if differentiable else state.mul_(decay)
     state.addcmul_((x * dt[..., None])[..., None], B[:, :, None])
     # not a matmul: as a thousand small matrix-vector products it takes five times as long
     y = (state * C[:, :, None]).sum(-1)
@@ -63,6 +66,6 @@ def mamba2_decode_step_ref(
         scatter_rows(conv_state, state_batch_indices, ring)
         scatter_rows(ssm_state, state_batch_indices, state)
         y = y.masked_fill((state_batch_indices < 0)[:, None], 0.0)
-    elif ssm_state.dtype != dtype:
+    elif differentiable or ssm_state.dtype != dtype:
         ssm_state.copy_(state)
     return y.to(zxbcdt.dtype)

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from tvkernels.integrations.patching import FUSED, SERVED, decline, serving, words_of
+from tvkernels.integrations.patching import FUSED, SERVED, decline
+from tvkernels.integrations.serving import Fallback, Fallbacks, serving, words_of
 
 __all__ = ["KernelLayer", "kernel_mapping"]
 
@@ -33,9 +34,18 @@ class KernelLayer:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._fallbacks = Fallbacks()
 
     def __repr__(self) -> str:
         return f"KernelLayer({self.name!r})"
+
+    @property
+    def fallbacks(self) -> tuple[Fallback, ...]:
+        """The calls of its layers that the op did not serve, by reason; transformers' function did.
+
+        Their model is the one whose function the layer was made of, mamba2.
+        """
+        return self._fallbacks.rows()
 
     def load(self) -> type[torch.nn.Module]:
         """The layer. It passes calls that its op cannot serve exactly to transformers' function.
@@ -52,7 +62,8 @@ class KernelLayer:
         before = partial(type(theirs).forward, theirs)
         serve: Callable[..., Any] = decline
         if LAYERS[self.name] in SERVED:
-            serve = serving(SERVED[LAYERS[self.name]], before, words_of(theirs))
+            note = partial(self._fallbacks.note, "mamba2", self.name)
+            serve = serving(SERVED[LAYERS[self.name]], before, note, words_of(theirs))
 
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             return serve(*args, **kwargs)

@@ -10,18 +10,17 @@ not matter here.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module, util
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from tvkernels.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
-from tvkernels.core.checks import FLOAT_DTYPES, fail
+from tvkernels.core.checks import fail
+from tvkernels.core.holds import LOCK, Holds, called, entered, left
+from tvkernels.integrations.serving import Fallback, Fallbacks, serving, words_of
 from tvkernels.rmsnorm import rmsnorm_fn
 from tvkernels.selective_state_update import selective_state_update
 from tvkernels.ssd import mamba_chunk_scan_combined
@@ -41,19 +40,23 @@ SERVED: dict[str, Callable[..., Any]] = {
 }
 # a training step calls this first; if it returns None, the step calls the functions above
 FUSED = "mamba2_split_conv1d_scan_combined"
-# these write their state in place and have no backward
-_UPDATES = (causal_conv1d_update, selective_state_update)
-_DTYPES = [dtype for dtype in FLOAT_DTYPES if dtype != torch.float64]
 # found in every modeling module that uses the convolution of causal-conv1d
 _MARK = 'use_kernel_func_from_hub_with_fallback("causal_conv1d_fn"'
 
 
-class _Place(NamedTuple):
-    """A name of a module or class, with its function before and after `patch_transformers`."""
+class _Place:
+    """A name of a module or class, with its function before and while it is replaced."""
 
-    before: Callable[..., Any]
-    now: Callable[..., Any]
-    word: str
+    def __init__(self, model: str, label: str, name: str, before: Callable[..., Any]) -> None:
+        self.model, self.label, self.before = model, label, before
+        self.now, self.word = _replacing(before, name, self._note)
+        self.holds: Holds = ()
+
+    def _note(self, kind: str, reason: str) -> None:
+        """Count a call that the op refuses on each `Patch` that holds this place."""
+        with LOCK:
+            for patch in {id(hold.owner): hold.owner for hold in self.holds}.values():
+                patch._fallbacks.note(self.model, self.label, kind, reason)
 
 
 # keys: (module or class, name)
@@ -79,20 +82,32 @@ class Replacement:
 class Patch:
     """The result of `patch_transformers`. `print` shows a table; leaving a `with` block undoes it.
 
+    A name is restored when the last `Patch` that holds it is left, so blocks may overlap, in
+    threads too. A copy, also one by pickle, has the rows and counts and holds nothing; a `with`
+    block patches again with it.
+
     Attributes:
         rows: one `Replacement` per name of each model, including names replaced by earlier calls.
     """
 
     rows: tuple[Replacement, ...]
-    _new: tuple[tuple[Any, str], ...]
+    _fallbacks: Fallbacks = field(default_factory=Fallbacks, repr=False, compare=False)
+
+    @property
+    def fallbacks(self) -> tuple[Fallback, ...]:
+        """The calls that no op served and the functions of before did, by name and reason."""
+        return self._fallbacks.rows()
 
     def __str__(self) -> str:
-        cells = [("model", "name", "now"), *((r.model, r.name, r.now) for r in self.rows)]
-        widths = [max(len(row[i]) for row in cells) for i in range(2)]
-        return "\n".join(f"{m:{widths[0]}}  {n:{widths[1]}}  {now}" for m, n, now in cells)
+        lines = _table(("model", "name", "now"), *((r.model, r.name, r.now) for r in self.rows))
+        calls = [(r.model, r.name, str(r.calls), r.reason) for r in self.fallbacks]
+        if calls:
+            lines += ["", "calls that went to the functions of before"]
+            lines += _table(("model", "name", "calls", "reason"), *calls)
+        return "\n".join(lines)
 
     def __enter__(self) -> Patch:
-        return self
+        return _hold(entered, dict.fromkeys(row.model for row in self.rows), self)
 
     def __exit__(
         self,
@@ -100,7 +115,11 @@ class Patch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _restore(self._new)
+        with LOCK:
+            for key, place in list(_replaced.items()):
+                place.holds = left(place.holds, self)
+                if not place.holds:
+                    _restore(key)
 
 
 def patch_transformers(models: str | Sequence[str] | None = None) -> Patch:
@@ -111,11 +130,12 @@ def patch_transformers(models: str | Sequence[str] | None = None) -> Patch:
     other model that uses causal-conv1d; and the state update of the Mamba-1 models. A second call
     changes nothing.
 
-    Calls that an op cannot serve exactly go to the original function: float64, an activation other
-    than silu, a decoding step that needs gradients, torch.export. Packed sequences (seq_idx) stay
-    separate. The fused function of a training step is replaced by one that returns None, so the
-    layer runs its steps one by one, each on its op. The fused function ignores the padding mask and
-    assumes that the norm has the scan's groups.
+    Calls that an op cannot serve exactly go to the original function, and `Patch.fallbacks` counts
+    and names them: float64, an activation other than silu, a decoding step that needs gradients,
+    torch.export, torch.jit.trace, torch.func, forward-mode AD, and whatever else the op refuses.
+    Packed sequences (seq_idx) stay separate. The fused function of a training step is replaced by
+    one that returns None, so the layer runs its steps one by one, each on its op. The fused
+    function ignores the padding mask and assumes that the norm has the scan's groups.
 
     Args:
         models: folder of a model in transformers, such as "bamba"; one, several, or None for all
@@ -123,7 +143,9 @@ def patch_transformers(models: str | Sequence[str] | None = None) -> Patch:
 
     Returns:
         A `Patch`. Its rows name what serves each function now; printing it shows them as a table.
-        Used as a context manager, it undoes this call's replacements on exit.
+        Used as a context manager, it undoes the call on exit; a name that another `Patch` holds
+        stays replaced until that one is left too. The models of the whole process are patched, in
+        every thread; a forked worker is as patched as its parent, a spawned one is not.
 
     Raises:
         ValueError: a name in `models` is not a model with such functions. While a model runs: the
@@ -138,24 +160,14 @@ def patch_transformers(models: str | Sequence[str] | None = None) -> Patch:
     for model in wanted:
         if model not in known:
             fail(_OP, "models", f"be among {', '.join(known)}", repr(model))
-    rows: list[Replacement] = []
-    new: list[tuple[Any, str]] = []
-    for model in wanted:
-        module = import_module(f"transformers.models.{model}.modeling_{model}")
-        for owner, name, label in places(module):
-            before = getattr(owner, name)
-            place = replacement(before) or _place(before, name)
-            if before is not place.now:
-                setattr(owner, name, place.now)
-                _replaced[owner, name] = place
-                new.append((owner, name))
-            rows.append(Replacement(model, label, place.word))
-    return Patch(tuple(rows), tuple(new))
+    return _hold(called, wanted)
 
 
 def unpatch_transformers() -> None:
     """Undo every `patch_transformers`. A name that other code has replaced since is left alone."""
-    _restore(tuple(_replaced))
+    with LOCK:
+        for key in list(_replaced):
+            _restore(key)
 
 
 def served_models() -> list[str]:
@@ -179,14 +191,41 @@ def served_models() -> list[str]:
 
 def replacement(function: Callable[..., Any]) -> _Place | None:
     """The place where `function` was installed, if it is one of the replacements."""
-    return next((place for place in _replaced.values() if place.now is function), None)
+    with LOCK:
+        return next((place for place in _replaced.values() if place.now is function), None)
 
 
-def _restore(replaced: Iterable[tuple[Any, str]]) -> None:
-    for owner, name in replaced:
-        place = _replaced.pop((owner, name), None)
-        if place is not None and getattr(owner, name) is place.now:
-            setattr(owner, name, place.before)
+def _hold(
+    change: Callable[[Holds, Any], Holds], models: Iterable[str], patch: Patch | None = None
+) -> Patch:
+    """Replace what is not replaced yet, and let `patch`, None for a new one, hold each name."""
+    modules = {m: import_module(f"transformers.models.{m}.modeling_{m}") for m in models}
+    rows: list[Replacement] = []
+    held: list[_Place] = []
+    with LOCK:
+        for model, module in modules.items():
+            for owner, name, label in places(module):
+                before = getattr(owner, name)
+                place = _replaced.get((owner, name))
+                if place is None or place.now is not before:
+                    place = _Place(model, label, name, before)
+                if place.now is not place.before:
+                    setattr(owner, name, place.now)
+                    _replaced[owner, name] = place
+                    held.append(place)
+                rows.append(Replacement(model, label, place.word))
+        patch = patch or Patch(tuple(rows))
+        for place in held:
+            place.holds = change(place.holds, patch)
+    return patch
+
+
+def _restore(key: tuple[Any, str]) -> None:
+    owner, name = key
+    place = _replaced.pop(key)
+    place.holds = ()
+    if getattr(owner, name) is place.now:
+        setattr(owner, name, place.before)
 
 
 def places(module: ModuleType) -> list[tuple[Any, str, str]]:
@@ -199,91 +238,43 @@ def places(module: ModuleType) -> list[tuple[Any, str, str]]:
     return found
 
 
-def _place(before: Callable[..., Any], name: str) -> _Place:
-    """The replacement of `before`, or `before` itself if it has arguments that we do not know."""
+def _replacing(
+    before: Callable[..., Any], name: str, note: Callable[[str, str], None]
+) -> tuple[Callable[..., Any], str]:
+    """What replaces `before`, and a word for it: `before` itself if it has unknown arguments."""
     if name == FUSED:
-        return _Place(before, decline, "declined: the layer calls the functions above one by one")
+        return decline, "declined: the layer calls the functions above one by one"
     words = words_of(before)
     if name == "forward":
         ours: Callable[..., Any] = rmsnorm_fn
         known = words == ["self", "x", "gate"]
-        now = _norm(before)
+        now = serving(ours, before, note, ["self", "x", "z"], _of_norm)
     else:
         ours = SERVED[name]
         known = set(words) <= inspect.signature(ours).parameters.keys()
-        now = serving(ours, before, words)
+        now = serving(ours, before, note, words)
     if not known:
-        return _Place(before, before, f"as before: its arguments are {', '.join(words)}")
-    return _Place(before, now, f"tvkernels.{ours.__name__}")
-
-
-def words_of(function: Callable[..., Any]) -> list[str]:
-    """The names of its positional arguments, with `hidden_states` renamed to `x` as in our ops.
-
-    With Hugging Face's kernels installed, `function` is a module.
-    """
-    parameters = inspect.signature(getattr(function, "forward", function)).parameters.values()
-    words = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-    return ["x" if word == "hidden_states" else word for word in words]
+        return before, f"as before: its arguments are {', '.join(words)}"
+    return now, f"tvkernels.{ours.__name__}"
 
 
 def decline(*_: Any, **__: Any) -> None:
     """Decline the fused step by returning None."""
 
 
-def serving(
-    ours: Callable[..., Any], before: Callable[..., Any], words: list[str]
-) -> Callable[..., Any]:
-    """`ours` with the calling convention of `before`, whose positional arguments are `words`."""
-    parameters = frozenset(inspect.signature(ours).parameters)
-    update = ours in _UPDATES
-
-    def stand_in(*args: Any, **kwargs: Any) -> Any:
-        given = {**dict(zip(words, args)), **kwargs}
-        if "hidden_states" in given:
-            given["x"] = given.pop("hidden_states")
-        served = len(args) <= len(words) and _serves(given)
-        served = served and not (update and _needs_gradients(given))
-        if given.get("seq_idx") is not None or given.get("cu_seqlens") is not None:
-            _check_packed(ours.__name__, given, served and "seq_idx" in parameters)
-        if not served:
-            return before(*args, **kwargs)
-        return ours(**{name: value for name, value in given.items() if name in parameters})
-
-    return stand_in
+def _of_norm(norm: Any, x: Any) -> dict[str, Any]:
+    """What a gated norm adds to its call. It states group_size, or n_groups, or has one group."""
+    groups = getattr(norm, "n_groups", 1)
+    return {
+        "weight": norm.weight,
+        "bias": None,
+        "eps": norm.variance_epsilon,
+        "group_size": getattr(norm, "group_size", x.shape[-1] // groups if x.ndim else None),
+        "norm_before_gate": getattr(norm, "norm_before_gate", False),
+    }
 
 
-def _norm(before: Callable[..., Any]) -> Callable[..., Any]:
-    """The forward of a gated norm. A class states group_size, or n_groups, or has one group."""
-
-    def forward(self: Any, hidden_states: Tensor, gate: Tensor | None = None) -> Any:
-        if not _serves({"x": hidden_states}):
-            return before(self, hidden_states, gate)
-        size = getattr(self, "group_size", hidden_states.shape[-1] // getattr(self, "n_groups", 1))
-        first = getattr(self, "norm_before_gate", False)
-        eps = self.variance_epsilon
-        return rmsnorm_fn(hidden_states, self.weight, None, gate, eps, size, first)
-
-    return forward
-
-
-def _serves(given: Mapping[str, Any]) -> bool:
-    """Whether the ops compute the same as the original function, at no lower precision."""
-    silu = given.get("activation") in (None, "silu", "swish")
-    return given["x"].dtype in _DTYPES and silu and not torch.compiler.is_exporting()
-
-
-def _needs_gradients(given: Mapping[str, Any]) -> bool:
-    return torch.is_grad_enabled() and any(
-        isinstance(value, Tensor) and value.requires_grad for value in given.values()
-    )
-
-
-def _check_packed(op: str, given: Mapping[str, Any], served: bool) -> None:
-    """Refuse packed sequences unless the op gets the seq_idx that separates them."""
-    if not served:
-        fail(op, "seq_idx", "be None here (packed sequences would not be kept apart)", "a tensor")
-    if given.get("seq_idx") is None:
-        fail(
-            op, "cu_seqlens", "come with seq_idx, which keeps packed sequences apart", "no seq_idx"
-        )
+def _table(*cells: tuple[str, ...]) -> list[str]:
+    """Lines with columns of one width each, the last one free."""
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]) - 1)]
+    return ["  ".join([*(f"{cell:{w}}" for cell, w in zip(row, widths)), row[-1]]) for row in cells]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tvkernels.integrations.patching import FUSED, SERVED, places, served_models
+from tvkernels.integrations.patching import FUSED, SERVED, places, replacement, served_models
 from tvkernels.integrations.stand_ins import is_importable, is_stand_in
 
 __all__ = ["Provider", "providers"]
@@ -96,6 +96,8 @@ def _in_package(path: str, name: str) -> str:
 
 def _who(function: Callable[..., Any]) -> str:
     """The package whose code runs when a function of a modeling module is called."""
+    if replacement(function):
+        return OURS
     if isinstance(function, torch.nn.Module):
         # Hugging Face's kernels wrap the function in a module
         function = inspect.getclosurevars(type(function).forward).nonlocals["func"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from tvkernels.causal_conv1d import (
     causal_conv1d_update,
     causal_conv1d_varlen_states,
 )
-from tvkernels.core.backend import use_backend
 from tvkernels.core.checks import fail
+from tvkernels.core.holds import LOCK, Holds, called, entered, left
+from tvkernels.integrations import references
 from tvkernels.rmsnorm import layernorm_fn, rmsnorm_fn
 from tvkernels.selective_state_update import selective_state_update
 from tvkernels.split_conv1d_scan import mamba_split_conv1d_scan_combined
@@ -33,40 +33,6 @@ VERSIONS = {"causal_conv1d": "1.7.0", "mamba_ssm": "2.3.2"}
 _MARK = "__tvkernels_stand_in__"
 
 
-def _reference(op: Callable[..., Any], name: str, *without: str) -> Callable[..., Any]:
-    """`op` in plain PyTorch, with the name and the arguments of the package's own reference."""
-    signature = inspect.signature(op)
-    kept = [p for p in signature.parameters.values() if p.name not in without]
-    signature = signature.replace(parameters=kept)
-
-    def reference(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
-        with use_backend("reference"):
-            return op(**given)
-
-    reference.__name__ = reference.__qualname__ = name
-    reference.__doc__ = f"{op.__name__} in plain PyTorch."
-    reference.__signature__ = signature  # type: ignore[attr-defined]
-    return reference
-
-
-def _rms_norm_ref(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    z: Any = None,
-    eps: float = 1e-6,
-    group_size: int | None = None,
-    norm_before_gate: bool = True,
-    upcast: bool = True,
-) -> Any:
-    """rmsnorm_fn in plain PyTorch, which always computes in float32 (float64 for float64 x)."""
-    with use_backend("reference"):
-        return rmsnorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate)
-
-
-_NOT_IN_SSD_REF = ["initial_states", "seq_idx", "cu_seqlens", "dt_limit"]
-_NOT_IN_SSD_REF += ["return_final_states", "return_varlen_states"]
 _CONV: dict[str, Callable[..., Any]] = {
     "causal_conv1d_fn": causal_conv1d_fn,
     "causal_conv1d_update": causal_conv1d_update,
@@ -78,16 +44,12 @@ SERVED: dict[str, dict[str, dict[str, Callable[..., Any]]]] = {
         "": _CONV,
         "causal_conv1d_interface": _CONV
         | {
-            "causal_conv1d_ref": _reference(causal_conv1d_fn, "causal_conv1d_ref", "seq_idx"),
-            "causal_conv1d_update_ref": _reference(
-                causal_conv1d_update, "causal_conv1d_update_ref", "conv_state_indices"
-            ),
+            "causal_conv1d_ref": references.causal_conv1d_ref,
+            "causal_conv1d_update_ref": references.causal_conv1d_update_ref,
         },
         "causal_conv1d_varlen": {
             "causal_conv1d_varlen_states": causal_conv1d_varlen_states,
-            "causal_conv1d_varlen_states_ref": _reference(
-                causal_conv1d_varlen_states, "causal_conv1d_varlen_states_ref"
-            ),
+            "causal_conv1d_varlen_states_ref": references.causal_conv1d_varlen_states_ref,
         },
     },
     "mamba_ssm": {
@@ -99,28 +61,18 @@ SERVED: dict[str, dict[str, dict[str, Callable[..., Any]]]] = {
         "ops.triton.layernorm_gated": {
             "layernorm_fn": layernorm_fn,
             "rmsnorm_fn": rmsnorm_fn,
-            "rms_norm_ref": _rms_norm_ref,
+            "rms_norm_ref": references.rms_norm_ref,
         },
         "ops.triton.selective_state_update": {
             "selective_state_update": selective_state_update,
-            "selective_state_update_ref": _reference(
-                selective_state_update, "selective_state_update_ref", "state_batch_indices"
-            ),
+            "selective_state_update_ref": references.selective_state_update_ref,
         },
         "ops.triton.ssd_combined": {
             "mamba_chunk_scan_combined": mamba_chunk_scan_combined,
             "mamba_split_conv1d_scan_combined": mamba_split_conv1d_scan_combined,
-            "mamba_chunk_scan": _reference(
-                mamba_chunk_scan_combined, "mamba_chunk_scan", *_NOT_IN_SSD_REF
-            ),
-            "mamba_split_conv1d_scan_ref": _reference(
-                mamba_split_conv1d_scan_combined,
-                "mamba_split_conv1d_scan_ref",
-                *("initial_states", "seq_idx", "return_final_states"),
-            ),
-            "ssd_chunk_scan_combined_ref": _reference(
-                mamba_chunk_scan_combined, "ssd_chunk_scan_combined_ref", *_NOT_IN_SSD_REF
-            ),
+            "mamba_chunk_scan": references.mamba_chunk_scan,
+            "mamba_split_conv1d_scan_ref": references.mamba_split_conv1d_scan_ref,
+            "ssd_chunk_scan_combined_ref": references.ssd_chunk_scan_combined_ref,
         },
     },
 }
@@ -137,29 +89,41 @@ _MISSING = {
 }
 
 
+class _Installed:
+    """A package that is provided: who holds it, and the modules that it hides."""
+
+    def __init__(self, hidden: Mapping[str, ModuleType]) -> None:
+        self.hidden = hidden
+        self.holds: Holds = ()
+
+
+_installed: dict[str, _Installed] = {}
+
+
 @dataclass(frozen=True)
 class Provision:
     """The modules that `provide` installed. `remove()`, or leaving a `with` block, removes them.
+
+    A package is removed when the last `Provision` that asked for it is left, so blocks may overlap,
+    in threads too. A copy, also by pickle, holds nothing; a `with` block provides again with it.
 
     Attributes:
         packages: the packages that this call added to those already provided.
     """
 
     packages: tuple[str, ...]
-    _hidden: Mapping[str, ModuleType]
+    _asked: tuple[str, ...]
 
     def remove(self) -> None:
         """Remove the stand-ins and restore what they hid. Functions imported before still work."""
-        for package in self.packages:
-            if is_stand_in(package):
-                for name in _modules_of(package):
-                    del sys.modules[name]
-                hidden = {n: m for n, m in self._hidden.items() if _belongs(n, package)}
-                sys.modules.update(hidden)
-        if _FINDER in sys.meta_path and not any(map(is_stand_in, SERVED)):
-            sys.meta_path.remove(_FINDER)
+        with LOCK:
+            for package, installed in list(_installed.items()):
+                before, installed.holds = installed.holds, left(installed.holds, self)
+                if before and not installed.holds:
+                    _remove(package)
 
     def __enter__(self) -> Provision:
+        _hold(entered, self)
         return self
 
     def __exit__(
@@ -200,14 +164,36 @@ def provide(*packages: str, force: bool = False) -> Provision:
         if not (force or is_stand_in(package)) and is_importable(package):
             rule = "name no package that is installed (it would be hidden)"
             fail(_OP, "packages", rule, repr(package), "pass force=True to hide it")
-    new = tuple(dict.fromkeys(package for package in packages if not is_stand_in(package)))
-    hidden: dict[str, ModuleType] = {}
-    for package in new:
-        hidden |= {name: sys.modules.pop(name) for name in _modules_of(package)}
-        _install(package)
-    if new and _FINDER not in sys.meta_path:
-        sys.meta_path.insert(0, _FINDER)
-    return Provision(new, hidden)
+    with LOCK:
+        asked = tuple(dict.fromkeys(packages))
+        new = tuple(package for package in asked if not is_stand_in(package))
+        provision = Provision(new, asked)
+        _hold(called, provision)
+    return provision
+
+
+def _hold(change: Callable[[Holds, Any], Holds], provision: Provision) -> None:
+    """Install the packages that are not there, and let `provision` hold those it asked for."""
+    with LOCK:
+        for package in provision._asked:
+            if not is_stand_in(package):
+                hidden = {name: sys.modules.pop(name) for name in _modules_of(package)}
+                _installed[package] = _Installed(hidden)
+                _install(package)
+            installed = _installed[package]
+            installed.holds = change(installed.holds, provision)
+        if _FINDER not in sys.meta_path:
+            sys.meta_path.insert(0, _FINDER)
+
+
+def _remove(package: str) -> None:
+    hidden = _installed.pop(package).hidden
+    if is_stand_in(package):
+        for name in _modules_of(package):
+            del sys.modules[name]
+        sys.modules.update(hidden)
+    if not _installed and _FINDER in sys.meta_path:
+        sys.meta_path.remove(_FINDER)
 
 
 def is_stand_in(package: str) -> bool:

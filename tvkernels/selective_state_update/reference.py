@@ -41,8 +41,10 @@ def selective_state_update_ref(
     decay = torch.exp(dt.unsqueeze(-1) * A)
     drive = (wide_x * dt).unsqueeze(-1)
     rows = gather_rows(state, state_batch_indices)
-    in_place = rows is state and state.dtype == dtype
-    new = state.mul_(decay) if in_place else rows.to(dtype) * decay
+    # a gradient needs the state of before, which is written to below
+    differentiable = torch.is_grad_enabled()
+    in_place = rows is state and state.dtype == dtype and not differentiable
+    new = state.mul_(decay) if in_place else rows.to(dtype, copy=differentiable) * decay
     new.addcmul_(drive, B.unsqueeze(-2))
     # not a matmul: as a thousand small matrix-vector products it takes five times as long
     out = (new * C.unsqueeze(-2)).sum(-1)
