@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from timeviper_fast.video.packets import UNKNOWN
-from timeviper_fast.video.stamps import Mends, joined, mended, suspects
+from timeviper_fast.video.stamps import Mends, joined, mended, misfits, suspects
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,18 @@ def test_stamps_that_contradict_a_display_order_are_found() -> None:
     assert np.flatnonzero(suspects(stamps)).tolist() == [4]
     stamps[4] = 900
     assert 4 in np.flatnonzero(suspects(stamps))
+
+
+def test_a_stamp_that_is_sorted_into_a_wrong_place_fits_no_decode_stamp() -> None:
+    stored = np.concatenate([[0], *([3 * i + 3, 3 * i + 1, 3 * i + 2] for i in range(10))])
+    uneven = np.cumsum([5 + i % 7 for i in range(31)])
+    stamps, decode = uneven[stored], np.concatenate([[-12, -6], uneven[:-2]])
+    assert not misfits(stamps, decode, 8.0).any()
+    moved = stamps.copy()
+    moved[14] -= 40
+    assert misfits(moved, decode, 8.0).any()
+    # decode stamps of another kind tell nothing
+    assert not misfits(moved, np.sort(np.cumsum(np.arange(31) ** 2)), 8.0).any()
 
 
 def test_what_was_mended_is_said() -> None:

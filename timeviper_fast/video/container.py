@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-__all__ = ["ffmpeg_name", "import_av", "opened"]
+__all__ = ["NO_INDEX", "ffmpeg_name", "import_av", "lacks_index", "opened"]
 
 
 def import_av(module: str = "") -> Any:
@@ -46,7 +46,7 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         # number of a series
         container = av.open(ffmpeg_name(path), options={"pattern_type": "none"})
     except av.FFmpegError as error:
-        why = _NO_INDEX if _lacks_index(path) else error.strerror
+        why = NO_INDEX if lacks_index(path) else error.strerror
         raise VideoError(f"{path}: it cannot be opened as a video ({why})") from error
     with container:
         # FFmpeg's tty demuxer renders text files as video
@@ -54,7 +54,7 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             raise VideoError(f"{path}: it is a text file, not a video")
         stream = _film(container)
         if stream is None:
-            why = _NO_INDEX if _lacks_index(path) else f"it holds {_kinds(container) or 'nothing'}"
+            why = NO_INDEX if lacks_index(path) else f"it holds {_kinds(container) or 'nothing'}"
             raise VideoError(f"{path}: it has no video stream ({why})")
         stream.thread_type = "AUTO"
         yield container, stream
@@ -97,13 +97,13 @@ def _kinds(container: InputContainer) -> str:
 
 _STILLS = frozenset({"bmp", "gif", "jpeg2000", "mjpeg", "png", "tiff", "webp"})
 
-_NO_INDEX = (
+NO_INDEX = (
     "its index, which mp4 and mov files often end with, is not whole: the recording or download "
     "was probably cut off; mkv and ts files stay readable then"
 )
 
 
-def _lacks_index(path: Path) -> bool:
+def lacks_index(path: Path) -> bool:
     """Whether an mp4 or mov file ends before the end of its index (the moov box)."""
     end = path.stat().st_size
     with path.open("rb") as file:

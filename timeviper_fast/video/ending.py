@@ -58,9 +58,11 @@ def missing_frames(path: Path, told: Declared, packets: int, end: float, is_brok
         late = (told.end - end) * told.rate
     elif whole is not None and not told.frames:
         late = packets * (whole / size - 1)
-    # If the sample table lists more frames than were read, allow 1.5 frames. Otherwise allow 1 s,
-    # at least 2 frames: a declared duration may be rounded, or another stream's.
-    ends_early = late > 1.5 if unseen > 0 else late > max(2.0, told.rate)
+    # If the file is shorter than it says, or its table lists more frames than were read, allow 1.5
+    # frames. Otherwise allow 1 s, at least 2 frames: a declared duration may be rounded, or another
+    # stream's.
+    is_cut = unseen > 0 or (whole is not None and whole > size)
+    ends_early = late > (1.5 if is_cut else max(2.0, told.rate))
     return max(unseen, round(late), 0) + 1 if is_broken or ends_early else 0
 
 
@@ -125,10 +127,11 @@ def _variable_length(data: bytes, at: int) -> tuple[int | None, int]:
 def _declared_end(container: InputContainer, stream: VideoStream) -> float | None:
     """The end of the video in seconds of its own clock, if the container declares it.
 
-    ASF declares the length of the whole file only, and mp4 files in fragments that of nothing.
+    ASF declares the length of the whole file only, and mp4 files in fragments that of nothing. That
+    of MPEG streams is FFmpeg's own, from the first and the last time stamp.
     """
     name, tick = container.format.name, stream.time_base
-    if name == "asf" or ("mp4" in name and not stream.frames):
+    if name in ("asf", "mpeg", "mpegts") or ("mp4" in name and not stream.frames):
         return None
     if stream.duration and tick:
         return float((stream.duration + (stream.start_time or 0)) * tick)

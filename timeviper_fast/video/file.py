@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from timeviper_fast.errors import VideoError
-from timeviper_fast.video.container import import_av, opened
+from timeviper_fast.video.container import NO_INDEX, import_av, lacks_index, opened
 from timeviper_fast.video.decode import (
     Feed,
     counted_pictures,
@@ -80,7 +80,8 @@ class FileReader:
         self._index = index = Index(times.order, keys, packets.shown, damaged)
         self.skipped, self.missing, self.notes = index.skipped, scan.missing, times.notes
         if not len(index.packet_of):
-            raise VideoError(f"{path}: it holds no whole video frame{_because(scan.faults)}")
+            faults = [NO_INDEX] if lacks_index(path) else scan.faults
+            raise VideoError(f"{path}: it holds no whole video frame{_because(faults)}")
         self.seconds = torch.from_numpy(times.seconds[index.skipped :].copy())
         self.duration = float(self.seconds[-1] - self.seconds[0]) + times.last
         # Some variable-rate files declare a wrong rate. Trust it only if it is near the count.

@@ -15,12 +15,14 @@ import numpy as np
 
 from timeviper_fast.video.packets import UNKNOWN
 
-__all__ = ["Mends", "joined", "mended", "suspects"]
+__all__ = ["Mends", "joined", "mended", "misfits", "suspects"]
 
 # packets before and behind a fall or a leap that decide whether it is a join or one flawed stamp
 _WINDOW = 8
 # no codec displays a picture more than 16 pictures before or after its place in the file
 _REORDERED = 16
+# pictures that a decoder may hold back, of which fewer than these are tried
+_DELAYS = 5
 # seconds; a stamp within this time of an earlier part's end continues that part
 _RETURN = 0.5
 
@@ -105,6 +107,28 @@ def suspects(stamps: np.ndarray) -> np.ndarray:
     if len(stamps) > _REORDERED:
         found[:-_REORDERED] |= stamps[:-_REORDERED] > lowest[_REORDERED:]
         found[_REORDERED:] |= stamps[_REORDERED:] < highest[:-_REORDERED]
+    return found
+
+
+def misfits(stamps: np.ndarray, decode: np.ndarray, step: float) -> np.ndarray:
+    """The packets (n,) bool whose presentation stamps do not fit the decode stamps.
+
+    Sorted, the presentation stamps run beside the decode stamps, a few pictures behind them. Where
+    one is sorted into a wrong place, those between this place and its own one do not. If more than
+    half of them do not fit, the decode stamps are of another kind, and tell nothing.
+    """
+    order = np.argsort(stamps, kind="stable")
+    found = np.zeros(len(stamps), np.bool_)
+    if UNKNOWN in (stamps[order[:1]], decode.min(initial=0)):
+        return found
+    fewest = len(stamps) // 2
+    for delay in range(min(_DELAYS, len(stamps))):
+        gaps = stamps[order[: len(stamps) - delay]] - decode[delay:]
+        off = np.abs(gaps - np.median(gaps)) > step / 2
+        if np.count_nonzero(off) < fewest:
+            fewest = int(np.count_nonzero(off))
+            found[:] = False
+            found[order[: len(off)][off]] = True
     return found
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from timeviper_fast.video.packets import UNKNOWN, Packets
-from timeviper_fast.video.stamps import joined, mended, suspects
+from timeviper_fast.video.stamps import joined, mended, misfits, suspects
 
 __all__ = ["Clock", "DisplayOrder", "Timeline", "timeline"]
 
@@ -22,6 +22,8 @@ DisplayOrder = Callable[[int, int], list[int]]
 
 # if more packets than these must be decoded to order them, the file is counted instead
 _MOST_DECODED = 3000
+# so many may be decoded where stamps are only unusual
+_MOST_CHECKED = 600
 
 
 class Clock(NamedTuple):
@@ -82,10 +84,13 @@ def timeline(packets: Packets, clock: Clock, display_order: DisplayOrder) -> Tim
         return _without_stamps(packets, clock, reorders)
     ascending = packets.dts if reorders else stamps
     step = _usual_step(ascending, clock)
-    stamps, parts = _without_joins(stamps, ascending, step, clock)
+    parts, moves = _parts(ascending, step, clock)
+    stamps, ascending = (_moved(column, parts, moves) for column in (stamps, ascending))
     order = by_time = np.arange(len(stamps))
     if reorders and not is_counted:
-        by_time, is_counted = _display_order(stamps, packets.keys, display_order)
+        by_time, is_counted = _display_order(
+            stamps, packets.keys, misfits(stamps, ascending, step), display_order
+        )
         order = order if is_counted else by_time
     ticks, mends = mended(stamps[by_time][packets.shown[by_time]], step)
     ticks *= clock.tick.numerator
@@ -116,36 +121,45 @@ def _usual_step(stamps: np.ndarray, clock: Clock) -> float:
     return float(np.median(steps)) if len(steps) else float(1 / (clock.rate * clock.tick))
 
 
-def _without_joins(
-    stamps: np.ndarray, ascending: np.ndarray, step: float, clock: Clock
-) -> tuple[np.ndarray, np.ndarray]:
-    """The stamps, each part of a joined file moved to the end of the one before, and the parts."""
+def _parts(ascending: np.ndarray, step: float, clock: Clock) -> tuple[np.ndarray, np.ndarray]:
+    """The packets with which further parts of a joined file begin, and the ticks to move each."""
     known = np.flatnonzero(ascending != UNKNOWN)
     starts, moves = joined(ascending[known], step, float(1 / clock.tick), clock.may_leap)
-    parts = known[starts]
-    moved = stamps.copy() if len(parts) else stamps
-    ends = [*parts[1:], len(stamps)]
-    for start, end, move in zip(parts, ends, np.rint(moves).astype(np.int64)):
+    return known[starts], np.rint(moves).astype(np.int64)
+
+
+def _moved(stamps: np.ndarray, parts: np.ndarray, moves: np.ndarray) -> np.ndarray:
+    """The stamps, each part of a joined file moved to the end of the one before."""
+    if not len(parts):
+        return stamps
+    moved = stamps.copy()
+    for start, end, move in zip(parts, [*parts[1:], len(stamps)], moves):
         part = moved[start:end]
         part[part != UNKNOWN] += move
-    return moved, parts
+    return moved
 
 
 def _display_order(
-    stamps: np.ndarray, keys: np.ndarray, display_order: DisplayOrder
+    stamps: np.ndarray, keys: np.ndarray, misfit: np.ndarray, display_order: DisplayOrder
 ) -> tuple[np.ndarray, bool]:
     """Packet numbers in display order, and whether the order within key frames is a guess."""
     doubtful = suspects(stamps)
+    bounds = np.flatnonzero(keys)
+    begins, ends = np.append(0, bounds), np.append(bounds, len(stamps))
+    groups = np.searchsorted(bounds, np.arange(len(stamps)), "right")
+
+    def cost(packets: np.ndarray) -> int:
+        wanted = np.unique(groups[packets])
+        return int(np.sum(ends[wanted] - begins[np.maximum(wanted - 1, 0)]))
+
+    if cost(misfit | doubtful) <= _MOST_CHECKED:
+        doubtful = misfit | doubtful
     if not doubtful.any():
         return np.argsort(stamps, kind="stable"), False
-    bounds = np.flatnonzero(keys)
-    groups = np.searchsorted(bounds, np.arange(len(stamps)), "right")
     order = np.lexsort((stamps, groups))
-    begins, ends = np.append(0, bounds), np.append(bounds, len(stamps))
-    wanted = np.unique(groups[doubtful])
-    if np.sum(ends[wanted] - begins[np.maximum(wanted - 1, 0)]) > _MOST_DECODED:
+    if cost(doubtful) > _MOST_DECODED:
         return order, True
-    for group in wanted.tolist():
+    for group in np.unique(groups[doubtful]).tolist():
         begin, end = int(begins[group]), int(ends[group])
         # leading pictures refer to the key frame before
         shown = [at for at in display_order(int(begins[max(group - 1, 0)]), end) if at >= begin]

@@ -1,0 +1,269 @@
+"""Media files of every kind and flaw: frames and seconds are exact, or one sentence says what is wrong.
+
+The files are made here, and each frame's number is drawn in its picture.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.video.corpus import (
+    EVEN,
+    PLAIN,
+    RATE,
+    REORDERED,
+    UNEVEN,
+    Truth,
+    cut,
+    cut_index,
+    encode,
+    flawed,
+    joined,
+    late_pieces,
+    number_in,
+    repeat,
+    repeated_pictures,
+    shift,
+    stampless,
+    turned,
+    without,
+)
+from timeviper_fast.errors import VideoError
+from timeviper_fast.video import Video, open_video
+
+Case = tuple[Callable[[Path], object], Truth]
+TICK = Fraction(1, RATE)
+QUIET = {"x265-params": "log-level=none:keyint=10"}
+MOVED = "the time stamps start anew in {}"
+
+
+def sound_files() -> dict[str, Case]:
+    """Containers and codecs without a flaw."""
+    films: dict[str, dict] = {
+        "h264.mp4": {"options": PLAIN},
+        "h264 reordered.mp4": {"options": REORDERED},
+        "h264 reordered.mov": {"options": REORDERED},
+        "h264 reordered.mkv": {"options": REORDERED},
+        "h264 reordered.flv": {"options": REORDERED},
+        "h264 reordered.ts": {"options": REORDERED},
+        "h264 reordered.avi": {"options": REORDERED, "tick": TICK},
+        "h264 one group.mp4": {"options": {"g": "1000", "bf": "3"}},
+        "h264 all key.mkv": {"options": {"g": "1"}},
+        "h264 open groups.ts": {"options": {"x264-params": "open-gop=1:keyint=12:bframes=3"}},
+        "h264 refreshed.mp4": {"options": {"x264-params": "intra-refresh=1:keyint=12"}},
+        "h265.mp4": {"codec": "libx265", "options": QUIET},
+        "h265.mkv": {"codec": "libx265", "options": QUIET},
+        "h265.ts": {"codec": "libx265", "options": QUIET},
+        "vp8.webm": {"codec": "libvpx", "options": {"g": "10"}},
+        "vp9.webm": {"codec": "libvpx-vp9", "options": {"g": "10", "deadline": "realtime"}},
+        "mpeg4.avi": {"codec": "mpeg4", "options": {"g": "10"}, "tick": TICK},
+        "mpeg4 reordered.avi": {"codec": "mpeg4", "options": {"bf": "2"}, "tick": TICK},
+        "mpeg2.ts": {"codec": "mpeg2video", "options": {"bf": "2", "g": "10"}, "tick": TICK},
+        "mpeg2.mpg": {"codec": "mpeg2video", "options": {"bf": "2", "g": "10"}, "tick": TICK},
+        "wmv2.wmv": {"codec": "wmv2", "options": {"g": "10"}},
+        "mpeg4 in.asf": {"codec": "msmpeg4", "options": {"g": "10"}},
+        "flv1.flv": {"codec": "flv", "options": {"g": "10"}},
+        "mjpeg.mov": {"codec": "mjpeg", "pixels": "yuvj420p"},
+        "mjpeg.avi": {"codec": "mjpeg", "pixels": "yuvj420p", "tick": TICK},
+        "qtrle.mov": {"codec": "qtrle", "pixels": "rgb24"},
+        "uneven.mp4": {"seconds": UNEVEN, "options": REORDERED},
+        "uneven.mkv": {"seconds": UNEVEN, "options": PLAIN},
+        "uneven.ts": {"seconds": UNEVEN, "options": REORDERED, "tick": Fraction(1, 90_000)},
+        "uneven.wmv": {"seconds": UNEVEN, "codec": "wmv1"},
+        # sizes and depths
+        "odd size.mkv": {"codec": "ffv1", "size": (47, 63), "pixels": "yuv444p"},
+        "odd size.mov": {"codec": "mjpeg", "size": (49, 71), "pixels": "yuvj444p"},
+        "odd size.webm": {
+            "codec": "libvpx-vp9",
+            "size": (51, 65),
+            "options": {"deadline": "realtime"},
+        },
+        "grey of 8 bits.mkv": {"codec": "ffv1", "pixels": "gray"},
+        "10 bits.mp4": {"options": REORDERED, "pixels": "yuv420p10le"},
+        "10 bits.mkv": {"codec": "libx265", "options": QUIET, "pixels": "yuv420p10le"},
+        "10 bits.mov": {"codec": "prores_ks", "pixels": "yuv422p10le"},
+        "12 bits.mkv": {"codec": "ffv1", "pixels": "yuv420p12le"},
+        "16 bits.mkv": {"codec": "ffv1", "pixels": "yuv444p16le"},
+        "grey of 16 bits.mkv": {"codec": "ffv1", "pixels": "gray16le"},
+        # what is not the end of the pictures
+        "longer sound.mkv": {"sound": 4.0},
+        "longer sound.wmv": {"codec": "wmv2", "sound": 4.0},
+        "longer sound.avi": {"codec": "mpeg4", "sound": 4.0, "tick": TICK},
+        "late.mp4": {"seconds": [7 + i for i in EVEN], "options": REORDERED},
+        "in pieces.mp4": {"container": {"movflags": "frag_keyframe+empty_moov"}, "options": PLAIN},
+    }
+    return {
+        name: (
+            partial(encode, **film),
+            Truth(seconds=film.get("seconds", EVEN), sizes=(film.get("size", (48, 64)),)),
+        )
+        for name, film in films.items()
+    }
+
+
+def flawed_stamps() -> dict[str, Case]:
+    """One flawed stamp: repeated, falling or jumping, where frames are reordered and where not."""
+    cases: dict[str, Case] = {}
+    for suffix in ("mp4", "mkv", "mov", "ts", "flv"):
+        for order, options in (("plain", PLAIN), ("reordered", REORDERED)):
+            said = r"1 of 40 time stamps are mended \(1 repeated\)"
+            truth = Truth(loose=range(15, 24), says=said)
+            make = partial(flawed, edit=repeat(18), options=options)
+            cases[f"repeated, {order}.{suffix}"] = make, truth
+    for suffix in ("mp4", "mkv", "ts"):
+        for kind, seconds in (("falling", -0.3), ("jumping", 1000.0)):
+            make = partial(flawed, edit=shift(18, seconds), options=PLAIN)
+            cases[f"{kind}.{suffix}"] = make, Truth(loose=[18], says="time stamps are mended")
+    for kind, seconds in (("falling", -0.3), ("rising", 0.3), ("jumping", 1000.0)):
+        for suffix in ("mp4", "ts"):
+            make = partial(flawed, edit=shift(18, seconds), options=REORDERED)
+            truth = Truth(loose=[18], says="1 of 40 time stamps are mended")
+            cases[f"{kind}, reordered.{suffix}"] = make, truth
+    for name, frames in (("one", [12]), ("three", [11, 12, 25])):
+        said = rf"{len(frames)} of 40 time stamps are mended \({len(frames)} missing\)"
+        make = partial(stampless, frames=frames, options=PLAIN)
+        cases[f"{name} missing.ts"] = make, Truth(loose=frames, says=said)
+        make = partial(stampless, frames=frames, options=REORDERED)
+        cases[f"{name} missing, reordered.ts"] = make, Truth(loose=range(9, 31), says=said)
+    return cases
+
+
+def joined_files() -> dict[str, Case]:
+    """Streams behind each other, each with a clock of its own."""
+    later = [500 + i for i in EVEN]
+    two, three = ([i / RATE for i in range(parts * 40)] for parts in (2, 3))
+    inserted = [{}, {"seconds": EVEN[:20]}, {"seconds": [1.6 + i for i in EVEN]}]
+    cases: dict[str, tuple[list[dict], list[float], str]] = {
+        "twice the same.ts": ([{}, {}], two, "1 place"),
+        "thrice, reordered.ts": ([{"options": REORDERED}] * 3, three, "2 places"),
+        "back in time.ts": ([{"seconds": later}, {}], two, "1 place"),
+        "ahead in time.ts": ([{}, {"seconds": later}], two, "1 place"),
+        "inserted.ts": (inserted, [i / RATE for i in range(100)], "2 places"),
+    }
+    return {
+        name: (
+            lambda path, parts=parts: joined(path, *parts),
+            Truth(seconds=seconds, says=MOVED.format(places)),
+        )
+        for name, (parts, seconds, places) in cases.items()
+    }
+
+
+def damaged_files() -> dict[str, Case]:
+    """Lost packets, cut files, cut indexes."""
+    cases: dict[str, Case] = {}
+    for packet in (11, 14, 25, 31):
+        # the packet's data goes to the one before it, which is damaged from there on
+        gone = set(range(packet - 1, packet // 10 * 10 + 10))
+        sound = [number for number in range(40) if number not in gone]
+        truth = Truth(numbers=sound, lost=len(gone) - 1)
+        cases[f"lost {packet}.ts"] = partial(without, frame=packet, options=PLAIN), truth
+    gone = set(range(19, 30))
+    truth = Truth(numbers=[number for number in range(40) if number not in gone], lost=10)
+    cases["lost key frame.ts"] = partial(without, frame=20, options=PLAIN), truth
+    for suffix in ("mp4", "mov"):
+        for share in (0.05, 0.15, 0.4, 0.8):
+            words = "its index, .* is not whole|cannot be decoded|ends early"
+            make = partial(cut_index, share=share)
+            cases[f"index cut at {share:.0%}.{suffix}"] = make, Truth(refused=words)
+    for suffix, codec in (("mkv", "libx264"), ("avi", "mpeg4"), ("wmv", "wmv2")):
+        film = {"codec": codec, "tick": TICK if suffix == "avi" else Fraction(1, 1000)}
+        make = partial(cut, share=0.7, options={"g": "10"}, **film)
+        truth = Truth(refused="it ends early: .* of its frames are missing")
+        cases[f"cut.{suffix}"] = make, truth
+    return cases
+
+
+def shaped_files() -> dict[str, Case]:
+    """Display matrices, a change of size, repeated pictures, a late beginning."""
+    cases: dict[str, Case] = {
+        "late pieces.mp4": (late_pieces, Truth(EVEN[20:], numbers=range(20, 40))),
+        "other size.ts": (
+            lambda path: joined(path, {}, {"size": (80, 32)}),
+            Truth(
+                [i / RATE for i in range(80)],
+                says=MOVED.format("1 place"),
+                sizes=((48, 64), (80, 32)),
+            ),
+        ),
+    }
+    for name, options in (("plain", {"g": "10"}), ("reordered", {"g": "10", "bf": "2"})):
+        seconds = [(i + i // 8 * 8) / RATE for i in range(40)]
+        truth = Truth(seconds, loose=range(40), slack=0.4)
+        make = partial(repeated_pictures, options=options)
+        cases[f"repeated pictures, {name}.avi"] = make, truth
+    for turn in range(4):
+        for mirror in (1, -1):
+            a, b = ((1, 0), (0, 1), (-1, 0), (0, -1))[turn]
+            matrix = (a * mirror, b * mirror, -b, a)
+            undo = partial(upright, turn=turn, mirrored=mirror < 0)
+            size = (64, 48) if turn % 2 else (48, 64)
+            name = f"turned {90 * turn}{', mirrored' if mirror < 0 else ''}.mp4"
+            cases[name] = partial(turned, matrix=matrix), Truth(turn=undo, sizes=(size,))
+    return cases
+
+
+def upright(rgb: np.ndarray, turn: int, mirrored: bool) -> np.ndarray:
+    """Undo a turn to the right by quarters, and then a mirroring across."""
+    stored = np.rot90(rgb, turn)
+    return stored[:, ::-1] if mirrored else stored
+
+
+CORPUS = {
+    **sound_files(),
+    **flawed_stamps(),
+    **joined_files(),
+    **damaged_files(),
+    **shaped_files(),
+}
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_a_file(tmp_path: Path, name: str) -> None:
+    make, truth = CORPUS[name]
+    path = tmp_path / name
+    make(path)
+    if truth.refused:
+        with pytest.raises(VideoError, match=truth.refused) as refusal:
+            read(path, truth, "raise")
+        assert str(refusal.value).startswith(str(path))
+        assert "\n" not in str(refusal.value)
+        return
+    damaged = truth.numbers is not None and len(truth.numbers) < len(truth.seconds)
+    if damaged:
+        with pytest.raises(VideoError, match="cannot be decoded"):
+            read(path, truth, "raise")
+    numbers, seconds, video = read(path, truth, "use" if damaged else "raise")
+    expected = list(range(len(truth.seconds)) if truth.numbers is None else truth.numbers)
+    assert numbers == expected
+    assert video.sizes == truth.sizes
+    assert video.lost_frames == truth.lost
+    assert re.search(truth.says, " ".join(video.notes)) if truth.says else not video.notes
+    # a container may move the beginning, and a film may begin with a later number
+    first = 0 if damaged else expected[0]
+    start = truth.seconds[expected[0] - first] - seconds[0]
+    for number, second in zip(numbers, seconds):
+        slack = truth.slack if number in truth.loose else 0.0012
+        assert second + start == pytest.approx(truth.seconds[number - first], abs=slack), number
+
+
+def read(path: Path, truth: Truth, on_error: str) -> tuple[list[int], list[float], Video]:
+    """The numbers in all pictures, and their times."""
+    numbers: list[int] = []
+    seconds: list[float] = []
+    with open_video(path, on_error=on_error) as video:
+        for frames in video.frames(range(video.num_frames), 8):
+            numbers += [number_in(truth.turn(rgb)) for rgb in frames.rgb.numpy()]
+            seconds += frames.seconds.tolist()
+    return numbers, seconds, video
+
+
+def test_the_corpus_has_at_least_sixty_files() -> None:
+    assert len(CORPUS) >= 60
