@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from timeviper_fast.errors import ArgumentError, CheckpointError, VideoError, fail
+from timeviper_fast.errors import ArgumentError, CheckpointError, NotBuilt, VideoError, fail
 from timeviper_fast.video.sampling import parse_policy
 
 
@@ -33,6 +33,7 @@ def test_the_part_of_an_argument_stays_when_its_name_changes():
     [
         ArgumentError("ask", "chunk", "be positive", 0, "try 8192", " of tokens"),
         CheckpointError("load_weights", "file", "be readable", "x"),
+        NotBuilt("upstream", "vision", "be one of a, b", "'c'"),
         VideoError("x.mp4: it ends early", "on_error", "on_error='use' takes the rest"),
     ],
 )

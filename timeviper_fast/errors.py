@@ -12,6 +12,7 @@ __all__ = [
     "ArgumentError",
     "CheckpointError",
     "Kind",
+    "NotBuilt",
     "VideoError",
     "expect",
     "expect_function",
@@ -23,8 +24,8 @@ __all__ = [
 ]
 
 
-class ArgumentError(ValueError):
-    """An argument breaks its rule: `<owner>: <argument> must <rule>, got <value>; <remedy>`.
+class _Sentence(Exception):
+    """`<owner>: <argument> must <rule>, got <value>; <remedy>`.
 
     Args:
         owner: the function, class or file that the argument belongs to; "" leaves it out of the
@@ -32,7 +33,8 @@ class ArgumentError(ValueError):
         argument: its name, as in the signature.
         rule: what it must do or be.
         value: the given value, as the sentence shows it.
-        remedy: what to do instead; "" where the rule says it already.
+        remedy: what to do instead; "" where the rule says it already. It names other arguments as
+            `name=value`.
         part: the part of the argument that is wrong, written directly behind its name.
     """
 
@@ -65,6 +67,18 @@ class ArgumentError(ValueError):
         return f"{self.owner}: {sentence}" if self.owner else sentence
 
 
+class ArgumentError(_Sentence, ValueError):
+    """An argument breaks its rule: `<owner>: <argument> must <rule>, got <value>; <remedy>`.
+
+    Attributes:
+        owner, argument, rule, value, remedy, part: what the sentence is made of.
+    """
+
+
+class NotBuilt(_Sentence, NotImplementedError):
+    """A legal value that nothing serves yet, in the same words."""
+
+
 class CheckpointError(ArgumentError):
     """A checkpoint cannot be read, does not fit the model, or cannot be written."""
 
@@ -93,7 +107,7 @@ def fail(owner: str, argument: str, rule: str, value: object, remedy: str = "") 
 
 def not_built(owner: str, name: str, rule: str, value: Any) -> NoReturn:
     """Raise the NotImplementedError `<owner>: <name> must <rule>, got <value>`."""
-    raise NotImplementedError(f"{owner}: {name} must {rule}, got {value!r}")
+    raise NotBuilt(owner, name, rule, repr(value))
 
 
 def expect_function(owner: str, **given: Any) -> None:

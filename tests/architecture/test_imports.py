@@ -94,7 +94,8 @@ MODULES = {
         "encode": "",
         "request": "",
         "generate": "plan request",
-        "ask": "encode generate plan request",
+        "fit": "plan request",
+        "ask": "encode fit generate request",
     },
     "cli": {
         "__init__": "",

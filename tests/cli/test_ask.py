@@ -91,7 +91,7 @@ def edited(home, tmp_path, edit):
 
 def test_a_directory_that_is_no_model(run, home, tmp_path):
     ask = ("ask", home / "video.mp4", "What?", "--model", tmp_path)
-    one_line(run(*ask), f"path must be a model's directory (with a config.json), got {tmp_path}")
+    one_line(run(*ask), f"--model must be a model's directory (with a config.json), got {tmp_path}")
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
@@ -194,7 +194,16 @@ def test_a_prompt_longer_than_the_window(run, home, tmp_path):
         config["backbone"]["max_position_embeddings"] = 64
 
     model = edited(home, tmp_path, narrow)
-    one_line(run("ask", home / "video.mp4", "What?", "--model", model), "window of 64 tokens")
+    ask = ("ask", home / "video.mp4", "What?", "--model", model)
+    one_line(run(*ask), "window of 64 tokens")
+    # the sentence ends with options that fit
+    *_, err = run(*ask, "--max-new-tokens", 8, "--sample", "fps:5")
+    assert err.startswith("timeviper-fast: --sample must fit the model's window of 64 tokens, got ")
+    fitting = re.search(r"at most (\d+) frames fit: (--sample fps:5:max=\1)$", err.strip())
+    assert fitting, err
+    code, out, _ = run(*ask, "--max-new-tokens", 8, *fitting[2].split(), "--json")
+    assert code == 0
+    assert len(json.loads(out)["frame_seconds"]) == int(fitting[1])
 
 
 @pytest.mark.parametrize(

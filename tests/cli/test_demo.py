@@ -24,7 +24,9 @@ def test_demo_takes_a_video_and_a_question_of_ones_own(run, home, tmp_path, monk
     assert code == 0
     assert len(json.loads(out)["frame_seconds"]) == 6
     said = " ".join(err.split())
-    assert "video.mp4: 00:06 of video. The model is tiny and its weights are random (seeded)" in said
+    assert (
+        "video.mp4: 00:06 of video. The model is tiny and its weights are random (seeded)" in said
+    )
     assert "Q Where is [it]?" in said
     assert os.listdir(tmp_path) == []
     one_line(run("demo", home / "video.mp4", "--question", " "), "must not be empty or blank")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from timeviper_fast.checkpoint.config_file import config_from_dict
+from timeviper_fast.checkpoint.upstream import vision_from_upstream
 from timeviper_fast.cli.mistakes import one_line
 from timeviper_fast.errors import ArgumentError, CheckpointError, VideoError
 from tvkernels import BackendUnavailable
@@ -32,6 +33,19 @@ def test_what_an_op_lacks_is_kept_whole():
     assert one_line(error, {}) == (
         "Triton is old; 3.6 is needed; --backend reference (plain PyTorch) or --device cpu runs it"
     )
+
+
+def test_a_remedy_names_options():
+    error = ArgumentError("", "policy", "fit", "fps:9", "3 fit: policy=fps:9:max=3 or chunk=7")
+    said = one_line(error, {"policy": "--sample", "chunk": "--chunk"})
+    assert said == "--sample must fit, got fps:9; 3 fit: --sample fps:9:max=3 or --chunk 7"
+
+
+def test_what_is_not_built_names_the_option():
+    with pytest.raises(NotImplementedError) as caught:
+        vision_from_upstream("dinov2")
+    said = one_line(caught.value, {"upstream.vision_backbone_id": "--vision"})
+    assert said.startswith("--vision must be one of siglip-")
 
 
 def test_damage_and_memory_name_their_options():

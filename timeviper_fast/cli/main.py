@@ -7,6 +7,7 @@ A command imports torch when it runs, so that --help and shell completion answer
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -47,6 +48,8 @@ def main() -> None:
         code = run or 0
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:
+        code = 141
     except Exception as error:
         code, line = 2, one_line(error, _names(arguments))
         if line is None or debug:
@@ -56,6 +59,12 @@ def main() -> None:
         line = "interrupted"
     if line:
         _complain(line)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the reader has left (`| head -1`): nothing is left to say, at exit neither
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or 141
     sys.exit(code)
 
 
@@ -63,8 +72,25 @@ def _complain(line: str) -> None:
     typer.echo(f"timeviper-fast: {' '.join(line.split())}", err=True)
 
 
+# what the library calls by another name than the command's own function
+_RENAMED = {
+    "ask": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
+    "info": {"checkpoint.path": "model", "from_pretrained.path": "model"},
+    "convert": {
+        "checkpoint.path": "--llm",
+        "upstream.pdrop_type": "--pdrop",
+        "upstream.merge_module": "--merge",
+        "upstream.arch_specifier": "--arch",
+        "upstream.vision_backbone_id": "--vision",
+    },
+}
+
+
 def _names(arguments: Sequence[str]) -> dict[str, str]:
     """{argument of the library: its name on the command line} of the command that was called."""
     commands = typer.main.get_group(app).commands
-    parameters = next((commands[word].params for word in arguments if word in commands), [])
-    return {p.name: p.opts[0] for p in parameters if p.name and p.param_type_name == "option"}
+    command = next((word for word in arguments if word in commands), None)
+    if command is None:
+        return {}
+    options = (p for p in commands[command].params if p.param_type_name == "option")
+    return {p.name: p.opts[0] for p in options if p.name} | _RENAMED.get(command, {})

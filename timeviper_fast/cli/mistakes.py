@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 
 import typer
 
 from timeviper_fast.cli.app import REMEDY
-from timeviper_fast.errors import ArgumentError, VideoError
+from timeviper_fast.errors import ArgumentError, NotBuilt, VideoError
 
 __all__ = ["one_line"]
 
@@ -20,7 +21,8 @@ def one_line(error: Exception, names: Mapping[str, str]) -> str | None:
 
     Args:
         error: what a command raised.
-        names: what the command line calls the library's arguments.
+        names: what the command line calls the library's arguments, as `argument` or
+            `owner.argument`.
     """
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
@@ -34,12 +36,28 @@ def one_line(error: Exception, names: Mapping[str, str]) -> str | None:
         return f"{obstacle}; {REMEDY}"
     if isinstance(error, VideoError) and error.argument == "on_error":
         return f"{error.fault}; --salvage takes what can be decoded"
-    if isinstance(error, ArgumentError):
-        sentence = error.with_name(names.get(error.argument, error.argument))
-        return f"{error.owner}: {sentence}" if error.owner_is_file else sentence
+    if isinstance(error, (ArgumentError, NotBuilt)):
+        return _in_options(error, names)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, _MISTAKES):
         return str(error) or type(error).__name__
     return None
+
+
+def _in_options(error: ArgumentError | NotBuilt, names: Mapping[str, str]) -> str:
+    """The sentence without the function that refused, with options in place of its arguments."""
+    argument = error.argument
+    name = names.get(f"{error.owner}.{argument}") or names.get(argument, argument)
+    sentence = error.with_name(name)
+    # a remedy names other arguments as name=value
+    remedy = re.sub(
+        r"\b(\w+)=",
+        lambda found: f"{names[found[1]]} " if found[1] in names else found[0],
+        error.remedy,
+    )
+    sentence = sentence.removesuffix(error.remedy) + remedy
+    return f"{error.owner}: {sentence}" if error.owner_is_file else sentence
 
 
 def _is(error: Exception, module: str, name: str) -> bool:

@@ -15,10 +15,9 @@ from torch import Tensor
 from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.errors import expect_function, fail
 from timeviper_fast.inference.encode import encode_video, shape_of, token_seconds
+from timeviper_fast.inference.fit import check_fits
 from timeviper_fast.inference.generate import Prefill, StageCount, decode, prefill
-from timeviper_fast.inference.plan import prompt_lengths
 from timeviper_fast.inference.request import Request
-from timeviper_fast.layout import Segment
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.stops import Stop, StopWatch
 from timeviper_fast.text.prompt import Prompt, build_prompt, stop_token_ids, video_sentence
@@ -93,7 +92,8 @@ def answer(
             duration = source.span(request.start, request.end).duration
         with watch.at("prompt"):
             prompt = _write_prompt(tokenizer, model.config, request, duration, len(indices))
-            _check_fits(model.config, prompt, stop_ids, len(indices), request.max_new_tokens)
+            _check_tokenizer(model.config, prompt, stop_ids)
+            check_fits(model.config, prompt, len(indices), request)
         visual, times = encode_video(model, source, indices, request.frame_batch, watch, progress)
         lost = source.lost_frames
     if len(times) != len(indices) and request.mention_duration:
@@ -137,18 +137,11 @@ def _write_prompt(
     )
 
 
-def _check_fits(
-    config: TimeViperConfig, prompt: Prompt, stop_ids: set[int], frames: int, max_new_tokens: int
-) -> None:
-    """Refuse a prompt that the model cannot read before an hour of video is encoded for it."""
+def _check_tokenizer(config: TimeViperConfig, prompt: Prompt, stop_ids: set[int]) -> None:
     highest = max(*prompt.before, *prompt.after, *stop_ids)
     if highest >= config.backbone.vocab_size:
         rule = f"give ids below the model's vocabulary size ({config.backbone.vocab_size})"
         fail("ask", "the tokenizer", rule, highest, "they belong to different models")
-    clip = config.projector.clip_frames
-    vision = -(-frames // clip) * clip * config.tokens_per_frame
-    segment = Segment(prompt.length(vision), prompt.span(vision))
-    prompt_lengths(config.backbone, config.stages, segment, max_new_tokens)
 
 
 def _read(

@@ -38,13 +38,13 @@ def prompt_lengths(
     lengths = tokens_before_layer((segment,), stages, config.num_hidden_layers)
     if 0 in lengths:
         rule = f"have a token left at layer {lengths.index(0)}"
-        fail("prefill", "the prompt", rule, 0)
+        fail("", "the prompt", rule, 0)
     window = config.max_position_embeddings
     longest = max((lengths[layer] for layer in config.layers_of(ATTENTION)), default=0)
     if longest + max_new_tokens > window:
         attended = f"{longest} at its attention layers (of {lengths[0]} in the prompt)"
         raise ArgumentError(
-            "prefill",
+            "",
             "prompt and answer",
             f"fit the model's window of {window} tokens",
             f"{attended} + {max_new_tokens} new",

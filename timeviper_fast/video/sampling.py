@@ -16,7 +16,7 @@ from torch import Tensor
 
 from timeviper_fast.errors import ArgumentError, fail, is_integer, is_number
 
-__all__ = ["Fps", "Policy", "Uniform", "Upstream", "VideoChatFlash", "parse_policy"]
+__all__ = ["Fps", "Policy", "Uniform", "Upstream", "VideoChatFlash", "parse_policy", "smaller"]
 
 CLIP_FRAMES = 4
 # in sampling intervals: times that differ by less count as equal (rounding)
@@ -60,9 +60,9 @@ class Fps:
     max_frames: int | None = None
 
     def __post_init__(self) -> None:
-        _expect_fps("fps", self.fps)
+        _expect_fps("Fps", self.fps)
         if self.max_frames is not None:
-            _expect_count("fps", "max", self.max_frames)
+            _expect_count("Fps", "max", self.max_frames)
 
     def choose(self, seconds: Tensor, fps: float, duration: float) -> Tensor:
         elapsed = seconds - seconds[0]
@@ -86,7 +86,7 @@ class Uniform:
     frames: int
 
     def __post_init__(self) -> None:
-        _expect_count("uniform", "frames", self.frames)
+        _expect_count("Uniform", "frames", self.frames)
 
     def choose(self, seconds: Tensor, fps: float, duration: float) -> Tensor:
         return _interval_centres(self.frames, len(seconds))
@@ -107,8 +107,8 @@ class Upstream:
     min_frames: int = 32
 
     def __post_init__(self) -> None:
-        _expect_fps("upstream", self.fps)
-        _expect_counts("upstream", self.min_frames, self.max_frames)
+        _expect_fps("Upstream", self.fps)
+        _expect_counts("Upstream", self.min_frames, self.max_frames)
 
     def choose(self, seconds: Tensor, fps: float, duration: float) -> Tensor:
         total = len(seconds)
@@ -135,7 +135,7 @@ class VideoChatFlash:
     max_frames: int = 512
 
     def __post_init__(self) -> None:
-        _expect_counts("videochat-flash", self.min_frames, self.max_frames)
+        _expect_counts("VideoChatFlash", self.min_frames, self.max_frames)
 
     def choose(self, seconds: Tensor, fps: float, duration: float) -> Tensor:
         total = len(seconds)
@@ -160,6 +160,37 @@ def parse_policy(text: str | Policy) -> Policy:
         if isinstance(text, type) or not callable(getattr(text, "choose", None)):
             fail("", "policy", "be a string as 'fps:1', or an object that can choose", text)
         return text
+    try:
+        return _parse(text)
+    except ArgumentError as error:
+        if error.argument == "policy":
+            raise
+        # a rule of the class: name the part of the text
+        part = f" {text!r}: {error.argument}"
+        raise ArgumentError("", "policy", error.rule, error.value, part=part) from None
+
+
+def smaller(policy: str | Policy, frames: int) -> str | None:
+    """The text form of a policy that chooses as `policy` does, but at most `frames` frames.
+
+    None where there is none: other policies, and fewer frames than a clip has.
+    """
+    policy = parse_policy(policy)
+    clips = frames - frames % CLIP_FRAMES
+    if isinstance(policy, Fps):
+        return f"fps:{policy.fps:g}:max={frames}"
+    if isinstance(policy, Uniform):
+        return f"uniform:{frames}"
+    if not isinstance(policy, (Upstream, VideoChatFlash)) or not clips:
+        return None
+    rate = f":fps={policy.fps:g}" if isinstance(policy, Upstream) and policy.fps != 1 else ""
+    least = min(policy.min_frames, clips)
+    least_text = "" if least == type(policy).min_frames else f":min={least}"
+    name = "upstream" if isinstance(policy, Upstream) else "videochat-flash"
+    return f"{name}{rate}:max={clips}{least_text}"
+
+
+def _parse(text: str) -> Policy:
     name, *parts = text.strip().split(":")
     if name == "fps":
         rate = parts.pop(0) if parts and "=" not in parts[0] else "1"

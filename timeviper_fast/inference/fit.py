@@ -1,0 +1,73 @@
+"""Whether a question fits the model, and if not, the numbers that do."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+
+from timeviper_fast.config import TimeViperConfig
+from timeviper_fast.errors import ArgumentError
+from timeviper_fast.inference.plan import prompt_lengths
+from timeviper_fast.inference.request import Request
+from timeviper_fast.layout import Segment
+from timeviper_fast.text.prompt import Prompt
+from timeviper_fast.video.sampling import smaller
+
+__all__ = ["check_fits"]
+
+
+def check_fits(config: TimeViperConfig, prompt: Prompt, frames: int, request: Request) -> None:
+    """Refuse a prompt that the model cannot read before an hour of video is encoded for it.
+
+    Args:
+        config: of the model.
+        prompt: the text around the vision tokens.
+        frames: how many the request's policy has chosen.
+        request: its `policy` and `max_new_tokens`.
+
+    Raises:
+        ArgumentError: of `policy` or `max_new_tokens`, with the most that fits; of prompt and
+            answer, where not even one frame or one new token does.
+    """
+    new = request.max_new_tokens
+
+    def lengths(frames: int, new: int) -> list[int]:
+        clip = config.projector.clip_frames
+        vision = -(-frames // clip) * clip * config.tokens_per_frame
+        segment = Segment(prompt.length(vision), prompt.span(vision))
+        return prompt_lengths(config.backbone, config.stages, segment, new)
+
+    try:
+        lengths(frames, new)
+        return
+    except ArgumentError as error:
+        if error.argument != "prompt and answer":
+            raise
+        refused = error
+    most_frames = _most(frames, lambda n: lengths(n, new))
+    most_new = _most(new, lambda n: lengths(frames, n))
+    shorter = f"max_new_tokens={most_new}" if most_new else ""
+    rule = f"fit the model's window of {config.backbone.max_position_embeddings} tokens"
+    if most_frames:
+        fewer = smaller(request.policy, most_frames)
+        ways = " or ".join(way for way in (f"policy={fewer}" if fewer else "", shorter) if way)
+        remedy = f"at most {most_frames} frames fit" + (f": {ways}" if ways else "")
+        got = f"{request.policy} with {frames} frames: {refused.value} tokens"
+        raise ArgumentError("", "policy", rule, got, remedy)
+    if most_new:
+        got = f"{new} ({refused.value} tokens)"
+        raise ArgumentError("", "max_new_tokens", rule, got, f"at most {most_new} fit: {shorter}")
+    raise refused
+
+
+def _most(given: int, need: Callable[[int], object]) -> int:
+    """The largest number of 1 to `given` that `need` does not refuse; 0 if there is none."""
+
+    def refuses(number: int) -> bool:
+        try:
+            need(number)
+        except ArgumentError:
+            return True
+        return False
+
+    return bisect_left(range(1, given + 1), True, key=refuses)
