@@ -106,3 +106,27 @@ def test_random_weights_are_said_before_the_first_program(page):
     warning = re.search(r"answers?\s+means?\s+nothing", text)
     assert warning
     assert warning.start() < text.index("```")
+
+
+def unfounded(text: str, folder: Path) -> list[str]:
+    """Lines of a page's tables of GPU figures that stand in no file of figures.
+
+    The comment `<!-- figures: NAME.md -->` above such a table names the file. The table ends at the
+    next empty line.
+    """
+    tables = re.findall(r"<!-- figures: (\S+) -->\n+(.*?)(?:\n\n|\Z)", text, re.S)
+    known = {path.name: path.read_text("utf-8").splitlines() for path in folder.glob("*.md")}
+    return [x for name, rows in tables for x in rows.splitlines() if x not in known.get(name, [])]
+
+
+def test_gpu_figures_stand_in_a_file_of_figures(tmp_path):
+    assert unfounded(TEXT, ROOT / "benchmarks/results") == []
+    assert ("No kernel has run on a GPU yet" in PAGES["README.md"]) == ("<!-- figures:" not in TEXT)
+    # a device's speed elsewhere in the text lacks that comment
+    plain = re.sub(r"<!-- figures:.*?(?:\n\n|\Z)", "", TEXT, flags=re.S)
+    assert not re.search(r"\d\s?(GB/s|TB/s|TFLOP/s)\b", plain)
+    (tmp_path / "h200.md").write_text("| case | ms |\n| norm | 0.03 |\n\ntext", "utf-8")
+    shown = "<!-- figures: h200.md -->\n| case | ms |\n| norm | 0.03 |\n\ntext"
+    assert unfounded(shown, tmp_path) == []
+    assert unfounded(shown.replace("0.03", "0.02"), tmp_path) == ["| norm | 0.02 |"]
+    assert len(unfounded(shown.replace("h200", "h100"), tmp_path)) == 2

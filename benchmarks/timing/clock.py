@@ -5,8 +5,8 @@ sample the L2 cache is filled with other bytes; then one replay runs between two
 call reads its tensors from memory, and the time holds no launch from Python. A call that cannot be
 captured, or takes longer than `SLOW`, runs eagerly between the same events.
 
-`triton.testing.do_bench_cudagraph` repeats one call on the same tensors, neither flushes the L2
-cache nor interleaves, and fails on a call that cannot be captured.
+`triton.testing.do_bench_cudagraph` neither interleaves nor flushes the L2 cache, and it fails on a
+call that cannot be captured.
 """
 
 from __future__ import annotations
@@ -85,11 +85,9 @@ def sentence(error: BaseException) -> str:
 
 def peak_bytes(run: Run) -> int:
     """What one call allocates on the GPU at its peak, its result included."""
-    torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     run()
-    torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
 
 

@@ -72,11 +72,9 @@ def _nvidia_smi(fields: str) -> str:
 
 
 def _commit() -> str:
-    """The commit of the checkout. Without git it is what the variable COMMIT says."""
-    if os.environ.get("COMMIT"):
-        return os.environ["COMMIT"]
+    """The commit of the checkout. The variable COMMIT names it for a copy without git."""
     git = ("git", "-C", str(ROOT))
-    commit = _output(*git, "rev-parse", "--short=12", "HEAD")
+    commit = os.environ.get("COMMIT") or _output(*git, "rev-parse", "--short=12", "HEAD")
     if not commit:
         return "unknown (no git checkout)"
     changed = _output(*git, "status", "--porcelain", "--", ".", ":!benchmarks/results")

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import tvkernels
 from benchmarks.counting.predicted import predicted
 from benchmarks.shapes import Floor
 from benchmarks.timing.bench import Case, Recorded
 from benchmarks.timing.clock import Timing, peak_bytes, sentence, time_all
-from benchmarks.timing.correctness import Expected, differentiable
+from benchmarks.timing.correctness import Expected, Run, differentiable
 from benchmarks.timing.machine import clock_watched
 from benchmarks.timing.peers import Provider, providers, reference
 from benchmarks.timing.store import Row
-
-Run = Callable[..., Any]
 
 DTYPE = torch.bfloat16
 # A few microseconds cannot be timed: a call is repeated on other tensors until its floors add up to
@@ -62,7 +59,6 @@ class Lab:
 
     def _yardstick(self) -> tuple[float, float]:
         half, side = (1 << 30, 8192) if self.gpu else (1 << 22, 256)
-        half = int(min(half, self.free() / 8))
         a = torch.randn(side, side, dtype=DTYPE, device=self.device)
         runs = {"copy": [self._copy(Floor(2 * half))], "product": [lambda: a @ a]}
         copy, product = (t.seconds for t in time_all(runs, self.gpu).values())
@@ -74,25 +70,18 @@ class Lab:
         speeds = {"copy": f"{bandwidth / 1e9:,.0f} GB/s", "product": f"{flops / 1e12:,.1f} TFLOP/s"}
         return speeds | self.peers
 
-    def free(self) -> float:
-        """Bytes that can still be allocated."""
-        if not self.gpu:
-            return float("inf")
-        torch.cuda.empty_cache()
-        return float(torch.cuda.mem_get_info()[0])
-
     def run(self, case: Case) -> list[Row]:
         """The rows of one case, a row for each provider."""
         gc.collect()
-        needed, free = bytes_of(case), self.free()
+        calls = 1
+        if self.gpu:
+            torch.cuda.empty_cache()
+            calls = max(1, min(MOST_CALLS, round(GRAPH_SECONDS / case.floor.seconds())))
         torch.manual_seed(0)
         try:
-            wanted = round(GRAPH_SECONDS / case.floor.seconds()) if self.gpu else 1
-            copies = max(1, int(min(wanted, MOST_CALLS, free / 4 / needed)))
-            return self._rows(case, [case.call(self.device, DTYPE) for _ in range(copies)])
-        except torch.OutOfMemoryError:
-            reason = f"does not fit: {needed / 1e9:,.2f} GB needed, {free / 1e9:,.2f} GB free"
-            return [{"case": case.name, "provider": "all", "reason": reason}]
+            return self._rows(case, [case.call(self.device, DTYPE) for _ in range(calls)])
+        except torch.OutOfMemoryError as error:
+            return [{"case": case.name, "provider": "all", "reason": _reason(error)}]
 
     def able(self, case: Case, op: str) -> list[Provider]:
         """The providers that have the op, the case's other formulations last."""
@@ -209,17 +198,10 @@ def _compare(rows: Mapping[str, Row], case: Case) -> None:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, (NoFigures, tvkernels.BackendUnavailable)):
+    if isinstance(error, NoFigures):
         return str(error)
     # PyTorch's sentence says how much was asked for and how much is free
     return "does not fit: " * isinstance(error, torch.OutOfMemoryError) + sentence(error)
-
-
-def bytes_of(case: Case) -> int:
-    """Bytes of a case's arguments, counting the whole storage of a view, and at least its floor."""
-    tensors = [x for x in case.call("meta", DTYPE).arguments.values() if isinstance(x, Tensor)]
-    storages = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors}
-    return max(sum(storages.values()), int(case.floor.bytes))
 
 
 def _copied(floor: Floor) -> float:

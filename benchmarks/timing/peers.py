@@ -74,20 +74,18 @@ def providers(gpu: bool) -> tuple[list[Provider], dict[str, str]]:
         return present, dict.fromkeys(("compiled", "mamba-ssm", "causal-conv1d"), "needs a GPU")
     compiled = functools.cache(functools.partial(reference, compiled=True))
     present.append(Provider("compiled", compiled))
-    peers: dict[str, str] = {}
+    peers = {}
     # the offsets of causal-conv1d are unsigned
     others = {"mamba-ssm": (mamba_ssm, 2**31), "causal-conv1d": (causal_conv1d, 2**32)}
     for name, (load, reach) in others.items():
+        peers[name] = "not installed"
         try:
             functions = load()
+            if functions is not None:
+                peers[name] = str(sys.modules[name.replace("-", "_")].__version__)
+                present.append(Provider(name, vars(functions).get, reach))
         except Exception as error:  # another project's import may fail in any way
             peers[name] = f"does not import: {error}"
-            continue
-        peers[name] = "not installed"
-        if functions is not None:
-            present.append(Provider(name, vars(functions).get, reach))
-            module = sys.modules.get(name.replace("-", "_"))
-            peers[name] = getattr(module, "__version__", "unknown version")
     return present, peers
 
 
@@ -149,11 +147,6 @@ def _mixer_step(update: Any, *values: Any, **named: Any) -> Any:
     return _two_kernels(update, **with_A(bound.arguments))
 
 
-def mixer_step_of_two(**arguments: Any) -> Any:
-    """The mixer's step as our two update ops; the second applies the gate."""
-    return _two_kernels(tvkernels.selective_state_update, **arguments)
-
-
 def with_A(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The step's arguments with A instead of its logarithm, as a model computes it once."""
     rest = {name: x for name, x in arguments.items() if name != "A_log"}
@@ -182,6 +175,10 @@ def _two_kernels(
         dt_softplus=True,
     )  # fmt: skip
     return y.flatten(1)
+
+
+# the mixer's step as our two update ops; the second applies the gate
+mixer_step_of_two = functools.partial(_two_kernels, tvkernels.selective_state_update)
 
 
 @contextlib.contextmanager

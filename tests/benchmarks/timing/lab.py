@@ -17,6 +17,7 @@ from benchmarks.timing.peers import Provider
 
 SMALL = [case for op in OPS for case in cases(op, small=True)]
 LARGE = [case for op in OPS for case in cases(op, small=False)]
+right = tvkernels.rmsnorm_fn
 
 
 def called(name: str, among: list[Case]) -> Case:
@@ -40,7 +41,3 @@ def rows_of(case: Case, lab: Lab | None = None, **others: object) -> dict[str, d
     lab = lab or Lab(gpu=False)
     lab.providers += [Provider(name, lambda op, f=f: f) for name, f in others.items()]
     return {row["provider"]: row for row in lab.run(case)}
-
-
-def right(*args: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
-    return tvkernels.rmsnorm_fn(*args, **options)

@@ -60,7 +60,7 @@ class SimulatedGpu:
     """Replaces torch.cuda. Only calls move its time, each by 10 us."""
 
     get_device_properties = staticmethod(lambda device: SimpleNamespace(L2_cache_size=50_000_000))
-    current_device = current_stream = synchronize = reset_peak_memory_stats = staticmethod(int)
+    current_device = current_stream = reset_peak_memory_stats = staticmethod(int)
     memory_allocated = staticmethod(lambda: 100)
     max_memory_allocated = staticmethod(lambda: 175)
 

@@ -1,4 +1,4 @@
-"""The files of figures: reruns merge, README shows nothing else."""
+"""The files of figures: a rerun replaces what it measures anew."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from benchmarks import RESULTS, ROOT
+from benchmarks import RESULTS
 from benchmarks.timing.store import Results, rendered, table
 
 ROW = {"case": "norm, 2k", "provider": "ours", "ms": 0.03125, "spread": 0.012, "of_floor": 0.914}
@@ -55,31 +55,6 @@ def test_a_row_as_a_line() -> None:
         "peak MB": "-", "SM MHz": "1,755", "how": "graph of 7, 20 rounds", "note": "throttled: power cap",
     }  # fmt: skip
     assert reason == ["norm, 160k", "all", *"-" * 12, REASON["reason"]]
-
-
-def unfounded(readme: str, folder: Path) -> list[str]:
-    """Lines of README's tables of GPU figures that stand in no file of figures.
-
-    The comment `<!-- figures: NAME.md -->` above such a table names the file. The table ends at the
-    next empty line.
-    """
-    tables = re.findall(r"<!-- figures: (\S+) -->\n+(.*?)(?:\n\n|\Z)", readme, re.S)
-    known = {path.name: path.read_text("utf-8").splitlines() for path in folder.glob("*.md")}
-    return [x for name, rows in tables for x in rows.splitlines() if x not in known.get(name, [])]
-
-
-def test_our_readme_shows_only_figures_that_stand_in_a_file(tmp_path: Path) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert unfounded(text, RESULTS) == []
-    assert ("No kernel has run on a GPU yet" in text) == ("<!-- figures:" not in text)
-    # a device's speed elsewhere in the text lacks that comment
-    plain = re.sub(r"<!-- figures:.*?(?:\n\n|\Z)", "", text, flags=re.S)
-    assert not re.search(r"\d\s?(GB/s|TB/s|TFLOP/s)\b", plain)
-    results(tmp_path).add("a", [ROW])
-    shown = "<!-- figures: {}.md -->\n" + "\n".join(table([ROW])) + "\n\ntext"
-    assert unfounded(shown.format("nvidia-h200"), tmp_path) == []
-    assert len(unfounded(shown.format("nvidia-h100"), tmp_path)) == 3
-    assert len(unfounded(shown.format("nvidia-h200").replace("0.03", "0.02"), tmp_path)) == 1
 
 
 def test_our_tables_are_what_their_json_says() -> None:
