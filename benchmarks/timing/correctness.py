@@ -14,8 +14,8 @@ over the largest value are at most twice what the reference loses at the call's 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,15 +29,10 @@ MOST_PARTS = 16
 
 Run = Callable[..., Any]
 Arguments = Mapping[str, Any]
+# by name: what a call returns, writes in place, or gives as gradients
+Outcome = Mapping[str, Tensor | None]
 # by name, the largest L2 error and the largest error of an element that are allowed
 Bounds = Mapping[str, tuple[float, ...]]
-
-
-class Outcome(NamedTuple):
-    """What a call gave: its results in order, and all that is compared, by name."""
-
-    results: tuple[Tensor | None, ...]
-    compared: dict[str, Tensor]
 
 
 class Sample:
@@ -111,30 +106,28 @@ class Expected:
         fault = self._fault(arguments, outcome)
         if fault:
             return fault, math.inf
-        cut = {name: self.sample.cut(name, x) for name, x in outcome.compared.items()}
-        return self._worst(cut, self.bounds)
+        return self._worst({n: self.sample.cut(n, x) for n, x in outcome.items()}, self.bounds)
 
     def compare_in(self, run: Run, dtype: torch.dtype) -> tuple[str, float]:
         """As `compare`, on the sample alone and with every argument in `dtype`."""
-        outcome = self._outcome(run, cast(self.arguments, dtype))
-        return self._worst(outcome.compared, self._bounds(dtype))
+        return self._worst(self._outcome(run, cast(self.arguments, dtype)), self._bounds(dtype))
 
     def _fault(self, arguments: Arguments, outcome: Outcome) -> str | None:
-        got, expected = len(outcome.results), len(self.exact.results)
-        if got != expected:
-            return f"it gives {got} results, not {expected}"
+        if outcome.keys() != self.exact.keys():
+            return f"it gives {', '.join(outcome)}, not {', '.join(self.exact)}"
         judge = self.case.bench.judge
-        fault = judge(arguments, _tensors(outcome.results)) if judge else None
+        fault = judge(arguments, _tensors(outcome.values())) if judge else None
         if fault:
             return fault
-        named = _named(outcome.results) | outcome.compared
-        infinite = [name for name, x in named.items() if not _finite(x)]
+        infinite = [name for name, x in outcome.items() if x is not None and not _finite(x)]
         return f"not finite: {', '.join(infinite)}" if infinite else None
 
-    def _worst(self, got: Mapping[str, Tensor], bounds: Bounds) -> tuple[str, float]:
+    def _worst(self, got: Outcome, bounds: Bounds) -> tuple[str, float]:
         worst, fault = 0.0, ""
         for name, x in got.items():
-            exact = self.exact.compared[name]
+            exact = self.exact[name]
+            if x is None or exact is None:
+                continue
             if x.shape != exact.shape:
                 return f"{name}: shape {(*x.shape,)}, not {(*exact.shape,)}", math.inf
             if name not in bounds:
@@ -149,12 +142,11 @@ class Expected:
 
     def _bounds(self, dtype: torch.dtype) -> Bounds:
         """Twice what the reference loses at `dtype`, plus the floor; integers have no bounds."""
-        plain = self._outcome(self.reference, cast(self.arguments, dtype)).compared
-        exact = self.exact.compared
+        plain = self._outcome(self.reference, cast(self.arguments, dtype))
         return {
-            name: tuple(2 * loss + FLOORS[dtype] for loss in errors(x.to(dtype), exact[name]))
+            name: tuple(2 * loss + FLOORS[dtype] for loss in errors(x.to(dtype), self.exact[name]))
             for name, x in plain.items()
-            if x.is_floating_point()
+            if x is not None and x.is_floating_point()
         }
 
     def _outcome(self, run: Run, arguments: Arguments, whole: bool = False) -> Outcome:
@@ -163,7 +155,7 @@ class Expected:
             own = {n: arguments[n].detach().clone() for n in self.case.bench.changes}
             with torch.no_grad():
                 results = as_tuple(run(**{**arguments, **own}))
-            return Outcome(results, _named(results) | own)
+            return _named(results) | own
         leaves, results = differentiable(run, arguments, self.by)
         if not self.cotangents:
             # drawn at the call's dtype, so that every dtype is given the same numbers
@@ -178,7 +170,7 @@ class Expected:
             given = {n: self.sample.put(f"result {n}", c, results[n]) for n, c in given.items()}
         weights = [c.to(x.dtype) for c, x in zip(given.values(), outputs)]
         gradients = torch.autograd.grad(outputs, list(leaves.values()), weights)
-        return Outcome(results, {f"d{name}": x for name, x in zip(leaves, gradients)})
+        return _named(results) | {f"d{name}": x for name, x in zip(leaves, gradients)}
 
 
 def differentiable(
@@ -199,12 +191,12 @@ def spread(parts: int, most: int) -> list[int]:
     return [i * (parts - 1) // (most - 1) for i in range(most)]
 
 
-def _tensors(values: Sequence[Any]) -> list[Tensor]:
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
     return [x for x in values if isinstance(x, Tensor)]
 
 
-def _named(results: Sequence[Tensor | None]) -> dict[str, Tensor]:
-    return {f"result {n}": x for n, x in enumerate(results) if x is not None}
+def _named(results: Sequence[Tensor | None]) -> dict[str, Tensor | None]:
+    return {f"result {n}": None if x is None else x.detach() for n, x in enumerate(results)}
 
 
 def _finite(x: Tensor) -> bool:
