@@ -43,6 +43,8 @@ def mamba_split_conv1d_scan_combined(
     headdim: int | None = None,
     ngroups: int = 1,
     norm_before_gate: bool = True,
+    state_dtype: torch.dtype | None = None,
+    initial_conv_states: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Everything of a Mamba-2 mixer between its input projection and its output.
 
@@ -59,8 +61,7 @@ def mamba_split_conv1d_scan_combined(
         dt_bias, A: (nheads,).
         D: (nheads, headdim), or (nheads,) and then headdim must be given.
         chunk_size: a positive int, a hint.
-        initial_states: (batch, nheads, headdim, d_state), the scan's state before token 0; the
-            convolution starts from zeros.
+        initial_states: (batch, nheads, headdim, d_state), the scan's state before token 0.
         seq_idx: (batch, seqlen) int32 or int64: convolution and state restart where it changes.
         dt_limit: (least, greatest) step after softplus.
         return_final_states: also return the state after the last token.
@@ -71,6 +72,10 @@ def mamba_split_conv1d_scan_combined(
         outproj_bias: (d_out,) or None.
         headdim: only needed with D (nheads,).
         ngroups: groups of B and C, a divisor of nheads.
+        state_dtype: as in `mamba_chunk_scan_combined`.
+        initial_conv_states: (batch, dim + 2 * ngroups * d_state, width - 1), dtype of zxbcdt: the
+            columns x, B, C before token 0, None for zeros. Of a prompt taken in parts they are
+            those of the last width - 1 tokens of the part before. Not in mamba-ssm.
 
     Returns:
         out (batch, seqlen, d_out), or (batch, seqlen, d_mlp + dim) without outproj_weight, dtype of
@@ -88,11 +93,13 @@ def mamba_split_conv1d_scan_combined(
     nheads, headdim = _heads(D, headdim)
     dim = nheads * headdim
     d_bc, d_mlp = _widths(zxbcdt, conv1d_weight, nheads, dim, ngroups)
+    _check_conv_states(zxbcdt, conv1d_weight, initial_conv_states)
     _check_output(zxbcdt, rmsnorm_weight, outproj_weight, outproj_bias, dim, d_mlp)
     gate_up, z, xBC, dt = zxbcdt.split([2 * d_mlp, dim, dim + 2 * d_bc, nheads], dim=-1)
     conv = causal_conv1d_fn(
-        xBC.transpose(1, 2), conv1d_weight, conv1d_bias, seq_idx, activation=activation
-    )
+        xBC.transpose(1, 2), conv1d_weight, conv1d_bias, seq_idx, initial_conv_states,
+        activation=activation,
+    )  # fmt: skip
     x, B, C = cast(Tensor, conv).transpose(1, 2).split([dim, d_bc, d_bc], dim=-1)
     y, *states = mamba_chunk_scan_combined(
         x.unflatten(-1, (nheads, headdim)),
@@ -109,6 +116,7 @@ def mamba_split_conv1d_scan_combined(
         dt_softplus=True,
         dt_limit=dt_limit,
         return_final_states=True,
+        state_dtype=state_dtype,
     )
     out = y.flatten(2)
     if rmsnorm_weight is not None:
@@ -153,6 +161,19 @@ def _widths(
         rule = f"have {least} columns, or an even number more (the MLP's gate and up parts)"
         fail(_OP, "zxbcdt", rule, f"shape {tuple(zxbcdt.shape)}")
     return d_bc, d_mlp
+
+
+def _check_conv_states(
+    zxbcdt: Tensor, conv1d_weight: Tensor, initial_conv_states: Tensor | None
+) -> None:
+    if initial_conv_states is None:
+        return
+    channels, width = conv1d_weight.shape
+    layout = "(batch, dim + 2 * ngroups * d_state, width - 1)"
+    sizes = (zxbcdt.shape[0], channels, width - 1)
+    expect_shape(_OP, "initial_conv_states", initial_conv_states, layout, sizes)
+    expect_dtype(_OP, "initial_conv_states", initial_conv_states, (zxbcdt.dtype,))
+    expect_same_device(_OP, zxbcdt=zxbcdt, initial_conv_states=initial_conv_states)
 
 
 def _check_output(

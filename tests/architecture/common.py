@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = (tvkernels, timeviper_fast)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 # Names, order and defaults of mamba-ssm 2.3.2 and causal-conv1d 1.7: what is written for them runs.
+# state_dtype is mamba-ssm's after 2.3.2, initial_conv_states ours.
 DROP_INS = {
     "causal_conv1d_fn": "x, weight, bias=None, seq_idx=None, initial_states=None, "
     "return_final_states=False, final_states_out=None, activation=None",
@@ -29,11 +30,13 @@ DROP_INS = {
     "norm_before_gate=True, is_rms_norm=False",
     "mamba_chunk_scan_combined": "x, dt, A, B, C, chunk_size, D=None, z=None, dt_bias=None, "
     "initial_states=None, seq_idx=None, cu_seqlens=None, dt_softplus=False, "
-    "dt_limit=(0.0, inf), return_final_states=False, return_varlen_states=False",
+    "dt_limit=(0.0, inf), return_final_states=False, return_varlen_states=False, "
+    "state_dtype=None",
     "mamba_split_conv1d_scan_combined": "zxbcdt, conv1d_weight, conv1d_bias, dt_bias, A, D, "
     "chunk_size, initial_states=None, seq_idx=None, dt_limit=(0.0, inf), "
     "return_final_states=False, activation='silu', rmsnorm_weight=None, rmsnorm_eps=1e-06, "
-    "outproj_weight=None, outproj_bias=None, headdim=None, ngroups=1, norm_before_gate=True",
+    "outproj_weight=None, outproj_bias=None, headdim=None, ngroups=1, norm_before_gate=True, "
+    "state_dtype=None, initial_conv_states=None",
     "rmsnorm_fn": "x, weight, bias, z=None, eps=1e-06, group_size=None, norm_before_gate=True",
     "selective_state_update": "state, x, dt, A, B, C, D=None, z=None, dt_bias=None, "
     "dt_softplus=False, state_batch_indices=None",

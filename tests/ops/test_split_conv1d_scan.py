@@ -52,6 +52,8 @@ def naive_mixer(
     headdim: int | None = None,
     ngroups: int = 1,
     norm_before_gate: bool = True,
+    state_dtype: torch.dtype | None = None,
+    initial_conv_states: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """One token after the other; rounded to zxbcdt's dtype where one op hands over to the next."""
     narrow, wide = zxbcdt.dtype, torch.promote_types(zxbcdt.dtype, torch.float32)
@@ -70,10 +72,15 @@ def naive_mixer(
         row = zxbcdt[:, t].to(wide)
         z = row[:, 2 * d_mlp : 2 * d_mlp + dim]
         window = zxbcdt.new_zeros(batch, dim + 2 * d_bc, dtype=wide)
-        for back in range(min(taps.shape[1], t + 1)):
-            earlier = zxbcdt[:, t - back, 2 * d_mlp + dim : columns - nheads].to(wide)
+        for back in range(taps.shape[1]):
+            if t >= back:
+                earlier = zxbcdt[:, t - back, 2 * d_mlp + dim : columns - nheads].to(wide)
+            elif initial_conv_states is not None:
+                earlier = initial_conv_states[:, :, t - back].to(wide)
+            else:
+                continue
             if seq_idx is not None:
-                earlier = earlier * (seq_idx[:, t - back] == seq_idx[:, t])[:, None]
+                earlier = earlier * (seq_idx[:, max(t - back, 0)] == seq_idx[:, t])[:, None]
             window = window + taps[:, -1 - back] * earlier
         window = window if conv1d_bias is None else window + conv1d_bias.to(wide)
         window = (window if activation is None else silu(window)).to(narrow).to(wide)
@@ -129,6 +136,8 @@ def mixer_inputs(d_mlp: int = 0, seqlen: int = 40, **changes: Any) -> Tensors:
 
 
 STATE = torch.linspace(-1, 1, 2 * DIM * D_STATE, dtype=torch.float64)
+CONV_STATE = torch.linspace(-2, 1, 2 * (DIM + 2 * D_BC) * (WIDTH - 1), dtype=torch.float64)
+CONV_STATE = CONV_STATE.reshape(2, DIM + 2 * D_BC, WIDTH - 1)
 VARIANTS: dict[str, Tensors] = {
     "gate, then norm": {},
     "norm, then gate": {"norm_before_gate": True},
@@ -139,7 +148,15 @@ VARIANTS: dict[str, Tensors] = {
     "D per head": {"D": torch.linspace(-1, 1, NHEADS, dtype=torch.float64), "headdim": HEADDIM},
     "states": {
         "initial_states": STATE.reshape(2, NHEADS, HEADDIM, D_STATE),
+        "initial_conv_states": CONV_STATE,
         "return_final_states": True,
+    },
+    "packed states": {
+        "seq_idx": torch.tensor([[3] * 2 + [1] * 6 + [2] * 32] * 2),
+        "initial_states": STATE.reshape(2, NHEADS, HEADDIM, D_STATE),
+        "initial_conv_states": CONV_STATE,
+        "return_final_states": True,
+        "state_dtype": torch.float32,
     },
     "packed": {"seq_idx": torch.tensor([[0] * 7 + [1] * 2 + [2] * 31] * 2)},
     "no bias, no activation, dt_limit": {
@@ -165,11 +182,34 @@ def test_contract(variant: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("variant", ["gate, then norm", "gated in the scan", "states", "packed"])
+@pytest.mark.parametrize(
+    "variant", ["gate, then norm", "gated in the scan", "states", "packed states"]
+)
 def test_contract_on_kernels(variant: str) -> None:
     inputs = mixer_inputs(**VARIANTS[variant])
     wrt = [k for k, v in inputs.items() if isinstance(v, torch.Tensor) and v.is_floating_point()]
     check_contract(mamba_split_conv1d_scan_combined, naive_mixer, inputs, wrt=wrt, seed=2)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("cut", [1, 17])
+def test_a_prompt_may_be_cut_anywhere(cut: int) -> None:
+    """Inside a packed sequence, whose number goes on in the second part."""
+    inputs = on_device(mixer_inputs(seqlen=24, seq_idx=torch.tensor([[4] * 13 + [5] * 11] * 2)))
+    inputs["return_final_states"] = True
+    whole, last = mamba_split_conv1d_scan_combined(**inputs)
+    rows = {name: inputs.pop(name) for name in ("zxbcdt", "seq_idx")}
+    heads, tails = (
+        {k: v[:, part] for k, v in rows.items()} for part in (slice(cut), slice(cut, None))
+    )
+    first, state = mamba_split_conv1d_scan_combined(**inputs, **heads)
+    columns = torch.nn.functional.pad(heads["zxbcdt"], (0, 0, WIDTH - 1, 0))[:, 1 - WIDTH :]
+    second, final = mamba_split_conv1d_scan_combined(
+        **inputs, **tails, initial_states=state,
+        initial_conv_states=columns[..., DIM:-NHEADS].mT,
+    )  # fmt: skip
+    torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(final, last, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.usefixtures("backend")
@@ -264,6 +304,14 @@ BAD: dict[str, tuple[Tensors, str]] = {
     "zxbcdt odd": ({"zxbcdt": torch.zeros(2, 40, 49)}, "zxbcdt must have 48 columns, or an even"),
     "zxbcdt narrow": ({"zxbcdt": torch.zeros(2, 40, 46)}, "zxbcdt must have 48 columns"),
     "D dims": ({"D": torch.zeros(2, 2, 3)}, r"D must be \(nheads,\) or \(nheads, headdim\)"),
+    "initial_conv_states": (
+        {"initial_conv_states": CONV_STATE[..., 1:]},
+        r"initial_conv_states must be \(batch, dim \+ 2 \* ngroups \* d_state, width - 1\) =",
+    ),
+    "initial_conv_states dtype": (
+        {"initial_conv_states": CONV_STATE.half()},
+        "initial_conv_states must be of dtype float64, got float16",
+    ),
     "headdim": ({"D": torch.zeros(4)}, r"headdim must be given with D \(nheads,\), got None"),
     "ngroups": ({"ngroups": 3}, "ngroups must divide nheads = 4, got 3"),
     "conv1d_weight dims": (
@@ -307,6 +355,10 @@ def test_errors_name_argument_rule_and_value(case: str) -> None:
     [
         ({"A": torch.zeros(5)}, r"mamba_chunk_scan_combined: A must be \(nheads,\)"),
         ({"activation": "gelu"}, "causal_conv1d_fn: activation must"),
+        (
+            {"state_dtype": torch.int32},
+            "mamba_chunk_scan_combined: state_dtype must be None, float",
+        ),
         ({"chunk_size": 0}, "mamba_chunk_scan_combined: chunk_size must be a positive int"),
     ],
 )

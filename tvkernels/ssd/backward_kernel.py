@@ -41,6 +41,9 @@ from tvkernels.ssd.backward_state_passing_kernel import state_passing
 
 CHUNK = 128
 BLOCK = 64
+# A GPU whose blocks have less shared memory than this many bytes takes heads of a limited size. RTX
+# GPUs have 99 KiB, data centre GPUs at least 163
+AMPLE = 160 * 1024
 
 
 @dataclass
@@ -89,6 +92,7 @@ def scan_backward(
         were not asked for.
     """
     how = (dt_softplus, dt_limit)
+    _check_size(x, B.shape[3], _dot_dtype(x, B, C))
     if not x.shape[1]:
         # without tokens the varlen states are constant 0
         dvarlen_states = None
@@ -109,6 +113,26 @@ def scan_backward(
         none, None, dvarlen_states,
     )  # fmt: skip
     return tuple(a if b is None else a + b for a, b in zip(whole, varlen))
+
+
+def _check_size(x, d_state, dot_dtype):
+    """Refuse a head that does not fit in the shared memory of the GPU of x, before any launch."""
+    headdim, shared = x.shape[3], _shared_memory(x.device)
+    most = 512 if dot_dtype.itemsize == 2 else 256
+    if shared < AMPLE and (max(headdim, d_state) > most or headdim * d_state > 256 * 256):
+        raise NotImplementedError(
+            f"mamba_chunk_scan_combined: with {shared // 1024} KiB of shared memory in a block "
+            f"Triton's backward has headdim and d_state up to {most} and headdim * d_state up to "
+            f"{256 * 256} for {str(dot_dtype)[6:]}, got {headdim} and {d_state}; "
+            'use_backend("reference") has any'
+        )
+
+
+def _shared_memory(device):
+    """Bytes that a block may have; in the interpreter more than enough."""
+    if device.type != "cuda":
+        return 1 << 30
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def _scan_backward(
@@ -137,9 +161,9 @@ def _plan(x, B, C, seq_idx, cu_seqlens, dvarlen_states):
     """The plan, and for each chunk the sequence that ends with it or -1 (None without states)."""
     batch, seqlen, nheads, _ = x.shape
     dtype = torch.promote_types(x.dtype, torch.float32)
-    dot_dtype = torch.promote_types(torch.promote_types(x.dtype, B.dtype), C.dtype)
+    dot_dtype = _dot_dtype(x, B, C)
     block_dstate = max(16, triton.next_power_of_2(B.shape[3]))
-    chunk_size = CHUNK if dot_dtype.itemsize == 2 and block_dstate <= 128 else BLOCK
+    chunk_size = _chunk_size(x.shape[3], block_dstate, dot_dtype)
     chunks, bounds, ending, resets = triton.cdiv(seqlen, chunk_size), None, None, None
     if dvarlen_states is not None:
         bounds, ending = _chunks_of_sequences(cu_seqlens, seqlen, chunk_size)
@@ -152,9 +176,30 @@ def _plan(x, B, C, seq_idx, cu_seqlens, dvarlen_states):
     delta = torch.empty(vectors, dtype=dtype, device=x.device)
     cumsum = torch.empty((parts, *vectors), dtype=dtype, device=x.device)
     plan = Plan(
-        chunk_size, BLOCK, block_dstate, chunks, bounds, resets, dot_dtype, dtype, delta, cumsum
+        chunk_size,
+        min(BLOCK, chunk_size),
+        block_dstate,
+        chunks,
+        bounds,
+        resets,
+        dot_dtype,
+        dtype,
+        delta,
+        cumsum,
     )
     return plan, ending
+
+
+def _dot_dtype(x, B, C):
+    return torch.promote_types(torch.promote_types(x.dtype, B.dtype), C.dtype)
+
+
+def _chunk_size(headdim, block_dstate, dot_dtype):
+    """Tokens of a chunk: few where a head is large, so that tiles fit in 99 KiB."""
+    if block_dstate > 256:
+        return 16
+    narrow = dot_dtype.itemsize == 2
+    return CHUNK if narrow and block_dstate <= 128 and headdim <= 256 else BLOCK
 
 
 def _chunks_of_sequences(cu_seqlens, seqlen, chunk_size):

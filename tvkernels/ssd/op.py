@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tvkernels.core.backend import backend_for
 from tvkernels.core.checks import (
+    FLOAT_DTYPES,
     INDEX_DTYPES,
     expect_dtype,
     expect_int,
@@ -48,6 +49,7 @@ def mamba_chunk_scan_combined(
     dt_limit: tuple[float, float] = (0.0, math.inf),
     return_final_states: bool = False,
     return_varlen_states: bool = False,
+    state_dtype: torch.dtype | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
     """The Mamba-2 scan of whole sequences.
 
@@ -81,6 +83,9 @@ def mamba_chunk_scan_combined(
             cu_seqlens; batch must be 1. With seq_idx the state of the recurrence above; without it
             each sequence is taken alone (initial_states enters the one of token 0), while out still
             runs through. An empty sequence has state 0.
+        state_dtype: a float dtype or None, accepted for compatibility: the dtype of the states
+            between chunks in mamba-ssm. Here they are float32 whatever it says (float64 for float64
+            x, and float64 may be asked for with such x only).
 
     Returns:
         out (batch, seqlen, nheads, headdim), contiguous, dtype of x; or (out, final_states),
@@ -90,6 +95,9 @@ def mamba_chunk_scan_combined(
 
     Raises:
         ValueError: shapes, dtypes, devices or the combination of arguments do not fit.
+        NotImplementedError: in the backward, on a GPU with less than 160 KiB of shared memory in a
+            block (RTX has 99): headdim or d_state above 512 (256 for operands of 32 bit), or
+            headdim * d_state above 65,536.
 
     Numerics: step sizes, decays, every sum and the state from chunk to chunk are float32 (float64
     for float64 x), out is rounded once. If x, B and C are of 16 bit, the kernels' matrix products
@@ -106,6 +114,7 @@ def mamba_chunk_scan_combined(
     _check_tokens(x, dt, A, B, C, z, seq_idx)
     _check_heads(x, B, D, dt_bias, initial_states)
     _check_options(x, chunk_size, cu_seqlens, dt_limit, return_varlen_states)
+    _check_state_dtype(x, state_dtype)
     expect_same_device(
         _OP,
         **{"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": dt_bias},
@@ -131,6 +140,7 @@ def mamba_chunk_scan_combined(
             dt_limit,
             return_final_states,
             return_varlen_states,
+            state_dtype,
         )
     tensors = distinct(x, dt, A, B, C, D, z, dt_bias, initial_states)
     offsets = cu_seqlens if return_varlen_states else None
@@ -216,6 +226,15 @@ def _check_options(
         fail(_OP, "cu_seqlens", "be given with return_varlen_states", None)
     if return_varlen_states and x.shape[0] != 1:
         fail(_OP, "x", "have batch 1 with return_varlen_states", f"batch {x.shape[0]}")
+
+
+def _check_state_dtype(x: Tensor, state_dtype: Any) -> None:
+    """The state is at least as wide as `state_dtype`."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    allowed = [dtype for dtype in FLOAT_DTYPES if torch.promote_types(dtype, wide) == wide]
+    if state_dtype is not None and state_dtype not in allowed:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        fail(_OP, "state_dtype", f"be None, {names} (the state is {str(wide)[6:]})", state_dtype)
 
 
 class _StepSizes(NamedTuple):

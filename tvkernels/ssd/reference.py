@@ -41,6 +41,7 @@ def mamba_chunk_scan_combined_ref(
     dt_limit: tuple[float, float] = (0.0, math.inf),
     return_final_states: bool = False,
     return_varlen_states: bool = False,
+    state_dtype: torch.dtype | None = None,
 ) -> Result:
     """`mamba_chunk_scan_combined` in plain PyTorch; arguments and result are the same.
 
@@ -86,6 +87,7 @@ def mamba_recurrence_ref(
     dt_limit: tuple[float, float] = (0.0, math.inf),
     return_final_states: bool = False,
     return_varlen_states: bool = False,
+    state_dtype: torch.dtype | None = None,
 ) -> Result:
     """`mamba_chunk_scan_combined` as the plain recurrence, token by token: the oracle.
 

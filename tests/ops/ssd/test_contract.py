@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.contract import (
+    cast,
     check_contract,
     on_device,
 )
@@ -100,6 +101,17 @@ def test_a_state_that_nothing_feeds_never_becomes_denormal() -> None:
         assert not ((final != 0) & (final.abs() < tiny)).any()
         truth = torch.exp(inputs["A"].double() * 0.3 * seqlen)
         torch.testing.assert_close(final[0, :, 0, 0].double(), truth, rtol=1e-3, atol=1e-30)
+
+
+@both
+def test_the_state_is_at_least_as_wide_as_state_dtype() -> None:
+    """So no dtype that may be asked for changes a bit."""
+    inputs = cast(on_device(scan_inputs(seqlen=70)), torch.bfloat16) | {"return_final_states": True}
+    want = mamba_chunk_scan_combined(**inputs)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        got = mamba_chunk_scan_combined(**inputs, state_dtype=dtype)
+        assert all(torch.equal(a, b) for a, b in zip(got, want))
+    assert want[1].dtype == torch.float32
 
 
 @both

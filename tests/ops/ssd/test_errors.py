@@ -61,6 +61,14 @@ BAD: dict[str, tuple[Tensors, str]] = {
         {"return_varlen_states": True, "cu_seqlens": torch.tensor([0, 70])},
         "x must have batch 1 with return_varlen_states, got batch 2",
     ),
+    "state_dtype": (
+        {"state_dtype": "float32"},
+        r"state_dtype must be None, float32, .* \(the state is float",
+    ),
+    "state_dtype wide": (
+        {"x": torch.zeros(2, 70, 4, 5), "state_dtype": torch.float64},
+        r"state_dtype must be None, float32, bfloat16, float16 \(the state is float32\), got",
+    ),
     "device": ({"A": torch.zeros(4, device="meta")}, r"A must lie on the device of x \(cpu\)"),
 }
 

@@ -215,7 +215,8 @@ def test_head_dimensions(headdim, short_chunks):
 
 
 @pytest.mark.parametrize(
-    ("headdim", "d_state"), [(80, 128), (144, 256), (64, 48), (16, 256), (256, 256)]
+    ("headdim", "d_state"),
+    [(80, 128), (144, 256), (64, 48), (16, 256), (256, 256), (512, 16), (16, 512)],
 )
 def test_states_that_one_program_cannot_hold_are_cut(headdim, d_state, short_chunks):
     check(inputs_of(seqlen=20, heads=2, groups=1, headdim=headdim, d_state=d_state))

@@ -1,0 +1,59 @@
+"""The scan's backward of heads that are large for the shared memory of a GPU's block."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+
+from tests.contract import TRITON, as_tuple, cast, on_device
+from tests.ops.ssd.common import scan_inputs
+from tvkernels import use_backend
+from tvkernels.ssd import mamba_chunk_scan_combined
+
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(not TRITON, reason="needs a GPU, or TRITON_INTERPRET=1"),
+]
+if importlib.util.find_spec("triton") is not None and TRITON:
+    from tvkernels.ssd import backward_kernel
+
+RTX = 99 * 1024
+
+
+@pytest.mark.parametrize(
+    ("headdim", "d_state", "dtype", "chunk"),
+    [
+        (256, 128, torch.bfloat16, 128),
+        (512, 64, torch.bfloat16, 64),
+        (64, 512, torch.bfloat16, 16),
+        (512, 64, torch.float32, 64),
+    ],
+)
+def test_large_heads_have_short_chunks(
+    headdim: int, d_state: int, dtype: torch.dtype, chunk: int
+) -> None:
+    """So that the tiles of a chunk fit in the shared memory of an RTX GPU's block."""
+    assert backward_kernel._chunk_size(headdim, d_state, dtype) == chunk
+
+
+@pytest.mark.parametrize(
+    ("headdim", "d_state", "dtype"),
+    [(16, 528, torch.bfloat16), (512, 144, torch.bfloat16), (272, 16, torch.float32)],
+)
+def test_a_head_too_large_for_the_gpu_is_refused(
+    headdim: int, d_state: int, dtype: torch.dtype, monkeypatch: Any
+) -> None:
+    """Before any launch, and only where a block has little shared memory."""
+    inputs = scan_inputs(batch=1, seqlen=2, nheads=1, ngroups=1, headdim=headdim, d_state=d_state)
+    inputs = cast(on_device(inputs), dtype)
+    inputs["x"].requires_grad_()
+    with use_backend("triton"):
+        out, *_ = as_tuple(mamba_chunk_scan_combined(**inputs))
+        out.sum().backward(retain_graph=True)
+        monkeypatch.setattr(backward_kernel, "_shared_memory", lambda device: RTX)
+        words = rf"with 99 KiB of shared memory .* up to 65536 .* got {headdim} and {d_state};"
+        with pytest.raises(NotImplementedError, match=words):
+            out.sum().backward()
