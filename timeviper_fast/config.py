@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 Selection = Literal["uniform", "attention"]
+Score = Literal["raw", "normed"]
 TokenOrder = Literal["raw", "ascending", "descending"]
 
 MAMBA, ATTENTION, MLP = "M", "*", "-"
@@ -86,12 +87,17 @@ class CompressionStage:
             trunc(N0 * keep) in float64; a count of 0 is legal.
         transfer: True adds the dropped tokens' content to the text behind the span by gated
             cross-attention (TransV); False only drops them.
+        score: the stream that an attention stage scores: "raw" is the residual stream before the
+            layer's RMSNorm, as in upstream's checkpoints; "normed" is what the layer itself reads.
+            Where the stream is large, raw scores underflow to 0 and ties decide, so a model that
+            is trained from random weights needs "normed". Uniform stages do not read it.
     """
 
     layer: int
     select: Selection
     keep: float
     transfer: bool = True
+    score: Score = "raw"
 
     def __post_init__(self) -> None:
         owner = "CompressionStage"
@@ -99,6 +105,7 @@ class CompressionStage:
         _expect_one_of(owner, "select", self.select, ("uniform", "attention"))
         expect(owner, self, _RATIO, "keep")
         expect(owner, self, _BOOL, "transfer")
+        _expect_one_of(owner, "score", self.score, ("raw", "normed"))
 
     def kept_count(self, vision_tokens: int) -> int:
         """Vision tokens that remain of `vision_tokens` original ones (float64, truncated)."""

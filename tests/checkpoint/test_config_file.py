@@ -57,6 +57,7 @@ def configs(draw) -> TimeViperConfig:
             "attention" if backbone.pattern[layer] == "*" and draw(st.booleans()) else "uniform",
             keep,
             transfer=draw(st.booleans()),
+            score=draw(st.sampled_from(["raw", "normed"])),
         )
         for layer, keep in zip(layers, keeps)
     )
@@ -78,6 +79,18 @@ def test_presets_round_trip(name):
     text = json.dumps(config_to_dict(preset(name)), allow_nan=False)
     assert '"inf"' in text
     assert config_from_dict(json.loads(text)) == preset(name)
+
+
+def test_a_directory_of_version_1_scores_the_raw_stream(tmp_path):
+    """Version 1 had no `score`; version 2 must give it."""
+    told = config_to_dict(CONFIG) | {"format": "timeviper_fast", "format_version": 1}
+    for stage in told["stages"]:
+        del stage["score"]
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    assert read_config(tmp_path) == CONFIG
+    (tmp_path / "config.json").write_text(json.dumps(told | {"format_version": 2}))
+    with pytest.raises(CheckpointError, match=r"stages\[0\] must have all of its .* no score"):
+        read_config(tmp_path)
 
 
 def whole(values: dict, like: dict) -> dict:
@@ -103,6 +116,9 @@ def test_what_is_left_out_is_not_that_of_another_model(part):
     assert config_from_dict(told) == CONFIG
 
 
+_STAGE = {"layer": 1, "keep": 1, "select": "uniform", "transfer": True, "score": "raw"}
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -117,14 +133,14 @@ def test_what_is_left_out_is_not_that_of_another_model(part):
         ({"stages": [{"layer": 1, "ratio": 1}]}, r"stages\[0\] must have only known fields"),
         (
             {"stages": [{"layer": 1}]},
-            r"config.json: stages\[0\] must have all of its fields, got no keep, select, transfer",
+            r"config.json: stages\[0\] must have all of its fields, got no keep, score, select, transfer",
         ),
         (
-            {"stages": [{"layer": 1, "keep": 0, "select": "uniform", "transfer": True}]},
+            {"stages": [{**_STAGE, "keep": 0}]},
             r"config.json: stages\[0\]: keep must lie in \(0, 1\], got 0",
         ),
         (
-            {"stages": [{"layer": 1, "keep": 1, "select": "uniform", "transfer": "no"}]},
+            {"stages": [{**_STAGE, "transfer": "no"}]},
             r"config.json: stages\[0\]: transfer must be True or False, got 'no'",
         ),
         ({"vision": {"hidden_act": "relu"}}, "config.json: vision: hidden_act must be one of"),
@@ -167,7 +183,7 @@ def test_another_format_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="path must be a timeviper_fast checkpoint"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text('{"format": "timeviper_fast", "format_version": 99}')
-    with pytest.raises(CheckpointError, match="format_version must be 1, got 99"):
+    with pytest.raises(CheckpointError, match="format_version must be 1 to 2, got 99"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match=r"config.json: file must be readable JSON, got"):

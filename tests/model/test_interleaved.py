@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.goldens import golden, manifest
-from tests.model.common import random_model, runs_of
+from tests.model.common import SCHEDULE, random_model, runs_of
 from tests.tiny import TINY
 from timeviper_fast.config import BackboneConfig, CompressionStage
 from timeviper_fast.inference.generate import decode, prefill
@@ -108,7 +110,8 @@ def restated(model, x, vision, asks):
                 chosen = at[[j * (len(at) - 1) // max(keep - 1, 1) for j in range(keep)]]
             else:
                 mixer = layer.mixer
-                seen = x[: len(x) - asks]
+                seen = layer.norm(x) if stage.stage.score == "normed" else x
+                seen = seen[: len(x) - asks]
                 weights = attention(mixer.q_proj(seen[-1:]), mixer.k_proj(seen)).mean(0)[0]
                 chosen = at[weights[at].topk(keep).indices]
             stays = number < 0
@@ -130,14 +133,17 @@ def restated(model, x, vision, asks):
     runs=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=1, max_size=6),
     behind=st.integers(1, 5),
     asks=st.integers(0, 4),
+    score=st.sampled_from(["raw", "normed"]),
 )
-def test_any_runs_equal_a_restatement_by_lists(runs, behind, asks):
+def test_any_runs_equal_a_restatement_by_lists(runs, behind, asks, score):
     mask = [False] * runs[0][0]
     for between, length in runs:
         mask += [False] * between + [True] * length
     vision = torch.tensor(mask + [False] * behind)
     asks = min(asks, behind - 1)
-    model = random_model()
+    model = random_model(tuple(replace(stage, score=score) for stage in SCHEDULE))
+    for layer in model.layers:
+        torch.nn.init.uniform_(layer.norm.weight, 0.5, 1.5)
     x = torch.randn(len(vision), TINY.hidden_size, dtype=torch.float64)
     segment = Segment.of_runs(len(vision), runs_of(vision), query_from_end=asks)
     with torch.no_grad():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from tests.goldens import golden, manifest
 from tests.tiny import TINY
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.layout import Segment, VisualSpan
-from timeviper_fast.model.nemotron_h import Attention
+from timeviper_fast.model.nemotron_h import Attention, RMSNorm
 from timeviper_fast.model.transv import TransV
 
 STAGES = (CompressionStage(0, "uniform", 0.5), CompressionStage(1, "attention", 0.2))
@@ -30,7 +31,7 @@ def test_transfer(case):
     span = VisualSpan(case["vision_start"], case["vision_end"] - case["vision_start"])
     original = span.length if number == 0 else golden_original(case)
     segment = Segment(hidden.shape[1], span, vision_tokens=original)
-    out, [after], [record] = stage(hidden, (segment,), attention)
+    out, [after], [record] = stage(hidden, (segment,), attention, nn.Identity())
     assert torch.equal(record.kept[0].int() + span.start, data[f"{key}.kept_abs"])
     torch.testing.assert_close(out, data[f"{key}.features_out"], rtol=0, atol=2e-4)
     assert after.length == out.shape[1] == case["L_out"]
@@ -57,7 +58,28 @@ def test_attention_stage_without_transfer(case):
     stage = TransV(CompressionStage(1, "attention", case["ratio_keep"], transfer=False), TINY)
     hidden = data[f"{key}.features"]
     segment = Segment(hidden.shape[1], VisualSpan(case["prefix"], case["vision"]))
-    out, _, [record] = stage(hidden, (segment,), attention)
+    out, _, [record] = stage(hidden, (segment,), attention, nn.Identity())
     assert torch.equal(record.kept[0].int(), data[f"{key}.kept_sorted"])
     torch.testing.assert_close(record.scores[0], data[f"{key}.vision_scores"], rtol=0, atol=1e-5)
     assert torch.equal(out, data[f"{key}.features_out"])
+
+
+@torch.no_grad()
+def test_a_large_stream_is_chosen_from_by_its_normed_scores():
+    """Raw scores of a stream of rms 100 underflow to 0 and ties decide; normed ones rank it."""
+    attention, norm, hidden = Attention(TINY), RMSNorm(TINY.hidden_size, 1e-5), 100 * _random()
+    segment = Segment(hidden.shape[1], VisualSpan(2, 60))
+    weights = (attention.q_proj(norm(hidden[:, -1:])), attention.k_proj(norm(hidden)))
+    q, k = (x.unflatten(-1, (-1, TINY.head_dim)).transpose(1, 2) for x in weights)
+    truth = (q @ k.mT / TINY.head_dim**0.5).softmax(-1).mean(1)[:, 0, 2:62]
+    records = {}
+    for score in ("raw", "normed"):
+        stage = TransV(CompressionStage(1, "attention", 0.2, transfer=False, score=score), TINY)
+        records[score] = stage(hidden, (segment,), attention, norm)[2][0]
+    torch.testing.assert_close(records["normed"].scores, truth, rtol=1e-4, atol=1e-6)
+    assert torch.equal(records["normed"].kept[0], truth[0].topk(12).indices.sort().values)
+    assert (records["raw"].scores == 0).float().mean() > 0.5
+
+
+def _random() -> torch.Tensor:
+    return torch.randn(1, 64, TINY.hidden_size)

@@ -19,7 +19,9 @@ from timeviper_fast.errors import ArgumentError, CheckpointError
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "config_from_dict", "config_to_dict"]
 
-FORMAT, FORMAT_VERSION = "timeviper_fast", 1
+FORMAT, FORMAT_VERSION = "timeviper_fast", 2
+# fields that an older version did not have, with the value it meant
+_OLDER_STAGE = {1: {"score": "raw"}}
 _FILE = "config.json"
 
 C = TypeVar("C")
@@ -38,8 +40,8 @@ def config_to_dict(config: TimeViperConfig) -> dict[str, Any]:
     return plain(asdict(config))
 
 
-def config_from_dict(values: Mapping[str, Any]) -> TimeViperConfig:
-    """The inverse of `config_to_dict`. Every field must be given: nothing is filled in.
+def config_from_dict(values: Mapping[str, Any], version: int = FORMAT_VERSION) -> TimeViperConfig:
+    """The inverse of `config_to_dict`. Every field of that version of the format must be given.
 
     Raises:
         CheckpointError: a field that does not exist or is missing, or a value that breaks a rule.
@@ -54,9 +56,15 @@ def config_from_dict(values: Mapping[str, Any]) -> TimeViperConfig:
         if not isinstance(stages, list):
             raise CheckpointError(_FILE, "stages", "be a list of objects", repr(stages))
         given["stages"] = tuple(
-            _build(CompressionStage, s, f"stages[{i}]") for i, s in enumerate(stages)
+            _build(CompressionStage, _stage(s, version), f"stages[{i}]")
+            for i, s in enumerate(stages)
         )
     return _build(TimeViperConfig, given, "config")
+
+
+def _stage(values: Any, version: int) -> Any:
+    older = _OLDER_STAGE.get(version, {})
+    return {**older, **values} if isinstance(values, Mapping) else values
 
 
 def _build(kind: type[C], values: Any, part: str) -> C:

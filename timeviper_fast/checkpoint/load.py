@@ -41,9 +41,10 @@ def read_config(path_or_hub_id: PathLike) -> TimeViperConfig:
         rule = "be a timeviper_fast checkpoint (other formats are converted first)"
         raise CheckpointError("from_pretrained", "path", rule, f"{directory} of another format")
     version = values.pop("format_version", None)
-    if version != FORMAT_VERSION:
-        raise CheckpointError("config.json", "format_version", f"be {FORMAT_VERSION}", version)
-    return config_from_dict(values)
+    if version not in range(1, FORMAT_VERSION + 1):
+        rule = f"be 1 to {FORMAT_VERSION}"
+        raise CheckpointError("config.json", "format_version", rule, version)
+    return config_from_dict(values, version)
 
 
 def load_tokenizer(directory: PathLike) -> PreTrainedTokenizerBase | None:

@@ -64,7 +64,7 @@ class LayerStack(nn.Module):
 
     Attributes:
         stages: in the order of their layers.
-        layers: called as layer(x, packing, state); a stage reads its layer's `mixer`.
+        layers: called as layer(x, packing, state); a stage reads its layer's `mixer` and `norm`.
         transv: one module per stage.
     """
 
@@ -137,9 +137,10 @@ class LayerStack(nn.Module):
         for number in range(first, end):
             layers = self._layers_behind(number)
             if number >= 0 and any(segment.vision_tokens for segment in segments):
-                mixer = self.layers[layers.start].mixer
+                layer = self.layers[layers.start]
                 with _timed(watch, self.stages[number]) as stop:
-                    hidden, segments, record = self.transv[number](hidden, segments, mixer)
+                    stage = self.transv[number]
+                    hidden, segments, record = stage(hidden, segments, layer.mixer, layer.norm)
                     stop.tokens = f"{record[0].tokens_before} -> {record[0].tokens_after}"
                 records.append(record)
             if layers:

@@ -4,14 +4,14 @@
 
 A stage keeps either evenly spaced tokens, or those with the highest attention from one query token
 under the projections of the layer that follows. Two choices look odd and are kept because
-upstream's checkpoints were trained with them: scores come from the residual stream BEFORE the
-layer's RMSNorm, and the query is a single token, at inference the last of the prompt. Counts are
-relative to the original vision tokens.
+upstream's checkpoints were trained with them: by default scores come from the residual stream
+BEFORE the layer's RMSNorm (`CompressionStage.score`), and the query is a single token, at inference
+the last of the prompt. Counts are relative to the original vision tokens.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,15 @@ class StageRecord(NamedTuple):
     scores: Tensor | None
 
 
+class Norm(Protocol):
+    """What a stage reads of its layer's RMSNorm."""
+
+    weight: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
 class TransV(nn.Module):
     """One compression stage; without transfer it has no parameters."""
 
@@ -63,7 +72,7 @@ class TransV(nn.Module):
             self.alpha = nn.Parameter(torch.zeros(()))
 
     def forward(
-        self, hidden: Tensor, segments: tuple[Segment, ...], mixer: nn.Module
+        self, hidden: Tensor, segments: tuple[Segment, ...], mixer: nn.Module, norm: Norm
     ) -> tuple[Tensor, tuple[Segment, ...], list[StageRecord]]:
         """Shorten every sample of a sequence.
 
@@ -71,6 +80,7 @@ class TransV(nn.Module):
             hidden: (batch, seqlen, d_model), the residual stream that enters the stage's layer.
             segments: the samples packed in it, in order.
             mixer: the layer's mixer; its q_proj and k_proj score the tokens of attention stages.
+            norm: the layer's RMSNorm; stages that score the normed stream apply it.
 
         Returns:
             The shorter stream, its segments, and one record per sample.
@@ -81,7 +91,7 @@ class TransV(nn.Module):
         start = 0
         for segment in segments:
             sample = hidden[:, start : start + segment.length]
-            kept, dropped, scores = self._choose(sample, segment, mixer)
+            kept, dropped, scores = self._choose(sample, segment, mixer, norm)
             counts = (segment.vision_present, kept.shape[1])
             records.append(StageRecord(self.stage.layer, *counts, kept, scores))
             leaving.append(segment.positions(dropped) + start)
@@ -93,32 +103,35 @@ class TransV(nn.Module):
         return shorter.kept, tuple(after), records
 
     def _choose(
-        self, sample: Tensor, segment: Segment, mixer: nn.Module
+        self, sample: Tensor, segment: Segment, mixer: nn.Module, norm: Norm
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """(kept, dropped, scores); kept and dropped are (batch, n) numbers of present tokens."""
         keep = self.stage.kept_count(segment.vision_tokens)
         if self.stage.select == "attention":
-            return self._by_attention(sample, segment, keep, mixer)
+            return self._by_attention(sample, segment, keep, mixer, norm)
         kept = uniform_topk(segment.vision_present, keep, sample.device)
         dropped = dropped_indices(kept, segment.vision_present)
         return kept.expand(len(sample), -1), dropped.expand(len(sample), -1), None
 
     def _by_attention(
-        self, sample: Tensor, segment: Segment, keep: int, mixer: nn.Module
+        self, sample: Tensor, segment: Segment, keep: int, mixer: nn.Module, norm: Norm
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
             # Causal: the query sees only earlier tokens. In training the answer follows it and
             # must not leak.
             seen = sample[:, : segment.length - segment.query_from_end]
-            q = mixer.q_proj(seen[:, -1]).unflatten(-1, (-1, self.head_dim))  # type: ignore[operator]
+            query, on_keys = seen[:, -1], None
+            if self.stage.score == "normed":
+                query, on_keys = norm(query), (norm.weight, norm.eps)
+            q = mixer.q_proj(query).unflatten(-1, (-1, self.head_dim))  # type: ignore[operator]
             # A key bias adds the same number to every score of a head, so softmax ignores it.
             weight: Tensor = mixer.k_proj.weight  # type: ignore[assignment, union-attr]
             span = (segment.span.start, segment.span.length)
             if segment.index is None:
-                chosen = attention_topk_hidden(q, seen, weight, keep, span)
+                chosen = attention_topk_hidden(q, seen, weight, keep, span, norm_weight=on_keys)
                 return chosen.kept, chosen.dropped, chosen.scores
             # The op would choose among the whole span, text included: use only its scores.
-            scores = attention_topk_hidden(q, seen, weight, 0, span).scores
+            scores = attention_topk_hidden(q, seen, weight, 0, span, norm_weight=on_keys).scores
             scores = scores.gather(1, segment.index.expand(len(sample), -1))
             # stable: equal scores keep the lower index, as in the op
             order = scores.argsort(dim=-1, descending=True, stable=True)
