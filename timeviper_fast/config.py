@@ -32,6 +32,7 @@ __all__ = [
     "ProjectorConfig",
     "TimeViperConfig",
     "VisionConfig",
+    "check_stages",
 ]
 
 Selection = Literal["uniform", "attention"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.goldens import golden, manifest
-from tests.tiny import DROP_ONLY, TRANSV, tiny_backbone
-from timeviper_fast.config import BackboneConfig
+from tests.tiny import DROP_ONLY, TINY, TRANSV, tiny_backbone
+from timeviper_fast.config import BackboneConfig, CompressionStage
 from timeviper_fast.inference.generate import decode, prefill
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.cache import MambaState
@@ -125,3 +127,42 @@ def test_prefill_and_greedy_decode(run, chunk):
     torch.testing.assert_close(logits[0][0], data["prefill.logits"][0, -1], **HIDDEN)
     torch.testing.assert_close(torch.cat(logits[1:]), data["decode.logits"], **HIDDEN)
     check_cache(read.cache, data, "final_cache")
+
+
+@torch.no_grad()
+def test_stages_are_replaced_in_step_and_transfers_keep_their_weights():
+    """A schedule that lowers `keep` equals a model that was built with the last stages."""
+    x, segment = torch.randn(1, 80, TINY.hidden_size), Segment(80, VisualSpan(3, 60))
+    model = tiny_backbone(TRANSV)
+    gate = model.transv[1].alpha
+    later = (replace(TRANSV[0], keep=0.4), replace(TRANSV[1], keep=0.1, score="normed"))
+    model.set_stages(tuple(replace(stage, keep=1.0) for stage in TRANSV))
+    assert model(x, (segment,))[1][1][0].tokens_after == 60
+    model.set_stages(later)
+    assert model.stages == later
+    assert model.transv[1].alpha is gate
+    hidden, records = model(x, (segment,))
+    truth, their_records = tiny_backbone(later)(x, (segment,))
+    assert torch.equal(hidden, truth)
+    assert torch.equal(records[1][0].kept, their_records[1][0].kept)
+    model.set_stages(tuple(replace(stage, transfer=False) for stage in later))
+    assert not list(model.transv.parameters())
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        ((CompressionStage(2, "uniform", 0.5),), r"stages\[0\]: transfer must be False but before"),
+        ((replace(TRANSV[0], keep=0.1), TRANSV[1]), r"stages\[1\]: keep must not exceed"),
+        ((CompressionStage(4, "attention", 0.1, False),), r"layer must be an attention layer"),
+        ((CompressionStage(12, "uniform", 0.1, False),), r"layer must be at most 11"),
+    ],
+)
+def test_stages_that_do_not_fit_leave_the_model_as_it_was(stages, words):
+    model = tiny_backbone(TRANSV)
+    before = dict(model.named_parameters())
+    with pytest.raises(ValueError, match=words):
+        model.set_stages(stages)
+    assert model.stages == TRANSV
+    assert all(p is before.pop(name) for name, p in model.named_parameters())
+    assert not before

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from timeviper_fast.config import TimeViperConfig
+from timeviper_fast.config import CompressionStage, TimeViperConfig
 from timeviper_fast.errors import ArgumentError, fail
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.nemotron_h import HybridBackbone
@@ -45,6 +46,11 @@ class TimeViperNetwork(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.backbone.embeddings.weight.dtype
+
+    def set_stages(self, stages: tuple[CompressionStage, ...]) -> None:
+        """Replace the compression stages; rules and errors are those of `HybridBackbone`."""
+        self.backbone.set_stages(stages)
+        self.config = replace(self.config, stages=stages)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:

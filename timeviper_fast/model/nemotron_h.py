@@ -7,13 +7,21 @@ dtype, as in upstream's checkpoints (bf16 there), and are widened to float32 whe
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig, CompressionStage
+from timeviper_fast.config import (
+    ATTENTION,
+    MAMBA,
+    BackboneConfig,
+    CompressionStage,
+    check_stages,
+)
+from timeviper_fast.errors import fail
 from timeviper_fast.model.cache import AttentionState, MambaState
 from timeviper_fast.model.stack import LayerStack, Packing
 from timeviper_fast.model.transv import TransV
@@ -212,7 +220,7 @@ class HybridBackbone(LayerStack):
     """Embeddings, layers with compression stages between them, final norm and vocabulary head."""
 
     def __init__(self, config: BackboneConfig, stages: tuple[CompressionStage, ...] = ()) -> None:
-        super().__init__(stages)
+        super().__init__()
         self.config = config
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(kind, config) for kind in config.pattern)
@@ -221,6 +229,30 @@ class HybridBackbone(LayerStack):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embeddings.weight
+
+    def set_stages(self, stages: tuple[CompressionStage, ...]) -> None:
+        """Replace the compression stages, as training does that lowers `keep` step by step.
+
+        The transfer before a layer keeps its weights while a stage before that layer transfers.
+
+        Raises:
+            ValueError: the stages do not fit the backbone or each other, or one transfers before a
+                layer for which the model holds no transfer weights; the model is as before.
+        """
+        check_stages(stages, self.config)
+        own = cast(Iterable[TransV], self.transv)
+        held = {module.stage.layer: module for module in own if module.stage.transfer}
+        for i, stage in enumerate(stages):
+            if stage.transfer and stage.layer not in held:
+                layers = ", ".join(map(str, held)) or "there is none"
+                rule = f"be False but before a layer with transfer weights ({layers})"
+                fail(f"stages[{i}]", "transfer", rule, f"True before layer {stage.layer}")
+        modules = []
+        for stage in stages:
+            module = held[stage.layer] if stage.transfer else TransV(stage, self.config)
+            module.stage = stage
+            modules.append(module)
+        self.transv = nn.ModuleList(modules)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(batch, n, d_model) of the residual stream -> (batch, n, vocab) float32 logits."""

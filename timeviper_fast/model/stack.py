@@ -63,17 +63,16 @@ class LayerStack(nn.Module):
     """Layers on one residual stream, and the compression stages in front of some of them.
 
     Attributes:
-        stages: in the order of their layers.
         layers: called as layer(x, packing, state); a stage reads its layer's `mixer` and `norm`.
-        transv: one module per stage.
+        transv: one module per stage, in the order of their layers.
     """
 
     layers: nn.ModuleList
     transv: nn.ModuleList
 
-    def __init__(self, stages: tuple[CompressionStage, ...]) -> None:
-        super().__init__()
-        self.stages = stages
+    @property
+    def stages(self) -> tuple[CompressionStage, ...]:
+        return tuple(module.stage for module in self.transv)  # type: ignore[misc]
 
     def forward(
         self,
