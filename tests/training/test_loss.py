@@ -11,7 +11,7 @@ from timeviper_fast.config import ProjectorConfig
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.projector import Projector
 from timeviper_fast.text.prompt import IGNORE_INDEX
-from timeviper_fast.training.loss import packed_loss, training_segment
+from timeviper_fast.training.loss import packed_forward, packed_loss, training_segment
 
 FRAME_TOKENS = 4
 
@@ -69,6 +69,21 @@ def test_kept_tokens_logits_and_loss(parts, which, prefix):
                 torch.testing.assert_close(record.scores[0], scores, rtol=0, atol=2e-4)
     loss = packed_loss(backbone, embeddings, segments, labels)
     torch.testing.assert_close(loss, data[f"{prefix}loss"].reshape(()), rtol=0, atol=2e-4)
+
+
+def test_predictions_of_packed_samples_are_those_of_each_alone(parts):
+    data, backbone, projector = parts
+    together = packed_forward(backbone, *embed(backbone, projector, data, (0, 1)))
+    alone = [packed_forward(backbone, *embed(backbone, projector, data, (i,))) for i in (0, 1)]
+    assert together.samples.tolist() == [i for i in (0, 1) for _ in alone[i].targets]
+    assert torch.equal(together.targets, torch.cat([one.targets for one in alone]))
+    logits = torch.cat([one.logits for one in alone])
+    torch.testing.assert_close(together.logits, logits, rtol=0, atol=2e-4)
+    truth = -logits.log_softmax(-1)[range(len(logits)), together.targets].mean()
+    torch.testing.assert_close(together.loss, truth, rtol=0, atol=2e-4)
+    for stage, (first, second) in enumerate(together.records):
+        for one, record in zip(alone, (first, second)):
+            assert torch.equal(one.records[stage][0].kept, record.kept)
 
 
 def test_gradients(parts):

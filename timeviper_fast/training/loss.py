@@ -7,6 +7,8 @@ would take more memory than the model.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,9 +16,28 @@ from torch import Tensor
 from timeviper_fast.errors import ArgumentError
 from timeviper_fast.layout import Segment, VisualSpan, shorten
 from timeviper_fast.model.nemotron_h import HybridBackbone
+from timeviper_fast.model.transv import StageRecord
 from timeviper_fast.text.prompt import IGNORE_INDEX
 
-__all__ = ["packed_loss", "training_segment"]
+__all__ = ["Packed", "packed_forward", "packed_loss", "training_segment"]
+
+
+class Packed(NamedTuple):
+    """What the model predicts for the n supervised tokens of packed samples.
+
+    Attributes:
+        loss: scalar float32, the mean cross entropy.
+        logits: (n, vocabulary) float32.
+        targets: (n,) int64 token ids, on the logits' device.
+        samples: (n,) int64 on the CPU, the sample that each of the tokens belongs to.
+        records: for every stage that ran, one record per sample.
+    """
+
+    loss: Tensor
+    logits: Tensor
+    targets: Tensor
+    samples: Tensor
+    records: list[list[StageRecord]]
 
 
 def training_segment(labels: Tensor, span: VisualSpan) -> Segment:
@@ -40,7 +61,14 @@ def training_segment(labels: Tensor, span: VisualSpan) -> Segment:
 def packed_loss(
     backbone: HybridBackbone, embeddings: Tensor, segments: tuple[Segment, ...], labels: Tensor
 ) -> Tensor:
-    """Loss of samples packed one behind the other; no token sees another sample.
+    """The loss alone of `packed_forward`, a scalar; arguments and errors are its."""
+    return packed_forward(backbone, embeddings, segments, labels).loss
+
+
+def packed_forward(
+    backbone: HybridBackbone, embeddings: Tensor, segments: tuple[Segment, ...], labels: Tensor
+) -> Packed:
+    """Run samples packed one behind the other; no token sees another sample.
 
     Args:
         backbone: the language model.
@@ -48,23 +76,22 @@ def packed_loss(
         segments: one per sample, as `training_segment` builds them.
         labels: (seqlen,) int64 on the CPU; -100 at vision tokens and at each sample's first token.
 
-    Returns:
-        Scalar float32 loss.
-
     Raises:
         ValueError: a batch above 1, labels of another length, dtype or range, a supervised vision
             token or first token, or no supervised token.
     """
-    positions, targets = _supervised(backbone, embeddings, segments, labels)
-    hidden, _ = backbone(embeddings, segments)
-    logits = backbone.logits(hidden[0, positions.to(hidden.device)])
-    return F.cross_entropy(logits, targets.to(hidden.device))
+    at = _supervised(backbone, embeddings, segments, labels)
+    targets = labels[labels != IGNORE_INDEX].to(embeddings.device)
+    hidden, records = backbone(embeddings, segments)
+    logits = backbone.logits(hidden[0, torch.cat(at).to(hidden.device)])
+    samples = torch.arange(len(at)).repeat_interleave(torch.tensor([len(part) for part in at]))
+    return Packed(F.cross_entropy(logits, targets), logits, targets, samples, records)
 
 
 def _supervised(
     backbone: HybridBackbone, embeddings: Tensor, segments: tuple[Segment, ...], labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Positions in the compressed sequence that predict a supervised token, and those tokens."""
+) -> list[Tensor]:
+    """Of each sample, the positions in the compressed sequence that predict a supervised token."""
     total = sum(segment.length for segment in segments)
     if len(embeddings) != 1:
         raise ArgumentError("packed_loss", "embeddings", "be of batch 1", len(embeddings))
@@ -95,4 +122,4 @@ def _supervised(
     if int(targets.min()) < 0 or int(targets.max()) >= vocabulary:
         strange = targets[(targets < 0) | (targets >= vocabulary)][0]
         raise ArgumentError("packed_loss", "labels", f"be -100 or below {vocabulary}", strange)
-    return torch.cat(positions), targets
+    return positions
