@@ -7,6 +7,7 @@ import re
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,11 +18,13 @@ from timeviper_fast.text.byte_tokenizer import SPECIAL_TOKENS, byte_tokenizer
 from timeviper_fast.text.prompt import (
     Prompt,
     build_prompt,
+    chat_template,
     render_chat,
     stop_token_ids,
     training_prompt,
     video_sentence,
 )
+from timeviper_fast.training.loss import training_segment
 
 IMAGE = 256 + SPECIAL_TOKENS.index("<image>")
 GOLDEN = DATA / "prompts.json"
@@ -112,6 +115,20 @@ def test_labels_of_an_answer_in_front_of_the_vision_tokens() -> None:
     learnt = [label for label in labels if label != -100]
     header = "<SPECIAL_11>Assistant\n"
     assert BYTES.decode(learnt) == f"{header}Yes?\n<SPECIAL_12>{header}A chef.\n<SPECIAL_12>"
+
+
+@pytest.mark.parametrize("template", ["nano_base", "qwen2"])
+def test_without_the_header_training_asks_with_the_token_that_inference_asks_with(template) -> None:
+    turns = [user("Hi"), assistant("Yes?"), user("Who?"), assistant("A chef.")]
+    prompt = training_prompt(BYTES, turns, template=template, learn_header=False)
+    close = chat_template(template).assistant[1]
+    labels = prompt.labels(3)
+    assert BYTES.decode([i for i in labels if i != -100]) == f"Yes?{close}A chef.{close}"
+    segment = training_segment(torch.tensor(labels), prompt.span(3))
+    asked = build_prompt(BYTES, turns[:-1], template=template)
+    assert segment.length - segment.query_from_end == asked.length(3)
+    whole = training_prompt(BYTES, turns, template=template)
+    assert (prompt.before, prompt.after) == (whole.before, whole.after)
 
 
 @pytest.mark.parametrize(

@@ -199,18 +199,27 @@ def training_prompt(
     vision: bool = True,
     preface: str = "",
     placeholder: str | None = None,
+    learn_header: bool = True,
 ) -> Prompt:
-    """An answered conversation with its training mask: whole assistant turns are supervised, with
-    their role header and closing marker.
+    """An answered conversation with its training mask: assistant turns are supervised, with their
+    closing marker.
 
-    Arguments and errors are those of `build_prompt`; the messages end with the assistant's turn.
+    The other arguments and the errors are those of `build_prompt`; the messages end with the
+    assistant's turn.
+
+    Args:
+        learn_header: whether the role header of these turns is supervised, too, as upstream does.
+            The query of attention stages is the token before the last supervised ones begin: with
+            the header that is the last user turn's last token, without it the prompt's last token,
+            which is also the query at inference.
     """
     _check_turns(messages)
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
         raise ArgumentError("prompt", "messages", "end with an answer", "none to learn from")
     turns, chat = _place_vision(messages, vision, preface, placeholder), chat_template(template)
     draft = _render(turns, chat, _special_tokens(tokenizer, chat))
-    return _encode(tokenizer, draft, draft.pieces)
+    pieces = draft.pieces if learn_header else _headers_apart(draft.pieces, chat)
+    return _encode(tokenizer, draft, pieces)
 
 
 def render_chat(messages: Sequence[Message], template: str = "nano_base") -> str:
@@ -374,6 +383,17 @@ def _render(
         draft.text += template.assistant[0]
         draft.end_piece(False)
     return draft
+
+
+def _headers_apart(
+    pieces: Sequence[tuple[int, int, bool]], template: ChatTemplate
+) -> list[tuple[int, int, bool]]:
+    """The pieces with the header of each learnt one split off, not learnt."""
+    apart = []
+    for start, stop, learnt in pieces:
+        begins = start + len(template.assistant[0]) if learnt else start
+        apart += [(start, begins, False)] * learnt + [(begins, stop, learnt)]
+    return apart
 
 
 def _encode(
