@@ -179,8 +179,10 @@ class TimeViper(TimeViperNetwork):
         The video is decoded and encoded in batches of frames, and only its visual tokens are kept.
 
         Args:
-            video: a file, a directory of images, an .npz or .npy file, a (frames, height, width,
-                3) uint8 tensor or array, or an opened `Video`.
+            video: a file, a directory of images, a pipe, `-` for standard input, an .npz or .npy
+                file, a (frames, height, width, 3) uint8 tensor or array, a list of frames, the
+                bytes of a file or a binary stream, or an opened `Video`; `open_video` has the
+                details.
             question: the question, or a conversation as [{"role": ..., "content": ...}, ...] that
                 ends with the user.
             policy: which frames are looked at: "fps:1", "fps:2:max=256", "uniform:32", "upstream"

@@ -59,3 +59,25 @@ def test_arrays_are_refused_by_name(tmp_path: Path, arrays: dict, words: str) ->
     if frames:
         with pytest.raises(ValueError, match="fps must be left out where the file has seconds"):
             open_video(path, fps=1)
+
+
+GOOD = np.zeros((4, 6, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        ([], "the list must hold at least one frame, got none"),
+        (
+            [GOOD, "1.png"],
+            r"frame 1 must be \(height, width, 3\) uint8, or a Pillow image, got str",
+        ),
+        ([GOOD, GOOD[..., 0]], r"frame 1 must be .*, got shape \(4, 6\) uint8"),
+        ([GOOD / 255], r"frame 0 must be .*, got shape \(4, 6, 3\) float64"),
+        ([torch.zeros(3, 4, 6)], r"frame 0 must be .*, got shape \(3, 4, 6\) float32"),
+        ([GOOD, GOOD[:2]], "frame 1 must be 6x4 as the first one, got 6x2"),
+    ],
+)
+def test_lists_are_refused_by_frame(frames: list, words: str) -> None:
+    with pytest.raises(VideoError, match=f"^frames: {words}"):
+        open_video(frames)

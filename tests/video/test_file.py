@@ -319,8 +319,11 @@ def test_a_wrong_path_and_wrong_arguments(folder: Path) -> None:
         open_video(clip, on_error="skip")
     with pytest.raises(ValueError, match="source must not be empty"):
         open_video("")
-    for source in (None, 3, [picture(0)], b"video.mp4"):
-        words = f"source must be a path, a tensor or an array, got {type(source).__name__}"
+    for source in (None, 3, {"frames": picture(0)}, iter([picture(0)])):
+        words = (
+            "source must be a path, bytes, a binary stream, an array, a tensor or a list of frames"
+        )
+        words += f", got {type(source).__name__}"
         with pytest.raises(ValueError, match=words):
             open_video(source)  # type: ignore[arg-type]
     video = open_video(clip)

@@ -48,6 +48,25 @@ def test_an_animated_image_is_a_video(tmp_path: Path, suffix: str) -> None:
         open_video(path, fps=2)
 
 
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_an_animation_is_turned_as_exif_says(tmp_path: Path, suffix: str) -> None:
+    path, exif = tmp_path / f"moving.{suffix}", Image.Exif()
+    exif[Base.Orientation] = 6
+    animate(path, [3, 1, 4], [100, 100, 100], exif=exif)
+    video = open_video(path)
+    assert video.size == (WIDTH, HEIGHT)
+    (frames,) = video.frames(range(3))
+    # a quarter turn to the right; turned back for comparison
+    assert [number_of(frame.flip(1).transpose(0, 1)) for frame in frames.rgb] == [3, 1, 4]
+
+
+def test_16_bit_grey_of_netpbm_is_seen_by_its_high_byte(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 2400).reshape(40, 60).astype(">u2")
+    (tmp_path / "a.pgm").write_bytes(b"P5 60 40 65535\n" + ramp.tobytes())
+    seen = read_video(tmp_path).rgb[0].numpy()
+    assert np.array_equal(seen, np.stack([ramp // 256] * 3, axis=-1))
+
+
 def test_delays_too_short_to_be_meant_last_as_browsers_show_them(tmp_path: Path) -> None:
     animate(tmp_path / "a.gif", [1, 2, 3], [0, 10, 20])
     assert open_video(tmp_path / "a.gif").seconds.tolist() == pytest.approx([0, 0.1, 0.2])

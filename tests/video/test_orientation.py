@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 from PIL.ExifTags import Base
 
 from tests.video.common import HEIGHT, WIDTH, number_of, picture
@@ -95,7 +95,10 @@ def test_rounding_and_scale_do_not_matter() -> None:
     assert orientation_of([0] * 9) == Orientation()
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+SUFFIXES = ["jpg", "png", "webp", "tif", *(["avif"] if features.check("avif") else [])]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_exif_orientation_is_applied(tmp_path: Path, suffix: str) -> None:
     options = {"quality": 100} | ({"lossless": True} if suffix == "webp" else {})
     plain = None

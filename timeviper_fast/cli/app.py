@@ -20,7 +20,7 @@ __all__ = [
     "version",
 ]
 
-VIDEO_HELP = "A video file, a directory of images, an animated image, .npz or .npy."
+VIDEO_HELP = "A video file, a directory of images, an animated image, .npz or .npy; - for a pipe."
 REMEDY = "--backend reference (plain PyTorch) or --device cpu runs it"
 
 

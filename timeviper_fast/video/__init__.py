@@ -1,6 +1,7 @@
 """Read videos from any source as frames with their times, and turn frames into pixel values.
 
-    video.py         open a file, directory, array or tensor; read its frames in batches
+    video.py         open a video of any kind; read its frames in batches
+    source.py        what a video may be given as, and the reader of each
     file.py          decode exactly the requested frames of a video file, with PyAV
     container.py     open a video file with PyAV, and choose its video stream
     packets.py       the packets of a file as columns of numbers
@@ -12,6 +13,7 @@
     index.py         which packets must be decoded for which frames
     decode.py        decode them, and tell sound pictures from damaged ones
     orientation.py   turn and mirror pictures as a display matrix says
+    directory.py     which files of a directory are frames
     images.py        read image files, single or animated, with Pillow
     arrays.py        arrays in memory, and NumPy files
     writer.py        write frames to a video file, completely or not at all

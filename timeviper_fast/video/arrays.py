@@ -1,18 +1,20 @@
-"""Frames in arrays: in memory, in an .npy file or in an .npz file with their times."""
+"""Frames in arrays: in memory, in an .npy file, in an .npz file with their times, or in a list."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from timeviper_fast.errors import ArgumentError, VideoError
+from timeviper_fast.video.images import is_pillow_image, rgb_of
 
-__all__ = ["ArrayReader", "load_array", "timeline"]
+__all__ = ["ArrayReader", "ListReader", "load_array", "timeline"]
 
 # Default frame rate of frames without times. VideoChat-Flash uses it for image folders.
 _DEFAULT_FPS = 1.0
@@ -43,6 +45,49 @@ class ArrayReader:
     def read(self, positions: list[int], faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
         for position in positions:
             yield position, self._array[position]
+
+
+class ListReader:
+    """Frames in a list: arrays, tensors or Pillow images, all of one size."""
+
+    def __init__(self, name: str, frames: Sequence[Any], fps: float | None) -> None:
+        if not frames:
+            raise VideoError(f"{name}: the list must hold at least one frame, got none")
+        self._frames = frames
+        self.missing = self.skipped = 0
+        self.notes: list[str] = []
+        self.seconds, self.fps, self.duration = timeline(name, len(frames), None, fps)
+        sizes = [_size(f"{name}: frame {i}", frame) for i, frame in enumerate(frames)]
+        self.size = sizes[0]
+        for i, size in enumerate(sizes):
+            if size != sizes[0]:
+                have, first = (f"{width}x{height}" for height, width in (size, sizes[0]))
+                raise VideoError(f"{name}: frame {i} must be {first} as the first one, got {have}")
+
+    def read(self, positions: list[int], faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+        for position in positions:
+            frame = self._frames[position]
+            if isinstance(frame, Tensor):
+                yield position, frame.detach().cpu().numpy()
+            elif isinstance(frame, np.ndarray):
+                yield position, frame
+            else:
+                yield position, rgb_of(frame)
+
+
+def _size(name: str, frame: Any) -> tuple[int, int]:
+    """(height, width) of a frame of a list, checked."""
+    if is_pillow_image(frame):
+        # a picture in memory may still lie on its side
+        height, width, _ = rgb_of(frame).shape
+        return height, width
+    rule = "must be (height, width, 3) uint8, or a Pillow image"
+    if not isinstance(frame, (Tensor, np.ndarray)):
+        raise VideoError(f"{name} {rule}, got {type(frame).__name__}")
+    shape, dtype = tuple(frame.shape), str(frame.dtype).removeprefix("torch.")
+    if len(shape) != 3 or shape[-1] != 3 or 0 in shape or dtype != "uint8":
+        raise VideoError(f"{name} {rule}, got shape {shape} {dtype}")
+    return shape[0], shape[1]
 
 
 def timeline(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,36 @@ from timeviper_fast.errors import VideoError
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
-__all__ = ["AnimationReader", "ImagesReader", "images_in", "is_animation", "is_image"]
+__all__ = [
+    "AnimationReader",
+    "ImagesReader",
+    "is_animation",
+    "is_image",
+    "is_picture",
+    "is_pillow_image",
+    "rgb_of",
+]
 
-_IMAGES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
+# Suffixes of images. Pillow reads some of them with a plugin only, such as .heic.
+_IMAGES = (
+    ".apng", ".avif", ".avifs", ".bmp", ".dds", ".dib", ".exr", ".gif", ".heic", ".heif", ".icns",
+    ".ico", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx",
+    ".jxl", ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".qoi", ".sgi",
+    ".tga", ".tif", ".tiff", ".webp", ".xbm", ".xpm", *_RAW,
+)  # fmt: skip
+# formats with bytes at their start that other files do not have
+_BY_CONTENT = (
+    "AVIF", "BMP", "DDS", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "PSD", "QOI", "TIFF",
+    "WEBP",
+)  # fmt: skip
 # in other formats, the frames that Pillow counts are pages, or views of one scene
-_ANIMATED = frozenset({"GIF", "PNG", "WEBP"})
+_ANIMATED = frozenset({"AVIF", "GIF", "PNG", "WEBP"})
 
 
 class AnimationReader:
-    """An animated GIF, PNG or WebP: its frames as displayed, each composited over the previous."""
+    """An animated GIF, PNG, WebP or AVIF: its frames as displayed, each composited over the
+    previous, turned as EXIF says."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -33,13 +55,15 @@ class AnimationReader:
         delays: list[float] = []
         try:
             with _opened_image(path) as image:
-                self.size = (image.height, image.width)
                 # a PNG may begin with a still image for viewers without animation
                 self._first = int(bool(image.info.get("default_image")))
                 for number in range(self._first, image.n_frames):
                     self.missing = image.n_frames - number
                     image.seek(number)
                     image.load()
+                    if not delays:
+                        upright = _upright(image)
+                        self.size = (upright.height, upright.width)
                     milliseconds = image.info.get("duration") or 0
                     # browsers show frames of 10 ms or less for a tenth of a second
                     delays.append(milliseconds / 1000 if milliseconds > 10 else 0.1)
@@ -55,31 +79,30 @@ class AnimationReader:
         with _opened_image(self._path) as image:
             for position in positions:
                 image.seek(self._first + position)
-                yield position, _to_rgb(image)
+                yield position, rgb_of(image)
 
 
 class ImagesReader:
     """A video given as image files; the first one decides the size.
 
-    `timeline` is (seconds, fps, duration).
+    `timeline` is (seconds, fps, duration); `notes` say what is left out.
     """
 
     def __init__(
-        self, path: Path, files: list[Path], timeline: tuple[Tensor, float, float]
+        self,
+        name: str,
+        files: list[Path],
+        timeline: tuple[Tensor, float, float],
+        notes: Sequence[str] = (),
     ) -> None:
-        if not files:
-            raise VideoError(
-                f"{path}: the directory holds no images ({', '.join(sorted(_IMAGES))})"
-            )
-        self._files = files
+        self._files, self.notes = files, [*notes]
         self.missing = self.skipped = 0
-        self.notes: list[str] = []
         self.seconds, self.fps, self.duration = timeline
         faults: list[str] = []
         pictures = (_load_image(file, faults) for file in files)
         first = next((picture for picture in pictures if picture is not None), None)
         if first is None:
-            raise VideoError(f"{path}: no image of it can be decoded ({faults[0]})")
+            raise VideoError(f"{name}: no image of it can be decoded ({faults[0]})")
         self.size = (first.shape[0], first.shape[1])
 
     def read(self, positions: list[int], faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
@@ -99,15 +122,21 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in _IMAGES
 
 
-def images_in(path: Path) -> list[Path]:
-    """The image files of a directory in natural order of their names."""
+def is_picture(path: Path) -> bool:
+    """Whether the file begins as an image does that Pillow reads; False without Pillow."""
+    if not find_spec("PIL"):
+        return False
+    try:
+        with _opened_image(path, _BY_CONTENT):
+            return True
+    except _UnreadableImage:
+        return False
 
-    def natural(file: Path) -> list[Any]:
-        parts = re.split(r"(\d+)", file.name)
-        return [int(part) if i % 2 else part.lower() for i, part in enumerate(parts)]
 
-    files = (file for file in path.iterdir() if not file.name.startswith(".") and file.is_file())
-    return sorted(filter(is_image, files), key=natural)
+def is_pillow_image(value: object) -> bool:
+    """Whether `value` is an image of Pillow, which is not imported for this."""
+    module = sys.modules.get("PIL.Image")
+    return module is not None and isinstance(value, module.Image)
 
 
 class _UnreadableImage(VideoError):
@@ -115,16 +144,22 @@ class _UnreadableImage(VideoError):
 
 
 @contextmanager
-def _opened_image(file: Path) -> Iterator[Any]:
+def _opened_image(file: Path, formats: tuple[str, ...] | None = None) -> Iterator[Any]:
     """The file opened by Pillow; errors in the block become _UnreadableImage."""
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
         remedy = 'pip install "timeviper-fast[vision]"'
         raise VideoError(f"images need the package pillow; {remedy}") from error
+    if formats:
+        Image.init()
+        formats = tuple(name for name in formats if name in Image.OPEN)
+    if file.suffix.lower() in _RAW:
+        # Pillow would show the thumbnail in it
+        raise _UnreadableImage(f"{file.name}: raw photographs are not read")
     try:
         # pass a stream: given a path, Pillow memory-maps TIFF files and scrambles rotated ones
-        with file.open("rb") as stream, Image.open(stream) as image:
+        with file.open("rb") as stream, Image.open(stream, formats=formats) as image:
             yield image
     except VideoError:
         raise
@@ -152,17 +187,23 @@ def _load_image(file: Path, faults: list[str]) -> np.ndarray | None:
             if _is_animated(image):
                 what = "an animated image is a video of its own and no frame of a directory"
                 raise VideoError(f"{file}: {what}")
-            from PIL import ImageOps
-
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return rgb_of(image)
     except _UnreadableImage as error:
         faults.append(str(error))
         return None
 
 
-def _to_rgb(image: PillowImage) -> np.ndarray:
-    """(H, W, 3) uint8 by Pillow's conversion, except for 16-bit pixels, which it would clip."""
-    if image.mode.startswith("I;16"):
+def _upright(image: PillowImage) -> PillowImage:
+    """The image turned and mirrored as its EXIF says."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image)
+
+
+def rgb_of(image: PillowImage) -> np.ndarray:
+    """(H, W, 3) uint8, upright; Pillow's conversion but for 16-bit pixels, which it would clip."""
+    is_netpbm, image = image.format == "PPM", _upright(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and is_netpbm):
         # keep the high byte, as Pillow does for 16-bit colours
         grey = np.asarray(image) >> 8
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)

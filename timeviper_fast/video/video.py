@@ -1,19 +1,18 @@
 """Read videos of any kind as frames: rgb (T, H, W, 3) uint8, with the time of each in seconds.
 
-`open_video` takes a video file, a directory of images, an .npz or .npy file, a tensor or an array.
-Frames are read in batches, so a long video is never in memory at once.
+`open_video` takes a video file, a directory of images, an .npz or .npy file, a tensor, an array, a
+list of frames, bytes or a pipe. Frames are read in batches, so a long video is never in memory at
+once.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -27,17 +26,9 @@ from timeviper_fast.errors import (
     is_integer,
     is_number,
 )
-from timeviper_fast.video.arrays import ArrayReader, load_array, timeline
-from timeviper_fast.video.file import FileReader
-from timeviper_fast.video.images import (
-    AnimationReader,
-    ImagesReader,
-    images_in,
-    is_animation,
-    is_image,
-)
 from timeviper_fast.video.packets import Progress
 from timeviper_fast.video.sampling import Policy, parse_policy
+from timeviper_fast.video.source import find_source
 from timeviper_fast.video.times import Span, Time, frames_between
 
 __all__ = ["Frames", "Progress", "Video", "open_video", "read_video"]
@@ -85,11 +76,14 @@ class Video(AbstractContextManager["Video"]):
         size: (height, width) in pixels of the first frame.
         sizes: every (height, width) that a frame had so far, in the order of their appearance. A
             stream may change its size midway; that is seen only when it is decoded.
-        notes: what was mended to read it, in sentences, such as flawed time stamps.
+        notes: what was left out or mended to read it, in sentences, such as files of a directory or
+            flawed time stamps.
     """
 
-    def __init__(self, name: str, reader: Reader, on_error: str = "raise") -> None:
-        self.name = name
+    def __init__(
+        self, name: str, reader: Reader, copy: object = None, *, on_error: str = "raise"
+    ) -> None:
+        self.name, self._copy = name, copy
         self.seconds, self.fps = reader.seconds, reader.fps
         self.duration, self.size = reader.duration, reader.size
         self.sizes: tuple[tuple[int, int], ...] = (reader.size,)
@@ -232,7 +226,7 @@ class Video(AbstractContextManager["Video"]):
 
 
 def open_video(
-    source: str | os.PathLike[str] | Tensor | np.ndarray,
+    source: Any,
     *,
     fps: float | None = None,
     on_error: str = "raise",
@@ -241,10 +235,22 @@ def open_video(
     """Open a video of any kind.
 
     Args:
-        source: a video file; a directory of images, in natural order of their names (frame 2 before
-            frame 10), turned as EXIF says, 16-bit grey by its high byte; one image, which may be an
-            animated GIF, PNG or WebP; an .npy file, tensor or array (frames, height, width, 3)
-            uint8; an .npz file with such an array `frames` and, optionally, its `seconds`.
+        source: one of
+
+            - a video file by its name, which is taken as it is: a colon makes no address, a percent
+              sign no series, `~` no home directory, and URLs are not read;
+            - a directory of images, in natural order of their names (frame 2 before frame 10),
+              turned as EXIF says, 16-bit grey by its high byte. Other files are left out and named
+              in `notes`. Of a video and one image, the video is read;
+            - one image, which may be an animated GIF, PNG, WebP or AVIF;
+            - an .npy file, tensor or array (frames, height, width, 3) uint8; an .npz file with such
+              an array `frames` and, optionally, its `seconds`;
+            - a list of frames: arrays or tensors (height, width, 3) uint8, or Pillow images, all of
+              one size;
+            - the bytes of any such file, or a binary stream of them (`io.BytesIO`, a file opened
+              with "rb"), read from its start where it can seek;
+            - a pipe by its name, or the text `-` for standard input (`./-` is a file). Pipes and
+              bytes are copied to a temporary file, which vanishes with the `Video`.
         fps: frames per second of images and arrays (1 when left out); a file carries its own.
         on_error: "raise" on frames that are missing or cannot be decoded, or "use" the others and
             count the lost ones in `lost_frames`.
@@ -261,22 +267,11 @@ def open_video(
     if on_error not in ("raise", "use"):
         fail("open_video", "on_error", "be one of raise, use", on_error)
     expect_function("open_video", progress=progress)
-    if isinstance(source, (Tensor, np.ndarray)):
-        return Video("frames", ArrayReader("frames", source, None, fps), on_error)
-    if not isinstance(source, (str, os.PathLike)):
-        rule = "be a path, a tensor or an array"
-        raise ArgumentError("open_video", "source", rule, type(source).__name__)
-    if not os.fspath(source):
-        fail("open_video", "source", "not be empty (the current directory is '.')", source)
-    path = Path(source)
-    if not path.exists():
-        # Print the original string: Path turns https:// into https:/. URLs are not supported.
-        raise FileNotFoundError(f"{os.fspath(source)}: no such file or directory")
-    return Video(str(path), _reader(path, fps, progress), on_error)
+    return Video(*find_source(source, fps, progress), on_error=on_error)
 
 
 def read_video(
-    source: str | os.PathLike[str] | Tensor | np.ndarray,
+    source: Any,
     policy: str | Policy = "fps:1",
     *,
     fps: float | None = None,
@@ -295,19 +290,3 @@ def read_video(
             what = "open_video reads such a video, in batches of one size each"
             raise VideoError(f"{video.name}: its frames are of several sizes ({sizes}); {what}")
         return Frames(batches[0].rgb, batches[0].seconds, video.lost_frames)
-
-
-def _reader(path: Path, fps: float | None, progress: Progress | None) -> Reader:
-    if path.is_dir():
-        files = images_in(path)
-        return ImagesReader(path, files, timeline(str(path), len(files), None, fps))
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path}: the file is empty")
-    if path.suffix.lower() in (".npy", ".npz"):
-        return ArrayReader(str(path), *load_array(path), fps)
-    if is_image(path) and not is_animation(path):
-        return ImagesReader(path, [path], timeline(str(path), 1, None, fps))
-    if fps is not None:
-        rule = "be left out for a video file (it carries its own times)"
-        raise ArgumentError("open_video", "fps", rule, fps)
-    return AnimationReader(path) if is_image(path) else FileReader(path, progress)

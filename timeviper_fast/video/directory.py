@@ -1,0 +1,86 @@
+"""A directory of images: which of its files are frames, in which order, and what is left out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from timeviper_fast.errors import VideoError
+from timeviper_fast.video.images import is_image, is_picture
+
+__all__ = ["Contents", "contents_of"]
+
+_VIDEOS = (
+    ".3gp", ".asf", ".avi", ".flv", ".gifv", ".h264", ".hevc", ".m2ts", ".m2v", ".m4v", ".mkv",
+    ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv",
+)  # fmt: skip
+# what systems put beside images
+_SYSTEM = frozenset({"desktop.ini", "ehthumbs.db", "thumbs.db"})
+_IMAGE, _VIDEO = "image", "video"
+_PLURALS = {"directory": "directories", "file of another kind": "files of another kind"}
+# so many names of each kind are shown
+_NAMED = 3
+
+
+class Contents(NamedTuple):
+    """What of a directory is looked at: `frames`, or the one video; and notes of what is not."""
+
+    frames: list[Path]
+    video: Path | None
+    notes: list[str]
+
+
+def contents_of(path: Path) -> Contents:
+    """The images of a directory in natural order of their names, or its video.
+
+    A file is an image by its suffix or, whatever its suffix, by its first bytes. One with the
+    suffix of an image is a frame even if it cannot be read, so that the others keep their times.
+    One video, alone or beside one image (its cover), is what is meant.
+
+    Raises:
+        VideoError: there is neither image nor video, or it is unclear which is meant.
+    """
+    kinds: dict[str, list[Path]] = {}
+    for entry in sorted(path.iterdir(), key=_natural):
+        kinds.setdefault(_kind(entry), []).append(entry)
+    frames, videos = kinds.get(_IMAGE, []), kinds.get(_VIDEO, [])
+    if videos and (len(videos) > 1 or len(frames) > 1):
+        found = " and ".join(
+            _counted(kind, kinds[kind]) for kind in (_VIDEO, _IMAGE) if kind in kinds
+        )
+        raise VideoError(f"{path}: the directory holds {found}; name the video that is meant")
+    looked_at = _VIDEO if videos else _IMAGE
+    left_out = ", ".join(_counted(kind, kinds[kind]) for kind in sorted({*kinds} - {looked_at}))
+    if not frames and not videos:
+        raise VideoError(f"{path}: the directory holds no images ({left_out or 'it is empty'})")
+    notes = [f"left out of the directory: {left_out}"] if left_out else []
+    return Contents([], videos[0], notes) if videos else Contents(frames, None, notes)
+
+
+def _kind(entry: Path) -> str:
+    """What an entry is, in words."""
+    if entry.name.startswith(".") or entry.name.lower() in _SYSTEM:
+        return "hidden file"
+    if entry.is_dir():
+        return "directory"
+    if entry.exists() and not entry.is_file():
+        return "special file"
+    if entry.suffix.lower() in _VIDEOS:
+        return _VIDEO
+    # a broken link with the name of an image is an image that cannot be read
+    return _IMAGE if is_image(entry) or is_picture(entry) else "file of another kind"
+
+
+def _natural(file: Path) -> tuple[list[Any], str]:
+    """2 before 10; names that are equal but for case or zeros in front in order of characters."""
+    parts = re.split(r"(\d+)", file.name)
+    return [int(part) if i % 2 else part.lower() for i, part in enumerate(parts)], file.name
+
+
+def _counted(kind: str, entries: list[Path]) -> str:
+    """Such as "5 hidden files (.a, .b, .c, ...)"."""
+    names = [entry.name for entry in entries]
+    shown = [*names[:_NAMED], *(["..."] if len(names) > _NAMED else [])]
+    many = _PLURALS.get(kind, f"{kind}s")
+    return f"{len(names)} {kind if len(names) == 1 else many} ({', '.join(shown)})"
