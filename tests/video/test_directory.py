@@ -117,10 +117,15 @@ def test_a_video_and_its_cover(tmp_path: Path) -> None:
     assert video.notes == ("left out of the directory: 1 image (cover.png)",)
     with pytest.raises(ValueError, match="fps must be left out for a video file"):
         open_video(tmp_path, fps=2)
-    save(98, tmp_path / "back.png")
-    words = r"the directory holds 1 video \(film.mp4\) and 2 images \(back.png, cover.png\); name"
-    with pytest.raises(VideoError, match=words):
-        open_video(tmp_path)
+
+
+def test_images_beside_a_video_are_what_is_read(tmp_path: Path) -> None:
+    write_video(tmp_path / "preview.mp4", pictures(6))
+    for number in (7, 8):
+        save(number, tmp_path / f"{number}.png")
+    video = open_video(tmp_path)
+    assert all_of(video) == [7, 8]
+    assert video.notes == ("left out of the directory: 1 video (preview.mp4)",)
 
 
 def test_two_videos_are_one_too_many(tmp_path: Path) -> None:

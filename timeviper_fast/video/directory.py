@@ -36,26 +36,25 @@ def contents_of(path: Path) -> Contents:
 
     A file is an image by its suffix or, whatever its suffix, by its first bytes. One with the
     suffix of an image is a frame even if it cannot be read, so that the others keep their times.
-    One video, alone or beside one image (its cover), is what is meant.
+    One video, alone or beside one image (its cover), is read instead.
 
     Raises:
-        VideoError: there is neither image nor video, or it is unclear which is meant.
+        VideoError: there is neither image nor video, or there are several videos and no images.
     """
     kinds: dict[str, list[Path]] = {}
     for entry in sorted(path.iterdir(), key=_natural):
         kinds.setdefault(_kind(entry), []).append(entry)
     frames, videos = kinds.get(_IMAGE, []), kinds.get(_VIDEO, [])
-    if videos and (len(videos) > 1 or len(frames) > 1):
-        found = " and ".join(
-            _counted(kind, kinds[kind]) for kind in (_VIDEO, _IMAGE) if kind in kinds
-        )
+    if len(videos) > 1 and len(frames) <= 1:
+        found = _counted(_VIDEO, videos)
         raise VideoError(f"{path}: the directory holds {found}; name the video that is meant")
-    looked_at = _VIDEO if videos else _IMAGE
+    is_film = len(videos) == 1 and len(frames) <= 1
+    looked_at = _VIDEO if is_film else _IMAGE
     left_out = ", ".join(_counted(kind, kinds[kind]) for kind in sorted({*kinds} - {looked_at}))
     if not frames and not videos:
         raise VideoError(f"{path}: the directory holds no images ({left_out or 'it is empty'})")
     notes = [f"left out of the directory: {left_out}"] if left_out else []
-    return Contents([], videos[0], notes) if videos else Contents(frames, None, notes)
+    return Contents([], videos[0], notes) if is_film else Contents(frames, None, notes)
 
 
 def _kind(entry: Path) -> str:

@@ -241,7 +241,7 @@ def open_video(
               sign no series, `~` no home directory, and URLs are not read;
             - a directory of images, in natural order of their names (frame 2 before frame 10),
               turned as EXIF says, 16-bit grey by its high byte. Other files are left out and named
-              in `notes`. Of a video and one image, the video is read;
+              in `notes`. Of a video and at most one image, its cover, the video is read;
             - one image, which may be an animated GIF, PNG, WebP or AVIF;
             - an .npy file, tensor or array (frames, height, width, 3) uint8; an .npz file with such
               an array `frames` and, optionally, its `seconds`;
