@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks import RESULTS, ROOT
-from benchmarks.cpu.measure import Comparison, extra_peak_mb, machine, medians
+from benchmarks.cpu.measure import Comparison, difference, extra_peak_mb, machine, medians
 
 CASES = ("scan", "conv", "dropin", "tome", "resize")
 
@@ -58,7 +58,7 @@ def measure(case: Any, index: int, args: argparse.Namespace) -> dict[str, Any]:
     for key in row.memory:
         peaks = {form: peak_elsewhere(args, str(index), key, form) for form in row.forms}
         figures[f"{key}_extra_mb"] = peaks
-    return {**row.facts, **figures, **row.difference()}
+    return {**row.facts, **figures, **difference(row)}
 
 
 def peak_elsewhere(args: argparse.Namespace, *which: str) -> float | None:

@@ -62,14 +62,7 @@ def row(model: str, small: bool) -> Comparison:
         "inner_training": partial(step, training, True),
     }
 
-    def difference() -> dict[str, float]:
-        results = []
-        for form in FORMS:
-            with times["forward"](form) as run:
-                results.append(run())
-        return {"relative_difference": relative(*results)}
-
-    return Comparison(FORMS, {"model": model}, times, {}, difference)
+    return Comparison(FORMS, {"model": model}, times, {}, relative)
 
 
 class Given(torch.nn.Module):

@@ -28,14 +28,14 @@ class Comparison(NamedTuple):
         facts: what the row is about.
         times: the passes that are timed ("forward", "training", ...).
         memory: the passes whose memory is taken.
-        difference: computes how far the results are apart.
+        distance: between two results of the forward pass; it names the row's difference.
     """
 
     forms: tuple[str, ...]
     facts: dict[str, Any]
     times: Mapping[str, Pass]
     memory: Mapping[str, Pass]
-    difference: Callable[[], dict[str, float]]
+    distance: Callable[[torch.Tensor, torch.Tensor], float]
 
 
 def still(run: Callable[[str], Any]) -> Pass:
@@ -82,5 +82,19 @@ def extra_peak_mb(call: Callable[[], Any]) -> float | None:
     return round((kilobytes("VmHWM") - before) / 1024, 1)
 
 
+def difference(row: Comparison) -> dict[str, float]:
+    """How far the results of the two forms' forward passes are apart."""
+    results = []
+    for form in row.forms:
+        with torch.no_grad(), row.times["forward"](form) as run:
+            made = run()
+        results.append(made if isinstance(made, tuple) else (made,))
+    return {f"{row.distance.__name__}_difference": max(map(row.distance, *results))}
+
+
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
+
+
+def largest(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours.float() - theirs.float()).abs().max())

@@ -7,7 +7,7 @@ import PIL
 import torch
 from PIL import Image
 
-from benchmarks.cpu.measure import Comparison, still
+from benchmarks.cpu.measure import Comparison, largest, still
 from timeviper_fast.video.preprocess import resize_bicubic
 
 SIZE = 384
@@ -25,12 +25,8 @@ def row(frames: int, height: int, width: int, small: bool) -> Comparison:
     def resize(form: str) -> torch.Tensor:
         return resize_bicubic(rgb, SIZE, SIZE) if form == "ours" else pillow(rgb)
 
-    def difference() -> dict[str, float]:
-        apart = (resize("ours").int() - resize("pillow").int()).abs()
-        return {"largest_difference": int(apart.max())}
-
     forward = {"forward": still(resize)}
-    return Comparison(("ours", "pillow"), {"shape": shape}, forward, {}, difference)
+    return Comparison(("ours", "pillow"), {"shape": shape}, forward, {}, largest)
 
 
 def pillow(rgb: torch.Tensor) -> torch.Tensor:

@@ -44,15 +44,12 @@ def row(*shape: int, small: bool) -> Comparison:
     def training(form: str) -> None:
         backward(forward(form, leaves))
 
-    def difference() -> dict[str, float]:
-        return {"relative_difference": max(map(relative, *map(forward, SCANS)))}
-
     return Comparison(
         tuple(SCANS),
         {"shape": dict(zip(DIMENSIONS, shape)), "output_mb": round(tensors[0].nbytes / 2**20, 1)},
         {"forward": still(forward), "backward": behind},
         {"forward": still(forward), "training": still(training)},
-        difference,
+        relative,
     )
 
 
