@@ -108,7 +108,9 @@ def encode(
 
 def copy(source: Path, target: Path, edit: Callable[[list[Any]], Any] = lambda _: None) -> Path:
     """The same packets in another container, after `edit` has changed the list of them."""
-    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+    # an edit list would hide what lies behind the end that FFmpeg computes from the stamps
+    options = {"use_editlist": "0"} if target.suffix in (".mp4", ".mov") else {}
+    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         packets = [packet for packet in old.demux(video=0) if packet.size]
         edit(packets)

@@ -42,9 +42,10 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file and its video stream, closed at the end of the block."""
     av = import_av()
     try:
-        # without the pattern type, FFmpeg takes a percent sign in the name of an image for the
-        # number of a series
-        container = av.open(ffmpeg_name(path), options={"pattern_type": "none"})
+        # Without the pattern type, FFmpeg takes a percent sign in the name of an image for the
+        # number of a series. PyAV 15 crashes on some containers if it is given any option.
+        options = {"pattern_type": "none"} if "%" in str(path) else {}
+        container = av.open(ffmpeg_name(path), options=options)
     except av.FFmpegError as error:
         why = NO_INDEX if lacks_index(path) else error.strerror
         raise VideoError(f"{path}: it cannot be opened as a video ({why})") from error
