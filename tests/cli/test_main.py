@@ -43,6 +43,41 @@ def test_help_version_and_completion_import_nothing_heavy():
     assert done.stdout.splitlines()[-2:] == ["--model", "[]"], done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("d", ["doctor", "demo"]),
+        ("ask v.mp4 What? --st", ["--start", "--stream"]),
+        ("ask v.mp4 What? --dtype b", ["bfloat16"]),
+        ("ask v.mp4 What? --sample up", ["upstream"]),
+        ("info nemotron-nano", ["nemotron-nano-9b-v2", "nemotron-nano-12b-v2"]),
+        ("info m", ["model/"]),
+        # the shell completes file names where nothing is printed
+        ("ask vid", []),
+    ],
+)
+def test_completion(run, home, monkeypatch, words, found):
+    monkeypatch.chdir(home)
+    line = f"timeviper-fast {words}"
+    monkeypatch.setenv("_TIMEVIPER_FAST_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert out.split() == found
+
+
+def test_a_reader_that_leaves_early_is_no_mistake(run):
+    """As `timeviper-fast doctor | head -1` does."""
+    line = [sys.executable, "-m", "timeviper_fast", "info", "tiny"]
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode not in (0, 2)
+
+
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
 def test_h_is_short_for_help(run, command):
     code, out, err = run(*command, "-h")

@@ -14,6 +14,8 @@ from rich.console import Console
 
 import tvkernels
 from timeviper_fast.cli import terminal
+from timeviper_fast.demo import write_demo_video
+from timeviper_fast.stops import Stop
 
 
 @pytest.fixture
@@ -37,6 +39,46 @@ def test_a_narrow_terminal_breaks_no_name(run, home):
     assert {"decode", "prefill", "  uniform at layer 2", "  attention at layer 8"} <= set(lines)
     assert any(line.startswith("    shape 6 x 3 x 98 x 98, ms ") for line in lines)
     assert max(map(len, [*doctor.splitlines(), *info.splitlines(), *lines])) <= 40
+
+
+def test_eighty_columns_keep_the_columns(run, monkeypatch, home):
+    """What is too wide for one line has its first cell above the others, which stay aligned."""
+    for name in ("out", "err"):
+        console = Console(stderr=name == "err", force_terminal=True, width=80, color_system=None)
+        monkeypatch.setattr(terminal, name, console)
+    _, doctor, _ = run("doctor")
+    lines = doctor.splitlines()
+    assert max(map(len, lines)) <= 80
+    at = lines.index("op")
+    columns = [lines[at + 1].index(word) for word in ("kernel", "on", "backend", "why")]
+    for row in tvkernels.explain():
+        below = lines[lines.index(row.op) + 1]
+        ends = [*columns[1:], None]
+        cells = [below[start:end].strip() for start, end in zip(columns, ends)]
+        assert cells == [row.kernel, row.device, row.backend, row.reason]
+    _, _, stops = run(
+        "ask", home / "video.mp4", "What?", "--model", home / "model", "--times",
+        "--stream", "--max-new-tokens", 2,
+    )  # fmt: skip
+    assert max(map(len, stops.splitlines())) <= 80
+    assert stops.startswith("stop    ")
+
+
+def test_stops_of_an_hour_fit_eighty_columns(capsys):
+    stops = [
+        Stop("decode", "14400 x 1080 x 1920 x 3", "", 1234567.8, 150 * 2**30),
+        Stop("prefill", "cache 12345.6 MiB", "230524 -> 11644", 123456.7, 150 * 2**30),
+        Stop("prefill: attention stage before layer 39", "", "115200 -> 23040", 1.0, 2**30),
+    ]
+    console = Console(stderr=True, force_terminal=True, width=80, color_system=None)
+    terminal.print_stops(console, stops)
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2:4] == [
+        "decode",
+        "    14400 x 1080 x 1920 x 3                   1,234,567.8  153,600 MiB",
+    ]
+    assert lines[-1].split() == ["1,358,024.5", "153,600", "MiB"]
 
 
 def test_a_pipe_gets_whole_rows(run, home, monkeypatch):
@@ -81,7 +123,9 @@ def ask_on(home):
 
     def ask_on(is_terminal, *options, **environment):
         main, end = pty.openpty() if is_terminal else os.pipe()
-        words = ("ask", home / "video.mp4", "What?", "--model", home / "model")
+        # a transport stream has no index: it is read through
+        video = write_demo_video(home / "video.ts", seconds=6, fps=5, height=48, width=64)
+        words = ("ask", video, "What?", "--model", home / "model")
         line = [sys.executable, "-c", ASK, *words, "--max-new-tokens", "2", "--chunk", "40"]
         variables = {**os.environ, "TERM": "xterm", "COLUMNS": "80", **environment}
         with subprocess.Popen(

@@ -14,6 +14,8 @@ from timeviper_fast.inference.request import Request, Sampling
 
 __all__ = ["ask"]
 
+_POLICIES = ("fps:1", "fps:2:max=256", "uniform:32", "upstream", "videochat-flash")
+
 
 def ask(
     video: Annotated[str, typer.Argument(help=VIDEO_HELP, callback=named)],
@@ -24,7 +26,11 @@ def ask(
     policy: Annotated[
         str,
         typer.Option(
-            "--sample", help="fps:1, fps:2:max=256, uniform:32, upstream, videochat-flash."
+            "--sample",
+            help=f"{', '.join(_POLICIES)}.",
+            autocompletion=lambda incomplete: [
+                policy for policy in _POLICIES if policy.startswith(incomplete)
+            ],
         ),
     ] = str(Request.policy),
     start: Annotated[

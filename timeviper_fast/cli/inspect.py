@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from glob import escape, glob
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -17,9 +18,19 @@ from timeviper_fast.presets import PRESETS, preset
 __all__ = ["doctor", "info"]
 
 
+def _models(incomplete: str) -> list[str]:
+    """What completes the start of a model's name: presets and directories."""
+    presets = [name for name in PRESETS if name.startswith(incomplete)]
+    return presets + sorted(f"{p}/" for p in glob(f"{escape(incomplete)}*") if Path(p).is_dir())
+
+
 def info(
     model: Annotated[
-        str, typer.Argument(help=f"A model directory, a Hub id or a preset: {', '.join(PRESETS)}.")
+        str,
+        typer.Argument(
+            help=f"A model directory, a Hub id or a preset: {', '.join(PRESETS)}.",
+            autocompletion=_models,
+        ),
     ],
     as_json: Json = False,
 ) -> None:
@@ -65,7 +76,7 @@ def doctor(as_json: Json = False) -> None:
         typer.echo(f"{name} {_version(name)}")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     typer.echo(f"CUDA device: {gpu}\n")
-    header = ("op", "kernel", "tensor on", "backend", "why")
+    header = ("op", "kernel", "on", "backend", "why")
     print_table(out, header, [(r.op, r.kernel, r.device, r.backend, r.reason) for r in rows])
     if any(row.backend == "unavailable" for row in rows):
         typer.echo(f"\nWhat is unavailable: {REMEDY}.")

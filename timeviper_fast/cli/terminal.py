@@ -101,17 +101,31 @@ def print_stops(console: Console, stops: Sequence[Stop]) -> None:
 
 
 def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns, or a paragraph per row where a terminal is too narrow for them."""
+    """Columns; on a terminal too narrow for them, the first cell of a row above the others.
+
+    Where the others do not fit either, they are a paragraph.
+    """
     lines = [header, *rows]
+    width = console.width if console.is_terminal else None
+    whole = _aligned(lines)
+    below = [f"    {line}" for line in _aligned([line[1:] for line in lines])]
+    if width is None or max(map(len, whole)) <= width:
+        texts = whole
+    elif max(map(len, below)) <= width:
+        texts = [f"{first}\n{rest}" for (first, *_), rest in zip(lines, below)]
+    else:
+        texts = []
+        for first, *rest in rows:
+            about = ", ".join(f"{name} {value}" for name, value in zip(header[1:], rest) if value)
+            indent = " " * 4
+            wrapped = fill(about, width, initial_indent=indent, subsequent_indent=indent)
+            texts.append(f"{first}\n{wrapped}")
+    say(console, "\n".join(texts))
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*lines)]
-    if not console.is_terminal or sum(widths) + 2 * len(widths) <= console.width + 2:
-        texts = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-        say(console, "\n".join(texts))
-        return
-    for first, *rest in rows:
-        about = ", ".join(f"{name} {value}" for name, value in zip(header[1:], rest) if value)
-        wrapped = fill(about, console.width, initial_indent=" " * 4, subsequent_indent=" " * 4)
-        say(console, f"{first}\n{wrapped}")
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
 
 
 def show(
