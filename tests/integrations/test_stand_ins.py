@@ -126,7 +126,7 @@ def test_the_lists_are_of_one_kind():
 # the signatures of the packages' own references
 REFERENCES = {
     "causal_conv1d_ref": "x, weight, bias=None, initial_states=None, return_final_states=False, "
-    "final_states_out=None, activation=None",
+    "final_states_out=None, activation=None, seq_idx=None",
     "causal_conv1d_update_ref": "x, conv_state, weight, bias=None, activation=None, "
     "cache_seqlens=None",
     "causal_conv1d_varlen_states_ref": "x, cu_seqlens, state_len",
@@ -173,8 +173,13 @@ def test_references_compute_on_the_reference():
         assert torch.equal(
             reference("causal_conv1d_ref")(u, filters, None, u[..., :3], activation="silu"), out
         )
-    with pytest.raises(TypeError, match="seq_idx"):
-        reference("causal_conv1d_ref")(u, filters, seq_idx=None)
+    with pytest.raises(TypeError, match="seqlens"):
+        reference("causal_conv1d_ref")(u, filters, seqlens=None)
+    numbers = torch.tensor([[3] * 2 + [4] * 7] * 2)
+    assert torch.equal(
+        reference("causal_conv1d_ref")(u, filters, None, u[..., :3], seq_idx=numbers),
+        tvkernels.causal_conv1d_fn(u, filters, None, numbers, u[..., :3]),
+    )
 
 
 def test_arguments():

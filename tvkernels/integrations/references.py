@@ -46,10 +46,11 @@ def causal_conv1d_ref(
     return_final_states: bool = False,
     final_states_out: Tensor | None = None,
     activation: str | None = None,
+    seq_idx: Tensor | None = None,
 ) -> Any:
     """causal_conv1d_fn in plain PyTorch."""
     return causal_conv1d_fn(
-        x, weight, bias, None, initial_states, return_final_states, final_states_out, activation
+        x, weight, bias, seq_idx, initial_states, return_final_states, final_states_out, activation
     )
 
 
