@@ -117,7 +117,7 @@ def scan_backward(
 
 def _check_size(x, d_state, dot_dtype):
     """Refuse a head that does not fit in the shared memory of the GPU of x, before any launch."""
-    headdim, shared = x.shape[3], _shared_memory(x.device)
+    headdim, shared = x.shape[3], shared_memory(x.device)
     most = 512 if dot_dtype.itemsize == 2 else 256
     if shared < AMPLE and (max(headdim, d_state) > most or headdim * d_state > 256 * 256):
         raise NotImplementedError(
@@ -128,7 +128,7 @@ def _check_size(x, d_state, dot_dtype):
         )
 
 
-def _shared_memory(device):
+def shared_memory(device):
     """Bytes that a block may have; in the interpreter more than enough."""
     if device.type != "cuda":
         return 1 << 30

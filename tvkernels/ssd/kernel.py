@@ -38,7 +38,7 @@ import triton
 import triton.language as tl
 
 from tvkernels.core.tl import accumulator, strides
-from tvkernels.ssd.backward_kernel import scan_backward
+from tvkernels.ssd.backward_kernel import AMPLE, scan_backward, shared_memory
 from tvkernels.ssd.chunk_scan_kernel import chunk_scan_kernel
 from tvkernels.ssd.chunk_state_kernel import chunk_state_kernel
 
@@ -60,6 +60,7 @@ def scan_forward(
     """out, the state after the last token, and those after each sequence of cu_seqlens."""
     batch, seqlen, nheads, headdim = x.shape
     ngroups, d_state = B.shape[2:]
+    _check_size(x, B, C)
     wide = torch.promote_types(x.dtype, torch.float32)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     final = torch.empty(batch, nheads, headdim, d_state, dtype=wide, device=x.device)
@@ -100,6 +101,18 @@ def scan_forward(
         after = _from_channel(varlen, first)
         _chunk_state(inputs, initial, cu_seqlens, after, None, seqlen, num_seqs, sizes, own)
     return out, final, varlen
+
+
+def _check_size(x, B, C):
+    """Refuse a state that does not fit in the shared memory of the GPU of x, before any launch."""
+    narrow = x.dtype.itemsize == B.dtype.itemsize == C.dtype.itemsize == 2
+    shared, d_state = shared_memory(x.device), B.shape[3]
+    if d_state > 256 and not narrow and shared < AMPLE:
+        raise NotImplementedError(
+            f"mamba_chunk_scan_combined: with {shared // 1024} KiB of shared memory in a block "
+            f"Triton has d_state up to 256 for tensors that are not all of 16 bit, got {d_state}; "
+            'use_backend("reference") has any'
+        )
 
 
 def _from_channel(states, first):

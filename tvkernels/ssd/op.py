@@ -95,9 +95,9 @@ def mamba_chunk_scan_combined(
 
     Raises:
         ValueError: shapes, dtypes, devices or the combination of arguments do not fit.
-        NotImplementedError: in the backward, on a GPU with less than 160 KiB of shared memory in a
-            block (RTX has 99): headdim or d_state above 512 (256 for operands of 32 bit), or
-            headdim * d_state above 65,536.
+        NotImplementedError: on a GPU with less than 160 KiB of shared memory in a block (RTX has
+            99): d_state above 256 where not all of x, B and C are of 16 bit; in the backward
+            headdim or d_state above 512 (256 unless of 16 bit), or headdim * d_state above 65,536.
 
     Numerics: step sizes, decays, every sum and the state from chunk to chunk are float32 (float64
     for float64 x), out is rounded once. If x, B and C are of 16 bit, the kernels' matrix products

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not TRITON, reason="needs a GPU, or TRITON_INTERPRET=1"),
 ]
 if importlib.util.find_spec("triton") is not None and TRITON:
-    from tvkernels.ssd import backward_kernel
+    from tvkernels.ssd import backward_kernel, kernel
 
 RTX = 99 * 1024
 
@@ -53,7 +53,17 @@ def test_a_head_too_large_for_the_gpu_is_refused(
     with use_backend("triton"):
         out, *_ = as_tuple(mamba_chunk_scan_combined(**inputs))
         out.sum().backward(retain_graph=True)
-        monkeypatch.setattr(backward_kernel, "_shared_memory", lambda device: RTX)
+        monkeypatch.setattr(backward_kernel, "shared_memory", lambda device: RTX)
         words = rf"with 99 KiB of shared memory .* up to 65536 .* got {headdim} and {d_state};"
         with pytest.raises(NotImplementedError, match=words):
             out.sum().backward()
+
+
+def test_a_state_too_large_for_the_gpu_is_refused(monkeypatch: Any) -> None:
+    inputs = scan_inputs(batch=1, seqlen=2, nheads=1, ngroups=1, headdim=16, d_state=272)
+    inputs = cast(on_device(inputs), torch.float32)
+    monkeypatch.setattr(kernel, "shared_memory", lambda device: RTX)
+    with use_backend("triton"):
+        mamba_chunk_scan_combined(**cast(inputs, torch.bfloat16))
+        with pytest.raises(NotImplementedError, match=r"99 KiB .* d_state up to 256 .* got 272;"):
+            mamba_chunk_scan_combined(**inputs)
