@@ -206,6 +206,17 @@ def test_a_prompt_longer_than_the_window(run, home, tmp_path):
     assert len(json.loads(out)["frame_seconds"]) == int(fitting[1])
 
 
+def test_what_is_left_out_of_a_directory_is_said(run, home, tmp_path):
+    Image.new("RGB", (64, 48)).save(tmp_path / "0.png")
+    (tmp_path / "readme.txt").write_text("words")
+    ask = ("ask", tmp_path, "What?", "--model", home / "model", "--max-new-tokens", 2)
+    code, out, err = run(*ask)
+    assert code == 0
+    note = f"{tmp_path}: left out of the directory: 1 file of another kind (readme.txt)"
+    assert err.strip() == note
+    assert run(*ask, "--quiet") == (0, out, "")
+
+
 @pytest.mark.parametrize(
     ("option", "words"),
     [
@@ -241,9 +252,11 @@ def test_damaged_video_is_used_on_request(run, home, tmp_path):
     assert int(found[1]) < 6
     assert run(*ask, "--salvage", "--quiet") == (0, out, "")
     # the first image decides the size
+    images = tmp_path / "images"
+    images.mkdir()
     for number, size in enumerate([(64, 48), (64, 48), (48, 64)]):
-        Image.new("RGB", size).save(tmp_path / f"{number}.png")
-    code, _, err = run("ask", tmp_path, *ask[2:], "--salvage")
+        Image.new("RGB", size).save(images / f"{number}.png")
+    code, _, err = run("ask", images, *ask[2:], "--salvage")
     assert code == 0
     assert re.match(r"1 frame of the video is missing or damaged \(.*\); 2 were looked at$", err)
 

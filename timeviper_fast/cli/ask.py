@@ -82,7 +82,7 @@ def ask(
     """Answer a question about a video."""
     with importing():
         from timeviper_fast.cli.output import writable
-        from timeviper_fast.cli.terminal import err, out, progress_bars, show, speaking
+        from timeviper_fast.cli.terminal import err, out, progress_bars, say, show, speaking
         from timeviper_fast.inference.ask import answer
         from timeviper_fast.timeviper import TimeViper
         from timeviper_fast.video import open_video
@@ -108,6 +108,8 @@ def ask(
         open_video(video, on_error=request.on_error, progress=progress) as source,
         speaking(out, stream and not as_json) as on_text,
     ):
+        for note in () if quiet else source.notes:
+            say(err, f"{source.name}: {note}")
         source.span(request.start, request.end)
         loaded = TimeViper.from_pretrained(
             model, device=device, dtype=dtype, progress=partial(progress, "weights")
