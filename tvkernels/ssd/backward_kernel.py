@@ -117,9 +117,12 @@ def scan_backward(
 
 def _check_size(x, d_state, dot_dtype):
     """Refuse a head that does not fit in the shared memory of the GPU of x, before any launch."""
-    headdim, shared = x.shape[3], shared_memory(x.device)
+    headdim = x.shape[3]
     most = 512 if dot_dtype.itemsize == 2 else 256
-    if shared < AMPLE and (max(headdim, d_state) > most or headdim * d_state > 256 * 256):
+    if max(headdim, d_state) <= most and headdim * d_state <= 256 * 256:
+        return
+    shared = shared_memory(x.device)
+    if shared < AMPLE:
         raise NotImplementedError(
             f"mamba_chunk_scan_combined: with {shared // 1024} KiB of shared memory in a block "
             f"Triton's backward has headdim and d_state up to {most} and headdim * d_state up to "
@@ -132,7 +135,10 @@ def shared_memory(device):
     """Bytes that a block may have; in the interpreter more than enough."""
     if device.type != "cuda":
         return 1 << 30
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties = torch.cuda.get_device_properties(device)
+    # ROCm has one limit; CUDA's larger one is opted in to, as Triton does
+    plain = properties.shared_memory_per_block
+    return getattr(properties, "shared_memory_per_block_optin", plain)
 
 
 def _scan_backward(

@@ -106,8 +106,11 @@ def scan_forward(
 def _check_size(x, B, C):
     """Refuse a state that does not fit in the shared memory of the GPU of x, before any launch."""
     narrow = x.dtype.itemsize == B.dtype.itemsize == C.dtype.itemsize == 2
-    shared, d_state = shared_memory(x.device), B.shape[3]
-    if d_state > 256 and not narrow and shared < AMPLE:
+    d_state = B.shape[3]
+    if narrow or d_state <= 256:
+        return
+    shared = shared_memory(x.device)
+    if shared < AMPLE:
         raise NotImplementedError(
             f"mamba_chunk_scan_combined: with {shared // 1024} KiB of shared memory in a block "
             f"Triton has d_state up to 256 for tensors that are not all of 16 bit, got {d_state}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,3 +68,18 @@ def test_a_state_too_large_for_the_gpu_is_refused(monkeypatch: Any) -> None:
         mamba_chunk_scan_combined(**cast(inputs, torch.bfloat16))
         with pytest.raises(NotImplementedError, match=r"99 KiB .* d_state up to 256 .* got 272;"):
             mamba_chunk_scan_combined(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("limits", "want"),
+    [
+        ({"shared_memory_per_block": 48, "shared_memory_per_block_optin": 99}, 99),
+        ({"shared_memory_per_block": 64}, 64),
+    ],
+    ids=["CUDA", "ROCm"],
+)
+def test_the_limit_is_that_of_the_device(
+    limits: dict[str, int], want: int, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(**limits))
+    assert backward_kernel.shared_memory(torch.device("cuda")) == want
