@@ -46,12 +46,15 @@ class Build:
 
 
 def compile_all(
-    work: Iterable[tuple[Launch, Target]], done: Callable[[Build], None] = lambda build: None
+    work: Iterable[tuple[Launch, Target]],
+    jobs: int | None = None,
+    done: Callable[[Build], None] = lambda build: None,
 ) -> list[Build]:
-    """Compile `work` on all processors; the builds come in the order given."""
+    """Compile `work`, `jobs` at a time (all processors if None); the builds come in the order
+    given."""
     # hashes Triton's files once; otherwise every child process does it
     triton_key()
-    jobs = os.cpu_count() or 1
+    jobs = jobs or os.cpu_count() or 1
     waiting = deque(enumerate(work))
     running: dict[Any, tuple[int, _Child]] = {}
     builds: dict[int, Build] = {}

@@ -134,8 +134,6 @@ def convolutions() -> Iterator[Case]:
     yield call("causal_conv1d_fn, channel first", whole, channel_first, leaf(CHANNELS, TAPS))
     yield call("causal_conv1d_fn, packed, width 2", whole, x, leaf(CHANNELS, 2), **packed)
     yield call("causal_conv1d_fn with states, width 7", whole, x, leaf(CHANNELS, 7), **states)
-    both = packed | states | {"initial_states": leaf(1, TAPS - 1, CHANNELS).mT}
-    yield call("causal_conv1d_fn, packed with states", whole, x, leaf(CHANNELS, TAPS), **both)
 
     def step(name: str, rows: int = 8, *extra: object, **options: object) -> Case:
         state, weight = empty(rows, 7, CHANNELS).mT, empty(CHANNELS, TAPS)

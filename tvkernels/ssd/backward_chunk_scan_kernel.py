@@ -1,4 +1,4 @@
-"""chunk_scan of the backward: all gradients of what happens within a chunk, and dz.
+"""roles and dz of the backward: all gradients of what happens within a chunk.
 
 One program computes one role for one chunk and the heads of one group. With tokens i and j, M_ij =
 dy_i . x_j, CB_ij = C_i . B_j, L_ij the decay from j to i, S the state before the chunk and dS the
@@ -69,7 +69,7 @@ CONFIGS = configs(
 
 @tuned(CONFIGS, key=["HEADDIM", "D_STATE", "CHUNK_SIZE"])
 @triton.jit(do_not_specialize=["seqlen", "chunks"])
-def scan_backward_chunk_scan_kernel(
+def scan_backward_roles_kernel(
     x_ptr, dy_ptr, B_ptr, C_ptr, D_ptr, states_ptr, dstates_ptr, delta_ptr, cumsum_ptr, resets_ptr,
     bounds_ptr, dx_ptr, dB_ptr, dC_ptr, dCB_ptr, dD_ptr, paths_in_ptr, paths_out_ptr,
     ddelta_self_ptr, paths_inside_ptr, ddelta_later_ptr, paths_through_ptr, seqlen, pitch, chunks,
@@ -210,7 +210,7 @@ def chunk_scan_backward(plan, x, dy, B, C, D, states, dstates):
     )
     slots = 2 + (blocks if per_channel else 1) + blocks
     if x.numel():
-        scan_backward_chunk_scan_kernel[(slots * groups * plan.chunks * batch,)](
+        scan_backward_roles_kernel[(slots * groups * plan.chunks * batch,)](
             x, dy, B, C, D, states, dstates,
             plan.delta, plan.cumsum, plan.resets, plan.bounds, dx, *sums,
             seqlen, plan.pitch, plan.chunks, nheads, nheads // groups, plan.delta.numel(),

@@ -3,7 +3,7 @@
     cumsum         chunk_cumsum: delta, and its log2-decays summed from each chunk's start
     gate           dy = dout silu(z), only with a gate z
     state_passing  the states before the chunks, the gradients behind them
-    chunk_scan     dx, dCB, dD, the parts of dB and dC through the states, sums within a chunk
+    roles          dx, dCB, dD, the parts of dB and dC through the states, sums within a chunk
     dz             only with a gate
     bmm            dB and dC: those parts plus the dots of dCB with C and B
     ddt            ddt, dA, ddt_bias from the gradient of the log-decay
@@ -23,7 +23,7 @@ of x. Nothing is kept from the forward.
 
 On 132 processors with one program each (registers allow no more): state_passing is 64 pairs of
 heads in two directions, 128 programs at batch 1 and 1,024 at batch 8, each through all chunks of
-128 tokens. chunk_scan has 5 programs (for each of 8 groups) per chunk, 640 at 2k tokens and 10,240
+128 tokens. roles has 5 programs (for each of 8 groups) per chunk, 640 at 2k tokens and 10,240
 at 32k. So short or narrow inputs wait for state_passing: 16 sequential iterations at 2k tokens.
 """
 

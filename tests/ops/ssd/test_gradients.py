@@ -191,7 +191,7 @@ def test_nothing_optional(dtype, short_chunks):
 
 KERNELS = [
     "backward_state_passing_kernel:scan_backward_state_passing_kernel",
-    "backward_chunk_scan_kernel:scan_backward_chunk_scan_kernel",
+    "backward_chunk_scan_kernel:scan_backward_roles_kernel",
     "backward_bmm_kernel:scan_backward_bmm_kernel",
 ]
 
