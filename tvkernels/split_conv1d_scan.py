@@ -14,7 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tvkernels.causal_conv1d import causal_conv1d_fn
-from tvkernels.core.checks import expect_dtype, expect_ndim, expect_same_device, expect_shape, fail
+from tvkernels.core.checks import (
+    expect_dtype,
+    expect_flags,
+    expect_int,
+    expect_limits,
+    expect_ndim,
+    expect_number,
+    expect_same_device,
+    expect_shape,
+    expect_tensors,
+    fail,
+)
 from tvkernels.rmsnorm import rmsnorm_fn
 from tvkernels.ssd import mamba_chunk_scan_combined
 
@@ -90,6 +101,19 @@ def mamba_split_conv1d_scan_combined(
     in the dtype of zxbcdt, or in torch.autocast's, as a Linear does. First order gradients.
     Source: mamba-ssm 2.3.2, mamba_split_conv1d_scan_combined.
     """
+    tensors = {
+        "zxbcdt": zxbcdt, "conv1d_weight": conv1d_weight, "A": A, "D": D,
+        **_given(conv1d_bias=conv1d_bias, dt_bias=dt_bias, initial_states=initial_states),
+        **_given(seq_idx=seq_idx, rmsnorm_weight=rmsnorm_weight, outproj_weight=outproj_weight),
+        **_given(outproj_bias=outproj_bias),
+    }  # fmt: skip
+    expect_tensors(_OP, **tensors)
+    for name in ("zxbcdt", *_given(outproj_weight=outproj_weight)):
+        expect_dtype(_OP, name, tensors[name])
+    expect_same_device(_OP, **tensors)
+    expect_limits(_OP, "dt_limit", dt_limit)
+    expect_number(_OP, "rmsnorm_eps", rmsnorm_eps, "be at least 0", 0)
+    expect_flags(_OP, return_final_states=return_final_states, norm_before_gate=norm_before_gate)
     nheads, headdim = _heads(D, headdim)
     dim = nheads * headdim
     d_bc, d_mlp = _widths(zxbcdt, conv1d_weight, nheads, dim, ngroups)
@@ -132,9 +156,15 @@ def mamba_split_conv1d_scan_combined(
     return (out, states[0]) if return_final_states else out
 
 
+def _given(**tensors: Tensor | None) -> dict[str, Tensor]:
+    return {name: x for name, x in tensors.items() if x is not None}
+
+
 def _heads(D: Tensor, headdim: int | None) -> tuple[int, int]:
     """(nheads, headdim), from D where it has both."""
     expect_ndim(_OP, "D", D, "(nheads,) or (nheads, headdim)", 1, 2)
+    if headdim is not None:
+        expect_int(_OP, "headdim", headdim, "be an int of at least 1", 1)
     if D.ndim == 2:
         return D.shape[0], D.shape[1]
     if headdim is None:
@@ -147,10 +177,11 @@ def _widths(
 ) -> tuple[int, int]:
     """(ngroups * d_state, d_mlp), which the widths of conv1d_weight and zxbcdt determine."""
     expect_ndim(_OP, "zxbcdt", zxbcdt, "(batch, seqlen, columns)", 3)
-    expect_dtype(_OP, "zxbcdt", zxbcdt)
     expect_ndim(_OP, "conv1d_weight", conv1d_weight, "(dim + 2 * ngroups * d_state, width)", 2)
-    if ngroups < 1 or nheads % ngroups:
-        fail(_OP, "ngroups", f"divide nheads = {nheads}", ngroups)
+    rule = f"divide nheads = {nheads}"
+    expect_int(_OP, "ngroups", ngroups, rule, 1)
+    if nheads % ngroups:
+        fail(_OP, "ngroups", rule, ngroups)
     d_bc, odd = divmod(conv1d_weight.shape[0] - dim, 2)
     if d_bc < ngroups or d_bc % ngroups or odd:
         rule = f"have {dim} + 2 * {ngroups} * d_state rows (dim + 2 * ngroups * d_state)"
@@ -189,10 +220,8 @@ def _check_output(
     if outproj_weight is not None:
         layout = "(d_out, d_mlp + dim)"
         expect_shape(_OP, "outproj_weight", outproj_weight, layout, (None, d_mlp + dim))
-        expect_dtype(_OP, "outproj_weight", outproj_weight)
     if outproj_bias is not None:
         if outproj_weight is None:
             fail(_OP, "outproj_bias", "be None without outproj_weight", "a tensor")
         expect_shape(_OP, "outproj_bias", outproj_bias, "(d_out,)", (outproj_weight.shape[0],))
         expect_dtype(_OP, "outproj_bias", outproj_bias)
-    expect_same_device(_OP, zxbcdt=zxbcdt, outproj_weight=outproj_weight, outproj_bias=outproj_bias)

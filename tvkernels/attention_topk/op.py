@@ -30,6 +30,7 @@ from tvkernels.core.checks import (
     expect_dtype,
     expect_int,
     expect_ndim,
+    expect_number,
     expect_offsets,
     expect_same_device,
     expect_shape,
@@ -96,7 +97,7 @@ def attention_topk(
     span that reaches beyond its sequence is not noticed.
     """
     op = "attention_topk"
-    _check_query(op, q, "k", k, keep, span, cu_seqlens)
+    _check_query(op, q, "k", k, keep, span, cu_seqlens, scale)
     expect_shape(op, "k", k, "(batch, seqlen, nkvheads, headdim)", (None, None, None, q.shape[-1]))
     _check_heads(op, q, "k", k.shape[2])
     if backend_for(q, "attention_topk") == "reference":
@@ -153,7 +154,7 @@ def attention_topk_hidden(
     rounding lost. Float16 has to be able to hold them.
     """
     op = "attention_topk_hidden"
-    _check_query(op, q, "hidden", hidden, keep, span, cu_seqlens)
+    _check_query(op, q, "hidden", hidden, keep, span, cu_seqlens, scale)
     _check_projection(op, q, hidden, k_weight, norm_weight, rope)
     if backend_for(q, "attention_topk") == "reference":
         return attention_topk_hidden_ref(
@@ -203,6 +204,8 @@ def uniform_topk(length: int, keep: int, device: torch.device | str | None) -> t
     """
     expect_int("uniform_topk", "length", length, "be an int of at least 0", 0)
     _check_keep("uniform_topk", keep, length)
+    if not (device is None or isinstance(device, (str, int, torch.device))):
+        fail("uniform_topk", "device", "be a device or None", f"a {type(device).__name__}")
     return uniform_topk_ref(length, keep, device)
 
 
@@ -302,9 +305,12 @@ def _check_query(
     keep: int | Sequence[int],
     span: Sequence[Any],
     cu_seqlens: Offsets | None,
+    scale: float | None,
 ) -> None:
     expect_ndim(op, "q", q, "(batch, [n_queries,] nheads, headdim)", 3, 4)
     expect_dtype(op, "q", q)
+    if scale is not None:
+        expect_number(op, "scale", scale)
     expect_same_device(op, **{"q": q, name: keys})
     layout = "(batch, seqlen, nkvheads, headdim)" if name == "k" else "(batch, seqlen, d_model)"
     expect_ndim(op, name, keys, layout, layout.count(",") + 1)
@@ -377,11 +383,17 @@ def _check_projection(
         fail(op, "k_weight", f"have rows in multiples of headdim {headdim}", k_weight.shape[0])
     _check_heads(op, q, "k_weight", k_weight.shape[0] // headdim)
     if norm_weight is not None:
-        weight = norm_weight if isinstance(norm_weight, torch.Tensor) else norm_weight[0]
+        pair = norm_weight if isinstance(norm_weight, tuple) else (norm_weight, NORM_EPS)
+        if len(pair) != 2:
+            fail(op, "norm_weight", "be a tensor or (weight, eps)", f"{len(pair)} values")
+        weight, eps = pair
+        expect_number(op, "norm_weight", eps, "have an eps of at least 0", 0)
         expect_shape(op, "norm_weight", weight, "(d_model,)", (d_model,))
         expect_dtype(op, "norm_weight", weight)
         expect_same_device(op, q=q, norm_weight=weight)
     if rope is not None:
+        if not isinstance(rope, Sequence) or len(rope) != 2:
+            fail(op, "rope", "be (cos, sin), two tensors", f"a {type(rope).__name__}")
         for name, table in zip(("rope cos", "rope sin"), rope):
             expect_shape(op, name, table, "(seqlen, headdim)", (seqlen, headdim))
             expect_dtype(op, name, table)

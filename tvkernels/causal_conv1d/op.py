@@ -18,7 +18,9 @@ from tvkernels.causal_conv1d.reference import (
 from tvkernels.core.backend import backend_for
 from tvkernels.core.checks import (
     INDEX_DTYPES,
+    expect_choice,
     expect_dtype,
+    expect_flags,
     expect_int,
     expect_ndim,
     expect_offsets,
@@ -75,6 +77,7 @@ def causal_conv1d_fn(
     """
     op = "causal_conv1d_fn"
     _check_filter(op, x, weight, bias, activation)
+    expect_flags(op, return_final_states=return_final_states)
     batch, dim, seqlen = x.shape
     for name, states in {
         "initial_states": initial_states,
@@ -206,8 +209,7 @@ def _check_filter(
         expect_shape(op, "bias", bias, "(dim,)", (dim,))
         expect_dtype(op, "bias", bias)
     expect_same_device(op, x=x, weight=weight, bias=bias)
-    if activation not in (None, "silu", "swish"):
-        fail(op, "activation", "be None, 'silu' or 'swish'", repr(activation))
+    expect_choice(op, "activation", activation, (None, "silu", "swish"))
 
 
 def _check_state(

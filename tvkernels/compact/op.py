@@ -18,6 +18,7 @@ from tvkernels.core.backend import backend_for
 from tvkernels.core.checks import (
     INDEX_DTYPES,
     expect_dtype,
+    expect_flags,
     expect_ndim,
     expect_same_device,
     expect_shape,
@@ -60,6 +61,7 @@ def compact(
     Source: TimeViper (arXiv 2511.16595), the step behind its selection.
     """
     _check(x, dropped, positions)
+    expect_flags("compact", return_dropped=return_dropped)
     if backend_for(x, "compact") == "reference":
         return compact_ref(x, dropped, positions, return_dropped=return_dropped)
     kept, rest, moved = _Compact.apply(x, dropped, positions, return_dropped)

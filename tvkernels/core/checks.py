@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Real
 from typing import Any, NoReturn
 
 import torch
@@ -13,13 +15,18 @@ __all__ = [
     "INDEX_DTYPES",
     "ArgumentError",
     "Offsets",
+    "expect_choice",
     "expect_dtype",
+    "expect_flags",
     "expect_int",
+    "expect_limits",
     "expect_ndim",
+    "expect_number",
     "expect_offsets",
     "expect_rows",
     "expect_same_device",
     "expect_shape",
+    "expect_tensors",
     "fail",
     "is_int",
     "on_host",
@@ -89,10 +96,54 @@ def expect_dtype(
 def expect_same_device(op: str, **tensors: torch.Tensor | None) -> None:
     """Every tensor given (None is skipped) lies on the device of the first."""
     given = [(name, x) for name, x in tensors.items() if x is not None]
+    expect_tensors(op, **dict(given))
     first_name, first = given[0]
     for name, x in given[1:]:
         if x.device != first.device:
             fail(op, name, f"lie on the device of {first_name} ({first.device})", x.device)
+
+
+def expect_tensors(op: str, **values: Any) -> None:
+    """Each value is a tensor."""
+    for name, value in values.items():
+        _expect_tensor(op, name, value)
+
+
+def expect_flags(op: str, **values: Any) -> None:
+    """Each value is True or False (or 1 or 0)."""
+    for name, value in values.items():
+        if not (isinstance(value, int) and value in (0, 1)):
+            fail(op, name, "be True or False", _named(value))
+
+
+def expect_choice(op: str, argument: str, value: Any, choices: Sequence[str | None]) -> None:
+    """`value` is one of `choices`, which are strings or None."""
+    if not (value is None or isinstance(value, str)) or value not in choices:
+        *first, last = [repr(choice) for choice in choices]
+        fail(op, argument, f"be {', '.join(first)} or {last}", _named(value))
+
+
+def expect_number(
+    op: str, argument: str, value: Any, rule: str = "be a number", least: float | None = None
+) -> None:
+    """`value` is a float or an int (no bool, no tensor), at least `least`; `rule` says so."""
+    if not _is_number(value) or not (least is None or value >= least):
+        fail(op, argument, rule, _named(value))
+
+
+def expect_limits(
+    op: str,
+    argument: str,
+    value: Any,
+    rule: str = "be (least, greatest)",
+    lowest: float = -math.inf,
+) -> None:
+    """`value` is (least, greatest), two numbers in order, none below `lowest`; `rule` says so."""
+    is_pair = isinstance(value, Sequence) and len(value) == 2
+    if not (is_pair and _is_number(value[0]) and _is_number(value[1])):
+        fail(op, argument, "be (least, greatest), two numbers", _named(value))
+    if not lowest <= value[0] <= value[1]:
+        fail(op, argument, rule, value)
 
 
 def expect_int(
@@ -100,7 +151,7 @@ def expect_int(
 ) -> None:
     """`value` is an int (no bool, no float) from `least` to `most`; `rule` says so in words."""
     if not is_int(value) or value < least or (most is not None and value > most):
-        fail(op, argument, rule, repr(value))
+        fail(op, argument, rule, _named(value))
 
 
 def expect_offsets(op: str, argument: str, offsets: Offsets, total: int, *, exact: bool) -> None:
@@ -139,6 +190,15 @@ def is_int(value: Any) -> bool:
 def on_host(x: torch.Tensor) -> bool:
     """Whether the values of `x` can be read without a host sync and without breaking a trace."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, Real)) and not isinstance(value, bool)
+
+
+def _named(value: Any) -> str:
+    """What a sentence says of a value of the wrong kind: a tensor's kind, not its elements."""
+    return f"a {type(value).__name__}" if hasattr(value, "shape") else repr(value)
 
 
 def _expect_tensor(op: str, argument: str, x: Any) -> None:

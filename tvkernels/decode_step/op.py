@@ -16,11 +16,14 @@ from torch import Tensor
 from tvkernels.core.backend import backend_for
 from tvkernels.core.checks import (
     INDEX_DTYPES,
+    expect_choice,
     expect_dtype,
+    expect_limits,
     expect_ndim,
     expect_rows,
     expect_same_device,
     expect_shape,
+    expect_tensors,
     fail,
 )
 from tvkernels.core.library import kernel_op
@@ -92,13 +95,13 @@ def mamba2_decode_step(
     _check_states(zxbcdt, conv_state, ssm_state, cache_seqlens, state_batch_indices)
     _check_parameters(zxbcdt, conv_state, ssm_state, conv1d_weight, conv1d_bias, activation)
     nheads = ssm_state.shape[1]
+    expect_tensors(OP, A_log=A_log)
     for name, t in {"dt_bias": dt_bias, "A_log": A_log, "D": D}.items():
         if t is not None:
             expect_shape(OP, name, t, "(nheads,)", (nheads,))
             expect_dtype(OP, name, t)
     expect_same_device(OP, zxbcdt=zxbcdt, dt_bias=dt_bias, A_log=A_log, D=D)
-    if not 0 <= dt_limit[0] <= dt_limit[1]:
-        fail(OP, "dt_limit", "be (least, greatest) with 0 <= least <= greatest", dt_limit)
+    expect_limits(OP, "dt_limit", dt_limit, "be (least, greatest) with 0 <= least <= greatest", 0)
     if backend_for(zxbcdt, "decode_step") == "reference":
         return mamba2_decode_step_ref(
             zxbcdt, conv_state, ssm_state, cache_seqlens, conv1d_weight, conv1d_bias,
@@ -170,8 +173,7 @@ def _check_parameters(
         expect_shape(OP, "conv1d_bias", bias, "(dim + 2 * ngroups * d_state,)", (channels,))
         expect_dtype(OP, "conv1d_bias", bias)
     expect_same_device(OP, zxbcdt=zxbcdt, conv1d_weight=weight, conv1d_bias=bias)
-    if activation not in (None, "silu", "swish"):
-        fail(OP, "activation", "be None, 'silu' or 'swish'", repr(activation))
+    expect_choice(OP, "activation", activation, (None, "silu", "swish"))
 
 
 def _fake_step(zxbcdt: Tensor, conv_state: Tensor, ssm_state: Tensor, *_: Any) -> Tensor:

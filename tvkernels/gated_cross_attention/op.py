@@ -18,6 +18,7 @@ from tvkernels.core.checks import (
     Offsets,
     expect_dtype,
     expect_ndim,
+    expect_number,
     expect_offsets,
     expect_same_device,
     expect_shape,
@@ -78,6 +79,8 @@ def gated_cross_attention(
     """
     _check(text, q, k, v, alpha, out_proj)
     _check_packing(text, k, cu_seqlens_q, cu_seqlens_k)
+    if scale is not None:
+        expect_number("gated_cross_attention", "scale", scale)
     if backend_for(text, "gated_cross_attention") == "reference":
         return gated_cross_attention_ref(
             text, q, k, v, alpha, out_proj=out_proj, scale=scale,

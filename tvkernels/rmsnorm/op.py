@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from tvkernels.core.backend import backend_for
-from tvkernels.core.checks import expect_dtype, expect_same_device, expect_shape, fail
+from tvkernels.core.checks import (
+    expect_dtype,
+    expect_flags,
+    expect_int,
+    expect_number,
+    expect_same_device,
+    expect_shape,
+    fail,
+)
 from tvkernels.core.library import distinct, kernel_op
 from tvkernels.rmsnorm.reference import layernorm_fn_ref, rms_norm_ref, rmsnorm_fn_ref
 
@@ -53,6 +61,7 @@ def rmsnorm_fn(
     Source: mamba-ssm 2.3.2, rmsnorm_fn.
     """
     _check("rmsnorm_fn", x, weight, bias, z, eps, group_size)
+    expect_flags("rmsnorm_fn", norm_before_gate=norm_before_gate)
     if backend_for(x, "rmsnorm") == "reference":
         return rmsnorm_fn_ref(x, weight, bias, z, eps, group_size, norm_before_gate)
     form = _Form(eps, group_size or x.shape[-1], norm_before_gate, True)
@@ -87,6 +96,7 @@ def layernorm_fn(
     Source: mamba-ssm 2.3.2, layernorm_fn.
     """
     _check("layernorm_fn", x, weight, bias, z, eps, group_size)
+    expect_flags("layernorm_fn", norm_before_gate=norm_before_gate, is_rms_norm=is_rms_norm)
     if backend_for(x, "rmsnorm") == "reference":
         return layernorm_fn_ref(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm)
     form = _Form(eps, group_size or x.shape[-1], norm_before_gate, is_rms_norm)
@@ -143,10 +153,10 @@ def _check(
     eps: float,
     group_size: int | None,
 ) -> None:
+    expect_dtype(op, "x", x)
     if x.ndim == 0:
         fail(op, "x", "be (..., dim)", "a scalar")
     dim = x.shape[-1]
-    expect_dtype(op, "x", x)
     expect_shape(op, "weight", weight, "(dim,)", (dim,))
     expect_dtype(op, "weight", weight)
     if bias is not None:
@@ -156,10 +166,12 @@ def _check(
         expect_shape(op, "z", z, "the shape of x", x.shape)
         expect_dtype(op, "z", z)
     expect_same_device(op, x=x, weight=weight, bias=bias, z=z)
-    if not eps >= 0:
-        fail(op, "eps", "be at least 0", eps)
-    if group_size is not None and (group_size < 1 or dim % group_size):
-        fail(op, "group_size", f"divide dim = {dim}", group_size)
+    expect_number(op, "eps", eps, "be at least 0", 0)
+    if group_size is not None:
+        rule = f"divide dim = {dim}"
+        expect_int(op, "group_size", group_size, rule, 1)
+        if dim % group_size:
+            fail(op, "group_size", rule, group_size)
 
 
 class _Form(NamedTuple):

@@ -14,10 +14,12 @@ from torch import Tensor
 from tvkernels.core.backend import backend_for
 from tvkernels.core.checks import (
     expect_dtype,
+    expect_flags,
     expect_ndim,
     expect_rows,
     expect_same_device,
     expect_shape,
+    expect_tensors,
     fail,
 )
 from tvkernels.core.library import kernel_op
@@ -76,6 +78,10 @@ def selective_state_update(
     that is rounded to the state's dtype. For inference: no gradient flows.
     Source: mamba-ssm 2.3.2, selective_state_update.
     """
+    expect_tensors(OP, state=state, x=x, dt=dt, A=A, B=B, C=C)
+    optional = {"D": D, "z": z, "dt_bias": dt_bias, "state_batch_indices": state_batch_indices}
+    expect_tensors(OP, **{name: t for name, t in optional.items() if t is not None})
+    expect_flags(OP, dt_softplus=dt_softplus)
     shape = x.shape
     if state.ndim == 3:
         state = state.unsqueeze(1)

@@ -6,7 +6,6 @@ Source: mamba-ssm 2.3.2 (mamba_chunk_scan_combined); Dao & Gu 2024 (arXiv 2405.2
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,9 @@ from tvkernels.core.checks import (
     FLOAT_DTYPES,
     INDEX_DTYPES,
     expect_dtype,
+    expect_flags,
     expect_int,
+    expect_limits,
     expect_ndim,
     expect_offsets,
     expect_same_device,
@@ -113,6 +114,10 @@ def mamba_chunk_scan_combined(
     """
     _check_tokens(x, dt, A, B, C, z, seq_idx)
     _check_heads(x, B, D, dt_bias, initial_states)
+    expect_flags(
+        _OP, dt_softplus=dt_softplus, return_final_states=return_final_states,
+        return_varlen_states=return_varlen_states,
+    )  # fmt: skip
     _check_options(x, chunk_size, cu_seqlens, dt_limit, return_varlen_states)
     _check_state_dtype(x, state_dtype)
     expect_same_device(
@@ -215,11 +220,7 @@ def _check_options(
     return_varlen_states: bool,
 ) -> None:
     expect_int(_OP, "chunk_size", chunk_size, "be a positive int", 1)
-    is_pair = isinstance(dt_limit, Sequence) and len(dt_limit) == 2
-    if not (is_pair and all(isinstance(v, (int, float)) for v in dt_limit)):
-        fail(_OP, "dt_limit", "be (least, greatest), two numbers", repr(dt_limit))
-    if not dt_limit[0] <= dt_limit[1]:
-        fail(_OP, "dt_limit", "be (least, greatest)", dt_limit)
+    expect_limits(_OP, "dt_limit", dt_limit)
     if cu_seqlens is not None:
         expect_offsets(_OP, "cu_seqlens", cu_seqlens, x.shape[1], exact=False)
     if return_varlen_states and cu_seqlens is None:

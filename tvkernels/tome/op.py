@@ -78,7 +78,7 @@ def _check(x: torch.Tensor, num_tokens: int, num_heads: int, order: str) -> None
     expect_int(op, "num_heads", num_heads, "be an int of at least 1", 1)
     if dim % num_heads:
         fail(op, "num_heads", f"divide dim {dim} (the metric averages equal groups)", num_heads)
-    if order not in ORDERS:
+    if not isinstance(order, str) or order not in ORDERS:
         fail(op, "order", f"be one of {', '.join(ORDERS)}", repr(order))
 
 
