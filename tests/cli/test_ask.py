@@ -265,3 +265,17 @@ def tiny_frames():
     generator = torch.Generator().manual_seed(0)
     for _ in range(30):
         yield torch.randint(256, (48, 64, 3), generator=generator, dtype=torch.uint8)
+
+
+def test_what_was_mended_is_said_beside_the_answer(run, home, tmp_path):
+    """A film written twice behind itself, whose clock starts anew in the middle."""
+    part, joined = tmp_path / "part.ts", tmp_path / "joined.ts"
+    write_video(part, (torch.zeros(32, 32, 3, dtype=torch.uint8) for _ in range(10)), 5)
+    joined.write_bytes(part.read_bytes() * 2)
+    ask = ("ask", joined, "What?", "--model", home / "model", "--max-new-tokens", 2)
+    code, _, err = run(*ask)
+    assert code == 0
+    assert ": the time stamps start anew in 1 place" in " ".join(err.split())
+    assert run(*ask, "--quiet")[2] == ""
+    (note,) = json.loads(run(*ask, "--json")[1])["notes"]
+    assert "start anew" in note

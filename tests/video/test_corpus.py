@@ -169,7 +169,7 @@ def damaged_files() -> dict[str, Case]:
     truth = Truth(numbers=[number for number in range(40) if number not in gone], lost=10)
     cases["lost key frame.ts"] = partial(without, frame=20, options=PLAIN), truth
     for suffix in ("mp4", "mov"):
-        for share in (0.05, 0.15, 0.4, 0.8):
+        for share in (0.05, 0.15, 0.25, 0.27, 0.29, 0.4, 0.8):
             words = "its index, .* is not whole|cannot be decoded|ends early"
             make = partial(cut_index, share=share)
             cases[f"index cut at {share:.0%}.{suffix}"] = make, Truth(refused=words)

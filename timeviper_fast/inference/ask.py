@@ -45,6 +45,7 @@ class Answer:
         stops: time and size of the eight stops on the way.
         lost_frames: with `on_error="use"`, frames that the video should hold and does not (an
             estimate where its end is cut off), and frames that were asked for and did not decode.
+        notes: what was mended to read the video, in sentences, such as flawed time stamps.
     """
 
     text: str
@@ -55,6 +56,7 @@ class Answer:
     stages: tuple[StageCount, ...]
     stops: tuple[Stop, ...]
     lost_frames: int = 0
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
@@ -113,6 +115,7 @@ def answer(
         stages=read.stages,
         stops=tuple(watch.rows()),
         lost_frames=lost,
+        notes=source.notes,
     )
 
 

@@ -57,6 +57,9 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         if stream is None:
             why = NO_INDEX if lacks_index(path) else f"it holds {_kinds(container) or 'nothing'}"
             raise VideoError(f"{path}: it has no video stream ({why})")
+        if stream.codec_context is None:
+            why = NO_INDEX if lacks_index(path) else "FFmpeg has no decoder for it"
+            raise VideoError(f"{path}: its video stream cannot be decoded ({why})")
         stream.thread_type = "AUTO"
         yield container, stream
 
@@ -87,7 +90,9 @@ def _film(container: InputContainer) -> VideoStream | None:
 
 def _is_still(stream: VideoStream) -> bool:
     """Whether a stream holds one picture: by its frame count, or by its codec if there is none."""
-    return stream.frames == 1 or (not stream.frames and stream.codec_context.name in _STILLS)
+    # FFmpeg makes no codec context where it knows no decoder
+    codec = stream.codec_context.name if stream.codec_context else ""
+    return stream.frames == 1 or (not stream.frames and codec in _STILLS)
 
 
 def _kinds(container: InputContainer) -> str:

@@ -173,6 +173,9 @@ def _scan(path: Path, progress: Progress | None) -> _Scan:
     if packets is None:
         with opened(path) as (container, stream):
             packets = read_packets(container, stream, faults, progress)
+    elif progress is not None:
+        size = path.stat().st_size
+        progress("scan", size, size)
     # what a transport stream lost at its end is damage, as it is in the middle
     is_broken = bool(faults) or (bool(packets.damaged[-1:].any()) and not clock.may_leap)
     with Feed(path, packets.pts, packets.dts, []) as feed:
