@@ -23,6 +23,8 @@ from tvkernels.gated_cross_attention.device import (
     store_tile,
 )
 
+# a finite float32 below every logit that a row has
+LEAST = tl.constexpr(-3.0e38)
 # KiB of the tile of rows and of a tile of keys, warps, stages. On sm_90 a 32 KiB tile of keys
 # spills in the loop unless Triton knows that the number of keys is a multiple of 16
 CONFIGS = configs(
@@ -68,11 +70,11 @@ def split_kernel(
         nothing = tl.zeros((ROWS, KEYS), ACC)
         logits = dot(q, tl.trans(k), nothing, DOT_PRECISION) * (SCALE * LOG2_E)
         logits = tl.where(within[None, :], logits, float("-inf"))
-        higher = tl.maximum(top, tl.max(logits, 1))
-        # while every logit is -inf, subtract 0: -inf - -inf would be NaN
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        weight = tl.exp2(logits - base[:, None])
-        fade = tl.exp2(top - base)
+        # While every logit is -inf the maximum is LEAST: -inf - -inf would be NaN. A row without
+        # keys keeps -inf
+        higher = tl.maximum(tl.maximum(top, tl.max(logits, 1)), LEAST)
+        weight = tl.exp2(logits - higher[:, None])
+        fade = tl.exp2(top - higher)
         top = higher
         total = total * fade + tl.sum(weight, 1)
         v = load_tile(v_ptr, key * v_token, within, v_channel, HEADDIM, D)
@@ -107,8 +109,8 @@ def combine_kernel(
         part = load_tile(part_ptr, at * HEADDIM, live, 1, HEADDIM, D)
         read = read * fade[:, None] + part * weight[:, None]
         at += rows
-    # a row without keys has a total of 0, and reads 0
-    share = 1.0 / tl.where(total == 0.0, 1.0, total)
+    # a row without keys reads 0; one whose logits are all -inf has a total of 0 too, and reads NaN
+    share = 1.0 / tl.where(top == float("-inf"), 1.0, total)
     read *= share[:, None]
     store_tile(attended_ptr, row * HEADDIM, live, read, HEADDIM, D)
     tl.store(norm_ptr + row, top, mask=live)

@@ -7,6 +7,7 @@
     kernel.py                           forward on Triton: launches, how sequences are divided
     chunk_scan_kernel.py                forward: all stages of a segment in one kernel
     chunk_state_kernel.py               forward: states of subsegments and of packed sequences
+    not_finite_kernel.py                forward: tokens one by one where a state is not finite
     device.py                           device functions of the forward
     backward_kernel.py                  backward on Triton: its stages, how tokens are divided
     backward_cumsum_kernel.py           delta and summed log-decays; ddt, dA, ddt_bias

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from tvkernels.core.tl import dot
 from tvkernels.core.tune import tuned
-from tvkernels.ssd.backward_device import bounds_of, configs, load_bc, reached
+from tvkernels.ssd.backward_device import bounds_of, configs, is_sound, load_bc, reached, spoil
 
 CONFIGS = configs({"default": ((8, 2),), "gfx942": ((8, 2), (4, 2))})
 
@@ -32,17 +32,20 @@ def scan_backward_bmm_kernel(
     key, query = tl.arange(0, CHUNK_SIZE)[:, None], tl.arange(0, CHUNK_SIZE)[None, :]
     if resets_ptr is not None:
         resets_ptr += batch * seqlen
+    sound = is_sound(resets_ptr, t, stop)
     dCB = tl.load(dCB_ptr + place * CHUNK_SIZE * CHUNK_SIZE + key * CHUNK_SIZE + query)
     dCB = tl.where(reached(resets_ptr, start, stop, key, query), dCB, 0.0).to(DOT_DTYPE)
     C_ptr += batch * C_batch + group * C_group
     total = tl.load(dB_state_ptr + at, mask=mask, other=0.0)
-    C = load_bc(C_ptr, t, stop, C_token, C_dstate, D_STATE, BLOCK_DSTATE, DOT_DTYPE)
+    C = load_bc(C_ptr, t, sound, C_token, C_dstate, D_STATE, BLOCK_DSTATE, DOT_DTYPE)
     total = dot(dCB, C, total, DOT_PRECISION)
+    total = spoil(total, sound[:, None], resets_ptr)
     tl.store(dB_ptr + at, total.to(dB_ptr.dtype.element_ty), mask=mask)
     B_ptr += batch * B_batch + group * B_group
     total = tl.load(dC_state_ptr + at, mask=mask, other=0.0)
-    B = load_bc(B_ptr, t, stop, B_token, B_dstate, D_STATE, BLOCK_DSTATE, DOT_DTYPE)
+    B = load_bc(B_ptr, t, sound, B_token, B_dstate, D_STATE, BLOCK_DSTATE, DOT_DTYPE)
     total = dot(tl.trans(dCB), B, total, DOT_PRECISION)
+    total = spoil(total, sound[:, None], resets_ptr)
     tl.store(dC_ptr + at, total.to(dC_ptr.dtype.element_ty), mask=mask)
 
 

@@ -12,12 +12,14 @@ from tvkernels.ssd.backward_device import (
     decay_between,
     decay_from_start,
     decay_to_end,
+    is_sound,
     is_stored,
     load_bc,
     load_cumsum,
     load_state,
     load_tile,
     reached,
+    spoil,
     tile_channels,
 )
 
@@ -44,10 +46,11 @@ def dbc_role(
     SUB_DSTATE: tl.constexpr = min(BLOCK_DSTATE, 64)
     t = start + tl.arange(0, CHUNK_SIZE).to(tl.int64)
     stored = is_stored(bounds_ptr, tl.arange(0, CHUNK_SIZE), start, stop, CHUNK_SIZE)
+    sound = is_sound(resets_ptr, t, stop)
     bc, total = (), ()
     for n in tl.static_range(0, BLOCK_DSTATE, SUB_DSTATE):
         sub_ptr = bc_ptr + tl.cast(n, tl.int64) * bc_dstate
-        sub = load_bc(sub_ptr, t, stop, bc_token, bc_dstate, D_STATE - n, SUB_DSTATE, DOT_DTYPE)
+        sub = load_bc(sub_ptr, t, sound, bc_token, bc_dstate, D_STATE - n, SUB_DSTATE, DOT_DTYPE)
         bc += (sub,)
         total += (tl.zeros((CHUNK_SIZE, SUB_DSTATE), ACC),)
     STAGES: tl.constexpr = stages(HEADDIM, BLOCK_DSTATE, DOT_DTYPE)
@@ -58,7 +61,7 @@ def dbc_role(
         tiles = ()
         for k in tl.static_range(TILES):
             head_ptr = x_or_dy_ptr + head * x_head
-            tiles += (load_tile(head_ptr, t, stop, x_token, x_channel, k, HEADDIM, DOT_DTYPE),)
+            tiles += (load_tile(head_ptr, t, sound, x_token, x_channel, k, HEADDIM, DOT_DTYPE),)
         if IS_DC:
             decay = decay_from_start(
                 cumsum_ptr + vectors, low_offset, resets_ptr, t, stored, start, stop, TWO_FLOATS
@@ -99,20 +102,20 @@ def dbc_role(
 
 @triton.jit
 def _x_dot_dy(
-    x_ptr, dy_ptr, dD_ptr, key, query, stop, x_token, x_channel, dy_token, dy_channel,
-    HEADDIM: tl.constexpr, TILES: tl.constexpr, CHUNK_SIZE: tl.constexpr,
+    x_ptr, dy_ptr, dD_ptr, key, query, key_sound, query_sound, x_token, x_channel, dy_token,
+    dy_channel, HEADDIM: tl.constexpr, TILES: tl.constexpr, CHUNK_SIZE: tl.constexpr,
     BLOCK_QUERIES: tl.constexpr, D_PER_CHANNEL: tl.constexpr, DOT_DTYPE: tl.constexpr,
     ACC: tl.constexpr, DOT_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """x_j . dy_i of one head, (keys, queries); stores dD per channel."""
     m = tl.zeros((CHUNK_SIZE, BLOCK_QUERIES), ACC)
     for k in tl.static_range(TILES):
-        x = load_tile(x_ptr, key, stop, x_token, x_channel, k, HEADDIM, DOT_DTYPE)
-        dy = load_tile(dy_ptr, query, stop, dy_token, dy_channel, k, HEADDIM, DOT_DTYPE)
+        x = load_tile(x_ptr, key, key_sound, x_token, x_channel, k, HEADDIM, DOT_DTYPE)
+        dy = load_tile(dy_ptr, query, query_sound, dy_token, dy_channel, k, HEADDIM, DOT_DTYPE)
         m = dot(x, tl.trans(dy), m, DOT_PRECISION)
         if D_PER_CHANNEL:
             # x of the queries' own tokens
-            x = load_tile(x_ptr, query, stop, x_token, x_channel, k, HEADDIM, ACC)
+            x = load_tile(x_ptr, query, query_sound, x_token, x_channel, k, HEADDIM, ACC)
             channel = tile_channels(k, HEADDIM)
             tl.store(dD_ptr + channel, tl.sum(x * dy.to(ACC), 0), mask=channel < HEADDIM)
     return m
@@ -139,8 +142,9 @@ def dCB_role(
         bounds_ptr, block * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES), start, stop, CHUNK_SIZE
     )
     key_stored = is_stored(bounds_ptr, tl.arange(0, CHUNK_SIZE), start, stop, CHUNK_SIZE)
-    b = load_bc(B_ptr, key, stop, B_token, B_dstate, D_STATE, BLOCK_DSTATE, DOT_DTYPE)
-    c = load_bc(C_ptr, query, stop, C_token, C_dstate, D_STATE, BLOCK_DSTATE, DOT_DTYPE)
+    key_sound, query_sound = is_sound(resets_ptr, key, stop), is_sound(resets_ptr, query, stop)
+    b = load_bc(B_ptr, key, key_sound, B_token, B_dstate, D_STATE, BLOCK_DSTATE, DOT_DTYPE)
+    c = load_bc(C_ptr, query, query_sound, C_token, C_dstate, D_STATE, BLOCK_DSTATE, DOT_DTYPE)
     scores = dot(b, tl.trans(c), tl.zeros((CHUNK_SIZE, BLOCK_QUERIES), ACC), DOT_PRECISION)
     # the diagonal as sums of rows: a sum of channels would cross eight lanes and all warps
     own_scores = tl.sum(tl.where(same, scores, 0.0), 1)
@@ -153,8 +157,8 @@ def dCB_role(
         head = tl.cast(i, tl.int64)
         m = _x_dot_dy(
             x_ptr + head * x_head, dy_ptr + head * dy_head, dD_ptr + head * HEADDIM, key, query,
-            stop, x_token, x_channel, dy_token, dy_channel, HEADDIM, TILES, CHUNK_SIZE,
-            BLOCK_QUERIES, D_PER_CHANNEL, DOT_DTYPE, ACC, DOT_PRECISION,
+            key_sound, query_sound, x_token, x_channel, dy_token, dy_channel, HEADDIM, TILES,
+            CHUNK_SIZE, BLOCK_QUERIES, D_PER_CHANNEL, DOT_DTYPE, ACC, DOT_PRECISION,
         )  # fmt: skip
         vectors = head * pitch
         own = tl.sum(tl.where(same, m, 0.0), 1)
@@ -235,8 +239,9 @@ def dx_or_dz_role(
     # t: rows of the result; u: the tokens that they sum over
     t = start + block * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS).to(tl.int64)
     u = start + tl.arange(0, CHUNK_SIZE).to(tl.int64)
-    row = load_bc(row_ptr, t, stop, row_token, row_dstate, D_STATE, BLOCK_DSTATE, DOT_DTYPE)
-    col = load_bc(col_ptr, u, stop, col_token, col_dstate, D_STATE, BLOCK_DSTATE, DOT_DTYPE)
+    t_sound, u_sound = is_sound(resets_ptr, t, stop), is_sound(resets_ptr, u, stop)
+    row = load_bc(row_ptr, t, t_sound, row_token, row_dstate, D_STATE, BLOCK_DSTATE, DOT_DTYPE)
+    col = load_bc(col_ptr, u, u_sound, col_token, col_dstate, D_STATE, BLOCK_DSTATE, DOT_DTYPE)
     scores = dot(row, tl.trans(col), tl.zeros((BLOCK_TOKENS, CHUNK_SIZE), ACC), DOT_PRECISION)
     at_t, at_u = (t - start).to(tl.int32)[:, None], tl.arange(0, CHUNK_SIZE)[None, :]
     if IS_DX:
@@ -244,7 +249,6 @@ def dx_or_dz_role(
     else:
         reaches = reached(resets_ptr, start, stop, at_u, at_t)
     scores = tl.where(reaches, scores, 0.0)
-    same = at_t == at_u
     t_stored = is_stored(
         bounds_ptr, block * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS), start, stop, CHUNK_SIZE
     )
@@ -257,29 +261,33 @@ def dx_or_dz_role(
         )  # fmt: skip
         weight *= scores
         if D_ptr is not None and not D_PER_CHANNEL:
-            weight += tl.where(same, tl.load(D_ptr + (first_head + head) * D_head).to(ACC), 0.0)
+            weight += tl.where(
+                at_t == at_u, tl.load(D_ptr + (first_head + head) * D_head).to(ACC), 0.0
+            )
         weight = weight.to(DOT_DTYPE)
         for k in tl.static_range(TILES):
             channel = tile_channels(k, HEADDIM)
-            head_ptr = state_ptr + head * HEADDIM * D_STATE
-            state = load_state(head_ptr, k, HEADDIM, D_STATE, BLOCK_DSTATE)
+            at = state_ptr + head * HEADDIM * D_STATE
+            state = load_state(at, k, HEADDIM, D_STATE, BLOCK_DSTATE)
             values = value_ptr + head * value_head
-            value = load_tile(values, u, stop, value_token, value_channel, k, HEADDIM, DOT_DTYPE)
-            y = tl.zeros((BLOCK_TOKENS, channel.shape[0]), ACC)
-            y = dot(row, state, y, DOT_PRECISION) * scale[:, None]
-            y = dot(weight, value, y, DOT_PRECISION)
+            value = load_tile(values, u, u_sound, value_token, value_channel, k, HEADDIM, DOT_DTYPE)
+            y = dot(row, state, tl.zeros((BLOCK_TOKENS, channel.shape[0]), ACC), DOT_PRECISION)
+            y = dot(weight, value, y * scale[:, None], DOT_PRECISION)
             if D_ptr is not None and D_PER_CHANNEL:
                 at = D_ptr + (first_head + head) * D_head + channel * D_channel
                 value = load_tile(
-                    values, t, stop, value_token, value_channel, k, HEADDIM, DOT_DTYPE
+                    values, t, t_sound, value_token, value_channel, k, HEADDIM, DOT_DTYPE
                 )
                 D = tl.load(at, mask=channel < HEADDIM, other=0.0).to(ACC)[None, :]
                 y += D * value.to(ACC)
             if z_ptr is not None:
-                z = load_tile(z_ptr + head * z_head, t, stop, z_token, z_channel, k, HEADDIM, ACC)
-                y *= silu_slope(z) * load_tile(
-                    dout_ptr + head * dout_head, t, stop, dout_token, dout_channel, k, HEADDIM, ACC
+                z = load_tile(
+                    z_ptr + head * z_head, t, t_sound, z_token, z_channel, k, HEADDIM, ACC
                 )
+                at = dout_ptr + head * dout_head
+                dout = load_tile(at, t, t_sound, dout_token, dout_channel, k, HEADDIM, ACC)
+                y *= silu_slope(z) * dout
             at = out_ptr + (t * out_token)[:, None] + (head * HEADDIM + channel)[None, :]
             mask = (t < stop)[:, None] & (channel < HEADDIM)[None, :]
-            tl.store(at, y.to(out_ptr.dtype.element_ty), mask=mask)
+            y = spoil(y, t_sound[:, None], resets_ptr).to(out_ptr.dtype.element_ty)
+            tl.store(at, y, mask=mask)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from tvkernels.core.tl import LOG2_E, at_least, at_most, sigmoid, softplus
-from tvkernels.ssd.backward_device import bounds_of, is_stored
+from tvkernels.ssd.backward_device import bounds_of, is_sound, is_stored, spoil
 from tvkernels.ssd.device import lowest_log_decay
 
 # heads of a program
@@ -41,16 +41,18 @@ def _step_sizes(
 
 @triton.jit(do_not_specialize=["seqlen", "chunks", "dt_batch"])
 def scan_backward_cumsum_kernel(
-    dt_ptr, A_ptr, dt_bias_ptr, delta_ptr, cumsum_ptr, bounds_ptr, seqlen, pitch, chunks, nheads,
-    low_offset: tl.int64, dt_min, dt_max, dt_batch: tl.int64, dt_token, dt_head, A_head,
-    CHUNK_SIZE: tl.constexpr, BLOCK_HEADS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    dt_ptr, A_ptr, dt_bias_ptr, delta_ptr, cumsum_ptr, resets_ptr, bounds_ptr, seqlen, pitch,
+    chunks, nheads, low_offset: tl.int64, dt_min, dt_max, dt_batch: tl.int64, dt_token, dt_head,
+    A_head, CHUNK_SIZE: tl.constexpr, BLOCK_HEADS: tl.constexpr, SOFTPLUS: tl.constexpr,
     TWO_FLOATS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     # one program owns BLOCK_HEADS heads of one chunk
     head, batch, _, start, stop, t = _begin(
         bounds_ptr, seqlen, chunks, nheads, CHUNK_SIZE, BLOCK_HEADS
     )
-    mask = (head < nheads)[:, None] & (t < stop)[None, :]
+    if resets_ptr is not None:
+        resets_ptr += batch * seqlen
+    mask = (head < nheads)[:, None] & is_sound(resets_ptr, t, stop)[None, :]
     at = batch * dt_batch + (head * dt_head)[:, None] + (t * dt_token)[None, :]
     _, delta = _step_sizes(dt_ptr, dt_bias_ptr, at, head, mask, head < nheads, SOFTPLUS, ACC)
     delta = tl.where(mask, at_most(at_least(delta, dt_min), dt_max), 0.0)
@@ -73,7 +75,7 @@ def scan_backward_cumsum_kernel(
 @triton.jit(do_not_specialize=["seqlen", "chunks", "dt_batch"])
 def scan_backward_ddt_kernel(
     dt_ptr, A_ptr, dt_bias_ptr, delta_ptr, paths_in_ptr, paths_out_ptr, ddelta_self_ptr,
-    paths_inside_ptr, ddelta_later_ptr, paths_through_ptr, bounds_ptr, ddt_ptr, dA_ptr,
+    paths_inside_ptr, ddelta_later_ptr, paths_through_ptr, resets_ptr, bounds_ptr, ddt_ptr, dA_ptr,
     ddt_bias_ptr, seqlen, pitch, chunks, nheads, query_block_offset: tl.int64, dt_min, dt_max,
     dt_batch: tl.int64, dt_token, dt_head, A_head, CHUNK_SIZE: tl.constexpr,
     QUERY_BLOCKS: tl.constexpr, BLOCK_HEADS: tl.constexpr, SOFTPLUS: tl.constexpr,
@@ -109,14 +111,21 @@ def scan_backward_ddt_kernel(
     ddelta = tl.load(ddelta_self_ptr + at, mask=mask, other=0.0) + later
     ddelta = ddelta + tl.load(paths_out_ptr + at, mask=mask, other=0.0) + A[:, None] * dlog_decay
     dt_at = batch * dt_batch + (head * dt_head)[:, None] + (t * dt_token)[None, :]
-    raw, unclamped = _step_sizes(dt_ptr, dt_bias_ptr, dt_at, head, mask, live, SOFTPLUS, ACC)
-    ddt = tl.where(mask & (unclamped >= dt_min) & (unclamped <= dt_max), ddelta, 0.0)
+    if resets_ptr is not None:
+        resets_ptr += batch * seqlen
+    sound = is_sound(resets_ptr, t, stop)[None, :]
+    loaded = live[:, None] & sound
+    raw, unclamped = _step_sizes(dt_ptr, dt_bias_ptr, dt_at, head, loaded, live, SOFTPLUS, ACC)
+    # negated, so that NaN is passed on
+    outside = (unclamped < dt_min) | (unclamped > dt_max)
+    ddt = tl.where(loaded & ~outside, ddelta, 0.0)
     if SOFTPLUS:
         ddt *= sigmoid(raw)
     to = ((batch * seqlen + t) * nheads)[None, :] + head[:, None]
-    tl.store(ddt_ptr + to, ddt.to(ddt_ptr.dtype.element_ty), mask=mask)
     tl.store(dA_ptr + number, tl.sum(dlog_decay * delta, 1), mask=live)
     tl.store(ddt_bias_ptr + number, tl.sum(ddt, 1), mask=live)
+    ddt = spoil(ddt, sound, resets_ptr)
+    tl.store(ddt_ptr + to, ddt.to(ddt_ptr.dtype.element_ty), mask=mask)
 
 
 def chunk_cumsum(plan, dt, A, dt_bias, dt_softplus, dt_limit):
@@ -125,8 +134,8 @@ def chunk_cumsum(plan, dt, A, dt_bias, dt_softplus, dt_limit):
     if not batch * seqlen:
         return
     scan_backward_cumsum_kernel[(triton.cdiv(nheads, BLOCK_HEADS) * plan.chunks * batch,)](
-        dt, A, dt_bias, plan.delta, plan.cumsum, plan.bounds, seqlen, plan.pitch, plan.chunks,
-        nheads, plan.delta.numel(), *dt_limit, *dt.stride(), *A.stride(),
+        dt, A, dt_bias, plan.delta, plan.cumsum, plan.resets, plan.bounds, seqlen, plan.pitch,
+        plan.chunks, nheads, plan.delta.numel(), *dt_limit, *dt.stride(), *A.stride(),
         CHUNK_SIZE=plan.chunk_size, BLOCK_HEADS=BLOCK_HEADS, SOFTPLUS=dt_softplus,
         TWO_FLOATS=plan.two_floats, ACC=plan.acc, num_warps=4,
     )  # fmt: skip
@@ -141,8 +150,8 @@ def chunk_cumsum_backward(plan, dt, A, dt_bias, dt_softplus, dt_limit, sums):
     if batch and seqlen:
         scan_backward_ddt_kernel[(triton.cdiv(nheads, BLOCK_HEADS) * plan.chunks * batch,)](
             dt, A, dt_bias, plan.delta, sums.paths_in, sums.paths_out, sums.ddelta_self,
-            sums.paths_inside, sums.ddelta_later, sums.paths_through, plan.bounds, ddt, dA,
-            ddt_bias, seqlen, plan.pitch, plan.chunks, nheads, plan.delta.numel(), *dt_limit,
+            sums.paths_inside, sums.ddelta_later, sums.paths_through, plan.resets, plan.bounds, ddt,
+            dA, ddt_bias, seqlen, plan.pitch, plan.chunks, nheads, plan.delta.numel(), *dt_limit,
             *dt.stride(), *A.stride(), CHUNK_SIZE=plan.chunk_size,
             QUERY_BLOCKS=plan.chunk_size // plan.block, BLOCK_HEADS=BLOCK_HEADS,
             SOFTPLUS=dt_softplus, TWO_FLOATS=plan.two_floats, ACC=plan.acc, num_warps=4,

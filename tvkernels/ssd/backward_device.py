@@ -5,7 +5,9 @@ padded: 80 = 64 + 16. A chunk has CHUNK_SIZE tokens, or those between two `bound
 `cumsum` (batch, nheads, pitch) is the running sum of the log2-decays from the chunk's first token
 on. Where dots are float32, a second such tensor `low_offset` elements behind it holds what rounding
 to float32 lost (TWO_FLOATS), so that differences are exact. `resets` (batch, seqlen) counts the
-resets of the state up to each token. No exponent is above 0.
+resets of the state up to each token, n, and holds -2 - n for the tokens of a sequence with NaN or
+infinity: those are not loaded, as products with 0 would carry them to the sequence's neighbours.
+No exponent is above 0.
 """
 
 import triton
@@ -70,25 +72,42 @@ def is_stored(bounds_ptr, at, start, stop, CHUNK_SIZE: tl.constexpr):
 
 
 @triton.jit
+def is_sound(resets_ptr, t, stop):
+    """Which of the tokens t before `stop` are of a sequence without NaN and infinity."""
+    sound = t < stop
+    if resets_ptr is not None:
+        sound = sound & (tl.load(resets_ptr + t, mask=sound, other=-1) >= 0)
+    return sound
+
+
+@triton.jit
+def spoil(value, sound, resets_ptr):
+    """`value`, but NaN where not sound."""
+    if resets_ptr is not None:
+        value = tl.where(sound, value, float("nan"))
+    return value
+
+
+@triton.jit
 def load_tile(
-    ptr, t, stop, token_stride, channel_stride,
+    ptr, t, sound, token_stride, channel_stride,
     k: tl.constexpr, HEADDIM: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Tile k of a head's tokens t, (tokens, channels)."""
+    """Tile k of a head's tokens t, (tokens, channels), 0 where not sound."""
     channel = tile_channels(k, HEADDIM)
-    mask = (t < stop)[:, None] & (channel < HEADDIM)[None, :]
+    mask = sound[:, None] & (channel < HEADDIM)[None, :]
     at = (t * token_stride)[:, None] + (channel * channel_stride)[None, :]
     return tl.load(ptr + at, mask=mask, other=0.0).to(DTYPE)
 
 
 @triton.jit
 def load_bc(
-    ptr, t, stop, token_stride, dstate_stride,
+    ptr, t, sound, token_stride, dstate_stride,
     D_STATE: tl.constexpr, BLOCK_DSTATE: tl.constexpr, DOT_DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """B or C of the tokens t, (tokens, BLOCK_DSTATE)."""
+    """B or C of the tokens t, (tokens, BLOCK_DSTATE), 0 where not sound."""
     n = tl.arange(0, BLOCK_DSTATE).to(tl.int64)
-    mask = (t < stop)[:, None] & (n < D_STATE)[None, :]
+    mask = sound[:, None] & (n < D_STATE)[None, :]
     at = (t * token_stride)[:, None] + (n * dstate_stride)[None, :]
     return tl.load(ptr + at, mask=mask, other=0.0).to(DOT_DTYPE)
 

@@ -146,6 +146,9 @@ def _scan_backward(
     dout, dfinal_states, dvarlen_states,
 ):  # fmt: skip
     plan, ending = _plan(x, B, C, seq_idx, cu_seqlens, dvarlen_states)
+    if plan.resets is not None:
+        tokens, at_ends = (x, dt, B, C, z, dout), (initial_states, dfinal_states, dvarlen_states)
+        plan.resets = _marked(plan.resets, tokens, *at_ends, cu_seqlens)
     bias = None if dt_bias is None else dt_bias.contiguous()
     steps = (dt, A, bias, dt_softplus, tuple(float(limit) for limit in dt_limit))
     chunk_cumsum(plan, *steps)
@@ -159,6 +162,12 @@ def _scan_backward(
     dB, dC = bmm_backward(plan, B, C, sums)
     ddt, dA, ddt_bias = chunk_cumsum_backward(plan, *steps, sums)
     dD = None if D is None else sums.dD.sum((0, 1)).view(D.shape).to(D.dtype)
+    if plan.resets is not None:
+        spoilt = plan.resets < 0
+        nothing = torch.where(spoilt.any(), float("nan"), 0.0)
+        dA, ddt_bias, dD = (t if t is None else t + nothing.to(t.dtype) for t in (dA, ddt_bias, dD))
+        if dinitial is not None:
+            dinitial = dinitial.masked_fill(spoilt[:, 0, None, None, None], float("nan"))
     ddt_bias = None if dt_bias is None else ddt_bias.to(dt_bias.dtype)
     return dx, ddt, dA.to(A.dtype), dB, dC, dD, dz, ddt_bias, dinitial
 
@@ -174,7 +183,7 @@ def _plan(x, B, C, seq_idx, cu_seqlens, dvarlen_states):
     if dvarlen_states is not None:
         bounds, ending = _chunks_of_sequences(cu_seqlens, seqlen, chunk_size)
         chunks = ending.shape[0]
-    if seq_idx is not None:
+    if seq_idx is not None and seqlen:
         reset = seq_idx[:, 1:] != seq_idx[:, :-1]
         resets = torch.nn.functional.pad(reset, (1, 0)).cumsum(1, dtype=torch.int32)
     vectors = (batch, nheads, chunk_size * triton.cdiv(seqlen, chunk_size))
@@ -206,6 +215,29 @@ def _chunk_size(headdim, block_dstate, dot_dtype):
         return 16
     narrow = dot_dtype.itemsize == 2
     return CHUNK if narrow and block_dstate <= 128 and headdim <= 256 else BLOCK
+
+
+def _marked(resets, tokens, initial_states, dfinal_states, dvarlen_states, cu_seqlens):
+    """resets, where -2 - n stands for n in each sequence with NaN or infinity: in its tokens, in
+    the state before or behind it, or in their gradients."""
+
+    def is_hurt(values, kept):
+        dims = tuple(range(kept, values.ndim))
+        return ~values.sum(dims, dtype=torch.promote_types(values.dtype, torch.float32)).isfinite()
+
+    hurt = torch.zeros_like(resets)
+    for values in tokens:
+        if values is not None:
+            hurt |= is_hurt(values, 2)
+    for values, token in ((initial_states, 0), (dfinal_states, -1)):
+        if values is not None:
+            hurt[:, token] |= is_hurt(values, 1)
+    if dvarlen_states is not None:
+        last, filled = (cu_seqlens[1:].long() - 1).clamp_min(0), cu_seqlens.diff() > 0
+        hurt[0].scatter_reduce_(0, last, (is_hurt(dvarlen_states, 1) & filled).int(), "amax")
+    sequence = resets.long()
+    hurt = torch.zeros_like(resets).scatter_reduce_(1, sequence, hurt, "amax").gather(1, sequence)
+    return torch.where(hurt > 0, -2 - resets, resets)
 
 
 def _chunks_of_sequences(cu_seqlens, seqlen, chunk_size):

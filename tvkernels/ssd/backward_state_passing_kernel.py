@@ -22,6 +22,7 @@ from tvkernels.ssd.backward_device import (
     count_tiles,
     decay_from_start,
     decay_to_end,
+    is_sound,
     is_stored,
     load_bc,
     load_tile,
@@ -57,11 +58,12 @@ def _advance(state, decay, bc, x, TWO_FLOATS: tl.constexpr, DOT_PRECISION: tl.co
 
 @triton.jit
 def _begin(
-    ptr, head_stride, channel_stride, dstate_stride, HEADDIM: tl.constexpr,
+    ptr, resets_ptr, token, head_stride, channel_stride, dstate_stride, HEADDIM: tl.constexpr,
     FIRST_TILE: tl.constexpr, TILES: tl.constexpr, BLOCK_HEADS: tl.constexpr,
     D_STATE: tl.constexpr, BLOCK_DSTATE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The state to begin from: the one that the caller passed, or 0."""
+    """The state to begin from: the one that the caller passed, or 0, also where `token`, which it
+    belongs to, is not sound."""
     state = ()
     for i in tl.static_range(BLOCK_HEADS * TILES):
         channel = tile_channels(FIRST_TILE + i % TILES, HEADDIM)
@@ -71,6 +73,9 @@ def _begin(
                 ptr + (i // TILES) * head_stride, dstate_stride, channel_stride,
                 FIRST_TILE + i % TILES, HEADDIM, D_STATE, BLOCK_DSTATE, ACC,
             )  # fmt: skip
+            if resets_ptr is not None:
+                sound = tl.load(resets_ptr + token) >= 0
+                tile = tl.where(sound, tile, 0.0)
         state += (tile,)
     return state
 
@@ -90,8 +95,8 @@ def _pass_states(
     DOT_DTYPE: tl.constexpr = out_ptr.dtype.element_ty
     size = HEADDIM * D_STATE
     state = _begin(
-        begin_ptr, begin_head, begin_channel, begin_dstate, HEADDIM, FIRST_TILE, TILES, BLOCK_HEADS,
-        D_STATE, BLOCK_DSTATE, ACC,
+        begin_ptr, resets_ptr, seqlen - 1 if REVERSE else 0, begin_head, begin_channel,
+        begin_dstate, HEADDIM, FIRST_TILE, TILES, BLOCK_HEADS, D_STATE, BLOCK_DSTATE, ACC,
     )  # fmt: skip
     for s in range(chunks):
         chunk = tl.cast(s, tl.int64)
@@ -102,14 +107,18 @@ def _pass_states(
         stored = is_stored(bounds_ptr, tl.arange(0, CHUNK_SIZE), start, stop, CHUNK_SIZE)
         if dvarlen_ptr is not None:
             sequence = tl.load(ending_ptr + chunk)
+            if resets_ptr is not None:
+                ended = tl.load(resets_ptr + tl.maximum(stop - 1, 0), mask=stop > 0, other=0)
+                sequence = tl.where(ended >= 0, sequence, -1)
             if sequence >= 0:
                 state = _add_given(
                     state, dvarlen_ptr + sequence * dvarlen_seq, dvarlen_head, dvarlen_dstate,
                     dvarlen_channel, HEADDIM, FIRST_TILE, TILES, BLOCK_HEADS, D_STATE, BLOCK_DSTATE,
                     ACC,
                 )  # fmt: skip
+        sound = is_sound(resets_ptr, t, stop)
         bc = tl.trans(
-            load_bc(B_or_C_ptr, t, stop, bc_token, bc_dstate, D_STATE, BLOCK_DSTATE, DOT_DTYPE)
+            load_bc(B_or_C_ptr, t, sound, bc_token, bc_dstate, D_STATE, BLOCK_DSTATE, DOT_DTYPE)
         )
         new = ()
         for i in tl.static_range(BLOCK_HEADS * TILES):
@@ -127,7 +136,7 @@ def _pass_states(
                 )
                 weight *= tl.load(delta_ptr + vectors + t, mask=stored, other=0.0)
             x = load_tile(
-                x_or_dy_ptr + (i // TILES) * x_head, t, stop, x_token, x_channel,
+                x_or_dy_ptr + (i // TILES) * x_head, t, sound, x_token, x_channel,
                 FIRST_TILE + i % TILES, HEADDIM, ACC,
             )  # fmt: skip
             decay = chunk_decay(

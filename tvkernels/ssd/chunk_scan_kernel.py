@@ -14,38 +14,15 @@ from tvkernels.ssd.device import (
     channels,
     chunk_decays,
     configs,
+    entering_state,
     if_given,
-    load_state,
+    is_finite,
     log_between,
     program_place,
     store_state,
     tile,
     tiles_of,
 )
-
-
-@triton.jit
-def _entering_state(
-    initial_ptr, subsegment_state_ptr, subsegment_decay_ptr, batch, head, segment, segments,
-    subsegments, nheads, headdim, d_state, initial_batch, initial_head, initial_channel,
-    initial_dstate, n, in_n, p, in_p, BLOCK_DSTATE: tl.constexpr, TILE_WIDTHS: tl.constexpr,
-    ACC: tl.constexpr,
-):  # fmt: skip
-    """The state that enters the segment: the initial one, taken through the subsegments before."""
-    tiles = ()
-    for i in tl.static_range(len(TILE_WIDTHS)):
-        state = tl.zeros((BLOCK_DSTATE, TILE_WIDTHS[i]), ACC)
-        if initial_ptr is not None:
-            source = initial_ptr + batch * initial_batch + head * initial_head
-            state = load_state(source, n, initial_dstate, p[i], initial_channel, in_n, in_p[i], ACC)
-        for subsegment in range(segment * subsegments):
-            at = (batch * (segments - 1) * subsegments + subsegment) * nheads + head
-            # not `source` again: a variable keeps its dtype, and the initial state may have another
-            summed = subsegment_state_ptr + at * headdim * d_state
-            added = load_state(summed, n, 1, p[i], d_state, in_n, in_p[i], ACC)
-            state = state * tl.load(subsegment_decay_ptr + at) + added
-        tiles += (state,)
-    return tiles
 
 
 @triton.jit
@@ -133,7 +110,7 @@ ANY_LENGTH = ["seqlen", "segment_len", "segments", "subsegments", "dt_batch", "s
 @triton.jit(do_not_specialize=ANY_LENGTH)
 def chunk_scan_kernel(
     x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, dt_bias_ptr, initial_ptr, seq_idx_ptr,
-    subsegment_state_ptr, subsegment_decay_ptr, out_ptr, final_ptr, seqlen: tl.int64,
+    subsegment_state_ptr, subsegment_decay_ptr, out_ptr, final_ptr, finite_ptr, seqlen: tl.int64,
     segment_len: tl.int64, segments, subsegments, nheads, heads_per_group, headdim, d_state, dt_min,
     dt_max, x_batch: tl.int64, x_token, x_head, x_channel, dt_batch: tl.int64, dt_token, dt_head,
     A_head, B_batch: tl.int64, B_token, B_group, B_dstate, C_batch: tl.int64, C_token, C_group,
@@ -166,7 +143,7 @@ def chunk_scan_kernel(
     z_ptr = None if z_ptr is None else z_ptr + batch * z_batch + head * z_head
     seq_idx_ptr = None if seq_idx_ptr is None else seq_idx_ptr + batch * seq_idx_batch
 
-    state = _entering_state(
+    state = entering_state(
         initial_ptr, subsegment_state_ptr, subsegment_decay_ptr, batch, head, segment, segments,
         subsegments, nheads, headdim, d_state, initial_batch, initial_head, initial_channel,
         initial_dstate, n, in_n, p, in_p, BLOCK_DSTATE, TILE_WIDTHS, ACC,
@@ -202,6 +179,7 @@ def chunk_scan_kernel(
             )  # fmt: skip
             new += (leaving,)
         state = new
+    tl.store(finite_ptr + tl.program_id(0), is_finite(state))
     if segment == segments - 1:
         final_ptr += (batch * nheads + head) * headdim * d_state
         store_state(final_ptr, state, n, p, d_state, in_n, in_p)

@@ -41,10 +41,12 @@ def _look_back(
         t = t.to(tl.int64)
         dt = tl.load(dt_ptr + t * dt_token, mask=live, other=0.0)
         delta = step_sizes(dt, dt_bias, dt_min, dt_max, live, SOFTPLUS, ACC)
-        log_decay += tl.sum(log_decays(delta, rate, SUM), 0)
+        log_decay += tl.sum(log_decays(delta, rate, live, SUM), 0)
         if seq_idx_ptr is not None:
-            resets = tl.sum(is_reset(seq_idx_ptr, t, seq_idx_token, live), 0)
-            log_decay += tl.where(resets > 0, float("-inf"), 0.0)
+            resets = is_reset(seq_idx_ptr, t, seq_idx_token, live)
+            log_decay += tl.where(tl.sum(resets, 0) > 0, float("-inf"), 0.0)
+            # the tokens before the last reset are not read: they may hold NaN or infinity
+            begin = tl.maximum(begin, tl.max(tl.where(resets > 0, t, 0), 0).to(tl.int32))
         first_token = tl.maximum(first_token - LOOK, begin)
     return first_token, tl.where(log_decay >= FORGOTTEN, log_decay, float("-inf"))
 

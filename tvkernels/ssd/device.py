@@ -52,10 +52,10 @@ def step_sizes(dt, dt_bias, dt_min, dt_max, live, SOFTPLUS: tl.constexpr, ACC: t
 
 
 @triton.jit
-def log_decays(delta, rate, SUM: tl.constexpr):
-    """The log2-decay of the state at each token; rate = A log2(e)."""
+def log_decays(delta, rate, live, SUM: tl.constexpr):
+    """The log2-decay of the state at each token, 0 beyond the last one; rate = A log2(e)."""
     LOWEST: tl.constexpr = lowest_log_decay(delta.dtype)
-    return at_least(delta.to(SUM) * rate, LOWEST)
+    return tl.where(live, at_least(delta.to(SUM) * rate, LOWEST), 0.0)
 
 
 @triton.jit
@@ -101,7 +101,7 @@ def chunk_decays(
     reset are 0.
     """
     delta = step_sizes(dt, dt_bias, dt_min, dt_max, live, SOFTPLUS, ACC)
-    cumsum, cumsum_low = two_floats(tl.cumsum(log_decays(delta, rate, SUM), 0), ACC)
+    cumsum, cumsum_low = two_floats(tl.cumsum(log_decays(delta, rate, live, SUM), 0), ACC)
     total, total_low = at_end(cumsum, CHUNK_SIZE), 0.0
     if SUM != ACC:
         total_low = at_end(cumsum_low, CHUNK_SIZE)
@@ -185,6 +185,39 @@ def tile(ptr, rows, row_stride, columns, column_stride, live, within, EXACT: tl.
 def load_state(ptr, n, n_stride, p, p_stride, n_within, p_within, ACC: tl.constexpr):
     """The tile (d_state, headdim) of a state, which in memory is (headdim, d_state)."""
     return tile(ptr, n, n_stride, p, p_stride, n_within, p_within, False).to(ACC)
+
+
+@triton.jit
+def entering_state(
+    initial_ptr, subsegment_state_ptr, subsegment_decay_ptr, batch, head, segment, segments,
+    subsegments, nheads, headdim, d_state, initial_batch, initial_head, initial_channel,
+    initial_dstate, n, in_n, p, in_p, BLOCK_DSTATE: tl.constexpr, TILE_WIDTHS: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """The state that enters the segment: the initial one, taken through the subsegments before."""
+    tiles = ()
+    for i in tl.static_range(len(TILE_WIDTHS)):
+        state = tl.zeros((BLOCK_DSTATE, TILE_WIDTHS[i]), ACC)
+        if initial_ptr is not None:
+            source = initial_ptr + batch * initial_batch + head * initial_head
+            state = load_state(source, n, initial_dstate, p[i], initial_channel, in_n, in_p[i], ACC)
+        for subsegment in range(segment * subsegments):
+            at = (batch * (segments - 1) * subsegments + subsegment) * nheads + head
+            # not `source` again: a variable keeps its dtype, and the initial state may have another
+            summed = subsegment_state_ptr + at * headdim * d_state
+            added = load_state(summed, n, 1, p[i], d_state, in_n, in_p[i], ACC)
+            state = state * tl.load(subsegment_decay_ptr + at) + added
+        tiles += (state,)
+    return tiles
+
+
+@triton.jit
+def is_finite(state):
+    """1 if every entry of every tile of a state is finite, else 0."""
+    finite = 1
+    for i in tl.static_range(len(state)):
+        finite = finite & tl.min(tl.min((tl.abs(state[i]) < float("inf")).to(tl.int32), 1), 0)
+    return finite
 
 
 @triton.jit

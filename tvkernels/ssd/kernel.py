@@ -25,7 +25,7 @@ before the last segment, it computes the state that its tokens add up to, and th
 state across it. It looks back over dt first and skips tokens that are forgotten: most states need
 only some hundred tokens before the subsegment's end. chunk_scan_kernel folds the subsegments before
 its segment into the state that it starts from. The same kernel computes the states after packed
-sequences (cu_seqlens).
+sequences (cu_seqlens). not_finite_kernel runs last, and ends at once unless a state is not finite.
 
 Dots of 16 bit tensors take 16 bit operands and accumulate in float32: what a token adds to the
 state is rounded once, the state itself only as an operand, never from chunk to chunk. Dots of
@@ -41,9 +41,12 @@ from tvkernels.core.tl import accumulator, strides
 from tvkernels.ssd.backward_kernel import AMPLE, scan_backward, shared_memory
 from tvkernels.ssd.chunk_scan_kernel import chunk_scan_kernel
 from tvkernels.ssd.chunk_state_kernel import chunk_state_kernel
+from tvkernels.ssd.not_finite_kernel import not_finite_kernel
 
 __all__ = ["scan_backward", "scan_forward"]
 
+# constexprs of not_finite_kernel
+TOKENWISE = ("BLOCK_DSTATE", "TILE_WIDTHS", "BLOCK_HEADDIM", "HEADDIM_BLOCKS", "SOFTPLUS", "ACC")
 # programs of a launch that fill the GPU. A constant, not the number of processors, so that
 # sequences are divided alike on every GPU
 PROGRAMS = 256
@@ -88,16 +91,23 @@ def scan_forward(
         inputs = (x[..., first:], dt, A, B, dt_bias, seq_idx)
         if segments > 1:
             _chunk_state(inputs, None, None, own_states, decays, subsegment_len, before, sizes, own)
-        chunk_scan_kernel[(batch * segments * nheads * blocks,)](
+        finite = torch.empty(batch * segments * nheads * blocks, dtype=torch.int32, device=x.device)
+        arguments = (
             *inputs[:4], C, None if D is None else D[:, first:],
             None if z is None else z[..., first:], dt_bias, initial, seq_idx, own_states, decays,
-            out[..., first:], _from_channel(final, first), seqlen, segment_len, segments,
+            out[..., first:], _from_channel(final, first), finite, seqlen, segment_len, segments,
             subsegments, *sizes,
             *x.stride(), *dt.stride(), *A.stride(), *B.stride(), *C.stride(), *strides(D, 2),
             *strides(z, 4), *strides(dt_bias, 1), *strides(initial_states, 4),
             *strides(seq_idx, 2), nheads * headdim, headdim,
-            D_PER_CHANNEL=strides(D, 2)[1] != 0, SAME_STRIDES=B.stride() == C.stride(), **own,
         )  # fmt: skip
+        chunk_scan_kernel[(finite.numel(),)](
+            *arguments, D_PER_CHANNEL=strides(D, 2)[1] != 0,
+            SAME_STRIDES=B.stride() == C.stride(), **own,
+        )  # fmt: skip
+        not_finite_kernel[(batch * nheads * blocks,)](
+            *arguments, **{name: own[name] for name in TOKENWISE}, num_warps=8
+        )
         after = _from_channel(varlen, first)
         _chunk_state(inputs, initial, cu_seqlens, after, None, seqlen, num_seqs, sizes, own)
     return out, final, varlen

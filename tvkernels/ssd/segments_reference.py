@@ -207,13 +207,13 @@ def _scan_segment(cut: list[Any], D: Tensor | None, state: Tensor) -> Tensor:
     last = _scan_spans([out, z, *clean[:4], C], D, clean[4])
     headdim, heads_per_group = x.shape[3], x.shape[2] // B.shape[2]
     spoilt_B = ~B.isfinite()
-    spoilt = ~(delta.isfinite() & log_decay.isfinite())
-    spoilt = spoilt | spoilt_B.any(-1).repeat_interleave(heads_per_group, 2)
-    channels = (spoilt[..., None] | ~x.isfinite()).cumsum(1, dtype=torch.int32) > 0
-    columns = channels[:, -1].flatten(1).unflatten(1, (B.shape[2], -1)).flatten(0, 1)
+    spoilt = ~(delta.isfinite() & log_decay.isfinite())[..., None] | ~x.isfinite()
+    columns = spoilt.any(1).flatten(1).unflatten(1, (B.shape[2], -1)).flatten(0, 1)
     entries = columns[:, None] | spoilt_B.any(1).flatten(0, 1)[:, :, None] | ~state.isfinite()
     entered = (~state.isfinite()).any(1).view(x.shape[0], 1, -1, headdim)
-    out.masked_fill_(channels | entered, float("nan"))
+    by_head = spoilt_B.any(-1).repeat_interleave(heads_per_group, 2)[..., None]
+    reached = (spoilt | by_head).cumsum(1, dtype=torch.int32) > 0
+    out.masked_fill_(reached | entered, float("nan"))
     return last.masked_fill(entries, float("nan"))
 
 

@@ -132,6 +132,16 @@ def mean_kernel(
             other=0.0,
         )
         total = _add_rows(total, x, mine[:, None] == slot[None, :], ACC)
+    if tl.min(tl.min((tl.abs(total) < float("inf")).to(tl.int32), 1), 0) == 0:
+        # a product with 0 carries NaN and infinity to every slot: add the tokens one by one
+        total = tl.zeros((CHANNELS, SLOTS), ACC)
+        for start in range(begin, end):
+            token = tl.cast(start, tl.int64)
+            if SORTED:
+                token = tl.load(members_ptr + group * seqlen + start).to(tl.int64)
+            mine = tl.load(slots_ptr + group * seqlen + token)
+            x = tl.load(columns + token * x_token, mask=in_dim[None, :], other=0.0)
+            total = tl.where(mine == slot[None, :], total + tl.trans(x).to(ACC), total)
     mean = total / size[None, :].to(ACC)
     at = (group * num_tokens + slot)[None, :] * dim + column[:, None]
     mask = in_dim[:, None] & in_slots[None, :]

@@ -1,0 +1,255 @@
+"""What NaN and infinity do: they show in all that depends on them, and reach no other sample.
+
+One element of one input is NaN or infinite. The float64 oracle, the recurrence for the scan and the
+plain formulas for the others, says which results stay finite and what they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import tvkernels
+import tvkernels.reference
+from tests.contract import as_tuple, on_device
+from tests.interpreter import INTERPRETED
+from tests.ops.test_every_op import CASES, STATES, Tensors
+
+law = settings(
+    max_examples=2 if INTERPRETED else 5, deadline=None, derandomize=True, phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+VALUES = st.sampled_from([math.nan, math.inf, -math.inf])
+
+Randn = Callable[..., torch.Tensor]
+
+
+def _scan(randn: Randn, **more: Any) -> Tensors:
+    return {
+        "x": randn(1, 40, 4, 6), "dt": randn(1, 40, 4), "A": -randn(4).square() - 1,
+        "B": randn(1, 40, 2, 5), "C": randn(1, 40, 2, 5), "chunk_size": 16, "D": randn(4),
+        "z": randn(1, 40, 4, 6), "initial_states": randn(1, 4, 6, 5), "dt_softplus": True,
+        "return_final_states": True, **more,
+    }  # fmt: skip
+
+
+ENDS = (0, 7, 19, 40)
+NUMBERS = torch.tensor([0] * 7 + [1] * 12 + [2] * 21, dtype=torch.int32)[None]
+
+# sequences that lie one behind the other, with offsets ENDS
+PACKED: dict[str, tuple[str, Callable[[Randn], Tensors]]] = {
+    "scan": ("mamba_chunk_scan_combined", lambda randn: _scan(randn, seq_idx=NUMBERS)),
+    "scan, with states": (
+        "mamba_chunk_scan_combined",
+        lambda randn: _scan(
+            randn, seq_idx=NUMBERS, cu_seqlens=torch.tensor(ENDS), return_varlen_states=True
+        ),
+    ),
+    "convolution": (
+        "causal_conv1d_fn",
+        lambda randn: {"x": randn(1, 6, 40), "weight": randn(6, 4), "seq_idx": NUMBERS},
+    ),
+    "states of the convolution": (
+        "causal_conv1d_varlen_states",
+        lambda randn: {"x": randn(40, 6), "cu_seqlens": torch.tensor(ENDS), "state_len": 3},
+    ),
+    "cross attention": (
+        "gated_cross_attention",
+        lambda randn: {
+            "text": randn(1, 40, 32), "q": randn(1, 40, 4, 8), "k": randn(1, 40, 2, 8),
+            "v": randn(1, 40, 2, 8), "alpha": randn(1), "cu_seqlens_q": torch.tensor(ENDS),
+            "cu_seqlens_k": torch.tensor(ENDS),
+        },
+    ),
+    "selection": (
+        "attention_topk",
+        lambda randn: {
+            "q": randn(3, 4, 8), "k": randn(1, 40, 2, 8), "keep": [2, 3, 4],
+            "span": [(0, 7), (0, 12), (0, 21)], "cu_seqlens": list(ENDS),
+        },
+    ),
+}  # fmt: skip
+
+
+def _made(make: Callable[[Randn], Tensors]) -> Tensors:
+    generator = torch.Generator().manual_seed(3)
+    return make(lambda *shape: torch.randn(*shape, generator=generator))
+
+
+def _floats(inputs: Tensors) -> list[str]:
+    return [
+        name for name, x in inputs.items() if isinstance(x, torch.Tensor) and x.is_floating_point()
+    ]
+
+
+def _spoilt(inputs: Tensors, name: str, at: int, value: float) -> tuple[Tensors, tuple[int, ...]]:
+    """The inputs with one element replaced, and its place."""
+    x = inputs[name].clone()
+    place = torch.unravel_index(torch.tensor(at % x.numel()), x.shape)
+    x[place] = value
+    return {**inputs, name: x}, tuple(int(i) for i in place)
+
+
+def results(op: str, inputs: Tensors, call: Any = None) -> list[torch.Tensor]:
+    """Results and the tensors that are written in place."""
+    copies = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    with torch.no_grad():
+        out = as_tuple((call or getattr(tvkernels, op))(**on_device(copies)))
+    return [x for x in (*out, *(copies[k] for k in STATES.get(op, ()))) if x is not None]
+
+
+def oracle(op: str, inputs: Tensors) -> list[torch.Tensor]:
+    wide = {
+        k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+        for k, v in inputs.items()
+    }
+    scan = op == "mamba_chunk_scan_combined"
+    call = tvkernels.reference.mamba_recurrence_ref if scan else getattr(tvkernels, op)
+    with tvkernels.use_backend("reference"):
+        return results(op, wide, call)
+
+
+def assert_as_oracle(op: str, got: list[torch.Tensor], want: list[torch.Tensor]) -> None:
+    for ours, truth in zip(got, want, strict=True):
+        if not truth.is_floating_point():
+            assert torch.equal(ours.cpu(), truth)
+            continue
+        ours, truth = ours.cpu().double(), truth.double()
+        finite = truth.isfinite()
+        assert torch.equal(ours.isfinite(), finite), op
+        torch.testing.assert_close(ours[finite], truth[finite], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("op", CASES)
+@law
+@given(st.data())
+def test_what_is_not_finite_shows_where_it_does_in_the_oracle(op: str, data: st.DataObject) -> None:
+    clean = _made(lambda randn: CASES[op](2 if "scan_combined" not in op else 1, randn))
+    name = data.draw(st.sampled_from(_floats(clean)))
+    at, value = data.draw(st.integers(0, clean[name].numel() - 1)), data.draw(VALUES)
+    inputs, _ = _spoilt(clean, name, at, value)
+    assert_as_oracle(op, results(op, inputs), oracle(op, inputs))
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("op", [op for op in CASES if op != "causal_conv1d_varlen_states"])
+@law
+@given(st.data())
+def test_it_reaches_no_other_row_of_a_batch(op: str, data: st.DataObject) -> None:
+    """A batch of 3, as many rows as the states of steps have."""
+    clean = _made(lambda randn: CASES[op](3, randn))
+    if op == "mamba_chunk_scan_combined":
+        clean = {k: v for k, v in clean.items() if k not in ("cu_seqlens", "return_varlen_states")}
+    name = data.draw(st.sampled_from([n for n in _floats(clean) if len(clean[n]) == 3]))
+    at, value = data.draw(st.integers(0, clean[name].numel() - 1)), data.draw(VALUES)
+    inputs, (row, *_) = _spoilt(clean, name, at, value)
+    others = torch.arange(3) != row
+    for ours, truth in zip(results(op, inputs), results(op, clean), strict=True):
+        assert_alike(ours[others.to(ours.device)], truth[others.to(ours.device)])
+
+
+def assert_alike(got: torch.Tensor, want: torch.Tensor) -> None:
+    """Equal up to a rounding: PyTorch's own products depend on where a tensor lies in memory."""
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def _sequences_of(result: torch.Tensor) -> list[torch.Tensor] | None:
+    """The parts of a result that belong to the sequences; None where it belongs to the row."""
+    if 40 in result.shape:
+        return list(result.split([7, 12, 21], dim=result.shape.index(40)))
+    return list(result) if result.shape[0] == 3 else None
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("case", PACKED)
+@law
+@given(st.data())
+def test_it_reaches_no_packed_neighbour(case: str, data: st.DataObject) -> None:
+    op, make = PACKED[case]
+    clean = _made(make)
+    names = [n for n in _floats(clean) if _sequences_of(clean[n]) is not None]
+    name = data.draw(st.sampled_from(names))
+    at, value = data.draw(st.integers(0, clean[name].numel() - 1)), data.draw(VALUES)
+    inputs, _ = _spoilt(clean, name, at, value)
+    parts = [p.isfinite().all() for p in _sequences_of(inputs[name])]
+    hurt = parts.index(False)
+    found = results(op, inputs)
+    if op == "mamba_chunk_scan_combined":
+        assert_as_oracle(op, found, oracle(op, inputs))
+    for ours, truth in zip(found, results(op, clean), strict=True):
+        if op == "attention_topk" and ours.ndim == 1 and len(ours) not in (40,):
+            continue
+        for number, (a, b) in enumerate(zip(_sequences_of(ours) or (), _sequences_of(truth) or ())):
+            if number != hurt:
+                assert_alike(a, b)
+
+
+def _gradients(op: str, inputs: Tensors, weight: Callable[[torch.Tensor], Any]) -> Tensors:
+    """The gradient of each input, for the sum of `weight` times every result that has one."""
+    inputs = on_device(inputs)
+    leaves = {name: inputs[name].clone().requires_grad_() for name in _floats(inputs)}
+    outs = [x for x in as_tuple(getattr(tvkernels, op)(**{**inputs, **leaves})) if x is not None]
+    total = sum((x * weight(x)).sum() for x in outs if x.requires_grad)
+    found = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+    return dict(zip(leaves, found))
+
+
+LEARNS = [
+    op for op in CASES if op not in STATES and not op.startswith(("attention", "causal_conv1d_v"))
+]
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("op", LEARNS)
+@law
+@given(st.data())
+def test_a_gradient_reaches_no_other_row_of_a_batch(op: str, data: st.DataObject) -> None:
+    clean = _made(lambda randn: CASES[op](3, randn))
+    if op == "mamba_chunk_scan_combined":
+        clean = {k: v for k, v in clean.items() if k not in ("cu_seqlens", "return_varlen_states")}
+    names = [n for n in _floats(clean) if len(clean[n]) == 3]
+    name = data.draw(st.sampled_from(names))
+    at, value = data.draw(st.integers(0, clean[name].numel() - 1)), data.draw(VALUES)
+    inputs, (row, *_) = _spoilt(clean, name, at, value)
+    others = [r for r in range(3) if r != row]
+    got, want = (_gradients(op, given, torch.ones_like) for given in (inputs, clean))
+    for rows in names:
+        assert_alike(got[rows][others], want[rows][others])
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("case", ["scan", "scan, with states", "convolution", "cross attention"])
+@law
+@given(st.data())
+def test_a_gradient_reaches_no_packed_neighbour(case: str, data: st.DataObject) -> None:
+    """Of a spoilt input, and of a spoilt gradient of the result's tokens."""
+    op, make = PACKED[case]
+    clean = _made(make)
+    hurt = data.draw(st.integers(0, 2))
+    names = [n for n in _floats(clean) if 40 in clean[n].shape]
+    name = data.draw(st.sampled_from([*names, "the gradient"]))
+    spoilt = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in clean.items()}
+    value = data.draw(VALUES)
+    if name != "the gradient":
+        _sequences_of(spoilt[name])[hurt][..., -1] = value
+
+    def weight(x: torch.Tensor) -> torch.Tensor:
+        ones = torch.ones_like(x)
+        if name == "the gradient" and 40 in x.shape:
+            _sequences_of(ones)[hurt][..., -1] = value
+        return ones
+
+    got, want = _gradients(op, spoilt, weight), _gradients(op, clean, torch.ones_like)
+    assert not all(x.isfinite().all() for x in got.values())
+    for tokens in names:
+        parts = zip(_sequences_of(got[tokens]), _sequences_of(want[tokens]))
+        for number, (ours, truth) in enumerate(parts):
+            if number != hurt:
+                assert_alike(ours, truth)
