@@ -1,4 +1,7 @@
-"""torch.compile: every op, and a patched layer, compile at most twice, whatever the lengths."""
+"""torch.compile: every op, and a patched layer, compile at most twice, whatever the lengths.
+
+On the references; each op's own tests compile its kernels, whose interpreter is too slow for this.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +117,6 @@ def assert_compiles_once(call: Any, make: Callable[[int], Tensors], learns: bool
     assert graphs.count <= MOST_GRAPHS
 
 
-@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(
     "op",
     [op for op in CASES if op not in {*STATES, *PACKED}]
@@ -125,7 +127,6 @@ def test_an_op_compiles_once_for_all_lengths(op: str) -> None:
     assert_compiles_once(getattr(tvkernels, op), lambda n: inputs_of(op, n), learns)
 
 
-@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("op", PACKED)
 def test_packed_sequences_and_batches_of_steps_compile_once(op: str) -> None:
     learns = op not in STATES
