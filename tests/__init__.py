@@ -1,0 +1,23 @@
+"""The tests, in folders as the code: tests/video/test_x.py tests timeviper_fast/video/x.py.
+
+    conftest.py      seeds, the backend of a test, tests marked `long`
+    contract.py      the equivalence contract: how far a kernel may be from float64
+    interpreter.py   Triton's interpreter, corrected
+    footprint.py     what a call allocates
+    goldens.py       reads the recorded tensors of data/
+    tiny.py          the tiny configurations that all tests share
+
+    architecture/    rules of the house: imports, sizes, docstrings, the files of an op
+    core/            tvkernels/core: backends, checks of arguments, device functions
+    ops/             every op of tvkernels
+    integrations/    patched transformers models, stand-ins for mamba_ssm and causal_conv1d
+    peers/           comparisons with other projects' code
+    video/ text/ model/ checkpoint/ inference/ training/ cli/    timeviper_fast's folders
+    benchmarks/      the counter, the clock and the tables of benchmarks/
+    machine_code/    every kernel compiled for six GPU targets and judged (`make aot`)
+    examples/        the programs of examples/ run
+
+The files here test the modules on top of timeviper_fast (config, errors, layout, presets, stops,
+demo), README and docs (test_readme.py runs them, test_docs.py compares names, figures and the
+picture with the code), the wheel (test_packaging.py) and the index of data/ (test_data.py).
+"""

@@ -1,0 +1,21 @@
+"""The ops of tvkernels, a folder each, with the same files:
+
+    common.py           inputs of the op, and a naive float64 form to compare with
+    test_contract.py    kernel and reference at every option, dtype and layout, against float64
+    test_gradients.py   the same for the backward, and finite differences
+    test_laws.py        equations that hold for any input, driven by hypothesis
+    test_errors.py      the sentence for each wrong argument
+    test_kernel.py      what only the kernel has: tiles, launches, offsets past 2^31
+
+What holds for all ops alike lies beside the folders:
+
+    common.py                   dtypes, recorded tensors, settings of laws, random inputs
+    test_every_op.py            autocast, empty batches, results that are modified in place
+    test_wrong_arguments.py     each argument replaced by None and by values of a wrong kind
+    test_not_finite.py          NaN and infinity
+    test_compile.py             torch.compile at several lengths
+    test_lengths.py             launches at the 9B model's sizes: no recompile by length
+    test_selection_memory.py    memory of a compression stage at an hour of video
+    test_split_conv1d_scan.py   the fused inside of a Mamba-2 mixer
+    test_without_float64.py     a device without float64
+"""
