@@ -112,7 +112,9 @@ def mamba_split_conv1d_scan_combined(
         expect_dtype(_OP, name, tensors[name])
     expect_same_device(_OP, **tensors)
     expect_limits(_OP, "dt_limit", dt_limit)
-    expect_number(_OP, "rmsnorm_eps", rmsnorm_eps, "be at least 0", 0)
+    # without a norm transformers passes None
+    if rmsnorm_weight is not None:
+        expect_number(_OP, "rmsnorm_eps", rmsnorm_eps, "be at least 0", 0)
     expect_flags(_OP, return_final_states=return_final_states, norm_before_gate=norm_before_gate)
     nheads, headdim = _heads(D, headdim)
     dim = nheads * headdim

@@ -149,7 +149,7 @@ def may_import(path: str) -> str:
     return {
         "__init__.py": rf"{first}\.(op|reference)",
         "op.py": rf"{first}\.\w+|core\.(backend|checks|library)",
-    }.get(rest[-1], rf"{own}|core\.plain")
+    }.get(rest[-1], rf"{own}|core\.(checks|plain)")
 
 
 def test_tvkernels_imports_downwards_only():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tvkernels.core.checks import on_host
 from tvkernels.core.plain import no_autocast, one_operator
 from tvkernels.ssd.chunked_reference import Span, dense, spans
 
@@ -194,13 +195,14 @@ def _of_row(state: Tensor, row: slice, x: Tensor) -> Tensor:
 def _scan_segment(cut: list[Any], D: Tensor | None, state: Tensor) -> Tensor:
     """Writes the segment's out, the first of `cut`; returns the state behind it.
 
-    NaN and infinity stay in the state, so that of the last token says whether there were any. Then
-    everything is computed again with zeros in their places, and what they reach is set to NaN:
-    a product with 0 would carry them to earlier tokens of a chunk.
+    A product with 0 would carry NaN and infinity to earlier tokens of a chunk, so it is computed
+    with zeros in their places, and what they reach is set to NaN. They stay in the state, so on the
+    host that of the last token says whether there were any; elsewhere asking would be a host sync.
     """
-    last = _scan_spans(cut, D, state)
-    if bool(last.isfinite().all()):
-        return last
+    if on_host(state):
+        last = _scan_spans(cut, D, state)
+        if bool(last.isfinite().all()):
+            return last
     out, z, *inputs, C = cut
     x, delta, log_decay, B = inputs
     clean = [t.where(t.isfinite(), 0.0) for t in (*inputs, state)]
