@@ -248,9 +248,10 @@ def test_importing_imports_nothing_heavy(package):
 
 @pytest.mark.parametrize("package", ["tvkernels", "timeviper_fast"])
 def test_importing_takes_well_under_a_second_beyond_torch(package):
+    """In the process's own time, which other work on the machine does not lengthen much."""
     code = (
-        "import time, torch; start = time.perf_counter()\n"
-        f"from {package} import *; print(time.perf_counter() - start)"
+        "import time, torch; start = time.process_time()\n"
+        f"from {package} import *; print(time.process_time() - start)"
     )
     assert min(float(python(code)) for _ in range(3)) < 0.5
 
