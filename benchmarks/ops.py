@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import shapes
 from benchmarks.timing import peers
-from benchmarks.timing.bench import DECODE, FRAMES, Bench, Form, Split
+from benchmarks.timing.bench import DECODE, FRAMES, Bench, Provider, Split
 
 
 def judge(arguments: Mapping[str, Any], results: Sequence[torch.Tensor]) -> str | None:
@@ -24,11 +24,6 @@ def judge(arguments: Mapping[str, Any], results: Sequence[torch.Tensor]) -> str 
     return None if bool((least >= most).all()) else "it dropped a token above one that it kept"
 
 
-def tome_per_round(x: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor | None, ...]:
-    """Upstream's form of token merging, which returns neither sizes nor assignment."""
-    return peers.tome_per_round(x, num_tokens), None, None
-
-
 def state_update(bits: int, dtype: torch.dtype) -> Bench:
     arguments = {"state": 1, "x": 1, "dt": 1, "A": 0, "B": 1, "C": 1, "D": 0, "dt_bias": 0}
     return Bench(
@@ -40,15 +35,17 @@ def state_update(bits: int, dtype: torch.dtype) -> Bench:
 CHANNELS = {"x": 1, "weight": 0, "bias": 0}
 # by group of heads
 GROUPS = {"x": 2, "dt": 2, "A": 0, "B": 2, "C": 2, "D": 0, "dt_bias": 0}
-OF_KEYS = {"repeated keys": Form(peers.topk_of_map)}
-OF_HIDDEN = {
-    "upstream's selection": Form(peers.topk_with_masks),
-    "projected keys": Form(peers.topk_of_projection),
-}
+OF_KEYS = (Provider("repeated keys", lambda op: peers.topk_of_map),)
+OF_HIDDEN = (
+    Provider("upstream's selection", lambda op: peers.topk_with_masks),
+    Provider("projected keys", lambda op: peers.topk_of_projection),
+)
 # upstream's form rounds to x's dtype between rounds, which changes the matches: in 16 bits its
 # values differ though it is right
-PER_ROUND = {"upstream's rounds": Form(tome_per_round, checked_in=torch.float32)}
-TWO_OPS = {"our two ops": Form(peers.mixer_step_of_two, before=peers.with_A)}
+PER_ROUND = (
+    Provider("upstream's rounds", lambda op: peers.tome_per_round, checked_in=torch.float32),
+)
+TWO_OPS = (Provider("our two ops", lambda op: peers.mixer_step_of_two, before=peers.with_A),)
 
 BENCHES: dict[str, tuple[Bench, ...]] = {
     "attention_topk": (
@@ -73,7 +70,7 @@ BENCHES: dict[str, tuple[Bench, ...]] = {
     "gated_cross_attention": (
         Bench(
             "transfer into the text", shapes.transfer, small=4,
-            forms={"torch SDPA": Form(peers.sdpa_transfer)},
+            forms=(Provider("torch SDPA", lambda op: peers.sdpa_transfer),),
         ),
     ),
     "relu2": (Bench("activation of the MLP", shapes.activation, split=Split(64, {"x": 1}, (1,))),),

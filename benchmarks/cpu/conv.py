@@ -23,7 +23,8 @@ from tvkernels import causal_conv1d_fn, rms_norm, rmsnorm_fn
 # (seqlen, d_inner, convolution channels, groups): a small layer, and Nemotron-Nano-9B-v2's
 SHAPES = ((4096, 1024, 1536, 4), (2048, 10240, 12288, 8))
 DTYPES = (torch.float32, torch.bfloat16)
-ROWS = tuple(product(SHAPES, DTYPES, ("causal_conv1d_fn", "rmsnorm_fn", "rms_norm")))
+OPS = ("causal_conv1d_fn", "rmsnorm_fn", "rms_norm")
+ROWS = tuple(product(SHAPES, DTYPES, OPS))
 FACTS: dict[str, Any] = {}
 Forms = dict[str, Callable[[], torch.Tensor]]
 
@@ -56,18 +57,15 @@ def ops(
     gated = NemotronHRMSNormGated(d_inner, size, eps=1e-5).to(dtype)
     plain = NemotronHRMSNorm(d_inner, eps=1e-5).to(dtype)
     taps = conv.weight.squeeze(1)
-    convolution: Forms = {
+    dy, dxbc = torch.randn_like(y), torch.randn(1, seqlen, channels, dtype=dtype).mT
+    convolution = {
         "ours": lambda: causal_conv1d_fn(xbc, taps, conv.bias, activation="silu"),
         "torch": lambda: F.silu(conv(xbc)[..., :seqlen]),
     }
-    gated_norm: Forms = {
+    gated_norm = {
         "ours": lambda: rmsnorm_fn(y, gated.weight, None, z, 1e-5, size, False),
         "torch": lambda: gated(y, z),
     }
-    norm: Forms = {"ours": lambda: rms_norm(y, plain.weight, 1e-5), "torch": lambda: plain(y)}
-    dy, dxbc = torch.randn_like(y), torch.randn(1, seqlen, channels, dtype=dtype).mT
-    return {
-        "causal_conv1d_fn": (dxbc, convolution),
-        "rmsnorm_fn": (dy, gated_norm),
-        "rms_norm": (dy, norm),
-    }
+    norm = {"ours": lambda: rms_norm(y, plain.weight, 1e-5), "torch": lambda: plain(y)}
+    found = ((dxbc, convolution), (dy, gated_norm), (dy, norm))
+    return dict(zip(OPS, found))

@@ -8,7 +8,7 @@ returns its input.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -31,7 +31,6 @@ SIZES = {
     **dict.fromkeys(("mamba_d_state", "ssm_state_size", "state_size"), 128),
 }
 ROWS = tuple((model,) for model in MODELS)
-FORMS = ("ours", "transformers")
 FACTS = {"dtype": "float32", "chunk_size": "each model's default", "seqlen": SEQLEN}
 
 
@@ -61,26 +60,16 @@ def row(model: str, small: bool) -> Comparison:
         "inner_forward": partial(step, forward, True),
         "inner_training": partial(step, training, True),
     }
-
-    return Comparison(FORMS, {"model": model}, times, {}, relative)
-
-
-class Given(torch.nn.Module):
-    """Stands in for a projection: returns `value`, or its input if that is None."""
-
-    def __init__(self, projection: torch.nn.Module, value: torch.Tensor | None = None) -> None:
-        super().__init__()
-        self.weight, self.bias, self.value = projection.weight, projection.bias, value
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x if self.value is None else self.value
+    return Comparison(("ours", "transformers"), {"model": model}, times, {}, relative)
 
 
-def without_projections(layer: torch.nn.Module, x: torch.Tensor) -> AbstractContextManager[Any]:
+@contextmanager
+def without_projections(layer: torch.nn.Module, x: torch.Tensor) -> Iterator[None]:
     with torch.no_grad():
-        projected = layer.in_proj(x)
-    before, after = Given(layer.in_proj, projected.requires_grad_()), Given(layer.out_proj)
-    return mock.patch.multiple(layer, in_proj=before, out_proj=after)
+        projected = layer.in_proj(x).requires_grad_()
+    given = mock.patch.object(layer.in_proj, "forward", lambda x, made=projected: made)
+    with given, mock.patch.object(layer.out_proj, "forward", lambda x: x):
+        yield
 
 
 def mixer(model: str) -> torch.nn.Module:

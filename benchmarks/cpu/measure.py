@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
+from tests.contract import as_tuple
+
 # prepares a form, yields its call and cleans up; only the call is timed
 Pass = Callable[[str], AbstractContextManager[Callable[[], Any]]]
 
@@ -82,13 +84,23 @@ def extra_peak_mb(call: Callable[[], Any]) -> float | None:
     return round((kilobytes("VmHWM") - before) / 1024, 1)
 
 
+def peak(
+    row: Callable[..., Comparison], shape: tuple[Any, ...], small: bool, name: str, form: str
+) -> float | None:
+    """Megabytes that one call needs beyond its inputs, in this process."""
+    # the first call sets the libraries up
+    for size in (True, small):
+        with row(*shape, small=size).memory[name](form) as run:
+            extra = extra_peak_mb(run)
+    return extra
+
+
 def difference(row: Comparison) -> dict[str, float]:
     """How far the results of the two forms' forward passes are apart."""
     results = []
     for form in row.forms:
         with torch.no_grad(), row.times["forward"](form) as run:
-            made = run()
-        results.append(made if isinstance(made, tuple) else (made,))
+            results.append(as_tuple(run()))
     return {f"{row.distance.__name__}_difference": max(map(row.distance, *results))}
 
 

@@ -2,62 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import tvkernels
-from benchmarks.timing.bench import Form
-
-# of an H200
-MULTIPROCESSORS = 132
-
-
-@dataclass(frozen=True)
-class Provider:
-    """Something that runs ops.
-
-    Args:
-        function: gives the callable of an op by its public name, or None.
-        reach: the number of elements that its 32-bit offsets can address; None for no limit.
-        form: what it was made from, if it is another formulation of one op.
-    """
-
-    name: str
-    function: Callable[[str], Callable[..., Any] | None]
-    reach: int | None = None
-    form: Form | None = None
-
-    def in_reach(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The arguments, with dense copies of those that its offsets do not address to the end.
-
-        Raises:
-            OverflowError: they do not address a dense copy either.
-        """
-        reach = self.reach or float("inf")
-        far = {n: x for n, x in arguments.items() if isinstance(x, Tensor) and _span(x) >= reach}
-        for n, x in far.items():
-            if x.numel() >= reach:
-                raise OverflowError(f"{n} has {x.numel():,} elements, its offsets {reach:,}")
-        # the result of an elementwise operation is dense and keeps the order of dimensions
-        return arguments | {n: x.detach() * 1 for n, x in far.items()} if far else arguments
-
-
-def _span(x: Tensor) -> int:
-    """The number of elements from the first to the last in memory."""
-    return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride()))
+from benchmarks.timing.bench import Provider
 
 
 def providers(gpu: bool) -> tuple[list[Provider], dict[str, str]]:
@@ -75,14 +34,15 @@ def providers(gpu: bool) -> tuple[list[Provider], dict[str, str]]:
     compiled = functools.cache(functools.partial(reference, compiled=True))
     present.append(Provider("compiled", compiled))
     peers = {}
-    # the offsets of causal-conv1d are unsigned
-    others = {"mamba-ssm": (mamba_ssm, 2**31), "causal-conv1d": (causal_conv1d, 2**32)}
-    for name, (load, reach) in others.items():
+    # causal-conv1d names its functions as we do, and its offsets are unsigned
+    others = {"mamba_ssm": (mamba_ssm, 2**31), "causal_conv1d": (importlib.import_module, 2**32)}
+    for module, (load, reach) in others.items():
+        name = module.replace("_", "-")
         peers[name] = "not installed"
         try:
-            functions = load()
-            if functions is not None:
-                peers[name] = str(sys.modules[name.replace("-", "_")].__version__)
+            if importlib.util.find_spec(module):
+                functions = load(module)
+                peers[name] = str(sys.modules[module].__version__)
                 present.append(Provider(name, vars(functions).get, reach))
         except Exception as error:  # another project's import may fail in any way
             peers[name] = f"does not import: {error}"
@@ -104,18 +64,16 @@ def reference(op: str, compiled: bool = False) -> Callable[..., Any]:
     return run
 
 
-def mamba_ssm() -> SimpleNamespace | None:
-    """mamba-ssm's Triton functions under our names, or None where it is not installed.
+def mamba_ssm(module: str = "mamba_ssm") -> SimpleNamespace:
+    """mamba-ssm's Triton functions under our names.
 
     Its pure Python install imports a compiled module that none of these functions use, so an empty
     module replaces it.
     """
-    if importlib.util.find_spec("mamba_ssm") is None:
-        return None
     if importlib.util.find_spec("selective_scan_cuda") is None:
         sys.modules["selective_scan_cuda"] = ModuleType("selective_scan_cuda")
     norm, gated, step, scan = (
-        importlib.import_module(f"mamba_ssm.ops.triton.{name}")
+        importlib.import_module(f"{module}.ops.triton.{name}")
         for name in ("layer_norm", "layernorm_gated", "selective_state_update", "ssd_combined")
     )
 
@@ -129,13 +87,6 @@ def mamba_ssm() -> SimpleNamespace | None:
         mamba2_decode_step=functools.partial(_mixer_step, step.selective_state_update),
         mamba_chunk_scan_combined=scan.mamba_chunk_scan_combined,
     )
-
-
-def causal_conv1d() -> ModuleType | None:
-    """causal-conv1d, which names its functions as we do; None if it is not installed."""
-    if importlib.util.find_spec("causal_conv1d") is None:
-        return None
-    return importlib.import_module("causal_conv1d")
 
 
 def _mixer_step(update: Any, *values: Any, **named: Any) -> Any:
@@ -181,33 +132,12 @@ def _two_kernels(
 mixer_step_of_two = functools.partial(_two_kernels, tvkernels.selective_state_update)
 
 
-@contextlib.contextmanager
-def without_cuda() -> Iterator[None]:
-    """Let launchers that ask PyTorch for their CUDA device run on CPU tensors."""
-    device = SimpleNamespace(multi_processor_count=MULTIPROCESSORS)
-    here = contextlib.nullcontext()
-    with (
-        mock.patch.object(torch.cuda, "device", return_value=here),
-        mock.patch.object(torch.cuda, "get_device_properties", return_value=device),
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def on_a_device() -> Iterator[None]:
-    """Let our ops skip the checks that read values, as they do for a GPU's tensors."""
-    with contextlib.ExitStack() as stack:
-        for name, module in list(sys.modules.items()):
-            if name.startswith("tvkernels.") and hasattr(module, "on_host"):
-                stack.enter_context(mock.patch.object(module, "on_host", return_value=False))
-        yield
-
-
-def tome_per_round(x: Tensor, num_tokens: int, num_heads: int = 16) -> Tensor:
+def tome_per_round(x: Tensor, num_tokens: int, num_heads: int = 16) -> tuple[Tensor, None, None]:
     """Token merging as upstream TimeViper defines it: every round rewrites the full-width tokens.
 
     Each round averages the heads anew, sorts the even tokens by their best match, gathers the kept
-    and the merged ones, adds the merged into their partners, and joins the two parts.
+    and the merged ones, adds the merged into their partners, and joins the two parts. It returns
+    neither sizes nor assignment.
     """
     size = torch.ones_like(x[..., :1])
     while (count := x.shape[1]) > num_tokens:
@@ -221,7 +151,7 @@ def tome_per_round(x: Tensor, num_tokens: int, num_heads: int = 16) -> Tensor:
         total = _merge(x * size, leaving, staying, target)
         size = _merge(size, leaving, staying, target)
         x = total / size
-    return x
+    return x, None, None
 
 
 def _merge(x: Tensor, leaving: Tensor, staying: Tensor, target: Tensor) -> Tensor:
