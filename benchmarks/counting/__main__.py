@@ -1,6 +1,6 @@
 """Bytes, FLOPs and special functions per token of our kernels and the peers': no GPU needed.
 
-    python -m benchmarks.counting [--only "gated norm"] [--counted 8 16 24] [--peers FOLDER]
+    python -m benchmarks.counting [--only "gated norm"] [--counted 8 16 24]
 
 Every case of cases.py runs in Triton's interpreter at a few small sizes; a line through each count
 gives the count at the case's size. A run over all cases as they stand goes to
@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 
 # @triton.jit reads this when it decorates, so it is set before anything imports Triton
 os.environ["TRITON_INTERPRET"] = "1"
@@ -37,10 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--counted", type=int, nargs="+", help="sizes to count at")
-    parser.add_argument("--peers", type=Path, help="folder that mamba-ssm is installed in")
     args = parser.parse_args(arguments)
-    if args.peers:
-        sys.path.append(str(args.peers))
     text = [HEADING.format(versions())]
     print(text[0])
     for line in lines(args.only, args.counted):

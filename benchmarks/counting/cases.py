@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import shapes
 from benchmarks.shapes import FLOORS, Call, Floor, Prepare
+from tests.contract import as_tuple
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,8 @@ def backward(forward: Prepare) -> Prepare:
 
     def prepare(ops: SimpleNamespace, size: int, dtype: torch.dtype) -> Call:
         run, by = forward(ops, size, dtype)
-        outputs = run()
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         # integer results have no gradient
-        outputs = [output for output in outputs if output.requires_grad]
+        outputs = [output for output in as_tuple(run()) if output.requires_grad]
         cotangents = [torch.randn_like(output) for output in outputs]
         return Call(lambda: torch.autograd.grad(outputs, by, cotangents))
 
@@ -105,21 +104,17 @@ def scans(part: int = 8) -> Iterator[Case]:
     yield first
     yield forward("scan that forgets nothing", endless, ours=True)
     # mamba-ssm gives a program as many heads as fill the processors
-    processors = {"benchmarks.timing.peers:MULTIPROCESSORS": "size"}
+    processors = {"benchmarks.counting.cost:MULTIPROCESSORS": "size"}
     yield Case("scan, backward", op, backward(run), 160_000, (256, 512), part, processors)
 
 
-def bounded(by: str, *names: str) -> dict[str, str]:
-    return {f"tvkernels.{name}": by for name in names}
-
-
-NORMS = {"counted": (128, 256, 384), "bounds": bounded("size", "rmsnorm.kernel:PROGRAMS")}
-LANES = {"counted": (96, 192, 288), "bounds": bounded("size", "causal_conv1d.kernel:LANES")}
+NORMS = {"counted": (128, 256, 384), "bounds": {"tvkernels.rmsnorm.kernel:PROGRAMS": "size"}}
+LANES = {"counted": (96, 192, 288), "bounds": {"tvkernels.causal_conv1d.kernel:LANES": "size"}}
 # as many frames to a program as at the row's size
-FRAMES = {"counted": (1, 2), "bounds": bounded("size", "tome.kernel:PROGRAMS")}
+FRAMES = {"counted": (1, 2), "bounds": {"tvkernels.tome.kernel:PROGRAMS": "size"}}
 # as many splits of the keys as at the row's size, each of whole tiles
-SPLITS = bounded("size", "gated_cross_attention.kernel:KEYS")
-PROGRAMS = bounded("part", "gated_cross_attention.kernel:PROGRAMS")
+SPLITS = {"tvkernels.gated_cross_attention.kernel:KEYS": "size"}
+PROGRAMS = {"tvkernels.gated_cross_attention.kernel:PROGRAMS": "part"}
 KEYS, ROWS, TOKENS = (704, 1408), (160, 320, 480), (1024, 2048, 3072)
 GATED, UPDATE = "gated_cross_attention", "selective_state_update"
 state32, state16 = (shapes.state_update(dtype, 8) for dtype in (torch.float32, torch.float16))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -47,18 +47,40 @@ class Split(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Form:
-    """Another formulation of one op, measured as a provider of its own.
+class Provider:
+    """Something that runs ops.
 
     Args:
-        run: takes the op's arguments.
+        function: gives the callable of an op by its public name, or None.
+        reach: the number of elements that its 32-bit offsets can address; None for no limit.
         checked_in: the dtype to check its values in, if its rounding changes discrete choices.
         before: makes its arguments of the op's, outside the timing, as a model does once.
     """
 
-    run: Callable[..., Any]
+    name: str
+    function: Callable[[str], Callable[..., Any] | None]
+    reach: int | None = None
     checked_in: torch.dtype | None = None
     before: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+
+    def in_reach(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments, with dense copies of those that its offsets do not address to the end.
+
+        Raises:
+            OverflowError: they do not address a dense copy either.
+        """
+        reach = self.reach or float("inf")
+        far = {n: x for n, x in arguments.items() if isinstance(x, Tensor) and _span(x) >= reach}
+        for n, x in far.items():
+            if x.numel() >= reach:
+                raise OverflowError(f"{n} has {x.numel():,} elements, its offsets {reach:,}")
+        # the result of an elementwise operation is dense and keeps the order of dimensions
+        return arguments | {n: x.detach() * 1 for n, x in far.items()} if far else arguments
+
+
+def _span(x: Tensor) -> int:
+    """The number of elements from the first to the last in memory."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride()))
 
 
 @dataclass(frozen=True)
@@ -73,7 +95,7 @@ class Bench:
         small: the size that runs on a CPU.
         split: independent parts; None checks the call as a whole.
         changes: names of the arguments that are written in place.
-        forms: other formulations, by provider name.
+        forms: other formulations of the op.
         plain_up_to: tokens up to which plain PyTorch, compiled or not, is timed; None for all.
             Longer calls are checked on one part only.
         judge: (arguments, results) -> what is wrong with the integer results, or None. Without it
@@ -86,7 +108,7 @@ class Bench:
     small: int = 64
     split: Split | None = None
     changes: Sequence[str] = ()
-    forms: Mapping[str, Form] = field(default_factory=dict)
+    forms: Sequence[Provider] = ()
     plain_up_to: int | None = None
     judge: Callable[[Mapping[str, Any], Sequence[Tensor]], str | None] | None = None
 

@@ -49,18 +49,11 @@ def clock_watched() -> Iterator[dict[str, Any]]:
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(_nvidia_smi, "clocks.sm,clocks_event_reasons.active")
         yield seen
-        seen |= clock_of(answer.result())
-
-
-def clock_of(line: str) -> dict[str, Any]:
-    """A line of nvidia-smi as "1980, 0x0000000000000004": the SM clock in MHz, and its bits."""
-    clock, _, bits = line.strip().partition(", ")
-    try:
-        active = int(bits, 16)
-        throttled = ", ".join(name for bit, name in THROTTLES.items() if active & bit)
-        return {"sm_mhz": int(clock), "throttled": throttled}
-    except ValueError:
-        return {}
+        # a line such as "1980, 0x0000000000000004"
+        clock, _, bits = answer.result().partition(", ")
+        with contextlib.suppress(ValueError):
+            active = [name for bit, name in THROTTLES.items() if int(bits, 16) & bit]
+            seen |= {"sm_mhz": int(clock), "throttled": ", ".join(active)}
 
 
 def _nvidia_smi(fields: str) -> str:

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.counting.predicted import predicted
 from benchmarks.shapes import Floor
-from benchmarks.timing.bench import Case, Recorded
+from benchmarks.timing.bench import Case, Provider, Recorded
 from benchmarks.timing.clock import Timing, peak_bytes, sentence, time_all
 from benchmarks.timing.correctness import Expected, Run, differentiable
 from benchmarks.timing.machine import clock_watched
-from benchmarks.timing.peers import Provider, providers, reference
-from benchmarks.timing.store import Row
+from benchmarks.timing.peers import providers, reference
+from benchmarks.timing.store import Row, predicted
 
 DTYPE = torch.bfloat16
 # A few microseconds cannot be timed: a call is repeated on other tensors until its floors add up to
@@ -30,7 +29,7 @@ DTYPE = torch.bfloat16
 GRAPH_SECONDS, MOST_CALLS = 2e-4, 27
 # the most that a plain copy is timed on
 COPY_BYTES = 4e9
-# the speeds of floors.py hold for the GPU whose name contains this
+# the speeds of shapes.py hold for the GPU whose name contains this
 NOMINAL = "H200"
 PLAIN = ("reference", "compiled")
 # ratios are to the first of these that has a time; other formulations of the op come before
@@ -83,18 +82,13 @@ class Lab:
         except torch.OutOfMemoryError as error:
             return [{"case": case.name, "provider": "all", "reason": _reason(error)}]
 
-    def able(self, case: Case, op: str) -> list[Provider]:
-        """The providers that have the op, the case's other formulations last."""
-        forms = case.bench.forms.items()
-        return [p for p in self.providers if p.function(op) is not None] + [
-            Provider(name, lambda op, run=form.run: run, form=form) for name, form in forms
-        ]
-
     def _rows(self, case: Case, calls: list[Recorded]) -> list[Row]:
-        expected = Expected(case, calls[0], reference(calls[0].op), DTYPE)
+        op = calls[0].op
+        expected = Expected(case, calls[0], reference(op), DTYPE)
         prepare: dict[str, Run] = {
             provider.name: partial(self._prepare, case, provider, calls, expected)
-            for provider in self.able(case, calls[0].op)
+            for provider in (*self.providers, *case.bench.forms)
+            if provider.function(op) is not None
         }
         prepare["copy"] = lambda row: [self._copy(case.floor) for _ in calls]
         rows: dict[str, Row] = {name: {"case": case.name, "provider": name} for name in prepare}
@@ -129,15 +123,15 @@ class Lab:
         if provider.name in PLAIN and case.beyond_plain:
             most = case.bench.plain_up_to
             raise NoFigures(f"left out: plain PyTorch runs up to {most:,} tokens here")
-        run, form = provider.function(calls[0].op), provider.form
+        run = provider.function(calls[0].op)
         sets = [provider.in_reach(call.arguments) for call in calls]
         if sets[0] is not calls[0].arguments:
             row["note"] = "contiguous copies of its arguments"
-        if form and form.before:
-            sets = [form.before(arguments) for arguments in sets]
-        if form and form.checked_in:
-            row["note"] = f"checked in {str(form.checked_in).removeprefix('torch.')}"
-            worst, over = expected.compare_in(run, form.checked_in)
+        if provider.before:
+            sets = [provider.before(arguments) for arguments in sets]
+        if provider.checked_in:
+            row["note"] = f"checked in {str(provider.checked_in).removeprefix('torch.')}"
+            worst, over = expected.compare_in(run, provider.checked_in)
         else:
             worst, over = expected.compare(run, sets[0])
         row |= {"checked": str(expected.sample), "error_over_bound": round(over, 3)}
@@ -190,7 +184,7 @@ def _ready(case: Case, run: Run, arguments: Mapping[str, Any], by: tuple[str, ..
 
 def _compare(rows: Mapping[str, Row], case: Case) -> None:
     """Note in each row with a time the peer, and the peer's time over its own."""
-    order = (*case.bench.forms, *PEERS)
+    order = (*(form.name for form in case.bench.forms), *PEERS)
     peer = next((name for name in order if "ms" in rows.get(name, {})), None)
     for name, row in rows.items():
         if peer and "ms" in row and name != "copy":

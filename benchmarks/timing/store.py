@@ -1,11 +1,12 @@
 """Where figures are kept: one JSON and one table for each GPU in benchmarks/results/.
 
 A case is written as soon as it is measured, over an older measurement of itself alone, with the
-commit and the versions that it was measured with.
+commit and the versions that it was measured with. The predictions come from results/counted.md.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
@@ -13,7 +14,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import RESULTS
+from benchmarks.shapes import Floor
 from benchmarks.table import markdown
+from benchmarks.timing.bench import Case
 
 Row = dict[str, Any]
 
@@ -26,6 +30,32 @@ COLUMNS = {
     "peak MB": ("peak_mb", ",.0f"), "SM MHz": ("sm_mhz", ",.0f"), "how": ("how", ""),
 }  # fmt: skip
 HEAD = "Written by `python -m benchmarks.timing`; what the columns mean: `benchmarks/README.md`."
+
+
+@functools.cache
+def counted() -> dict[tuple[str, str], Floor]:
+    """Per token, sequence or frame: bytes from memory and FLOPs, by row and provider."""
+    lines = (RESULTS / "counted.md").read_text(encoding="utf-8").splitlines()
+    heads, _, *body = (line.strip("| ").split(" | ") for line in lines if line.startswith("|"))
+    rows = [dict(zip(heads, cells)) for cells in body]
+    return {
+        (row["op and shape"], row["kernels"]): Floor(
+            1e3 * float(row["cold kB"].replace(",", "")), 1e6 * float(row["dot MFLOP"])
+        )
+        for row in rows
+    }
+
+
+def predicted(case: Case, provider: str) -> Floor | None:
+    """The bytes and FLOPs of a provider at a case, as counted; None where they were not."""
+    name, _, rest = case.bench.name.partition(", ")
+    backward = "backward" * case.backward
+    for words in ((name, case.shape.name, rest, backward), (name, rest, backward)):
+        row = ", ".join(filter(None, words))
+        each = counted().get((row, "tvkernels" if provider == "ours" else provider))
+        if each is not None:
+            return Floor(each.bytes * case.count, each.flops * case.count)
+    return None
 
 
 class Results:

@@ -11,17 +11,12 @@ import torch
 import tvkernels
 from benchmarks.shapes import EPS, Call
 from benchmarks.timing.__main__ import OPS, cases
-from benchmarks.timing.bench import Bench, Case, Split
+from benchmarks.timing.bench import Bench, Case, Provider, Split
 from benchmarks.timing.measure import Lab
-from benchmarks.timing.peers import Provider
 
-SMALL = [case for op in OPS for case in cases(op, small=True)]
-LARGE = [case for op in OPS for case in cases(op, small=False)]
+SMALL = {case.name: case for op in OPS for case in cases(op, small=True)}
+LARGE = {case.name: case for op in OPS for case in cases(op, small=False)}
 right = tvkernels.rmsnorm_fn
-
-
-def called(name: str, among: list[Case]) -> Case:
-    return next(case for case in among if case.name == name)
 
 
 def norm(backward: bool = False, **changed: object) -> Case:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import tvkernels
-from benchmarks.timing.bench import Form, Split
+from benchmarks.timing.bench import Provider, Split
 from benchmarks.timing.correctness import Sample, spread
-from tests.benchmarks.timing.lab import LARGE, SMALL, called, norm, right, rows_of
+from tests.benchmarks.timing.lab import LARGE, SMALL, norm, right, rows_of
 
 
 def last_row_lost(y: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,7 @@ def test_integers_must_be_exact() -> None:
         tokens, sizes, slots = tvkernels.tome_merge(**options)
         return tokens, sizes, slots.flip(1)
 
-    row = rows_of(called("token merging, small", SMALL), other=other_slots)["other"]
+    row = rows_of(SMALL["token merging, small"], other=other_slots)["other"]
     assert row["reason"] == "fails the contract: result 2: integers differ from the exact ones"
 
 
@@ -76,7 +76,7 @@ def test_a_selection_is_judged_by_its_own_scores(
     kept: list[int], dropped: list[int], why: str | None
 ) -> None:
     """Equal scores leave the order open, so the indices need not be the reference's."""
-    select, scores = called("selection, small", SMALL), torch.tensor([[4.0, 1.0, 3.0, 2.0]])
+    select, scores = SMALL["selection, small"], torch.tensor([[4.0, 1.0, 3.0, 2.0]])
     results = [torch.tensor([kept]), torch.tensor([dropped]), scores]
     assert select.bench.judge({}, results) == why
     if why:
@@ -88,8 +88,9 @@ def test_a_form_may_be_checked_in_another_dtype() -> None:
     def in_float32_only(x: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
         return right(x=x, **options) * (1 if x.dtype == torch.float32 else 3)
 
-    there, here = Form(in_float32_only, checked_in=torch.float32), Form(in_float32_only)
-    rows = rows_of(norm(forms={"there": there, "here": here}))
+    there = Provider("there", lambda op: in_float32_only, checked_in=torch.float32)
+    here = Provider("here", lambda op: in_float32_only)
+    rows = rows_of(norm(forms=(there, here)))
     assert rows["there"]["note"] == "checked in float32"
     assert rows["there"]["ms"] > 0
     assert rows["here"]["reason"].startswith("fails the contract")
@@ -119,7 +120,7 @@ def test_a_sample_has_the_first_and_the_last_part_at_their_places() -> None:
 
 
 def test_every_shape_falls_into_equal_parts() -> None:
-    for case in LARGE:
+    for case in LARGE.values():
         Sample(case, case.call("meta", torch.bfloat16).arguments)
     case = norm(split=Split(48, {"x": 1}, (1,)))
     with pytest.raises(ValueError, match=r"norm, small does not fall into 48 equal parts: \[128\]"):

@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from benchmarks import RESULTS
-from benchmarks.counting.predicted import counted, predicted
 from benchmarks.shapes import Floor
 from benchmarks.timing import measure
 from benchmarks.timing.__main__ import OPS, cases
 from benchmarks.timing.bench import DECODE, PREFILL
 from benchmarks.timing.measure import Lab
-from tests.benchmarks.timing.lab import LARGE, called, norm, rows_of
+from benchmarks.timing.store import counted, predicted
+from tests.benchmarks.timing.lab import LARGE, norm, rows_of
 
+OURS, STEP = "tvkernels", "decode step of the scan"
+COUNTED = (RESULTS / "counted.md").read_text("utf-8").splitlines()
 # torch's blockwise attention loses two to three times what plain softmax loses in its gradients
-STEP, COUNTED = "decode step of the scan", (RESULTS / "counted.md").read_text("utf-8").splitlines()
 TOO_COARSE = ("transfer into the text, small, backward", "torch SDPA")
 
 
@@ -26,7 +27,8 @@ def test_every_case_runs_small(op: str) -> None:
     lab = Lab(gpu=False)
     for case in cases(op, small=True):
         rows = rows_of(case, lab)
-        assert list(rows) == ["ours", "reference", *case.bench.forms, "copy"]
+        forms = [form.name for form in case.bench.forms]
+        assert list(rows) == ["ours", "reference", *forms, "copy"]
         if case.name == TOO_COARSE[0]:
             assert rows.pop(TOO_COARSE[1])["reason"].startswith("fails the contract")
         assert not [row for row in rows.values() if "reason" in row]
@@ -51,29 +53,24 @@ def test_shapes_are_timevipers() -> None:
 )  # fmt: skip
 def test_floors_of_products_and_few_bytes(name: str, milliseconds: float) -> None:
     """Worked out by hand at 4.3 TB/s and 790 TFLOP/s."""
-    assert 1e3 * called(name, LARGE).floor.seconds() == pytest.approx(milliseconds, rel=0.01)
+    assert 1e3 * LARGE[name].floor.seconds() == pytest.approx(milliseconds, rel=0.01)
 
 
 @pytest.mark.parametrize(
     ("name", "whose", "row", "count"),
     [
-        ("scan, 160k", "ours", ("scan", "tvkernels"), 160_000),
+        ("scan, 160k", "ours", ("scan", OURS), 160_000),
         ("scan, 32k, backward", "mamba-ssm", ("scan, backward", "mamba-ssm"), 32_768),
         # decode steps are counted at each batch
-        (
-            f"{STEP}, 16 bit state, batch 8",
-            "ours",
-            (f"{STEP}, batch 8, 16 bit state", "tvkernels"),
-            8,
-        ),
+        (f"{STEP}, 16 bit state, batch 8", "ours", (f"{STEP}, batch 8, 16 bit state", OURS), 8),
     ],
 )
 def test_predictions_are_what_was_counted(
     name: str, whose: str, row: tuple[str, str], count: int
 ) -> None:
     each = counted()[row]
-    assert predicted(called(name, LARGE), whose) == (each.bytes * count, each.flops * count)
-    assert predicted(called(name, LARGE), "reference") is None
+    assert predicted(LARGE[name], whose) == (each.bytes * count, each.flops * count)
+    assert predicted(LARGE[name], "reference") is None
     (line,) = (line for line in COUNTED if line.startswith(f"| {row[0]} | {row[1]} |"))
     assert f"| {each.bytes / 1e3:,.2f} |" in line
 

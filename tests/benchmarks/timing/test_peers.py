@@ -12,14 +12,14 @@ import torch
 
 import tvkernels
 from benchmarks.timing import peers
-from benchmarks.timing.bench import Case, Shape
+from benchmarks.timing.bench import Case, Provider, Shape
 from benchmarks.timing.measure import Lab
-from benchmarks.timing.peers import Provider, providers, reference
-from tests.benchmarks.timing.lab import LARGE, called, norm, right, rows_of
+from benchmarks.timing.peers import providers, reference
+from tests.benchmarks.timing.lab import LARGE, norm, right, rows_of
 
 
 def sized(name: str, size: int, batch: int = 1) -> Case:
-    return Case(called(name, LARGE).bench, Shape("sized", size, batch), backward=False)
+    return Case(LARGE[name].bench, Shape("sized", size, batch), backward=False)
 
 
 def test_other_libraries_are_there_or_a_reason_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,17 +47,12 @@ def test_other_libraries_are_there_or_a_reason_is(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_mixers_step_by_two_kernels_is_the_step(batch: int) -> None:
-    """mamba-ssm's too, by position and by name: here with our update in its kernel's place."""
+    """By position and by name; mamba-ssm's kernel is replaced by our update."""
     case = sized("decode step of the mixer, batch 1", batch)
     given = case.call("cpu", torch.float32).arguments
     theirs = functools.partial(peers._mixer_step, tvkernels.selective_state_update)
-    form = case.bench.forms["our two ops"]
     expected = tvkernels.mamba2_decode_step(**copy.deepcopy(given))
-    for got in (
-        theirs(**copy.deepcopy(given)),
-        theirs(*copy.deepcopy(given).values()),
-        form.run(**copy.deepcopy(form.before(given))),
-    ):
+    for got in (theirs(**copy.deepcopy(given)), theirs(*copy.deepcopy(given).values())):
         assert torch.allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -65,9 +60,9 @@ def test_every_selection_keeps_the_same() -> None:
     q, hidden, weight = torch.randn(3, 8, 16), torch.randn(3, 90, 48), torch.randn(64, 48) / 7
     for span in [(0, 90), (7, 60)]:
         ours = tvkernels.attention_topk_hidden(q, hidden, weight, 20, span)
-        for name, form in called("selection from hidden states, 2k", LARGE).bench.forms.items():
-            theirs = form.run(q, hidden, weight, 20, span)
-            assert all(map(torch.equal, ours[:2], theirs[:2])), name
+        for form in LARGE["selection from hidden states, 2k"].bench.forms:
+            theirs = form.function("")(q, hidden, weight, 20, span)
+            assert all(map(torch.equal, ours[:2], theirs[:2])), form.name
 
 
 def test_the_compiled_reference_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
