@@ -1,9 +1,9 @@
-"""The machine code of every kernel: `python -m benchmarks.machine_code [--only TEXT]`.
+"""The machine code of every kernel, on every target.
 
-Prints one line per kernel, configuration and target and its faults, and writes the full
-table to .cache/compiled.md and its page, results/compiled.md, where each release of Triton has a
-section. Needs no GPU; figures are the compiler's, so they are the same on every machine. Ends with
-1 if anything is wrong.
+`python -m benchmarks.machine_code [--only TEXT]` prints one line per kernel, configuration and
+target and its faults, and writes the full table to .cache/compiled.md and its page,
+results/compiled.md, where each release of Triton has a section. Needs no GPU; figures are the
+compiler's, so they are the same on every machine. Ends with 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ RESULT, FULL = RESULTS / "compiled.md", ROOT / ".cache/compiled.md"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="The machine code of every kernel, on every target."
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="kernels whose name holds this; writes no file")
     only = parser.parse_args().only
     if os.environ.get("TRITON_INTERPRET"):
@@ -38,21 +36,17 @@ def main() -> int:
     wrong = sum(bool(faults(build)) for build in builds)
     print(f"{len(builds)} builds with Triton {triton.__version__}, {wrong} wrong")
     if not only:
-        write(builds)
+        FULL.parent.mkdir(exist_ok=True)
+        FULL.write_text(table.full(triton.__version__, builds), encoding="utf-8")
+        known = table.sections(RESULT.read_text(encoding="utf-8"))
+        known[triton.__version__] = table.section(triton.__version__, builds)
+        RESULT.write_text(table.page(known), encoding="utf-8")
     return bool(wrong)
 
 
 def show(build: Build) -> None:
     words = [" | ".join(table.line(build)), *(f"  !! {fault}" for fault in faults(build))]
     print(*words, sep="\n", flush=True)
-
-
-def write(builds: list[Build]) -> None:
-    FULL.parent.mkdir(exist_ok=True)
-    FULL.write_text(table.full(triton.__version__, builds), encoding="utf-8")
-    known = table.sections(RESULT.read_text(encoding="utf-8"))
-    known[triton.__version__] = table.section(triton.__version__, builds)
-    RESULT.write_text(table.page(known), encoding="utf-8")
 
 
 if __name__ == "__main__":

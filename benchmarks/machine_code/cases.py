@@ -25,9 +25,8 @@ from timeviper_fast.presets import preset
 Case = tuple[str, Callable[[], object]]
 
 CONFIG: BackboneConfig = preset("nemotron-nano-9b-v2").backbone
-HIDDEN, INNER, CHANNELS, TAPS = (
-    CONFIG.hidden_size, CONFIG.d_inner, CONFIG.conv_dim, CONFIG.conv_kernel,
-)  # fmt: skip
+HIDDEN, INNER = CONFIG.hidden_size, CONFIG.d_inner
+CHANNELS, TAPS = CONFIG.conv_dim, CONFIG.conv_kernel
 HEADS, HEADDIM = CONFIG.mamba_num_heads, CONFIG.mamba_head_dim
 GROUPS, D_STATE = CONFIG.n_groups, CONFIG.ssm_state_size
 # of attention

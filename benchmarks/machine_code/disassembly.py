@@ -82,10 +82,8 @@ def read_sass(text: str, mma: str) -> Figures:
         spill_stores=_bytes(stores),
         spill_loads=_bytes(i for i in code if i.opcode == "LDL"),
         loop_spill_stores=_bytes(i for i in stores if _in_loop(i.address, edges)),
-        **_matrix_instructions(opcodes, mma),
         instructions=len(code) - padding,
-        global_stores=sum(bool(_STORES.match(opcode)) for opcode in opcodes),
-        traps=opcodes.count("BPT"),
+        **_counted(opcodes, mma, _STORES, "BPT"),
     )
 
 
@@ -114,10 +112,8 @@ def read_amdgcn(text: str, mma: str) -> Figures:
         spill_stores=spills["Spill"],
         spill_loads=spills["Reload"],
         loop_spill_stores=spills["loop"],
-        **_matrix_instructions(opcodes, mma),
         instructions=len(opcodes),
-        global_stores=sum(bool(_AMD_STORES.match(opcode)) for opcode in opcodes),
-        traps=opcodes.count("s_trap"),
+        **_counted(opcodes, mma, _AMD_STORES, "s_trap"),
     )
 
 
@@ -139,11 +135,17 @@ def _bytes(instructions: Iterable[Instruction]) -> int:
     )
 
 
-def _matrix_instructions(opcodes: Iterable[str], mma: str) -> dict[str, Any]:
-    """How many, and their families: HGMMA; v_mfma of v_mfma_f32_32x32x8_bf16_1k."""
+def _counted(opcodes: list[str], mma: str, stores: re.Pattern[str], trap: str) -> dict[str, Any]:
+    """Matrix instructions and their families (HGMMA, v_mfma), global stores and traps."""
     found = [opcode for opcode in opcodes if re.match(mma, opcode)]
+    # v_mfma of v_mfma_f32_32x32x8_bf16_1k
     families = {re.sub(r"(mfma).*", r"\1", opcode) for opcode in found}
-    return {"mma": len(found), "mma_kind": "+".join(sorted(families))}
+    return {
+        "mma": len(found),
+        "mma_kind": "+".join(sorted(families)),
+        "global_stores": sum(bool(stores.match(opcode)) for opcode in opcodes),
+        "traps": opcodes.count(trap),
+    }
 
 
 def _successors(code: list[Instruction]) -> dict[int, list[int]]:
