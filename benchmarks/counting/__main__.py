@@ -36,19 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--counted", type=int, nargs="+", help="sizes to count at")
     args = parser.parse_args(arguments)
-    text = [HEADING.format(versions())]
+    # the releases that counted
+    names = [name for name in ("triton", "torch", "numpy", "mamba_ssm") if find_spec(name)]
+    text = [HEADING.format(", ".join(f"{name} {version(name)}" for name in names))]
     print(text[0])
     for line in lines(args.only, args.counted):
         print(line, flush=True)
         text.append(line)
     if not (args.only or args.counted):
         (RESULTS / "counted.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-
-
-def versions() -> str:
-    """The releases that counted, and mamba-ssm's if it is installed."""
-    names = [name for name in ("triton", "torch", "numpy", "mamba_ssm") if find_spec(name)]
-    return ", ".join(f"{name} {version(name)}" for name in names)
 
 
 if __name__ == "__main__":

@@ -80,20 +80,11 @@ def count(case: Case, provider: str, sizes: Sequence[int]) -> Row:
 
 def summary(launches: Launches, share: Sequence[float], l2_bytes: float) -> Counts:
     """The counts of the table. The cache that stays between launches is scaled like the size."""
-    total = totals(launches)
-
-    def of(start: str) -> int:
-        return sum(n for key, n in total.items() if key.startswith(start))
-
-    return {
-        "launches": total["launches"],
-        "requested": of("requested_"),
-        "cold": of("cold_"),
-        "dot": of("dot."),
-        "special": of("special."),
-        "cached": sum(traffic(launches, l2_bytes)),
-        "together": sum(together(launches, share, L2_BYTES)),
-    }
+    total, names = totals(launches), ("launches", "requested", "cold", "dot", "special")
+    # requested_read and requested_write are one count, so are dot.fp16 and dot.fp32
+    counts = {name: sum(n for key, n in total.items() if key.startswith(name)) for name in names}
+    cached, moved = traffic(launches, l2_bytes), together(launches, share, L2_BYTES)
+    return counts | {"cached": sum(cached), "together": sum(moved)}
 
 
 def shares(case: Case, sizes: Sequence[int], runs: Sequence[Launches]) -> list[list[float]]:

@@ -6,7 +6,6 @@ projection).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -26,11 +25,10 @@ DTYPES = (torch.float32, torch.bfloat16)
 OPS = ("causal_conv1d_fn", "rmsnorm_fn", "rms_norm")
 ROWS = tuple(product(SHAPES, DTYPES, OPS))
 FACTS: dict[str, Any] = {}
-Forms = dict[str, Callable[[], torch.Tensor]]
 
 
 def row(shape: tuple[int, ...], dtype: torch.dtype, op: str, small: bool) -> Comparison:
-    cotangent, forms = ops(*((64, 128, 160, 4) if small else shape), dtype)[op]
+    cotangent, forms = ops((64, 128, 160, 4) if small else shape, dtype)[op]
 
     @torch.no_grad()
     def forward(form: str) -> torch.Tensor:
@@ -44,11 +42,10 @@ def row(shape: tuple[int, ...], dtype: torch.dtype, op: str, small: bool) -> Com
     return Comparison(("ours", "torch"), facts, passes, passes, largest)
 
 
-def ops(
-    seqlen: int, d_inner: int, channels: int, groups: int, dtype: torch.dtype
-) -> dict[str, tuple[torch.Tensor, Forms]]:
+def ops(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
     """Per op a gradient of its result, and its two forms on the same inputs."""
     torch.manual_seed(0)
+    seqlen, d_inner, channels, groups = shape
     z, xbc = torch.randn(1, seqlen, d_inner + channels, dtype=dtype).split([d_inner, channels], -1)
     xbc, y = xbc.mT.requires_grad_(), torch.randn(1, seqlen, d_inner, dtype=dtype)
     y.requires_grad_()
@@ -67,5 +64,4 @@ def ops(
         "torch": lambda: gated(y, z),
     }
     norm = {"ours": lambda: rms_norm(y, plain.weight, 1e-5), "torch": lambda: plain(y)}
-    found = ((dxbc, convolution), (dy, gated_norm), (dy, norm))
-    return dict(zip(OPS, found))
+    return dict(zip(OPS, ((dxbc, convolution), (dy, gated_norm), (dy, norm))))

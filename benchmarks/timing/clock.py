@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,22 +111,19 @@ class GpuClock:
 
     def timing(self, calls: Sequence[Run]) -> Timing:
         calls[0]()
-        once = self.seconds(calls[0])
+        once, eager = self.seconds(calls[0]), partial(Timing, lambda: self.seconds(calls[0]))
         if once > SLOW:
-            return self.eager(calls[0], max(1, min(ROUNDS[0], int(2 / once))), "eager")
+            return eager(max(1, min(ROUNDS[0], int(2 / once))), 1, "eager")
         rounds = min(ROUNDS[1], max(ROUNDS[0], int(SECONDS_EACH / (once * len(calls) + 2e-4))))
         try:
             graph = self.captured(calls)
         except Exception as error:
             # the context is the error that ended the capture
             why = sentence(error.__context__ or error)
-            return self.eager(calls[0], rounds, f"eager, not capturable ({why})")
+            return eager(rounds, 1, f"eager, not capturable ({why})")
         graph.replay()
         how = f"graph of {len(calls)}"
         return Timing(lambda: self.seconds(graph.replay), rounds, len(calls), how)
-
-    def eager(self, call: Run, rounds: int, how: str) -> Timing:
-        return Timing(lambda: self.seconds(call), rounds, 1, how)
 
     def captured(self, calls: Sequence[Run]) -> torch.cuda.CUDAGraph:
         """All calls as one graph, in a pool of its own: a failed capture may spoil its pool."""

@@ -103,8 +103,7 @@ class Expected:
         broken; what is no matter of rounding is infinite.
         """
         outcome = self._outcome(run, arguments, whole=True)
-        fault = self._fault(arguments, outcome)
-        if fault:
+        if fault := self._fault(arguments, outcome):
             return fault, math.inf
         return self._worst({n: self.sample.cut(n, x) for n, x in outcome.items()}, self.bounds)
 
@@ -184,11 +183,8 @@ def differentiable(
 
 def spread(parts: int, most: int) -> list[int]:
     """At most `most` part numbers, evenly spread with the first and the last; one is the last."""
-    if parts <= most:
-        return list(range(parts))
-    if most == 1:
-        return [parts - 1]
-    return [i * (parts - 1) // (most - 1) for i in range(most)]
+    most = min(most, parts)
+    return [i * (parts - 1) // (most - 1) for i in range(most)] if most > 1 else [parts - 1]
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:

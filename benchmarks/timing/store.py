@@ -37,12 +37,10 @@ def counted() -> dict[tuple[str, str], Floor]:
     """Per token, sequence or frame: bytes from memory and FLOPs, by row and provider."""
     lines = (RESULTS / "counted.md").read_text(encoding="utf-8").splitlines()
     heads, _, *body = (line.strip("| ").split(" | ") for line in lines if line.startswith("|"))
-    rows = [dict(zip(heads, cells)) for cells in body]
+    cold, dot = heads.index("cold kB"), heads.index("dot MFLOP")
     return {
-        (row["op and shape"], row["kernels"]): Floor(
-            1e3 * float(row["cold kB"].replace(",", "")), 1e6 * float(row["dot MFLOP"])
-        )
-        for row in rows
+        (row[0], row[1]): Floor(1e3 * float(row[cold].replace(",", "")), 1e6 * float(row[dot]))
+        for row in body
     }
 
 
@@ -52,8 +50,7 @@ def predicted(case: Case, provider: str) -> Floor | None:
     backward = "backward" * case.backward
     for words in ((name, case.shape.name, rest, backward), (name, rest, backward)):
         row = ", ".join(filter(None, words))
-        each = counted().get((row, "tvkernels" if provider == "ours" else provider))
-        if each is not None:
+        if each := counted().get((row, "tvkernels" if provider == "ours" else provider)):
             return Floor(each.bytes * case.count, each.flops * case.count)
     return None
 

@@ -46,6 +46,14 @@ def test_few_files_are_nearly_too_long():
     assert len(near) <= 2, near
 
 
+def test_benchmarks_and_their_tests_stay_small():
+    """Together at most 5,000 lines of Python."""
+    folders = (ROOT / "benchmarks", ROOT / "tests/benchmarks")
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    lines = sum(path.read_text(encoding="utf-8").count("\n") for path in files)
+    assert lines <= 5000, f"benchmarks and tests/benchmarks have {lines:,} lines, 5,000 are allowed"
+
+
 @pytest.mark.parametrize("package", ["tvkernels", "timeviper_fast"])
 def test_half_of_all_functions_have_at_most_six_lines(package):
     files = [file for file in PRODUCT if file.package == package]

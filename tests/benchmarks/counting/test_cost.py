@@ -49,12 +49,8 @@ def by_hand(programs: int, flops: int = 0) -> Launch:
     return Launch("by hand", counts=Counter({"programs": programs, "dot.fp16": flops}))
 
 
-def never(*_: object) -> Call:
-    raise AssertionError
-
-
 def test_a_share_is_the_fraction_of_the_programs_at_the_row_s_size():
-    case = Case("", "", never, size=10, part=2, least="")
+    case = Case("", "", None, size=10, part=2, least="")
     # one grid grows with the size, one does not, and a PyTorch operation has none
     runs = [[by_hand(4 * size), by_hand(4), by_hand(0)] for size in (1, 2)]
     # of 2 parts: 40 programs each, 4 programs each, 10 times the operation of size 1 each
@@ -69,8 +65,8 @@ def test_a_further_case_is_added_to_our_counts_and_not_to_the_peer_s(
     def launched(prepare: object, provider: str, size: int, *_: object) -> list[Launch]:
         return [by_hand(1, size * (8 if prepare is first.prepare else 5))]
 
-    first = Case("first", "", lambda *_: never(), size=4, counted=(4,), part=3, least="")
-    case = Case("both", "", never, size=100, plus=(first,), least="")
+    first = Case("first", "", scan_of(), size=4, counted=(4,), part=3, least="")
+    case = Case("both", "", None, size=100, plus=(first,), least="")
     monkeypatch.setattr(cost, "launched", launched)
     for provider, flops, launches in (("tvkernels", 5 + 3 * 8, 2), ("mamba-ssm", 5, 1)):
         row = cost.count(case, provider, (1, 2))

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -38,11 +39,8 @@ def test_a_failed_provider_gets_a_sentence_and_the_others_their_times(
             raise ValueError
         return cpu_timing(calls)
 
-    def greedy() -> None:
-        if next(ran) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate")
-
-    ran = itertools.count()
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate")
+    greedy = mock.Mock(side_effect=[None, None, error])
     monkeypatch.setattr(clock, "cpu_timing", timing)
     times = time_all({"early": [int, int], "late": [greedy], "none": [int]}, gpu=False)
     assert times["early"] == "ValueError: no text"

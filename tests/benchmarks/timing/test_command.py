@@ -26,19 +26,14 @@ def measured(folder: Path) -> dict:
     return json.loads((folder / "no-gpu.json").read_text(encoding="utf-8"))["cases"]
 
 
-@pytest.mark.parametrize(
-    ("words", "why"),
-    [
-        (["nothing"], "there is no op 'nothing'; there are attention_topk, causal_conv1d, "),
-        (["ssd", "--only", "norm"], "no case's name contains 'norm'"),
-    ],
-)
-def test_nothing_to_measure_is_an_error(
-    words: list[str], why: str, capsys: pytest.CaptureFixture
-) -> None:
-    with pytest.raises(SystemExit):
-        command.main(words)
-    assert why in capsys.readouterr().err
+def test_nothing_to_measure_is_an_error(capsys: pytest.CaptureFixture) -> None:
+    for words, why in (
+        ("nothing", "there is no op 'nothing'; there are attention_topk, causal_conv1d, "),
+        ("ssd --only norm", "no case's name contains 'norm'"),
+    ):
+        with pytest.raises(SystemExit):
+            command.main(words.split())
+        assert why in capsys.readouterr().err
 
 
 def test_an_op_needs_torch_and_this_folder_only(tmp_path: Path) -> None:
