@@ -239,7 +239,7 @@ OUT_PROJ = HIDDEN * HEADS * HEAD_DIM
 STATE = D_INNER * D_STATE
 # products of the scan at chunks of 128: C B per group, then three per head
 SCAN = 2 * 128 * D_STATE * NGROUPS + 2 * D_INNER * (128 + 2 * D_STATE)
-# of a token x, B, C, dt in, y out; of each head A, D and dt_bias in float32
+# a token brings x, B, C, dt in and y out; each head has A, D and dt_bias in float32
 STEP, HEAD_PARAMETERS = 2 * (2 * D_INNER + B_AND_C + NHEADS), 3 * 4 * NHEADS
 # the ring's columns that the taps read, and the written one; the row and its place in, y out
 MIXER_STEP = 2 * CONV_CHANNELS * WIDTH + 2 * (IN_PROJ + D_INNER) + 4

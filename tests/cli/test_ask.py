@@ -144,7 +144,7 @@ def test_a_question_that_is_no_utf8(run, home):
         (("--seed", 2**63), "--seed must be an int of 64 bits"),
         (("--sample", "fps:0"), "fps must be a finite number above 0"),
         (("--answer-prefix", "\udcf9"), "--answer-prefix must be valid UTF-8"),
-        (("--dtype", "int8"), "'int8' is not one of 'bfloat16', 'float16', 'float32'"),
+        (("--dtype", "int8"), "value for '--dtype': 'int8' is not one of 'bfloat16'"),
         (("--backend", "cuda"), "'cuda' is not one of 'reference', 'triton'"),
     ],
 )

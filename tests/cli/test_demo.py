@@ -6,6 +6,8 @@ import json
 import os
 import sys
 
+from PIL import Image
+
 from tests.cli.common import one_line
 
 
@@ -31,6 +33,15 @@ def test_demo_takes_a_video_and_a_question_of_ones_own(run, home, tmp_path, monk
     assert os.listdir(tmp_path) == []
     one_line(run("demo", home / "video.mp4", "--question", " "), "must not be empty or blank")
     one_line(run("demo", home / "nothing.mp4"), "nothing.mp4: no such file or directory")
+
+
+def test_demo_says_what_was_left_out(run, tmp_path):
+    for name in ("0.png", "1.png", "notes.txt"):
+        Image.new("RGB", (64, 48)).save(tmp_path / name, format="PNG")
+    (tmp_path / "notes.txt").write_text("two pictures")
+    code, _, err = run("demo", tmp_path)
+    assert code == 0
+    assert "left out of the directory: 1 file of another kind (notes.txt)" in err
 
 
 def test_demo_without_the_video_library_leaves_nothing(run, tmp_path, monkeypatch):

@@ -50,8 +50,10 @@ def test_what_is_not_built_names_the_option():
 
 def test_damage_and_memory_name_their_options():
     damaged = VideoError("a.mp4: it is cut; half is gone", "on_error", "on_error='use' helps")
-    said = one_line(damaged, {"on_error": "--salvage"})
+    said = one_line(damaged, {"salvage": "--salvage"})
     assert said == "a.mp4: it is cut; half is gone; --salvage takes what can be decoded"
+    # the command demo has no such option
+    assert one_line(damaged, {"question": "--question"}) == "a.mp4: it is cut; half is gone"
     assert "--frame-batch" in one_line(torch.OutOfMemoryError("20 GiB"), {})
 
 

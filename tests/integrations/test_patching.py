@@ -152,6 +152,8 @@ def test_a_norm_with_an_argument_that_we_do_not_know_stays(mamba2, monkeypatch):
 
 
 def test_unknown_models():
+    with pytest.raises(ValueError, match=r"models must be a name, several names or None, got 3"):
+        tvkernels.patch_transformers(3)
     with pytest.raises(ValueError, match=r"models must be among .*bamba, .*got 'bert'"):
         patch_transformers(["mamba2", "bert"])
     assert not patching._replaced

@@ -185,6 +185,8 @@ def test_references_compute_on_the_reference():
 def test_arguments():
     with pytest.raises(ValueError, match=r"provide: packages must be some of .*got none"):
         provide()
+    with pytest.raises(ValueError, match=r"packages must be some of .*got \['mamba_ssm'\]"):
+        tvkernels.provide(["mamba_ssm"])
     with pytest.raises(ValueError, match=r"provide: packages must be some of .*got 'fla'"):
         provide("mamba_ssm", "fla")
     assert "mamba_ssm" not in sys.modules

@@ -119,6 +119,14 @@ def test_a_video_and_its_cover(tmp_path: Path) -> None:
         open_video(tmp_path, fps=2)
 
 
+@pytest.mark.parametrize("name", ["film.y4m", "film.f4v", "film.qt", "film.mjpeg"])
+def test_films_of_rarer_names_beside_a_cover(tmp_path: Path, name: str) -> None:
+    write_video(tmp_path / "film.mp4", pictures(6))
+    (tmp_path / "film.mp4").rename(tmp_path / name)
+    save(99, tmp_path / "cover.png")
+    assert all_of(open_video(tmp_path)) == [0, 1, 2, 3, 4, 5]
+
+
 def test_images_beside_a_video_are_what_is_read(tmp_path: Path) -> None:
     write_video(tmp_path / "preview.mp4", pictures(6))
     for number in (7, 8):

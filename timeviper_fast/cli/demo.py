@@ -47,6 +47,8 @@ def demo(
                 "random (seeded): every part of TimeViper runs, but the answer means nothing.",
                 wrap=True,
             )
+            for note in source.notes:
+                say(err, note, wrap=True)
             model = tiny_model()
             said = answer(model, model.tokenizer, source, request, progress=progress)
     say(err, f"Q {question}", wrap=True)

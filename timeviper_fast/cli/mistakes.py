@@ -27,7 +27,8 @@ def one_line(error: Exception, names: Mapping[str, str]) -> str | None:
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         see = f"; see {context.command_path} --help" if context else ""
-        return error.format_message().rstrip(".") + see
+        # pydantic, which checks a choice for Typer, puts its own words in front of the sentence
+        return error.format_message().replace("Value error, ", "").rstrip(".") + see
     if _is(error, "torch", "OutOfMemoryError"):
         remedy = "try a smaller --frame-batch or --chunk, or fewer frames with --sample"
         return f"the device ran out of memory; {remedy}"
@@ -35,7 +36,8 @@ def one_line(error: Exception, names: Mapping[str, str]) -> str | None:
         _, obstacle, _ = error.args
         return f"{obstacle}; {REMEDY}"
     if isinstance(error, VideoError) and error.argument == "on_error":
-        return f"{error.fault}; --salvage takes what can be decoded"
+        has_it = "salvage" in names
+        return f"{error.fault}; --salvage takes what can be decoded" if has_it else error.fault
     if isinstance(error, (ArgumentError, NotBuilt)):
         return _in_options(error, names)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:

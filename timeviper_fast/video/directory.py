@@ -12,8 +12,10 @@ from timeviper_fast.video.images import is_image, is_picture
 __all__ = ["Contents", "contents_of"]
 
 _VIDEOS = (
-    ".3gp", ".asf", ".avi", ".flv", ".gifv", ".h264", ".hevc", ".m2ts", ".m2v", ".m4v", ".mkv",
-    ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv",
+    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gifv",
+    ".h264", ".h265", ".hevc", ".ivf", ".m2p", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv",
+    ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob",
+    ".webm", ".wmv", ".y4m",
 )  # fmt: skip
 # what systems put beside images
 _SYSTEM = frozenset({"desktop.ini", "ehthumbs.db", "thumbs.db"})

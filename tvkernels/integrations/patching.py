@@ -156,6 +156,8 @@ def patch_transformers(models: str | Sequence[str] | None = None) -> Patch:
     Source: transformers 5.17 to 5.24.
     """
     known = served_models()
+    if not (models is None or isinstance(models, Iterable)):
+        fail(_OP, "models", "be a name, several names or None", repr(models))
     wanted = known if models is None else [models] if isinstance(models, str) else list(models)
     for model in wanted:
         if model not in known:

@@ -159,7 +159,7 @@ def provide(*packages: str, force: bool = False) -> Provision:
     if not packages:
         fail(_OP, "packages", f"be some of {', '.join(sorted(SERVED))}", "none")
     for package in packages:
-        if package not in SERVED:
+        if not isinstance(package, str) or package not in SERVED:
             fail(_OP, "packages", f"be some of {', '.join(sorted(SERVED))}", repr(package))
         if not (force or is_stand_in(package)) and is_importable(package):
             rule = "name no package that is installed (it would be hidden)"

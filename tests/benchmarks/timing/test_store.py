@@ -41,7 +41,7 @@ def test_a_rerun_replaces_only_the_cases_that_it_measured(tmp_path: Path) -> Non
         r"^GPU NVIDIA H200, commit (\w+):\n\n\| case \| provider \|", rendered(found), re.M
     ) == ["one", "another"]
     assert rendered(found).endswith("\n\nNot measured: c.\n")
-    # a case that there is no more is dropped
+    # a case that no longer exists is dropped
     results(tmp_path, cases="bc").add("c", [ROW])
     assert list(figures(tmp_path)["cases"]) == ["b", "c"]
     assert "Not measured" not in rendered(figures(tmp_path))

@@ -30,7 +30,7 @@ def naive_conv(
     (batch, dim, seqlen), width = x.shape, weight.shape[1]
     past = x.new_zeros(batch, dim, width - 1) if initial_states is None else initial_states
     inputs = [past[:, :, i] for i in range(width - 1)] + [x[:, :, t] for t in range(seqlen)]
-    # what lies before token 0 is of token 0's sequence
+    # the inputs before token 0 belong to its sequence
     number = None if seq_idx is None else [seq_idx[:, max(t, 0)] for t in range(1 - width, seqlen)]
     outs = []
     for t in range(seqlen):
