@@ -5,6 +5,7 @@ The number stands in the picture as 16 black or white blocks, which survive comp
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -31,6 +32,7 @@ from tests.video.common import (
 )
 from timeviper_fast.errors import VideoError
 from timeviper_fast.video import decode, open_video, read_video, write_video
+from timeviper_fast.video.file import FileReader
 
 
 def uneven(count: int) -> list[float]:
@@ -290,6 +292,25 @@ def index_first(source: Path, target: Path) -> Path:
                 packet.stream = stream
                 new.mux(packet)
     return target
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_a_reader_holds_few_bytes_a_frame(tmp_path: Path, suffix: str) -> None:
+    """Of two lengths, so that what does not grow with the frames cancels out."""
+    held = []
+    for frames in (500, 3000):
+        path = tmp_path / f"{frames}.{suffix}"
+        black = (np.zeros((16, 16, 3), np.uint8) for _ in range(frames))
+        write_video(path, black, 25, options={"bf": "2"})
+        FileReader(path)
+        gc.collect()
+        tracemalloc.start()
+        reader = FileReader(path)
+        gc.collect()
+        held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        assert len(reader.seconds) == frames
+    assert held[1] - held[0] <= 40 * 2500
 
 
 def test_a_recording_cut_before_its_first_key_frame(folder: Path, tmp_path: Path) -> None:

@@ -49,11 +49,3 @@ def test_a_hidden_key_frame_still_starts_a_group() -> None:
     index = Index(ORDER, KEYS, np.arange(8) != 4, NONE)
     assert index.packet_of.tolist() == [0, 2, 1, 3, 5, 6, 7]
     assert index.starts(np.arange(7)).tolist() == [0, 0, 0, 0, 0, 4, 4]
-
-
-def test_an_index_takes_few_bytes_a_frame() -> None:
-    frames = 100_000
-    index = Index(np.arange(frames), np.arange(frames) % 30 == 0, np.ones(frames, bool), NONE)
-    held = sum(column.nbytes for column in (index.packet_of, index.position_of, index.shown))
-    # beside these, a file's two stamps and its seconds are held
-    assert held + 3 * 8 * frames <= 40 * frames

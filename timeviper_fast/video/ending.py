@@ -90,7 +90,7 @@ def _end_of_boxes(file: BinaryIO, size: int) -> int:
     for box in boxes(file, 0, size):
         end = box.end
     file.seek(min(end, size))
-    # less than a box's head is the beginning of a box, unless it is empty
+    # Fewer bytes than a box head has are a cut box head, unless all of them are zero.
     return end + 8 if any(file.read(8)) and size - end < 8 else end
 
 

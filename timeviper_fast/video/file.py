@@ -176,7 +176,7 @@ def _scan(path: Path, progress: Progress | None) -> _Scan:
     elif progress is not None:
         size = path.stat().st_size
         progress("scan", size, size)
-    # what a transport stream lost at its end is damage, as it is in the middle
+    # A transport stream declares no length, so a damaged last packet is damage like any other.
     is_broken = bool(faults) or (bool(packets.damaged[-1:].any()) and not clock.may_leap)
     with Feed(path, packets.pts, packets.dts, []) as feed:
         order = partial(display_order, feed)

@@ -158,7 +158,7 @@ def _ascending(values: np.ndarray) -> np.ndarray:
     falls = np.flatnonzero(np.diff(values) < 0)
     if not len(falls):
         return np.arange(len(values))
-    # what is far from every fall stays
+    # The search covers the falls and some stamps around them. All other stamps are kept.
     begin, end = max(falls[0] - 4 * _WINDOW, 0), falls[-1] + 1 + 4 * _WINDOW
     tops: list[float] = []
     holders: list[int] = []
