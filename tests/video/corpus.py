@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Sequence
 from fractions import Fraction
 from pathlib import Path
+from struct import pack
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,8 @@ class Truth(NamedTuple):
     """What a file holds.
 
     Attributes:
-        seconds: of every frame, from the first one on.
+        seconds: of every frame.
+        start: seconds by which the container moves the beginning.
         numbers: of the frames that are sound, in order; None: all of them.
         loose: frames whose stamps are flawed; their times may be off by `slack` seconds.
         says: a regular expression for the video's notes; "" for none.
@@ -39,6 +41,7 @@ class Truth(NamedTuple):
     """
 
     seconds: Sequence[float] = EVEN
+    start: float = 0.0
     numbers: Sequence[int] | None = None
     loose: Container[int] = ()
     slack: float = 0.05
@@ -108,7 +111,7 @@ def encode(
 
 def copy(source: Path, target: Path, edit: Callable[[list[Any]], Any] = lambda _: None) -> Path:
     """The same packets in another container, after `edit` has changed the list of them."""
-    # an edit list would hide what lies behind the end that FFmpeg computes from the stamps
+    # FFmpeg's muxer ends an edit list at the last stamp, which would hide the packets behind it
     options = {"use_editlist": "0"} if target.suffix in (".mp4", ".mov") else {}
     with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
@@ -230,6 +233,36 @@ def turned(path: Path, matrix: tuple[int, int, int, int]) -> Path:
         data[start : start + 4] = value.to_bytes(4, "big", signed=True)
     path.write_bytes(data)
     return path
+
+
+def edited(path: Path, pieces: Sequence[tuple[float, float]], options: dict[str, str]) -> Path:
+    """A film whose edit list shows pieces (length, start) in seconds; start -1 is a pause."""
+    data = encode(path, options=options).read_bytes()
+    start = data.rindex(b"moov") - 4
+    index = bytearray(data[start:])
+    track = index.index(b"trak") - 4
+    delay = 2 / RATE if options is REORDERED else 0.0
+    # lengths count in the movie's ticks, starts in the track's; the rate is 1
+    movie, film = (
+        int.from_bytes(index[(at := index.index(kind) + 16) : at + 4], "big")
+        for kind in (b"mvhd", b"mdhd")
+    )
+    rows = [(length * movie, -1 if at < 0 else (at + delay) * film) for length, at in pieces]
+    rows_bytes = b"".join(pack(">iii", round(length), round(at), 1 << 16) for length, at in rows)
+    table = box(b"edts", box(b"elst", pack(">ii", 0, len(rows)) + rows_bytes))
+    old = index.index(b"edts") - 4
+    end = old + int.from_bytes(index[old : old + 4], "big")
+    index[old:end] = table
+    for place in (0, track):
+        size = int.from_bytes(index[place : place + 4], "big") + len(table) - (end - old)
+        index[place : place + 4] = size.to_bytes(4, "big")
+    path.write_bytes(data[:start] + index)
+    return path
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    """A box of an mp4 file."""
+    return (8 + len(content)).to_bytes(4, "big") + kind + content
 
 
 def repeated_pictures(path: Path, options: dict[str, str]) -> Path:

@@ -84,7 +84,9 @@ def timeline(packets: Packets, clock: Clock, display_order: DisplayOrder) -> Tim
         return _without_stamps(packets, clock, reorders)
     ascending = packets.dts if reorders else stamps
     step = _usual_step(ascending, clock)
-    parts, moves = _parts(ascending, step, clock)
+    # The stamps of hidden packets repeat those of shown ones: an mp4 file with several edits stores
+    # the packets between two edits again, from the second edit's key frame on.
+    parts, moves = _parts(np.where(packets.shown, ascending, UNKNOWN), step, clock)
     stamps, ascending = (_moved(column, parts, moves) for column in (stamps, ascending))
     order = by_time = np.arange(len(stamps))
     if reorders and not is_counted:
