@@ -169,12 +169,22 @@ def joined_files() -> dict[str, Case]:
         "back in time.ts": ([{"seconds": later}, {}], two, "1 place"),
         "ahead in time.ts": ([{}, {"seconds": later}], two, "1 place"),
         "inserted.ts": (inserted, [i / RATE for i in range(100)], "2 places"),
+        # the clock goes on, and packets are counted anew
+        "joined seamlessly.ts": ([{}, {"seconds": [1.6 + i for i in EVEN]}], two, ""),
+        "joined with a gap.ts": (
+            [{}, {"seconds": [1.9 + i for i in EVEN]}],
+            [*EVEN, *[1.9 + i for i in EVEN]],
+            "",
+        ),
+        "joined.m2ts": ([{}, {"seconds": [1.6 + i for i in EVEN]}], two, ""),
     }
     starts = {"thrice, reordered.ts": 0.08, "back in time.ts": 500.0}
     return {
         name: (
             lambda path, parts=parts: joined(path, *parts),
-            Truth(seconds=seconds, start=starts.get(name, 0.0), says=MOVED.format(places)),
+            Truth(
+                seconds=seconds, start=starts.get(name, 0.0), says=places and MOVED.format(places)
+            ),
         )
         for name, (parts, seconds, places) in cases.items()
     }
@@ -183,7 +193,7 @@ def joined_files() -> dict[str, Case]:
 def damaged_files() -> dict[str, Case]:
     """Lost packets, cut files, cut indexes."""
     cases: dict[str, Case] = {}
-    for packet in (11, 14, 25, 31):
+    for packet in (1, 2, 11, 14, 25, 31):
         # the packet's data goes to the one before it, which is damaged from there on
         gone = set(range(packet - 1, packet // 10 * 10 + 10))
         sound = [number for number in range(40) if number not in gone]

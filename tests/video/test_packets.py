@@ -14,7 +14,7 @@ from timeviper_fast.video.packets import Packets, read_packets
 
 def read(path: Path) -> Packets:
     with opened(path) as (container, stream):
-        return read_packets(container, stream, [], None)
+        return read_packets(path, container, stream, [], None)
 
 
 def test_columns_hold_what_the_file_states(tmp_path: Path) -> None:

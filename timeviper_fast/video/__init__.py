@@ -5,6 +5,7 @@
     file.py          decode exactly the requested frames of a video file, with PyAV
     container.py     open a video file with PyAV, and choose its video stream
     packets.py       the packets of a file as columns of numbers
+    continuity.py    losses and joins of transport streams
     sample_table.py  the same from an mp4 file's own table, without reading them
     boxes.py         the boxes of mp4 files
     ending.py        whether a file is cut off

@@ -172,7 +172,7 @@ def _scan(path: Path, progress: Progress | None) -> _Scan:
         packets = listed_packets(path, container, stream)
     if packets is None:
         with opened(path) as (container, stream):
-            packets = read_packets(container, stream, faults, progress)
+            packets = read_packets(path, container, stream, faults, progress)
     elif progress is not None:
         size = path.stat().st_size
         progress("scan", size, size)

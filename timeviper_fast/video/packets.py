@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from timeviper_fast.video.container import import_av
+from timeviper_fast.video.continuity import breaks, lossy
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -67,17 +69,21 @@ class Packets(NamedTuple):
 
 
 def read_packets(
+    path: Path,
     container: InputContainer,
     stream: VideoStream,
     faults: list[str],
     progress: Progress | None,
 ) -> Packets:
     """All packets of the stream; a read error that ends the file early is added to `faults`."""
-    packets = stream_packets(container, stream, faults)
-    found = columns(_reported(packets, container.size, progress))
-    if container.format.name == "mpegts":
-        return found._replace(damaged=_moved_by_the_parser(found.damaged))
-    return found
+    packets = _reported(stream_packets(container, stream, faults), container.size, progress)
+    if container.format.name != "mpegts":
+        return columns(packets)
+    places = array("q")
+    found = columns(_placed(packets, places))
+    ascending = np.maximum.accumulate(np.frombuffer(places, np.int64))
+    moved = _moved_by_the_parser(found.damaged)
+    return found._replace(damaged=lossy(moved, ascending, breaks(path, stream.id)))
 
 
 def columns(packets: Iterable[Packet]) -> Packets:
@@ -130,6 +136,13 @@ def _reported(packets: Iterator[Packet], size: int, progress: Progress | None) -
         yield packet
     if progress is not None:
         progress("scan", size, size)
+
+
+def _placed(packets: Iterator[Packet], places: array[int]) -> Iterator[Packet]:
+    """The packets; where each begins in the file is added to `places`, or -1."""
+    for packet in packets:
+        places.append(-1 if packet.pos is None else packet.pos)
+        yield packet
 
 
 def _is_shown(packet: Packet) -> bool:

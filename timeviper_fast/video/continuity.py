@@ -1,0 +1,122 @@
+"""Where a transport stream lost data, and where another one was joined to it, by its counters.
+
+A transport stream consists of packets of 188 bytes; some recorders add 4 bytes before or 16 behind
+each. A packet states its track and counts the packets of the track modulo 16. A counter that does
+not go on shows a loss, or that another stream was joined there. A joined stream begins with tables
+of its programs, whose counters do not go on either, and its first picture is a key frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+__all__ = ["Breaks", "breaks", "lossy"]
+
+_SYNC = 0x47
+# the tracks of the table of programs and of that of their names, which many writers send, too
+_TABLES = (0, 17)
+_SIZES = (188, 192, 204)
+# so many packets must begin with the sync byte to tell their size
+_PROBED = 8
+_CHUNK_PACKETS = 1 << 15
+# Of a transport packet with data: its place in the file, its track and counter; whether a key frame
+# begins in it; whether it is filled up, as at the end of a picture; whether it declares a new count.
+_HEAD = np.dtype("i8, i2, i1, ?, ?, ?")
+_HEAD.names = ("place", "track", "counter", "begins", "ends", "renewed")
+
+
+class Breaks(NamedTuple):
+    """Where the counter of a track does not go on.
+
+    Attributes:
+        places: (n,) int64, FFmpeg's places of the transport packets behind the breaks.
+        joins: (n,) bool, another stream begins there, and no picture before it is cut.
+    """
+
+    places: np.ndarray
+    joins: np.ndarray
+
+
+def breaks(path: Path, track: int) -> Breaks:
+    """All breaks of a track, up to the first transport packet without a sync byte."""
+    empty = np.zeros((2, 0), _HEAD)
+    last = dict.fromkeys((track, *_TABLES), empty[0])
+    # (before and behind, breaks) of each chunk of the file
+    found = {number: [empty] for number in last}
+    with path.open("rb") as file:
+        for heads in _heads(file):
+            for number, pairs in found.items():
+                rows = np.concatenate([last[number], heads[heads["track"] == number]])
+                last[number] = rows[-1:]
+                steps = np.diff(rows["counter"]) % 16
+                bad = np.flatnonzero((steps != 1) & ~rows["renewed"][1:])
+                pairs.append(np.stack([rows[bad], rows[bad + 1]]))
+    before, behind = np.concatenate(found.pop(track), axis=1)
+    tables = np.concatenate([pair for pairs in found.values() for pair in pairs], axis=1)
+    restarts = np.sort(tables[1]["place"])
+    first, stop = (np.searchsorted(restarts, side["place"]) for side in (before, behind))
+    return Breaks(behind["place"], before["ends"] & behind["begins"] & (stop > first))
+
+
+def lossy(damaged: np.ndarray, places: np.ndarray, found: Breaks) -> np.ndarray:
+    """The packets (n,) bool of a track that a loss damages.
+
+    Args:
+        damaged: (n,) bool, FFmpeg's flags. It flags joins, too, and misses losses in the first two
+            packets.
+        places: (n,) int64, ascending: FFmpeg's places of the packets.
+        found: the breaks of the track.
+    """
+    flags = damaged.copy()
+    # a break damages the packet that began before it; packets may begin at one place
+    ends = np.searchsorted(places, found.places)
+    flags[ends[found.joins & (ends > 0)] - 1] = False
+    for end in ends[~found.joins & (ends > 0)].tolist():
+        flags[np.searchsorted(places, places[end - 1]) : end] = True
+    return flags
+
+
+def _heads(file: BinaryIO) -> Iterator[np.ndarray]:
+    """The transport packets with data, in chunks: (packets of a chunk,) of dtype `_HEAD`."""
+    layout = _layout(file.read(_PROBED * max(_SIZES)))
+    if layout is None:
+        return
+    size, place = layout
+    file.seek(place)
+    while chunk := file.read(_CHUNK_PACKETS * size):
+        rows = np.frombuffer(chunk, np.uint8)[: len(chunk) // size * size].reshape(-1, size)
+        lost = np.flatnonzero(rows[:, 0] != _SYNC)
+        rows = rows[: lost[0]] if len(lost) else rows
+        # FFmpeg's place of a packet
+        yield _parsed(rows[:, :6], place + 188 - size + size * np.arange(len(rows)))
+        if len(lost):
+            return
+        place += len(chunk)
+
+
+def _layout(data: bytes) -> tuple[int, int] | None:
+    """The size of a transport packet, and where the first one begins."""
+    for size in _SIZES:
+        for start in range(size):
+            if len(set(data[start : start + size * (_PROBED - 1) : size]) - {_SYNC}) == 0:
+                return size, start
+    return None
+
+
+def _parsed(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+    heads = np.zeros(len(rows), _HEAD)
+    heads["place"] = places
+    heads["track"] = (rows[:, 1] & 31).astype(np.int16) << 8 | rows[:, 2]
+    heads["counter"] = rows[:, 3] & 15
+    # an optional field: its length, flags, one clock or two, other data (flags 7), and filling
+    has_field, length = rows[:, 3] & 32 != 0, rows[:, 4]
+    flags = np.where(has_field & (length > 0), rows[:, 5], 0)
+    stated = 1 + 6 * (flags >> 4 & 1) + 6 * (flags >> 3 & 1)
+    heads["begins"] = (rows[:, 1] & 64 != 0) & (flags & 64 != 0)
+    heads["ends"] = has_field & (flags & 7 == 0) & ((length > stated) | (flags == 0))
+    heads["renewed"] = flags & 128 != 0
+    return heads[rows[:, 3] & 16 != 0]
