@@ -24,7 +24,7 @@ _SIZES = (188, 192, 204)
 _PROBED = 8
 _CHUNK_PACKETS = 1 << 15
 # Of a transport packet with data: its place in the file, its track and counter; whether a key frame
-# begins in it; whether it is filled up, as at the end of a picture; whether it declares a new count.
+# begins in it; whether it is filled up, as at the end of a picture; whether its count is new.
 _HEAD = np.dtype("i8, i2, i1, ?, ?, ?")
 _HEAD.names = ("place", "track", "counter", "begins", "ends", "renewed")
 
