@@ -34,7 +34,7 @@ def test_the_table_is_what_reading_gives(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     write_video(path, pictures(40), 25, **WRITTEN[name])
     with opened(path) as (container, stream):
-        read = read_packets(container, stream, [], None)
+        read = read_packets(path, container, stream, [], None)
     table = listed(path)
     assert table is not None
     for field, mine, theirs in zip(Packets._fields, table, read):
