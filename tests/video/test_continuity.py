@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from timeviper_fast.video.continuity import Breaks, breaks, lossy
+from timeviper_fast.video.continuity import Breaks, breaks, marked
 
 FILM = 256
 
@@ -71,8 +71,12 @@ def test_a_loss_damages_the_packet_before_it() -> None:
     places = np.array([0, 188, 188, 376, 564])
     flags = np.array([False, False, False, True, False])
     joined = Breaks(np.array([564]), np.array([True]))
-    assert not lossy(flags, places, joined).any()
-    lost = Breaks(np.array([376]), np.array([False]))
+    damaged, joins = marked(flags, places, joined)
+    assert not damaged.any()
+    assert np.flatnonzero(joins).tolist() == [4]
     # two packets begin at one place
-    assert lossy(flags, places, lost).tolist() == [False, True, True, True, False]
-    assert not lossy(flags & False, places, Breaks(np.array([0]), np.array([False]))).any()
+    damaged, joins = marked(flags, places, Breaks(np.array([376]), np.array([False])))
+    assert damaged.tolist() == [False, True, True, True, False]
+    assert not joins.any()
+    damaged, _ = marked(flags & False, places, Breaks(np.array([0]), np.array([False])))
+    assert not damaged.any()

@@ -176,9 +176,24 @@ def joined_files() -> dict[str, Case]:
             [*EVEN, *[1.9 + i for i in EVEN]],
             "",
         ),
+        "back a little.ts": ([{}, {"seconds": [1.5 + i for i in EVEN]}], two, "1 place"),
+        "overlapping, reordered.ts": (
+            [{"options": REORDERED}, {"options": REORDERED, "seconds": [1.6 + i for i in EVEN]}],
+            two,
+            "1 place",
+        ),
+        "three frames inserted.ts": (
+            [{}, {"seconds": [500, 500.04, 500.08]}, {"seconds": [1.6 + i for i in EVEN]}],
+            [i / RATE for i in range(83)],
+            "2 places",
+        ),
         "joined.m2ts": ([{}, {"seconds": [1.6 + i for i in EVEN]}], two, ""),
     }
-    starts = {"thrice, reordered.ts": 0.08, "back in time.ts": 500.0}
+    starts = {
+        "thrice, reordered.ts": 0.08,
+        "overlapping, reordered.ts": 0.08,
+        "back in time.ts": 500.0,
+    }
     return {
         name: (
             lambda path, parts=parts: joined(path, *parts),

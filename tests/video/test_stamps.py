@@ -54,14 +54,21 @@ def test_times_ascend_and_sound_stamps_stay(steps: list[int], flaws: list[tuple[
         assert times.tolist() == sound.tolist()
 
 
+def parts_of(
+    stamps: np.ndarray, *joins: int, may_leap: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `joined` finds in ticks of 1/100 s at 10 frames per second."""
+    return joined(stamps, np.isin(np.arange(len(stamps)), joins), 10.0, 100.0, may_leap)
+
+
 def test_a_clock_that_starts_anew_goes_on() -> None:
     part = np.arange(20) * 10
-    starts, moves = joined(np.concatenate([part + 500, part, part + 100_000]), 10.0, 100.0, True)
+    starts, moves = parts_of(np.concatenate([part + 500, part, part + 100_000]))
     assert starts.tolist() == [20, 40]
     # 690 is followed by 700, which was 0, and 890 by 900, which was 100000
     assert moves.tolist() == [700, 900 - 100_000]
     # where a clock cannot start anew ahead, a leap is a pause
-    starts, moves = joined(np.concatenate([part, part + 100_000]), 10.0, 100.0, False)
+    starts, moves = parts_of(np.concatenate([part, part + 100_000]), may_leap=False)
     assert not len(starts)
 
 
@@ -69,16 +76,32 @@ def test_a_part_between_two_others_does_not_hide_its_time() -> None:
     """An inserted part has a clock of its own; the film then goes on with the clock before."""
     film, insert = np.arange(40) * 10, np.arange(12) * 10
     stamps = np.concatenate([film[:20], insert, film[20:]])
-    starts, moves = joined(stamps, 10.0, 100.0, True)
+    starts, moves = parts_of(stamps)
     assert starts.tolist() == [20, 32]
     assert moves.tolist() == [200, 120]
+
+
+def test_a_known_join_is_a_part_wherever_its_clock_starts() -> None:
+    film = np.arange(20) * 10
+    # one frame with a clock ahead, and then the clock before
+    starts, moves = parts_of(np.array([*film, 5000, *(film + 200)]), 20, 21)
+    assert starts.tolist() == [20, 21]
+    assert moves.tolist() == [200 - 5000, 10]
+    # by less than what decides whether a fall is one flawed stamp
+    starts, moves = parts_of(np.array([*film, *(film + 185)]), 20)
+    assert starts.tolist() == [20]
+    assert moves.tolist() == [15]
+    assert not len(parts_of(np.array([*film, *(film + 185)]))[0])
+    # a clock that goes on, with a pause or without, is left alone
+    for first in (200, 260):
+        assert not len(parts_of(np.array([*film, *(film + first)]), 20)[0])
 
 
 @pytest.mark.parametrize("flaw", [(7, -60), (7, 5000), (0, 5000), (19, -100)])
 def test_one_flawed_stamp_is_no_join(flaw: tuple[int, int]) -> None:
     stamps = np.arange(20) * 10
     stamps[flaw[0]] += flaw[1]
-    starts, _ = joined(stamps, 10.0, 100.0, True)
+    starts, _ = parts_of(stamps)
     assert not len(starts)
 
 

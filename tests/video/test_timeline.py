@@ -29,7 +29,7 @@ def build(
         np.full(n, 10),
         np.isin(np.arange(n), keys),
         np.ones(n, np.bool_),
-        np.zeros(n, np.bool_),
+        *np.zeros((2, n), np.bool_),
     )
     return timeline(packets, clock, never)
 
@@ -63,7 +63,7 @@ def test_the_decoder_orders_what_the_stamps_do_not() -> None:
 
     clock = CLOCK._replace(reorders=True)
     n = len(stamps)
-    flags = np.isin(np.arange(n), [0, 7, 14]), np.ones(n, np.bool_), np.zeros(n, np.bool_)
+    flags = np.isin(np.arange(n), [0, 7, 14]), np.ones(n, np.bool_), *np.zeros((2, n), np.bool_)
     packets = Packets(stamps, np.arange(n) * 10 - 20, np.full(n, 10), *flags)
     times = timeline(packets, clock, decode)
     assert asked == [(0, 14)]

@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-__all__ = ["Breaks", "breaks", "lossy"]
+__all__ = ["Breaks", "breaks", "marked"]
 
 _SYNC = 0x47
 # the tracks of the table of programs and of that of their names, which many writers send, too
@@ -62,22 +62,27 @@ def breaks(path: Path, track: int) -> Breaks:
     return Breaks(behind["place"], before["ends"] & behind["begins"] & (stop > first))
 
 
-def lossy(damaged: np.ndarray, places: np.ndarray, found: Breaks) -> np.ndarray:
-    """The packets (n,) bool of a track that a loss damages.
+def marked(damaged: np.ndarray, places: np.ndarray, found: Breaks) -> tuple[np.ndarray, np.ndarray]:
+    """The packets of a track that a loss damages, and those with which a joined stream begins.
 
     Args:
         damaged: (n,) bool, FFmpeg's flags. It flags joins, too, and misses losses in the first two
             packets.
         places: (n,) int64, ascending: FFmpeg's places of the packets.
         found: the breaks of the track.
+
+    Returns:
+        two columns (n,) bool.
     """
-    flags = damaged.copy()
+    flags, joins = damaged.copy(), np.zeros(len(damaged), np.bool_)
     # a break damages the packet that began before it; packets may begin at one place
     ends = np.searchsorted(places, found.places)
-    flags[ends[found.joins & (ends > 0)] - 1] = False
+    inner = (ends > 0) & (ends < len(places))
+    joins[ends[found.joins & inner]] = True
+    flags[ends[found.joins & inner] - 1] = False
     for end in ends[~found.joins & (ends > 0)].tolist():
         flags[np.searchsorted(places, places[end - 1]) : end] = True
-    return flags
+    return flags, joins
 
 
 def _heads(file: BinaryIO) -> Iterator[np.ndarray]:

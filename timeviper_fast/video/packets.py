@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from timeviper_fast.video.container import import_av
-from timeviper_fast.video.continuity import breaks, lossy
+from timeviper_fast.video.continuity import breaks, marked
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -50,6 +50,7 @@ class Packets(NamedTuple):
         keys: (n,) bool, decoding can start there.
         shown: (n,) bool, the picture is displayed.
         damaged: (n,) bool, the container lost or damaged some of the packet's bytes.
+        joins: (n,) bool, a further stream begins there that was joined to the one before.
     """
 
     pts: np.ndarray
@@ -58,6 +59,7 @@ class Packets(NamedTuple):
     keys: np.ndarray
     shown: np.ndarray
     damaged: np.ndarray
+    joins: np.ndarray
 
     def head(self, count: int) -> Packets:
         """The first `count` packets."""
@@ -83,7 +85,8 @@ def read_packets(
     found = columns(_placed(packets, places))
     ascending = np.maximum.accumulate(np.frombuffer(places, np.int64))
     moved = _moved_by_the_parser(found.damaged)
-    return found._replace(damaged=lossy(moved, ascending, breaks(path, stream.id)))
+    damaged, joins = marked(moved, ascending, breaks(path, stream.id))
+    return found._replace(damaged=damaged, joins=joins)
 
 
 def columns(packets: Iterable[Packet]) -> Packets:
@@ -99,7 +102,8 @@ def columns(packets: Iterable[Packet]) -> Packets:
     bits = np.frombuffer(flags, np.uint8)
     keys, shown, damaged = ((bits & bit).astype(bool) for bit in (_KEY, _SHOWN, _DAMAGED))
     stamps = [np.frombuffer(column, np.int64) for column in (pts, dts, durations)]
-    return Packets(*stamps, keys, shown, damaged)  # type: ignore[call-arg]
+    joins = np.zeros(len(bits), np.bool_)
+    return Packets(*stamps, keys, shown, damaged, joins)  # type: ignore[call-arg]
 
 
 def stream_packets(

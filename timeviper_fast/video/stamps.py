@@ -51,12 +51,13 @@ class Mends(NamedTuple):
 
 
 def joined(
-    stamps: np.ndarray, step: float, second: float, may_leap: bool
+    stamps: np.ndarray, joins: np.ndarray, step: float, second: float, may_leap: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where a file's clock starts anew, and by how much it must be moved there.
 
     Args:
         stamps: (n,) int64 in an order in which they should ascend, no UNKNOWN.
+        joins: (n,) bool, a further stream begins there for certain.
         step: ticks of a usual frame.
         second: ticks of a second.
         may_leap: a clock may also start anew ahead, as in transport streams: a leap of more than
@@ -76,10 +77,14 @@ def joined(
     for at in np.flatnonzero((steps < 0) | (may_leap & (steps > wide))) + 1:
         before = stamps[max(at - _WINDOW, starts[-1] if starts else 0) : at]
         after = stamps[at : at + _WINDOW]
-        if min(len(before), len(after)) < 2:
+        low = high = before.max()
+        if joins[at]:
+            after = after[:1]
+        elif min(len(before), len(after)) < 2:
             continue
-        # one stamp of either side may be flawed itself
-        low, high = np.partition(before, -2)[-2], np.partition(before, -1)[-1]
+        else:
+            # one stamp of either side may be flawed itself
+            low = np.partition(before, -2)[-2]
         returns = any(0 <= after[0] - end <= _RETURN * second for end in ends)
         falls = 2 * np.count_nonzero(after < low) > len(after)
         leaps = 2 * np.count_nonzero(after > low + leap) > len(after)

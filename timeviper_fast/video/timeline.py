@@ -86,7 +86,8 @@ def timeline(packets: Packets, clock: Clock, display_order: DisplayOrder) -> Tim
     step = _usual_step(ascending, clock)
     # The stamps of hidden packets repeat those of shown ones: an mp4 file with several edits stores
     # the packets between two edits again, from the second edit's key frame on.
-    parts, moves = _parts(np.where(packets.shown, ascending, UNKNOWN), step, clock)
+    shown = np.where(packets.shown, ascending, UNKNOWN)
+    parts, moves = _parts(shown, packets.joins, step, clock)
     stamps, ascending = (_moved(column, parts, moves) for column in (stamps, ascending))
     order = by_time = np.arange(len(stamps))
     if reorders and not is_counted:
@@ -123,10 +124,13 @@ def _usual_step(stamps: np.ndarray, clock: Clock) -> float:
     return float(np.median(steps)) if len(steps) else float(1 / (clock.rate * clock.tick))
 
 
-def _parts(ascending: np.ndarray, step: float, clock: Clock) -> tuple[np.ndarray, np.ndarray]:
+def _parts(
+    ascending: np.ndarray, joins: np.ndarray, step: float, clock: Clock
+) -> tuple[np.ndarray, np.ndarray]:
     """The packets with which further parts of a joined file begin, and the ticks to move each."""
     known = np.flatnonzero(ascending != UNKNOWN)
-    starts, moves = joined(ascending[known], step, float(1 / clock.tick), clock.may_leap)
+    second = float(1 / clock.tick)
+    starts, moves = joined(ascending[known], joins[known], step, second, clock.may_leap)
     return known[starts], np.rint(moves).astype(np.int64)
 
 
