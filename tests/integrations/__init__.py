@@ -6,6 +6,7 @@ test_patching.py         which functions `patch_transformers` replaces
 test_patched_models.py   patched models against unpatched ones
 test_fallbacks.py        calls that an op refuses reach the function it replaced
 test_overlap.py          blocks and threads that overlap
+test_pickling.py         patches, stand-ins and their functions are pickled and copied
 test_providers.py        which package provides each function
 test_stand_ins.py        modules named mamba_ssm and causal_conv1d, against naive steps
 test_hub.py              layers for Hugging Face's kernels package

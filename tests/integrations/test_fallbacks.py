@@ -6,7 +6,6 @@ Each case is compared with the unpatched model, and the `Patch` says which calls
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
 from importlib import import_module
 
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-import tvkernels
 from tests.integrations.models import build, tokens
 from tests.integrations.test_patched_models import close
 from tvkernels import patch_transformers
@@ -223,20 +221,3 @@ def test_the_table_of_a_patch_counts_by_argument_not_by_shape(model):
     assert title == "calls that went to the functions of before"
     assert head.split() == ["model", "name", "calls", "reason"]
     assert row.startswith(f"mamba2  {name}  4")
-
-
-def test_a_patch_and_patched_functions_are_copied_and_pickled(model):
-    with patch_transformers("mamba2") as patch:
-        gated(model, 1, 1, 64)
-        for same in (pickle.loads(pickle.dumps(patch)), copy.deepcopy(patch)):
-            assert (same, same.fallbacks, str(same)) == (patch, patch.fallbacks, str(patch))
-            same.__exit__(None, None, None)
-            assert modeling.mamba2_chunk_scan is pickle.loads(
-                pickle.dumps(modeling.mamba2_chunk_scan)
-            )
-            assert tvkernels.integrations.patching.replacement(modeling.mamba2_chunk_scan)
-        assert pickle.loads(pickle.dumps(model)).config.to_dict() == model.config.to_dict()
-    assert not tvkernels.integrations.patching.replacement(modeling.mamba2_chunk_scan)
-    with same:
-        assert tvkernels.integrations.patching.replacement(modeling.mamba2_chunk_scan)
-    assert not tvkernels.integrations.patching._replaced

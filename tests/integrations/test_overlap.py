@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import multiprocessing
-import pickle
 import sys
 import threading
 from collections.abc import Callable
@@ -19,7 +17,6 @@ from tests.integrations.models import build, tokens
 from tests.integrations.test_patched_models import close
 from tvkernels import patch_transformers, provide, unpatch_transformers, use_backend
 from tvkernels.integrations import patching, stand_ins
-from tvkernels.integrations.stand_ins import SERVED
 
 modeling = import_module("transformers.models.mamba2.modeling_mamba2")
 
@@ -98,17 +95,6 @@ def test_a_block_inside_a_statement_ends_nothing(kind):
     assert not there()
 
 
-@every_kind
-def test_a_copy_holds_nothing_and_can_be_entered(kind):
-    begin, there = KINDS[kind]
-    with begin() as held:
-        for same in (copy.deepcopy(held), pickle.loads(pickle.dumps(held))):
-            same.__exit__(None, None, None)
-            assert there()
-    with same:
-        assert there()
-
-
 def test_after_all_is_undone_an_old_block_undoes_no_new_patch():
     with patch_transformers("mamba2"):
         unpatch_transformers()
@@ -177,21 +163,3 @@ def test_forked_workers_are_patched_as_their_parent_and_keep_it_apart():
         for process in workers:
             process.join(60)
         assert is_patched()
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        (f"{package}.{module}".rstrip("."), name)
-        for package, modules in SERVED.items()
-        for module, functions in modules.items()
-        for name in functions
-    ],
-)
-def test_what_stands_in_is_pickled_by_its_own_name(path, name):
-    """Also read where nothing is provided, as in a worker that is spawned."""
-    with provide("mamba_ssm", "causal_conv1d"):
-        function = getattr(import_module(path), name)
-        data = pickle.dumps(function)
-    assert pickle.loads(data) is function
-    assert copy.deepcopy(function) is function

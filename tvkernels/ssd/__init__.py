@@ -2,7 +2,7 @@
 
     op.py                               the public op: documentation, checks, autograd
     reference.py                        plain PyTorch: token by token, and chunk by chunk
-    segments_reference.py               the chunked form, one sequence after the other
+    segments_reference.py               the chunked form, a sequence at a time; NaN and infinity
     chunked_reference.py                a span of chunks of it, forward and backward
     kernel.py                           forward on Triton: launches, how sequences are divided
     chunk_scan_kernel.py                forward: all stages of a segment in one kernel
