@@ -1,4 +1,4 @@
-"""What kernels stand on: the corrected interpreter, the shared device functions, the choice of config.
+"""The interpreter's arithmetic, the device functions that ops share, the choice of configurations.
 
 They need Triton, interpreted or compiled; of a machine with neither they say so.
 """
