@@ -146,6 +146,12 @@ def flawed_stamps() -> dict[str, Case]:
             make = partial(flawed, edit=shift(18, seconds), options=REORDERED)
             truth = Truth(start=1.08, loose=[18], says="1 of 40 time stamps are mended")
             cases[f"{kind}, reordered.{suffix}"] = make, truth
+    for suffix in ("mp4", "mkv", "ts"):
+        make = partial(flawed, edit=shift(39, 1000.0), options=PLAIN)
+        truth = Truth(
+            [*EVEN[:39], 1000 + EVEN[39]], start=1.0, says="last frame is 1000.04 s from its"
+        )
+        cases[f"last jumping.{suffix}"] = make, truth
     for name, frames in (("one", [12]), ("three", [11, 12, 25])):
         said = rf"{len(frames)} of 40 time stamps are mended \({len(frames)} missing\)"
         make = partial(stampless, frames=frames, options=PLAIN)

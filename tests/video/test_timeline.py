@@ -95,3 +95,16 @@ def test_joined_parts_follow_each_other() -> None:
     assert times.notes == [
         "the time stamps start anew in 1 place; each part follows the one before"
     ]
+
+
+@pytest.mark.parametrize(("place", "ticks"), [("first", -5000), ("last", 5000)])
+def test_a_frame_far_from_all_others_is_said(place: str, ticks: int) -> None:
+    at = 0 if place == "first" else -1
+    stamps, longer = np.arange(30) * 10, np.arange(600) * 10
+    assert build(stamps, stamps).notes == []
+    stamps[at] += ticks
+    (note,) = build(stamps, stamps).notes
+    assert f"the {place} frame is 50.1 s from its neighbour" in note
+    # a film of a minute may begin or end with a pause of this length
+    longer[at] += ticks
+    assert build(longer, longer).notes == []

@@ -60,7 +60,7 @@ class FileReader:
         missing: declared frames that are not in the file because it ends early, including the one
             that is cut off; estimated from the duration if no frame count is declared.
         skipped: frames shown before the first key frame.
-        notes: sentences that say which of the file's time stamps are mended.
+        notes: sentences that say which of the file's time stamps are mended or doubtful.
 
     Raises:
         VideoError: the file is no video, is empty, has no video stream or no decodable frame, or

@@ -22,6 +22,8 @@ DisplayOrder = Callable[[int, int], list[int]]
 
 # if more packets than these must be decoded to order them, the file is counted instead
 _MOST_DECODED = 3000
+# seconds; a shorter gap at an end is an ordinary pause
+_FAR = 10.0
 # so many may be decoded where stamps are only unusual
 _MOST_CHECKED = 600
 
@@ -99,8 +101,25 @@ def timeline(packets: Packets, clock: Clock, display_order: DisplayOrder) -> Tim
     ticks *= clock.tick.numerator
     ticks /= clock.tick.denominator
     last = int(packets.durations[order[-1]]) * clock.tick or 1 / clock.rate
-    notes = mends._replace(joins=len(parts)).sentences(len(ticks))
+    notes = mends._replace(joins=len(parts)).sentences(len(ticks)) + _far_ends(ticks)
     return Timeline(order, ticks, is_counted, parts, float(last), notes)
+
+
+def _far_ends(seconds: np.ndarray) -> list[str]:
+    """Sentences about a first or last frame that is far from all others.
+
+    It may follow a pause, or its stamp may be flawed. Only a frame on its other side would tell.
+    """
+    if len(seconds) < 3:
+        return []
+    first, last = seconds[1] - seconds[0], seconds[-1] - seconds[-2]
+    others = {"first": seconds[-1] - seconds[1], "last": seconds[-2] - seconds[0]}
+    return [
+        f"the {name} frame is {gap:.6g} s from its neighbour, longer than all others take "
+        "together; its time stamp may be flawed"
+        for (name, rest), gap in zip(others.items(), (first, last))
+        if gap > max(_FAR, rest)
+    ]
 
 
 def _without_stamps(packets: Packets, clock: Clock, reorders: bool) -> Timeline:
