@@ -56,7 +56,7 @@ MODULES = {
         "sample_table": "boxes container packets",
         "stamps": "packets",
         "timeline": "packets stamps",
-        "ending": "boxes",
+        "ending": "boxes continuity",
         "index": "",
         "decode": "container index packets",
         "file": "container decode ending index orientation packets sample_table timeline",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from timeviper_fast.video.continuity import Breaks, breaks, marked
+from timeviper_fast.video.continuity import Breaks, breaks, ends_within_a_packet, marked
 
 FILM = 256
 
@@ -44,6 +45,15 @@ def test_a_loss_is_where_the_counter_does_not_go_on(
     places, joins = found(path, packets, before, behind)
     assert places == ([20] if not behind else [19])
     assert joins == [False]
+
+
+@pytest.mark.parametrize(("before", "behind"), [(0, 0), (4, 0), (0, 16)])
+def test_a_stream_ends_with_a_whole_packet(before: int, behind: int) -> None:
+    data = b"".join(bytes(before) + row + bytes(behind) for row in film())
+    assert not ends_within_a_packet(BytesIO(data), len(data))
+    for length in (1, 100, 187):
+        assert ends_within_a_packet(BytesIO(data[:-length]), len(data) - length)
+    assert not ends_within_a_packet(BytesIO(bytes(5000)), 5000)
 
 
 def test_a_join_is_between_whole_pictures_where_the_tables_start_anew(tmp_path: Path) -> None:

@@ -228,8 +228,16 @@ def damaged_files() -> dict[str, Case]:
             words = "its index, .* is not whole|cannot be decoded|ends early"
             make = partial(cut_index, share=share)
             cases[f"index cut at {share:.0%}.{suffix}"] = make, Truth(refused=words)
-    for suffix, codec in (("mkv", "libx264"), ("avi", "mpeg4"), ("wmv", "wmv2")):
-        film = {"codec": codec, "tick": TICK if suffix == "avi" else Fraction(1, 1000)}
+    # transport streams declare no length, so that a note is all that can be said
+    for suffix, frames in (("ts", 27), ("m2ts", 33)):
+        truth = Truth(EVEN[:frames], says="it ends within a packet: .* cut off")
+        cases[f"cut.{suffix}"] = partial(cut, share=0.7, options=PLAIN), truth
+    for suffix in ("mp4", "flv"):
+        truth = Truth(says="another file follows .*; it is not read")
+        cases[f"joined.{suffix}"] = (lambda path: joined(path, {}, {})), truth
+    codecs = {"mkv": "libx264", "avi": "mpeg4", "wmv": "wmv2", "mxf": "mpeg2video"}
+    for suffix, codec in codecs.items():
+        film = {"codec": codec, "tick": TICK if suffix in ("avi", "mxf") else Fraction(1, 1000)}
         make = partial(cut, share=0.7, options={"g": "10"}, **film)
         truth = Truth(refused="it ends early: .* of its frames are missing")
         cases[f"cut.{suffix}"] = make, truth

@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-__all__ = ["Breaks", "breaks", "marked"]
+__all__ = ["Breaks", "breaks", "ends_within_a_packet", "marked"]
 
 _SYNC = 0x47
 # the tracks of the table of programs and of that of their names, which many writers send, too
@@ -85,6 +85,17 @@ def marked(damaged: np.ndarray, places: np.ndarray, found: Breaks) -> tuple[np.n
     return flags, joins
 
 
+def ends_within_a_packet(file: BinaryIO, end: int) -> bool:
+    """Whether a transport stream of `end` bytes lacks the end of its last transport packet."""
+    file.seek(0)
+    layout = _layout(file.read(_PROBED * max(_SIZES)))
+    if layout is None:
+        return False
+    size, start = layout
+    # of the sizes, 192 alone has bytes before the sync byte
+    return (end - start + (4 if size == 192 else 0)) % size > 0
+
+
 def _heads(file: BinaryIO) -> Iterator[np.ndarray]:
     """The transport packets with data, in chunks: (packets of a chunk,) of dtype `_HEAD`."""
     layout = _layout(file.read(_PROBED * max(_SIZES)))
@@ -107,7 +118,7 @@ def _layout(data: bytes) -> tuple[int, int] | None:
     """The size of a transport packet, and where the first one begins."""
     for size in _SIZES:
         for start in range(size):
-            if len(set(data[start : start + size * (_PROBED - 1) : size]) - {_SYNC}) == 0:
+            if set(data[start : start + size * (_PROBED - 1) : size]) == {_SYNC}:
                 return size, start
     return None
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from fractions import Fraction
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from timeviper_fast.video.boxes import boxes, is_boxed
+from timeviper_fast.video.continuity import ends_within_a_packet
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-__all__ = ["Declared", "declared", "declared_bytes", "missing_frames"]
+__all__ = ["Declared", "declared", "declared_bytes", "missing_frames", "unread"]
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_SECOND = "another file follows behind the end of this one; it is not read"
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
@@ -34,8 +39,12 @@ class Declared(NamedTuple):
 
 def declared(container: InputContainer, stream: VideoStream) -> Declared:
     """The stream's length by the container's account."""
-    rate = float(stream.average_rate or stream.guessed_rate or 1)
-    return Declared(stream.frames, _declared_end(container, stream), rate)
+    rate = stream.average_rate or stream.guessed_rate or Fraction(1)
+    frames = stream.frames
+    # an mxf file states its duration in frames
+    if container.format.name == "mxf" and stream.duration and stream.time_base == 1 / rate:
+        frames = stream.duration
+    return Declared(frames, _declared_end(container, stream), float(rate))
 
 
 def missing_frames(path: Path, told: Declared, packets: int, end: float, is_broken: bool) -> int:
@@ -83,6 +92,35 @@ def declared_bytes(path: Path) -> int | None:
         fields = head[start + 24 : start + 24 + 68]
         return None if fields[64] & 1 else int.from_bytes(fields[16:24], "little") or None
     return None
+
+
+def unread(path: Path, container: str) -> list[str]:
+    """Sentences about the end of a file that FFmpeg leaves out without an error.
+
+    Args:
+        container: FFmpeg's name of the format.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if "mp4" in container and _has_two_indexes(file, size):
+            return [_SECOND]
+        if container == "flv" and _has_two_heads(file):
+            return [_SECOND]
+        if container == "mpegts" and ends_within_a_packet(file, size):
+            return ["it ends within a packet: the recording or download was probably cut off"]
+    return []
+
+
+def _has_two_indexes(file: BinaryIO, size: int) -> bool:
+    """Whether an mp4 file that is not in fragments has a second index, which FFmpeg skips."""
+    kinds = [box.kind for box in boxes(file, 0, size)]
+    return kinds.count(b"moov") > 1 and b"moof" not in kinds
+
+
+def _has_two_heads(file: BinaryIO) -> bool:
+    """Whether a second flv file begins: its name, version and flags, the head's length, and 0."""
+    with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        return re.compile(rb"FLV\x01.\x00{3}\x09\x00{4}", re.DOTALL).search(data, 9) is not None
 
 
 def _end_of_boxes(file: BinaryIO, size: int) -> int:

@@ -27,7 +27,7 @@ from timeviper_fast.video.decode import (
     display_order,
     sound_pictures,
 )
-from timeviper_fast.video.ending import declared, missing_frames
+from timeviper_fast.video.ending import declared, missing_frames, unread
 from timeviper_fast.video.index import Index, Stretch
 from timeviper_fast.video.orientation import Orientation, orientation_of
 from timeviper_fast.video.packets import Packets, Progress, read_packets, stream_packets
@@ -60,7 +60,8 @@ class FileReader:
         missing: declared frames that are not in the file because it ends early, including the one
             that is cut off; estimated from the duration if no frame count is declared.
         skipped: frames shown before the first key frame.
-        notes: sentences that say which of the file's time stamps are mended or doubtful.
+        notes: sentences that say which of the file's time stamps are mended or doubtful, and
+            what is left out at its end.
 
     Raises:
         VideoError: the file is no video, is empty, has no video stream or no decodable frame, or
@@ -170,6 +171,7 @@ def _scan(path: Path, progress: Progress | None) -> _Scan:
     with opened(path) as (container, stream):
         clock, told = _clock(container, stream), declared(container, stream)
         packets = listed_packets(path, container, stream)
+        notes = unread(path, container.format.name)
     if packets is None:
         with opened(path) as (container, stream):
             packets = read_packets(path, container, stream, faults, progress)
@@ -185,7 +187,7 @@ def _scan(path: Path, progress: Progress | None) -> _Scan:
         if missing and len(packets.pts):
             packets = packets.head(len(packets.pts) - 1)
             times = timeline(packets, clock, order)
-    return _Scan(packets, clock, times, missing, faults)
+    return _Scan(packets, clock, times._replace(notes=times.notes + notes), missing, faults)
 
 
 def _clock(container: InputContainer, stream: VideoStream) -> Clock:
