@@ -88,6 +88,7 @@ def sound_files() -> dict[str, Case]:
         "uneven.mp4": {"seconds": UNEVEN, "options": REORDERED},
         "uneven.mkv": {"seconds": UNEVEN, "options": PLAIN},
         "uneven.ts": {"seconds": UNEVEN, "options": REORDERED, "tick": Fraction(1, 90_000)},
+        "uneven, reordered.mkv": {"seconds": UNEVEN, "options": REORDERED},
         "uneven.wmv": {"seconds": UNEVEN, "codec": "wmv1"},
         # sizes and depths
         "odd size.mkv": {"codec": "ffv1", "size": (47, 63), "pixels": "yuv444p"},
@@ -142,9 +143,9 @@ def flawed_stamps() -> dict[str, Case]:
                 Truth(start=1.0, loose=[18], says="time stamps are mended"),
             )
     for kind, seconds in (("falling", -0.3), ("rising", 0.3), ("jumping", 1000.0)):
-        for suffix in ("mp4", "ts"):
+        for suffix, start in (("mp4", 1.08), ("ts", 1.08), ("mkv", 1.0)):
             make = partial(flawed, edit=shift(18, seconds), options=REORDERED)
-            truth = Truth(start=1.08, loose=[18], says="1 of 40 time stamps are mended")
+            truth = Truth(start=start, loose=[18], says="1 of 40 time stamps are mended")
             cases[f"{kind}, reordered.{suffix}"] = make, truth
     for suffix in ("mp4", "mkv", "ts"):
         make = partial(flawed, edit=shift(39, 1000.0), options=PLAIN)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from timeviper_fast.video.packets import UNKNOWN
-from timeviper_fast.video.stamps import Mends, joined, mended, misfits, suspects
+from timeviper_fast.video.stamps import Mends, joined, mended, misfits, suspects, uneven
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,17 @@ def test_a_stamp_that_is_sorted_into_a_wrong_place_fits_no_decode_stamp() -> Non
     assert misfits(moved, decode, 8.0).any()
     # decode stamps of another kind tell nothing
     assert not misfits(moved, np.sort(np.cumsum(np.arange(31) ** 2)), 8.0).any()
+
+
+def test_a_stamp_in_a_wrong_place_leaves_a_gap_and_narrows_another() -> None:
+    stored = np.array([0, 3, 1, 2, 6, 4, 5, 9, 7, 8])
+    stamps = stored * 10
+    assert not uneven(stamps, 10.0).any()
+    # stamps that are rounded to whole ticks
+    assert not uneven(stamps + np.array([0, 2, 0, 1, 0, 2, 1, 0, 0, 1]), 10.0).any()
+    stamps[5] -= 15
+    # 40 becomes 25: between 20 and 30, and away from 30 and 50
+    assert np.flatnonzero(uneven(stamps, 10.0)).tolist() == [1, 3, 5, 6]
 
 
 def test_what_was_mended_is_said() -> None:

@@ -199,6 +199,7 @@ def _clock(container: InputContainer, stream: VideoStream) -> Clock:
         reorders=bool(stream.codec_context.has_b_frames),
         states_display=name != "avi",
         may_leap=name == "mpegts",
+        states_decoding="matroska" not in name,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from timeviper_fast.video.packets import UNKNOWN
 
-__all__ = ["Mends", "joined", "mended", "misfits", "suspects"]
+__all__ = ["Mends", "joined", "mended", "misfits", "suspects", "uneven"]
 
 # packets before and behind a fall or a leap that decide whether it is a join or one flawed stamp
 _WINDOW = 8
@@ -134,6 +134,20 @@ def misfits(stamps: np.ndarray, decode: np.ndarray, step: float) -> np.ndarray:
             fewest = int(np.count_nonzero(off))
             found[:] = False
             found[order[: len(off)][off]] = True
+    return found
+
+
+def uneven(stamps: np.ndarray, step: float) -> np.ndarray:
+    """The packets (n,) bool whose sorted stamps lie no usual step from their neighbours.
+
+    A stamp that is sorted into a wrong place leaves a wide gap at its own place, and makes a narrow
+    one where it comes to lie. So do pauses: only the decoder can tell them apart.
+    """
+    order = np.argsort(stamps, kind="stable")
+    odd = np.abs(np.diff(stamps[order]) - step) > step / 4
+    found = np.zeros(len(stamps), np.bool_)
+    found[order[1:][odd]] = True
+    found[order[:-1][odd]] = True
     return found
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from timeviper_fast.video.packets import UNKNOWN, Packets
-from timeviper_fast.video.stamps import joined, mended, misfits, suspects
+from timeviper_fast.video.stamps import joined, mended, misfits, suspects, uneven
 
 __all__ = ["Clock", "DisplayOrder", "Timeline", "timeline"]
 
@@ -37,6 +37,8 @@ class Clock(NamedTuple):
         reorders: pictures are stored in another order than that of their display.
         states_display: the container stores presentation stamps (AVI stores none).
         may_leap: the stamps may start anew anywhere, as in transport streams.
+        states_decoding: the container stores decode stamps. For Matroska, which stores none, FFmpeg
+            derives them from the presentation stamps, so that both have the same flaws.
     """
 
     tick: Fraction
@@ -44,6 +46,7 @@ class Clock(NamedTuple):
     reorders: bool
     states_display: bool
     may_leap: bool
+    states_decoding: bool = True
 
 
 class Timeline(NamedTuple):
@@ -93,9 +96,8 @@ def timeline(packets: Packets, clock: Clock, display_order: DisplayOrder) -> Tim
     stamps, ascending = (_moved(column, parts, moves) for column in (stamps, ascending))
     order = by_time = np.arange(len(stamps))
     if reorders and not is_counted:
-        by_time, is_counted = _display_order(
-            stamps, packets.keys, misfits(stamps, ascending, step), display_order
-        )
+        odd = misfits(stamps, ascending, step) if clock.states_decoding else uneven(stamps, step)
+        by_time, is_counted = _display_order(stamps, packets.keys, odd, display_order)
         order = order if is_counted else by_time
     ticks, mends = mended(stamps[by_time][packets.shown[by_time]], step)
     ticks *= clock.tick.numerator
