@@ -207,7 +207,9 @@ LEARNS = [
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("op", LEARNS)
+@pytest.mark.parametrize(
+    "op", [pytest.param(op, marks=pytest.mark.long if "split" in op else ()) for op in LEARNS]
+)
 @law
 @given(st.data())
 def test_a_gradient_reaches_no_other_row_of_a_batch(op: str, data: st.DataObject) -> None:
@@ -225,7 +227,15 @@ def test_a_gradient_reaches_no_other_row_of_a_batch(op: str, data: st.DataObject
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("case", ["scan", "scan, with states", "convolution", "cross attention"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "scan",
+        pytest.param("scan, with states", marks=pytest.mark.long),
+        "convolution",
+        "cross attention",
+    ],
+)
 @law
 @given(st.data())
 def test_a_gradient_reaches_no_packed_neighbour(case: str, data: st.DataObject) -> None:
