@@ -84,6 +84,7 @@ def sound_files() -> dict[str, Case]:
         "flv1.flv": {"codec": "flv", "options": {"g": "10"}},
         "mjpeg.mov": {"codec": "mjpeg", "pixels": "yuvj420p"},
         "mjpeg.avi": {"codec": "mjpeg", "pixels": "yuvj420p", "tick": TICK},
+        "raw.y4m": {"codec": "wrapped_avframe", "tick": TICK},
         "qtrle.mov": {"codec": "qtrle", "pixels": "rgb24"},
         "uneven.mp4": {"seconds": UNEVEN, "options": REORDERED},
         "uneven.mkv": {"seconds": UNEVEN, "options": PLAIN},
@@ -105,7 +106,7 @@ def sound_files() -> dict[str, Case]:
         "12 bits.mkv": {"codec": "ffv1", "pixels": "yuv420p12le"},
         "16 bits.mkv": {"codec": "ffv1", "pixels": "yuv444p16le"},
         "grey of 16 bits.mkv": {"codec": "ffv1", "pixels": "gray16le"},
-        # what is not the end of the pictures
+        # The sound is longer than the pictures. Such a file is not cut off.
         "longer sound.mkv": {"sound": 4.0},
         "longer sound.wmv": {"codec": "wmv2", "sound": 4.0},
         "longer sound.avi": {"codec": "mpeg4", "sound": 4.0, "tick": TICK},
@@ -233,6 +234,8 @@ def damaged_files() -> dict[str, Case]:
     for suffix, frames in (("ts", 27), ("m2ts", 33)):
         truth = Truth(EVEN[:frames], says="it ends within a packet: .* cut off")
         cases[f"cut.{suffix}"] = partial(cut, share=0.7, options=PLAIN), truth
+    truth = Truth(EVEN[:27], says="it ends within a frame: .* cut off")
+    cases["cut.y4m"] = partial(cut, share=0.7, codec="wrapped_avframe", tick=TICK), truth
     for suffix in ("mp4", "flv"):
         truth = Truth(says="another file follows .*; it is not read")
         cases[f"joined.{suffix}"] = (lambda path: joined(path, {}, {})), truth

@@ -20,6 +20,7 @@ __all__ = ["Declared", "declared", "declared_bytes", "missing_frames", "unread"]
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _SECOND = "another file follows behind the end of this one; it is not read"
+_CUT = "it ends within a {}: the recording or download was probably cut off"
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
@@ -107,7 +108,9 @@ def unread(path: Path, container: str) -> list[str]:
         if container == "flv" and _has_two_heads(file):
             return [_SECOND]
         if container == "mpegts" and ends_within_a_packet(file, size):
-            return ["it ends within a packet: the recording or download was probably cut off"]
+            return [_CUT.format("packet")]
+        if container == "yuv4mpegpipe" and _ends_within_a_frame(file, size):
+            return [_CUT.format("frame")]
     return []
 
 
@@ -121,6 +124,17 @@ def _has_two_heads(file: BinaryIO) -> bool:
     """Whether a second flv file begins: its name, version and flags, the head's length, and 0."""
     with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
         return re.compile(rb"FLV\x01.\x00{3}\x09\x00{4}", re.DOTALL).search(data, 9) is not None
+
+
+def _ends_within_a_frame(file: BinaryIO, size: int) -> bool:
+    """Whether a y4m file, a line and frames of equal sizes, lacks the end of its last frame."""
+    file.seek(0)
+    start = len(file.readline(4096))
+    with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        step = data.find(b"FRAME", start + 5) - start
+        if step <= 0 or (size - start) % step == 0:
+            return False
+        return data[start + (size - start) // step * step :][:5] in b"FRAME"
 
 
 def _end_of_boxes(file: BinaryIO, size: int) -> int:
