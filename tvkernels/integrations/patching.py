@@ -211,6 +211,9 @@ def _hold(
                 place = _replaced.get((owner, name))
                 if place is None or place.now is not before:
                     place = _Place(model, label, name, before)
+                    if owner is module and place.now not in (before, decline):
+                        # pickle finds it by name; with the package kernels `before` has none
+                        place.now.__module__, place.now.__qualname__ = module.__name__, name
                 if place.now is not place.before:
                     setattr(owner, name, place.now)
                     _replaced[owner, name] = place
