@@ -124,7 +124,6 @@ def mamba_chunk_scan(
     )
 
 
-@use_backend("reference")
 def ssd_chunk_scan_combined_ref(
     x: Tensor,
     dt: Tensor,
@@ -138,9 +137,7 @@ def ssd_chunk_scan_combined_ref(
     dt_softplus: bool = False,
 ) -> Any:
     """mamba_chunk_scan_combined in plain PyTorch."""
-    return mamba_chunk_scan_combined(
-        x, dt, A, B, C, chunk_size, D, z, dt_bias, dt_softplus=dt_softplus
-    )
+    return mamba_chunk_scan(x, dt, A, B, C, chunk_size, D, z, dt_bias, dt_softplus)
 
 
 @use_backend("reference")
