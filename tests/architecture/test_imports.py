@@ -32,6 +32,7 @@ FOLDERS = {
     "text": "errors layout",
     "checkpoint": "config errors presets",
     "training": "errors layout model text",
+    "dataset": "config errors layout model text video",
     "model": "config errors layout stops",
     "inference": "config errors layout model stops text video",
     "timeviper": "checkpoint config errors inference model text video",
@@ -114,6 +115,7 @@ MODULES = {
         "main": "app ask convert demo inspect mistakes",
     },
     "training": {"__init__": "", "loss": ""},
+    "dataset": {"__init__": "", "sample": ""},
 }
 # imported inside a function, so that importing the package stays quick
 ON_FIRST_USE = {"av", "huggingface_hub", "PIL", "rich", "safetensors", "tokenizers"}

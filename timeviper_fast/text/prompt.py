@@ -29,6 +29,7 @@ __all__ = [
     "Prompt",
     "build_prompt",
     "chat_template",
+    "check_answered",
     "render_chat",
     "stop_token_ids",
     "training_prompt",
@@ -191,6 +192,17 @@ def conversation(question: str | Sequence[Message], answer_prefix: str = "") -> 
     return messages
 
 
+def check_answered(messages: Sequence[Message]) -> None:
+    """Check an answered conversation, as training learns from.
+
+    Raises:
+        ValueError: no messages, roles out of order, a blank question, or no answer at the end.
+    """
+    _check_turns(messages)
+    if messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
+        raise ArgumentError("prompt", "messages", "end with an answer", "none to learn from")
+
+
 def training_prompt(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
@@ -213,9 +225,7 @@ def training_prompt(
             the header that is the last user turn's last token, without it the prompt's last token,
             which is also the query at inference.
     """
-    _check_turns(messages)
-    if messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
-        raise ArgumentError("prompt", "messages", "end with an answer", "none to learn from")
+    check_answered(messages)
     turns, chat = _place_vision(messages, vision, preface, placeholder), chat_template(template)
     draft = _render(turns, chat, _special_tokens(tokenizer, chat))
     pieces = draft.pieces if learn_header else _headers_apart(draft.pieces, chat)
