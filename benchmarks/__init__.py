@@ -6,6 +6,7 @@ machine_code/    python -m benchmarks.machine_code    registers, spills, matrix 
 cpu/             python -m benchmarks.cpu             the references against transformers
 ops.py           what is timed of each op
 shapes.py        the calls of the 9B model, and the least that each must move
+table.py         rows as a Markdown table
 results/         what was measured
 """
 

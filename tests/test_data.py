@@ -1,4 +1,4 @@
-"""The index of the recorded tensors (data/README.md) and the folder agree."""
+"""data/README.md lists every recorded file and the tests that read it; checksums are unchanged."""
 
 from __future__ import annotations
 

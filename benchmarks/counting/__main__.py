@@ -2,10 +2,7 @@
 
     python -m benchmarks.counting [--only "gated norm"] [--counted 8 16 24]
 
-Every case of cases.py runs in Triton's interpreter at a few small sizes; a line through each count
-gives the count at the case's size. A run over all cases as they stand goes to
-benchmarks/results/counted.md; with --only or --counted nothing is written. benchmarks/README.md
-says what the columns mean.
+A run over all cases goes to results/counted.md; with --only or --counted nothing is written.
 """
 
 from __future__ import annotations

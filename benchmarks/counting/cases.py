@@ -1,7 +1,4 @@
-"""The cases that are counted: each call of shapes.py at sizes that suit it.
-
-To count another op: a function and its floor in shapes.py, a case here.
-"""
+"""The cases that are counted: each call of shapes.py at sizes that suit it."""
 
 from __future__ import annotations
 
@@ -85,11 +82,7 @@ def steps(
 
 
 def scans(part: int = 8) -> Iterator[Case]:
-    """The forward in two kernels: chunk_scan, and with two segments chunk_state before it.
-
-    chunk_state reads the ends of subsegments, which do not grow with the length: 16,128 tokens are
-    two segments of one subsegment, 160,000 two of ten, and a subsegment is the same 8,064 tokens.
-    """
+    """The forward in two kernels: chunk_scan, and with two segments chunk_state before it."""
     op, run = "mamba_chunk_scan_combined", shapes.scan_of(part)
     each = {"part": part, "bounds": {"tvkernels.ssd.kernel:PROGRAMS": "part"}}
 

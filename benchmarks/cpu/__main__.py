@@ -2,9 +2,8 @@
 
     python -m benchmarks.cpu scan|conv|dropin|tome|resize [--threads 2] [--repeats 5]
 
-Both run in one process on the same inputs, their calls alternating; times are medians. Memory is
-how far a call raises the peak of a fresh process (Linux), after a small call that sets the
-libraries up. The result goes to benchmarks/results/cpu_<case>.json.
+Both run in one process on the same inputs, their calls alternating. The result goes to
+benchmarks/results/cpu_<case>.json.
 """
 
 from __future__ import annotations

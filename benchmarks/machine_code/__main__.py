@@ -1,9 +1,7 @@
 """The machine code of every kernel, on every target.
 
-`python -m benchmarks.machine_code [--only TEXT]` prints one line per kernel, configuration and
-target and its faults, and writes the full table to .cache/compiled.md and its page,
-results/compiled.md, where each release of Triton has a section. Needs no GPU; figures are the
-compiler's, so they are the same on every machine. Ends with 1 if anything is wrong.
+`python -m benchmarks.machine_code [--only TEXT]` prints a line for each build and its faults, and
+writes .cache/compiled.md and results/compiled.md. Ends with 1 if anything is wrong.
 """
 
 from __future__ import annotations

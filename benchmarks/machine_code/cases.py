@@ -55,9 +55,6 @@ def call(name: str, op: Callable[..., object], *args: object, **options: object)
     return name, run
 
 
-# the model's calls
-
-
 @lru_cache
 def layer(kind: str) -> nn.Module:
     with torch.inference_mode(False), torch.device("meta"):
@@ -85,9 +82,6 @@ def model_cases() -> Iterator[Case]:
         yield f"{name}, training {TOKENS}", partial(train, kind, TOKENS)
         for batch in (1, 8, 64):
             yield f"{name}, decode {batch}", partial(infer, kind, batch, 1)
-
-
-# calls that the model does not make
 
 
 def norms() -> Iterator[Case]:

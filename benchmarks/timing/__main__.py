@@ -4,9 +4,7 @@
     python -m benchmarks.timing ssd rmsnorm             # these ops
     python -m benchmarks.timing ssd --only "scan, 160k" # the cases whose names contain this
 
-Several ops run in a process each, so a kernel that breaks the GPU ends one op only. Figures go to
-benchmarks/results/<gpu>.json and .md case by case. This needs torch and Triton alone. Without a GPU
-every case runs small on the CPU, and figures are written only where --results says.
+Without a GPU every case runs small on the CPU, and figures are written only where --results says.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Where figures are kept: one JSON and one table for each GPU in benchmarks/results/.
 
-A case is written as soon as it is measured, over an older measurement of itself alone, with the
-commit and the versions that it was measured with. The predictions come from results/counted.md.
+The predictions beside the figures come from results/counted.md.
 """
 
 from __future__ import annotations

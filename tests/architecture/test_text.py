@@ -98,3 +98,16 @@ def test_a_folder_says_what_its_modules_do():
             if sorted(named) != sorted(modules):
                 wrong.append(f"{file.path} {modules ^ set(named)}")
     assert not wrong
+
+
+def test_a_folder_of_tests_or_benchmarks_says_what_lies_in_it():
+    """In the docstring of its `__init__`: every module but tests, which say it themselves."""
+    wrong = []
+    for home in ("benchmarks", "tests"):
+        for init in sorted((ROOT / home).rglob("__init__.py")):
+            said = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
+            modules = {path.name for path in init.parent.glob("*.py") if path.stem[:2] != "__"}
+            wanted = {name for name in modules if not name.startswith("test_")}
+            if init.parent.name not in KERNELS and not (said and wanted <= set(said.split())):
+                wrong.append(f"{init.relative_to(ROOT)} {wanted - set(said.split())}")
+    assert not wrong

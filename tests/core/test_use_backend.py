@@ -311,3 +311,79 @@ def test_holds_end_one_by_one():
     assert [(hold.owner, hold.in_block) for hold in holds] == [(b, False), (a, True)]
     assert len(entered(holds, a)) == 3
     assert left(left(holds, a), a) == left(holds, a) == called((), b)
+
+
+@pytest.mark.usefixtures("triton_is_missing")
+def test_use_backend_nests_and_restores(cuda):
+    with tvkernels.use_backend("reference"):
+        with tvkernels.use_backend("triton"), pytest.raises(tvkernels.BackendUnavailable):
+            backend_for(cuda, "ssd")
+        assert backend_for(cuda, "ssd") == "reference"
+    with pytest.raises(tvkernels.BackendUnavailable):
+        backend_for(cuda, "ssd")
+
+
+@pytest.mark.usefixtures("triton_is_missing")
+def test_use_backend_restores_after_an_exception(cuda):
+    with pytest.raises(KeyError), tvkernels.use_backend("reference"):
+        raise KeyError
+    with pytest.raises(tvkernels.BackendUnavailable):
+        backend_for(cuda, "ssd")
+
+
+@pytest.mark.usefixtures("triton_is_missing")
+def test_use_backend_for_some_kernels_leaves_the_others(cuda, cpu):
+    with tvkernels.use_backend("reference", "ssd", "tome"):
+        assert backend_for(cuda, "ssd") == backend_for(cuda, "tome") == "reference"
+        with pytest.raises(tvkernels.BackendUnavailable):
+            backend_for(cuda, "rmsnorm")
+        with tvkernels.use_backend("triton", "tome"):
+            with pytest.raises(tvkernels.BackendUnavailable):
+                backend_for(cpu, "tome")
+            assert backend_for(cuda, "ssd") == backend_for(cpu, "rmsnorm") == "reference"
+            forced = {row.kernel for row in tvkernels.explain() if "forced" in row.reason}
+            assert forced_backend("tome") == "triton"
+            assert forced_backend("rmsnorm") is None
+            # the mixer composed of three kernels is forced in part
+            assert forced == {"ssd", "causal_conv1d, ssd, rmsnorm"}
+
+
+@pytest.mark.usefixtures("triton_is_missing")
+def test_an_unknown_kernel_is_named_and_changes_nothing(cuda):
+    sentence = "^use_backend: kernels must be among ssd, .*, got 'mixer'$"
+    with (
+        pytest.raises(ValueError, match=sentence),
+        tvkernels.use_backend("reference", "ssd", "mixer"),
+    ):
+        pass
+    with pytest.raises(tvkernels.BackendUnavailable):
+        backend_for(cuda, "tome")
+
+
+def test_an_unknown_backend_is_named_and_changes_nothing(cpu):
+    sentence = "^use_backend: name must be one of reference, triton, got 'cuda'$"
+    with pytest.raises(ValueError, match=sentence), tvkernels.use_backend("cuda"):  # type: ignore[arg-type]
+        pass
+    assert backend_for(cpu, "ssd") == "reference"
+
+
+@pytest.mark.usefixtures("triton_is_missing")
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace:UserWarning")
+def test_a_compiled_function_follows_use_backend():
+    torch._dynamo.reset()
+
+    @torch.compile(backend="eager")
+    def norm(x):
+        return tvkernels.rms_norm(x, torch.ones(4), 1e-5)
+
+    x = torch.randn(2, 4)
+    expected = torch.nn.functional.rms_norm(x, (4,), eps=1e-5)
+    torch.testing.assert_close(norm(x), expected)
+    with tvkernels.use_backend("reference"):
+        torch.testing.assert_close(norm(x), expected)
+    # the graph compiled before is not what a forced Triton meets
+    with (
+        tvkernels.use_backend("triton"),
+        pytest.raises(tvkernels.BackendUnavailable, match="Triton is not installed"),
+    ):
+        norm(x)

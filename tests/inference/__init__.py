@@ -1,5 +1,6 @@
 """From a question to its answer; test_timeviper.py is about the class `TimeViper` itself.
 
-common.py     a small random language model with two stages, and prompts for it
-conftest.py   the tiny model, and a short video to ask it about
+common.py      a small random language model with two stages, and prompts for it
+conftest.py    the tiny model, and a short video to ask it about
+test_hour.py   an hour of video from the file to the answer, in bounded memory
 """

@@ -1,6 +1,8 @@
 """What unpatched models do, patched ones do: what an op refuses goes to the function of before.
 
 Each case is compared with the unpatched model, and the `Patch` says which calls were not served.
+Cases: torch.func, forward AD, vmap, second derivatives, jit.trace; autocast that begins with the
+decode, float64, a broadcasting gate, dt_limit with None; missing arguments; compiled code.
 """
 
 from __future__ import annotations

@@ -2,10 +2,14 @@
 
     common.py           inputs of the op, and a naive float64 form to compare with
     test_contract.py    kernel and reference at every option, dtype and layout, against float64
-    test_gradients.py   the same for the backward, and finite differences
+    test_gradients.py   more of the backward, and finite differences
     test_laws.py        equations that hold for any input, driven by hypothesis
     test_errors.py      the sentence for each wrong argument
-    test_kernel.py      what only the kernel has: tiles, launches, offsets past 2^31
+    test_kernel.py      what only the kernel has: tiles, launches, operators, offsets past 2^31
+
+and some have more: attention_topk/test_goldens.py, causal_conv1d/test_update.py and
+test_varlen_states.py; ssd/test_layouts.py (strides, chunk lengths, memory, compilation),
+test_handover.py (a prompt in chunks, then steps), test_large_heads.py (shared memory).
 
 What holds for all ops alike lies beside the folders:
 

@@ -1,0 +1,1 @@
+"""The loss of packed samples against upstream's recorded gradients."""

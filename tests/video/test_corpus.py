@@ -1,6 +1,7 @@
 """Media files of every kind and flaw: frames and seconds are exact, or one sentence says what is wrong.
 
-The files are made here, and each frame's number is drawn in its picture.
+The tables of files are here, by name with codec, options and what must be read; corpus.py has their
+makers. Each frame's number is drawn in its picture.
 """
 
 from __future__ import annotations

@@ -156,9 +156,6 @@ def test_the_interpreter_is_left_as_it_was():
     assert (dict(vars(InterpreterBuilder)), GridExecutor.__call__) == before
 
 
-# PyTorch operations around the kernels
-
-
 def test_pytorch_operations_move_bytes():
     x = aligned(64, 64)
     with counting() as launches:
@@ -189,9 +186,6 @@ def test_operations_inside_a_custom_op_count_and_the_op_does_not():
         copy_of(x)
     assert [launch.kernel for launch in launches] == ["torch.clone", "copy_kernel"]
     assert totals(launches)["requested_read"] == 2 * 2048
-
-
-# the cache
 
 
 def test_a_cache_keeps_what_fits():
