@@ -11,6 +11,7 @@ __all__ = [
     "INTEGER",
     "ArgumentError",
     "CheckpointError",
+    "DataError",
     "Kind",
     "NotBuilt",
     "VideoError",
@@ -98,6 +99,22 @@ class VideoError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.fault}; {self.remedy}" if self.remedy else self.fault
+
+
+class DataError(ValueError):
+    """A row of training data that cannot be used.
+
+    Args:
+        where: the row, as "file:line" or "source:row".
+        fault: what is wrong with it.
+    """
+
+    def __init__(self, where: str, fault: str) -> None:
+        super().__init__(where, fault)
+        self.where, self.fault = where, fault
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.fault}"
 
 
 def fail(owner: str, argument: str, rule: str, value: object, remedy: str = "") -> NoReturn:

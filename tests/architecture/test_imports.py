@@ -115,7 +115,16 @@ MODULES = {
         "main": "app ask convert demo inspect mistakes",
     },
     "training": {"__init__": "", "loss": ""},
-    "dataset": {"__init__": "", "sample": ""},
+    "dataset": {
+        "__init__": "",
+        "sample": "",
+        "randomness": "",
+        "files": "",
+        "rows": "",
+        "media": "files",
+        "kinds": "rows",
+        "check": "kinds media rows",
+    },
 }
 # imported inside a function, so that importing the package stays quick
 ON_FIRST_USE = {"av", "huggingface_hub", "PIL", "rich", "safetensors", "tokenizers"}

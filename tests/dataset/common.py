@@ -1,0 +1,42 @@
+"""Annotation files and short videos for the tests of this folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from timeviper_fast.config import VisionConfig
+from timeviper_fast.video import write_video
+
+# any size will do, since no test of this folder runs an encoder of this shape
+VISION = VisionConfig(
+    image_size=16, patch_size=8, hidden_size=32, intermediate_size=32, num_attention_heads=2
+)
+
+
+def film(path: Path, frames: int = 8, fps: int = 2, grey: int = 0, side: int = 32) -> Path:
+    """A video in which frame i is of grey level grey + 8 i."""
+    levels = (np.full((side, side, 3), grey + 8 * i, np.uint8) for i in range(frames))
+    write_video(path, levels, fps, options={"crf": "4"})
+    return path
+
+
+def talk(*texts: str) -> list[dict[str, str]]:
+    """LLaVA's form of a conversation that a human begins."""
+    return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+
+
+def turns(*texts: str) -> tuple[dict[str, str], ...]:
+    """The same in the form of chat templates."""
+    return tuple(
+        {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)
+    )
+
+
+def jsonl(path: Path, rows: Sequence[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

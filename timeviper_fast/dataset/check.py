@@ -1,0 +1,65 @@
+"""Check an annotation file and its media before a run: a list of faults, and never a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from timeviper_fast.dataset.kinds import kind_faults
+from timeviper_fast.dataset.media import MediaIndex
+from timeviper_fast.dataset.rows import Fault, Row, Rows
+from timeviper_fast.errors import ArgumentError
+from timeviper_fast.video.times import frames_between
+
+__all__ = ["check_rows"]
+
+
+def check_rows(
+    rows: Rows,
+    kind: str = "conversation",
+    index: MediaIndex | None = None,
+    *,
+    threads: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Fault]:
+    """Everything that is wrong with an annotation file, in the order of its rows.
+
+    Every media file is opened once, however many rows name it, and no video is decoded beyond its
+    first frame.
+
+    Args:
+        rows: the file.
+        kind: of the source, one of `kinds.KINDS`.
+        index: looks up media files; one with a folder makes the next check quick.
+        threads: media files that are opened at the same time.
+        progress: called with (media files done, all media files).
+    """
+    index = index or MediaIndex()
+    faults, sound = list(rows.faults), {}
+    for i in range(len(rows)):
+        row, reasons = rows.parse(i)
+        if row is not None:
+            reasons = kind_faults(row, kind)
+            sound[i] = row
+        faults += [Fault(rows.where(i), reason, i) for reason in reasons]
+    paths = [row.media for row in sound.values() if row.media is not None]
+    unreadable = index.scan(paths, threads, progress)
+    for i, row in sound.items():
+        if row.media is not None:
+            reason = unreadable.get(row.media) or _outside(row, row.media, index)
+            faults += [Fault(rows.where(i), reason, i)] if reason else []
+    # faults of the whole file come first
+    return sorted(faults, key=lambda fault: -1 if fault.row is None else fault.row)
+
+
+def _outside(row: Row, path: Path, index: MediaIndex) -> str:
+    """Why the part or span of a row lies outside its video; "" if it lies inside."""
+    seconds, _, duration = index.timeline(path)
+    try:
+        frames_between(seconds, duration, row.start, row.end)
+    except ArgumentError as error:
+        return f"{path}: {error}"
+    end = float(seconds[0]) + duration
+    if row.span and row.span[0] >= end:
+        return f"{path}: span must begin within the video ({end:.2f} s), got {list(row.span)}"
+    return ""

@@ -1,0 +1,33 @@
+"""Files that appear whole or not at all, and keys of media files."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from hashlib import sha256
+from pathlib import Path
+
+__all__ = ["media_key", "write_whole"]
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file under a name of its own, then rename it: a reader sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def media_key(path: Path) -> str:
+    """A hash of a media file's path, size and time of change; of a folder's files likewise.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    path = path.absolute()
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    told = [f"{file}\0{(stat := file.stat()).st_size}\0{stat.st_mtime_ns}" for file in files]
+    return sha256("\0".join([str(path), *told]).encode(errors="surrogateescape")).hexdigest()

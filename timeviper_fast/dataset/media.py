@@ -1,0 +1,131 @@
+"""When each frame of a video is shown: looked up once per file, and kept on disk on request."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from timeviper_fast.dataset.files import media_key, write_whole
+from timeviper_fast.errors import VideoError
+from timeviper_fast.video import open_video
+from timeviper_fast.video.images import is_animation, is_image, is_picture
+
+__all__ = ["MediaIndex", "Timeline"]
+
+
+class Timeline(NamedTuple):
+    """A video's frames in time, as `Video` has them: (T,) float64 seconds, rate and duration."""
+
+    seconds: Tensor
+    fps: float
+    duration: float
+
+
+class MediaIndex:
+    """The timelines of media files, without decoding more than a first frame.
+
+    Args:
+        folder: where timelines are kept between runs, by the file's path, size and time of change;
+            None keeps them in memory only.
+        memory: how many are kept in memory.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None, memory: int = 1 << 14) -> None:
+        self.folder = None if folder is None else Path(folder).expanduser()
+        self._memory = memory
+        self._known: dict[Path, Timeline] = {}
+
+    def timeline(self, path: Path) -> Timeline:
+        """The timeline of a video; that of an image is one frame at 0 s.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            VideoError: it is no video, or not whole.
+        """
+        found = self._known.get(path)
+        return found if found is not None else self._keep(path, self._look_up(path))
+
+    def scan(
+        self,
+        paths: Iterable[Path],
+        threads: int = 8,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[Path, str]:
+        """Look up many files at once, each once.
+
+        Args:
+            paths: may name a file several times.
+            threads: files that are opened at the same time.
+            progress: called with (files done, all files) after each.
+
+        Returns:
+            For each file that cannot be used, why.
+        """
+        wanted = [path for path in dict.fromkeys(paths) if path not in self._known]
+        faults: dict[Path, str] = {}
+        with ThreadPoolExecutor(threads) as pool:
+            for done, (path, found) in enumerate(zip(wanted, pool.map(self._attempt, wanted)), 1):
+                if isinstance(found, str):
+                    faults[path] = found
+                else:
+                    self._keep(path, found)
+                if progress is not None:
+                    progress(done, len(wanted))
+        return faults
+
+    def _attempt(self, path: Path) -> Timeline | str:
+        try:
+            return self._look_up(path)
+        except (OSError, ValueError) as error:
+            return str(error)
+
+    def _keep(self, path: Path, timeline: Timeline) -> Timeline:
+        while len(self._known) >= self._memory:
+            del self._known[next(iter(self._known))]
+        self._known[path] = timeline
+        return timeline
+
+    def _look_up(self, path: Path) -> Timeline:
+        """From disk, or from the media file itself. It is called from several threads."""
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or directory")
+        if self.folder is None:
+            return _open(path)
+        key = media_key(path)
+        kept = self.folder / key[:2] / f"{key}.npz"
+        try:
+            return _loaded(kept)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            # not there yet, or damaged
+            timeline = _open(path)
+        buffer = io.BytesIO()
+        rate = np.array([timeline.fps, timeline.duration])
+        np.savez_compressed(buffer, seconds=timeline.seconds.numpy(), rate=rate)
+        write_whole(kept, buffer.getvalue())
+        return timeline
+
+
+def _loaded(path: Path) -> Timeline:
+    with np.load(path, allow_pickle=False) as file:
+        fps, duration = file["rate"].tolist()
+        return Timeline(torch.from_numpy(file["seconds"]), fps, duration)
+
+
+def _open(path: Path) -> Timeline:
+    # the header of most images is enough; open_video says what is wrong with the others
+    if path.is_file() and is_image(path) and is_picture(path) and not is_animation(path):
+        return Timeline(torch.zeros(1, dtype=torch.float64), 1.0, 1.0)
+    with open_video(path) as video:
+        if not video.num_frames:
+            raise VideoError(f"{path}: it has no frames")
+        return Timeline(video.seconds, video.fps, video.duration)
