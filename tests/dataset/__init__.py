@@ -1,0 +1,1 @@
+"""timeviper_fast/dataset, a file of tests for each module."""
