@@ -1,1 +1,4 @@
-"""timeviper_fast/dataset, a file of tests for each module."""
+"""timeviper_fast/dataset, a file of tests for each module.
+
+common.py   annotation files and short videos
+"""
