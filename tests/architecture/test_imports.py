@@ -124,6 +124,13 @@ MODULES = {
         "media": "files",
         "kinds": "rows",
         "check": "kinds media rows",
+        "frames": "media sample",
+        "features": "files sample",
+        "conversation": "features frames kinds media randomness rows sample",
+        "joined": "conversation frames randomness rows sample",
+        "mixture": "randomness sample",
+        "packing": "mixture sample",
+        "loader": "packing sample",
     },
 }
 # imported inside a function, so that importing the package stays quick

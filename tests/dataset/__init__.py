@@ -1,4 +1,4 @@
-"""timeviper_fast/dataset, a file of tests for each module.
+"""Annotation files, sources of samples, mixtures, packs and the cache of features.
 
-common.py   annotation files and short videos
+common.py        annotation files, short videos, and a source of numbers
 """

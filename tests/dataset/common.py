@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from timeviper_fast.config import VisionConfig
+from timeviper_fast.dataset.sample import Cost, Draw, Limits, Sample
+from timeviper_fast.errors import DataError
 from timeviper_fast.video import write_video
 
 # any size will do, since no test of this folder runs an encoder of this shape
@@ -40,3 +43,27 @@ def turns(*texts: str) -> tuple[dict[str, str], ...]:
 def jsonl(path: Path, rows: Sequence[Any]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+class Numbers:
+    """A source whose row i costs numbers[i] text tokens and says i; negative ones cannot be used."""
+
+    def __init__(self, name: str, numbers: Sequence[int]) -> None:
+        self.name, self.numbers = name, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def cost(self, index: int, draw: Draw) -> Cost:
+        if self.numbers[index] < 0:
+            raise DataError(f"{self.name}:{index}", "it is faulty")
+        return Cost(0, self.numbers[index])
+
+    def load(self, index: int, draw: Draw) -> Sample:
+        if self.numbers[index] % 10 == 9:
+            raise DataError(f"{self.name}:{index}", "it cannot be read")
+        pixels = torch.full((1, 3, 2, 2), float(draw.seed % 1000))
+        return Sample(turns("Which?", f"{self.name} {index}"), pixels)
+
+    def limits(self, limits: Limits) -> Numbers:
+        return self

@@ -42,6 +42,7 @@ def test_a_sample_counts_its_frames() -> None:
         ({"needed": (1, 0)}, r"needed must be ascending"),
         ({"needed": (0.5,)}, r"needed must be ascending"),
         ({"seconds": (0.0,)}, r"seconds must be empty or one time for each of its 2 frames"),
+        ({"parts": (("a", 1),)}, r"parts must have 2 frames together"),
         ({"seconds": (0.0, float("nan"))}, r"seconds must be empty or one time"),
     ],
 )

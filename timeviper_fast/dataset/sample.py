@@ -30,6 +30,7 @@ class Sample:
         needed: numbers of the frames that answer the last question, ascending; () if unknown.
         seconds: the time of each frame; () if unknown.
         name: where it comes from, for error messages and metrics ("source:row").
+        parts: (key, frames) of each video it is made of, in a cache of features; () without cache.
 
     Raises:
         ValueError: a field breaks its rule.
@@ -43,6 +44,7 @@ class Sample:
     needed: tuple[int, ...] = ()
     seconds: tuple[float, ...] = ()
     name: str = ""
+    parts: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         check_answered(self.messages)
@@ -68,6 +70,8 @@ class Sample:
         if self.seconds and (len(self.seconds) != frames or not all(map(is_number, self.seconds))):
             rule = f"be empty or one time for each of its {frames} frames"
             fail("Sample", "seconds", rule, self.seconds)
+        if self.parts and sum(count for _, count in self.parts) != frames:
+            fail("Sample", "parts", f"have {frames} frames together", self.parts)
 
     @property
     def vision(self) -> Tensor | None:
@@ -108,8 +112,8 @@ class Limits:
     """What a phase of training wants of its samples.
 
     Attributes:
-        min_frames: fewest frames of a video, if it has as many; with `clip_frames` above 1 both
-            bounds count whole clips.
+        min_frames: fewest frames of a video, if it has as many. Where frames are merged in clips,
+            both bounds are rounded to whole clips inside of them.
         max_frames: most frames of a video.
         image_size: pixels per side; None for the vision encoder's own.
 

@@ -1,0 +1,88 @@
+"""Packs are decoded in order, by workers or without; what cannot be read is said or counted."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+
+from tests.dataset.common import Numbers
+from timeviper_fast.dataset.loader import PackLoader
+from timeviper_fast.dataset.mixture import Mixture
+from timeviper_fast.dataset.packing import Pack, Packer
+from timeviper_fast.dataset.sample import Draw
+from timeviper_fast.errors import ArgumentError, DataError
+
+
+def loader(sizes: list[int], packs: list[Pack] | None = None, **options: Any) -> PackLoader:
+    sources = [Numbers("a", sizes), Numbers("b", sizes)]
+    mixed = Mixture(sources, [1.0, 2.0], 0)
+    return PackLoader(sources, packs or Packer(mixed, 20, 2, lambda cost: cost.text), **options)
+
+
+def told(loaded: Any) -> list[Any]:
+    return [
+        (pack, [(sample.messages[1]["content"], float(sample.pixels.mean())) for sample in samples])
+        for samples, pack in loaded
+    ]
+
+
+def test_workers_give_what_none_gives_and_leave_the_random_state() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    alone = told(islice(loader([3, 8, 13, 25]), 12))
+    assert told(islice(loader([3, 8, 13, 25], workers=2, prefetch=3), 12)) == alone
+    assert torch.equal(torch.get_rng_state(), before)
+    for pack, samples in alone:
+        names = [f"{'ab'[draw.source]} {draw.index}" for draw in pack.draws]
+        assert samples == [(name, draw.seed % 1000) for name, draw in zip(names, pack.draws)]
+
+
+def test_a_state_continues_what_workers_had_ahead() -> None:
+    """Workers run ahead of what is trained on, so the last pack's state counts."""
+    whole = told(islice(loader([3, 8, 13, 25]), 10))
+    continued = Packer(
+        Mixture([Numbers("a", [3, 8, 13, 25]), Numbers("b", [3, 8, 13, 25])], [1.0, 2.0], 0),
+        20,
+        2,
+        lambda cost: cost.text,
+    )
+    continued.load_state_dict(whole[3][0].state)
+    assert told(islice(PackLoader(continued.mixture.sources, continued), 6)) == whole[4:]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sample_that_cannot_be_read(workers: int) -> None:
+    packs = [
+        Pack((Draw(0, 0, 1), Draw(0, 1, 2), Draw(1, 1, 3)), 12),
+        Pack((Draw(0, 1, 4),), 9),
+        Pack((Draw(1, 0, 5),), 3),
+    ]
+    skipping = loader([3, 9], packs, workers=workers, on_error="skip")
+    assert [[name for name, _ in samples] for _, samples in told(skipping)] == [["a 0"], ["b 0"]]
+    assert (skipping.skipped, skipping.notes) == (
+        3,
+        ["a:1: it cannot be read", "b:1: it cannot be read", "a:1: it cannot be read"],
+    )
+    with pytest.raises(DataError, match="a:1: it cannot be read"):
+        list(loader([3, 9], packs, workers=workers))
+
+
+def test_a_finite_list_of_packs_ends() -> None:
+    packs = [Pack((Draw(0, 0, 1),), 3)] * 3
+    assert len(list(loader([3], packs, workers=2))) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"workers": -1}, "workers must be an integer of 0 or more, got -1"),
+        ({"prefetch": 0}, "prefetch must be an integer above 0, got 0"),
+        ({"on_error": "pass"}, "on_error must be one of raise, skip, got 'pass'"),
+    ],
+)
+def test_arguments_that_break_a_rule(options: Any, sentence: str) -> None:
+    with pytest.raises(ArgumentError, match=f"PackLoader: {sentence}"):
+        loader([1], **options)

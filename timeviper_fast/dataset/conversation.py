@@ -1,0 +1,290 @@
+"""Samples of an annotation file: a row's frames, sampled and made ready, and its conversation."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from timeviper_fast.config import VisionConfig
+from timeviper_fast.dataset.features import FeatureCache
+from timeviper_fast.dataset.frames import Chosen, Sampling
+from timeviper_fast.dataset.kinds import KINDS, kind_faults, messages_of
+from timeviper_fast.dataset.media import MediaIndex
+from timeviper_fast.dataset.randomness import hash63
+from timeviper_fast.dataset.rows import Row, Rows
+from timeviper_fast.dataset.sample import Cost, Draw, Limits, Sample
+from timeviper_fast.errors import ArgumentError, DataError, fail
+from timeviper_fast.text.prompt import Message, training_prompt, video_sentence
+from timeviper_fast.video import open_video
+from timeviper_fast.video.preprocess import resize_normalize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["ConversationSource", "TextCounter", "View"]
+
+# frames that are decoded and resized at a time; it bounds the memory of a worker
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class TextCounter:
+    """Counts the text tokens of a training sample, for plans that are made without decoding."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str = "nano_base"
+
+    def __call__(
+        self, messages: Sequence[Message], vision: bool, preface: str, placeholder: str | None
+    ) -> int:
+        """Tokens of the conversation in its template, without those of the vision."""
+        return training_prompt(
+            self.tokenizer,
+            messages,
+            template=self.template,
+            vision=vision,
+            preface=preface,
+            placeholder=placeholder,
+        ).length(0)
+
+
+class View(NamedTuple):
+    """What is seen of a video: pixels or features as `Sample` has them, and its part of a cache."""
+
+    pixels: Tensor | None
+    features: Tensor | None
+    parts: tuple[tuple[str, int], ...]
+
+
+class ConversationSource:
+    """The rows of an annotation file as samples; a `Source`.
+
+    Args:
+        name: how error messages, mixtures and metrics call it.
+        rows: the annotation file.
+        vision: how the model sees.
+        count_text: counts text tokens, such as `TextCounter(tokenizer, template)`.
+        kind: one of "conversation", "caption", "detailed", "grounding" and "text". Rows of the
+            second and third may have a caption instead of a conversation. Grounding rows whose span
+            no sampled frame shows are left out before anything is drawn.
+        sampling: how frames are sampled, in clips as the model's projector merges them.
+        index: the timelines of the videos.
+        features: where merged features are kept; samples then have features instead of pixels where
+            they are known, and parts where they are not (`FeatureCache.complete`).
+        mention_duration: whether `video_sentence` stands behind the vision; None: in grounding.
+        leave_out: rows of the file that are never drawn, such as those of `check_rows`' faults.
+
+    Raises:
+        ValueError: an argument breaks its rule.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rows: Rows,
+        vision: VisionConfig,
+        count_text: Callable[[Sequence[Message], bool, str, str | None], int],
+        *,
+        kind: str = "conversation",
+        sampling: Sampling | None = None,
+        index: MediaIndex | None = None,
+        features: FeatureCache | None = None,
+        mention_duration: bool | None = None,
+        leave_out: Sequence[int] = (),
+    ) -> None:
+        if kind not in KINDS:
+            fail("ConversationSource", "kind", f"be one of {', '.join(KINDS)}", kind)
+        self.name, self.kind, self.vision = name, kind, vision
+        self.sampling, self.index = sampling or Sampling(), index or MediaIndex()
+        self.mention_duration = (
+            kind == "grounding" if mention_duration is None else mention_duration
+        )
+        if kind == "grounding" and self.sampling.jitter:
+            rule = "be left out for kind='grounding' (its spans must be hit for certain)"
+            raise ArgumentError("ConversationSource", "sampling.jitter", rule, "True")
+        self._rows, self._count_text, self._features = rows, count_text, features
+        self._left_out = frozenset(leave_out)
+        self._limits = Limits(max_frames=max(64, self.sampling.unit))
+        self._drawable: Sequence[int] | None = None
+        self._filtered = 0
+
+    def limits(self, limits: Limits) -> ConversationSource:
+        """The same rows within other limits.
+
+        Raises:
+            ArgumentError: not one clip fits.
+        """
+        self.sampling.bounds(limits)
+        other = copy(self)
+        other._limits, other._drawable, other._filtered = limits, None, 0
+        return other
+
+    @property
+    def rows(self) -> Sequence[int]:
+        """The rows of the file that can be drawn; for grounding, videos are looked up once."""
+        if self._drawable is None:
+            kept: Sequence[int] = range(len(self._rows))
+            if self._left_out:
+                kept = array("q", (i for i in kept if i not in self._left_out))
+            if self.kind == "grounding":
+                before = len(kept)
+                kept = array("q", self._hit(kept))
+                self._filtered = before - len(kept)
+            self._drawable = kept
+        return self._drawable
+
+    @property
+    def filtered(self) -> int:
+        """Grounding rows that are left out, since no sampled frame shows their span."""
+        _ = self.rows
+        return self._filtered
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, index: int) -> Row:
+        """A drawable row.
+
+        Raises:
+            DataError: it breaks a rule.
+        """
+        return self._row(self.rows[index])
+
+    def cost(self, index: int, draw: Draw) -> Cost:
+        """Frames and text tokens of a sample, without decoding.
+
+        Raises:
+            DataError: the row breaks a rule, or its video cannot be opened.
+        """
+        row = self.row(index)
+        with self.naming(index):
+            messages = self.messages(row, draw)
+            if row.media is None:
+                return Cost(0, self._count_text(messages, False, "", None))
+            chosen = self.choose(row, draw)
+            preface = self._preface(row, chosen)
+            text = self._count_text(messages, True, preface, row.placeholder)
+            return Cost(len(chosen.positions), text)
+
+    def load(self, index: int, draw: Draw) -> Sample:
+        """The sample of a row, decoded, or with features where they are kept.
+
+        Raises:
+            DataError: the row breaks a rule, or its video cannot be read.
+        """
+        row, name = self.row(index), f"{self.name}:{self.rows[index]}"
+        with self.naming(index):
+            messages = self.messages(row, draw)
+            if row.media is None:
+                return Sample(messages, name=name)
+            chosen = self.choose(row, draw)
+            view = self.see(row.media, chosen)
+            return Sample(
+                messages,
+                *view[:2],
+                preface=self._preface(row, chosen),
+                placeholder=row.placeholder,
+                needed=_shown(row, chosen),
+                seconds=tuple(chosen.seconds.tolist()),
+                name=name,
+                parts=view.parts,
+            )
+
+    def messages(self, row: Row, draw: Draw) -> tuple[Message, ...]:
+        return messages_of(row, self.kind, hash63(draw.seed, "words"))
+
+    def text_tokens(
+        self, messages: Sequence[Message], preface: str, placeholder: str | None
+    ) -> int:
+        """Text tokens of a conversation with vision."""
+        return self._count_text(messages, True, preface, placeholder)
+
+    def choose(self, row: Row, draw: Draw) -> Chosen:
+        """The frames of a row that are seen; of an image, its only one."""
+        if row.media is None:
+            raise DataError(self.name, "a row without video has no frames")
+        timeline = self.index.timeline(row.media)
+        if row.is_image:
+            zeros = torch.zeros(self.sampling.clip_frames, dtype=torch.int64)
+            return Chosen(zeros, timeline.seconds[zeros], 0.0, 0.0, 1)
+        seed = hash63(draw.seed, "frames")
+        return self.sampling.choose(timeline, row.start, row.end, self._limits, seed)
+
+    def see(self, path: Path, chosen: Chosen, *, cached: bool = True) -> View:
+        """The chosen frames, resized and normalised, or their features where they are kept.
+
+        Args:
+            path: the video.
+            chosen: its frames.
+            cached: False decodes in any case.
+        """
+        size = self._limits.image_size or self.vision.image_size
+        parts: tuple[tuple[str, int], ...] = ()
+        if self._features is not None:
+            key = self._features.key(path, chosen.positions.tolist(), size)
+            parts = ((key, len(chosen.positions)),)
+            kept = self._features.read(key) if cached else None
+            if kept is not None:
+                return View(None, kept, parts)
+        look = self.vision
+        with open_video(path) as video:
+            pixels = [
+                resize_normalize(frames.rgb, size, look.image_mean, look.image_std, look.resize)
+                for frames in video.frames(chosen.positions, _BATCH)
+            ]
+        return View(torch.cat(pixels), None, parts)
+
+    @contextmanager
+    def naming(self, index: int) -> Iterator[None]:
+        """Errors of the block become DataErrors that name the row."""
+        try:
+            yield
+        except DataError:
+            raise
+        except (OSError, ValueError) as error:
+            raise DataError(self._rows.where(self.rows[index]), str(error)) from error
+
+    def _row(self, number: int) -> Row:
+        row = self._rows[number]
+        faults = kind_faults(row, self.kind)
+        if faults:
+            raise DataError(self._rows.where(number), faults[0])
+        return row
+
+    def _preface(self, row: Row, chosen: Chosen) -> str:
+        if not self.mention_duration or row.is_image:
+            return ""
+        return video_sentence(chosen.duration, chosen.sampled)
+
+    def _hit(self, numbers: Sequence[int]) -> Iterator[int]:
+        """Of rows with a span, those that a sampled frame shows. Faulty rows stay: they are said
+        where they are drawn."""
+        self.index.scan(path for n in numbers for path in self._media(n))
+        for number in numbers:
+            try:
+                row = self._row(number)
+                if not _shown(row, self.choose(row, Draw(0, 0, 0))):
+                    continue
+            except (OSError, ValueError):
+                pass
+            yield number
+
+    def _media(self, number: int) -> list[Path]:
+        row, _ = self._rows.parse(number)
+        return [row.media] if row is not None and row.media is not None else []
+
+
+def _shown(row: Row, chosen: Chosen) -> tuple[int, ...]:
+    """Numbers of the chosen frames that show the row's span; () without one."""
+    if row.span is None:
+        return ()
+    inside = (chosen.seconds >= row.span[0]) & (chosen.seconds <= row.span[1])
+    return tuple(inside.nonzero().flatten().tolist())
