@@ -63,6 +63,9 @@ def test_the_kind_is_checked_and_faults_of_the_file_come_first(tmp_path: Path) -
 def test_a_second_check_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     film(tmp_path / "a.mp4", 3)
     rows = Rows(jsonl(tmp_path / "a.jsonl", [{"video": "a.mp4", **TALK}] * 3))
-    assert check_rows(rows, index=MediaIndex(tmp_path / "kept")) == []
+    told: list[tuple[int, int]] = []
+    kept = MediaIndex(tmp_path / "kept")
+    assert check_rows(rows, index=kept, progress=lambda *done: told.append(done)) == []
+    assert told == [(1, 1)]
     monkeypatch.setattr(media, "open_video", None)
     assert check_rows(rows, index=MediaIndex(tmp_path / "kept")) == []

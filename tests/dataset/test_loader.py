@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import islice
 from typing import Any
 
@@ -86,3 +87,14 @@ def test_a_finite_list_of_packs_ends() -> None:
 def test_arguments_that_break_a_rule(options: Any, sentence: str) -> None:
     with pytest.raises(ArgumentError, match=f"PackLoader: {sentence}"):
         loader([1], **options)
+
+
+def test_a_pack_takes_few_open_files() -> None:
+    """Each tensor of its own would be one open file of this process, of 1,024 that are allowed."""
+    packs = [Pack(tuple(Draw(i % 2, 0, i) for i in range(60)), 0)]
+    (alone,) = told(loader([3], packs))
+    loading = iter(loader([3], packs, workers=1))
+    before = len(os.listdir("/proc/self/fd"))
+    received = next(loading)
+    assert len(os.listdir("/proc/self/fd")) - before < 20
+    assert told([received]) == [alone]

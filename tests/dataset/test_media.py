@@ -59,14 +59,15 @@ def test_a_scan_opens_each_file_once_and_says_what_is_wrong(
 ) -> None:
     good, bad, none = film(tmp_path / "a.mp4", 5), tmp_path / "b.mp4", tmp_path / "c.mp4"
     bad.write_text("no video")
-    index, told = MediaIndex(), []
-    faults = index.scan([good, bad, good, none], progress=lambda *done: told.append(done))
+    index = MediaIndex()
+    found = dict(index.scan([good, bad, good, none]))
     assert sorted(opened) == [good, bad]
-    assert list(faults) == [bad, none]
-    assert "b.mp4: it " in faults[bad]
-    assert faults[none] == f"{none}: no such file or directory"
-    assert told == [(1, 3), (2, 3), (3, 3)]
-    assert index.scan([good]) == {}
+    assert list(found) == [good, bad, none]
+    assert found[good].duration == 2.5
+    assert "b.mp4: it " in found[bad]
+    assert found[none] == f"{none}: no such file or directory"
+    assert dict(index.scan([good]))[good].duration == 2.5
+    assert len(opened) == 2
     with pytest.raises(VideoError):
         index.timeline(bad)
     with pytest.raises(FileNotFoundError):
@@ -87,7 +88,11 @@ def test_pictures_and_animations(tmp_path: Path, opened: list[Path]) -> None:
 
 
 def test_the_memory_is_bounded(tmp_path: Path, opened: list[Path]) -> None:
-    index, paths = MediaIndex(memory=1), [film(tmp_path / f"{name}.mp4", 2) for name in "ab"]
-    for path in (paths[0], paths[0], paths[1], paths[0]):
+    index, paths = MediaIndex(memory=5), [film(tmp_path / f"{name}.mp4", 2) for name in "abc"]
+    for path in (*paths[:2], *paths[:2], paths[2], paths[1], paths[0]):
         index.timeline(path)
-    assert opened == [paths[0], paths[1], paths[0]]
+    assert opened == [*paths, paths[0]]
+    # a video larger than the memory is kept until the next one comes
+    for _ in range(2):
+        MediaIndex(memory=1).timeline(paths[0])
+    assert len(opened) == 6

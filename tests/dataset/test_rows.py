@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.dataset.common import jsonl, talk, turns
-from timeviper_fast.dataset.rows import Rows, parse_row
+from timeviper_fast.dataset.rows import Row, Rows, parse_row
 from timeviper_fast.errors import DataError
 
 ASKED = {"video": "a.mp4", "conversations": talk("What?", "That.")}
@@ -180,3 +182,16 @@ def test_only_places_are_kept_and_a_changed_file_is_said(tmp_path: Path) -> None
         rows[1]
     with pytest.raises(FileNotFoundError, match="nothing"):
         Rows(tmp_path / "nothing.json")
+
+
+def test_the_documented_row_is_a_row_and_every_field_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```json\n(.*?)```", page, re.S)
+    row, faults = parse_row(json.loads(text), Path("videos"))
+    assert faults == []
+    assert row.media == Path("videos/films/a.mp4")
+    assert row.messages == turns("What happens?", "A goal.", "Who scores?", "Number nine.")
+    table = re.findall(r"^\| (`.*?) \|", page, re.M)
+    assert {f.name for f in fields(Row)} - {"media", "is_image", "placeholder"} <= set(
+        re.findall(r"`(\w+)`", " ".join(table))
+    )

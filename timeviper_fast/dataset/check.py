@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
 from timeviper_fast.dataset.kinds import kind_faults
-from timeviper_fast.dataset.media import MediaIndex
+from timeviper_fast.dataset.media import MediaIndex, Timeline
 from timeviper_fast.dataset.rows import Fault, Row, Rows
 from timeviper_fast.errors import ArgumentError
 from timeviper_fast.video.times import frames_between
@@ -35,26 +36,28 @@ def check_rows(
         progress: called with (media files done, all media files).
     """
     index = index or MediaIndex()
-    faults, sound = list(rows.faults), {}
+    faults = list(rows.faults)
+    rows_of: dict[Path, array[int]] = {}
     for i in range(len(rows)):
         row, reasons = rows.parse(i)
         if row is not None:
             reasons = kind_faults(row, kind)
-            sound[i] = row
+            if row.media is not None:
+                rows_of.setdefault(row.media, array("q")).append(i)
         faults += [Fault(rows.where(i), reason, i) for reason in reasons]
-    paths = [row.media for row in sound.values() if row.media is not None]
-    unreadable = index.scan(paths, threads, progress)
-    for i, row in sound.items():
-        if row.media is not None:
-            reason = unreadable.get(row.media) or _outside(row, row.media, index)
+    for done, (path, found) in enumerate(index.scan(rows_of, threads), 1):
+        for i in rows_of[path]:
+            reason = found if isinstance(found, str) else _outside(rows[i], path, found)
             faults += [Fault(rows.where(i), reason, i)] if reason else []
+        if progress is not None:
+            progress(done, len(rows_of))
     # faults of the whole file come first
     return sorted(faults, key=lambda fault: -1 if fault.row is None else fault.row)
 
 
-def _outside(row: Row, path: Path, index: MediaIndex) -> str:
+def _outside(row: Row, path: Path, timeline: Timeline) -> str:
     """Why the part or span of a row lies outside its video; "" if it lies inside."""
-    seconds, _, duration = index.timeline(path)
+    seconds, _, duration = timeline
     try:
         frames_between(seconds, duration, row.start, row.end)
     except ArgumentError as error:

@@ -17,7 +17,7 @@ from timeviper_fast.config import VisionConfig
 from timeviper_fast.dataset.features import FeatureCache
 from timeviper_fast.dataset.frames import Chosen, Sampling
 from timeviper_fast.dataset.kinds import KINDS, kind_faults, messages_of
-from timeviper_fast.dataset.media import MediaIndex
+from timeviper_fast.dataset.media import MediaIndex, Timeline
 from timeviper_fast.dataset.randomness import hash63
 from timeviper_fast.dataset.rows import Row, Rows
 from timeviper_fast.dataset.sample import Cost, Draw, Limits, Sample
@@ -124,7 +124,10 @@ class ConversationSource:
         """
         self.sampling.bounds(limits)
         other = copy(self)
-        other._limits, other._drawable, other._filtered = limits, None, 0
+        other._limits = limits
+        if self.kind == "grounding":
+            # which spans are shown depends on the number of frames
+            other._drawable = None
         return other
 
     @property
@@ -264,22 +267,27 @@ class ConversationSource:
             return ""
         return video_sentence(chosen.duration, chosen.sampled)
 
-    def _hit(self, numbers: Sequence[int]) -> Iterator[int]:
+    def _hit(self, numbers: Sequence[int]) -> list[int]:
         """Of rows with a span, those that a sampled frame shows. Faulty rows stay: they are said
         where they are drawn."""
-        self.index.scan(path for n in numbers for path in self._media(n))
+        rows_of: dict[Path, array[int]] = {}
         for number in numbers:
-            try:
-                row = self._row(number)
-                if not _shown(row, self.choose(row, Draw(0, 0, 0))):
-                    continue
-            except (OSError, ValueError):
-                pass
-            yield number
+            row, _ = self._rows.parse(number)
+            if row is not None and row.media is not None and row.span is not None:
+                rows_of.setdefault(row.media, array("q")).append(number)
+        missed: set[int] = set()
+        for path, timeline in self.index.scan(rows_of):
+            if not isinstance(timeline, str):
+                missed.update(n for n in rows_of[path] if self._misses(n, timeline))
+        return [number for number in numbers if number not in missed]
 
-    def _media(self, number: int) -> list[Path]:
-        row, _ = self._rows.parse(number)
-        return [row.media] if row is not None and row.media is not None else []
+    def _misses(self, number: int, timeline: Timeline) -> bool:
+        row = self._rows[number]
+        try:
+            chosen = self.sampling.choose(timeline, row.start, row.end, self._limits)
+        except ArgumentError:
+            return False
+        return not _shown(row, chosen)
 
 
 def _shown(row: Row, chosen: Chosen) -> tuple[int, ...]:

@@ -155,15 +155,15 @@ class JoinedSource:
         own = self._source.row(self._rows[index])
         rows = [own]
         for row in self._others(index, draw, count):
-            if len(rows) < count and row.media not in {known.media for known in rows}:
+            if row.media not in {known.media for known in rows}:
                 rows.append(row)
+            if len(rows) == count:
+                break
         if len(rows) < 2:
             raise DataError(self.name, "its rows must have two videos or more to join, got one")
-        share = Limits(
-            max(self._limits.min_frames // len(rows), 1),
-            self._limits.max_frames // len(rows),
-            self._limits.image_size,
-        )
+        most = self._limits.max_frames // len(rows)
+        least = min(-(-self._limits.min_frames // len(rows)), most)
+        share = Limits(least, most, self._limits.image_size)
         source, asked = self._source.limits(share), random.randrange(len(rows))
         rows[0], rows[asked] = rows[asked], rows[0]
         chosen = tuple(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from timeviper_fast.dataset.packing import Pack
 from timeviper_fast.dataset.sample import Draw, Sample, Source
@@ -92,7 +93,8 @@ class _Draws(Dataset[list[Sample | DataError]]):
         self._sources = sources
 
     def __getitem__(self, draws: tuple[Draw, ...]) -> list[Sample | DataError]:
-        return [self._load(draw) for draw in draws]
+        loaded = [self._load(draw) for draw in draws]
+        return _in_one_storage(loaded) if get_worker_info() else loaded
 
     def _load(self, draw: Draw) -> Sample | DataError:
         try:
@@ -111,3 +113,24 @@ class _Order(Sampler[tuple[Draw, ...]]):
         for pack in self._packs:
             self._given.append(pack)
             yield pack.draws
+
+
+def _in_one_storage(loaded: list[Sample | DataError]) -> list[Sample | DataError]:
+    """The samples with their pixels, and features, side by side in one tensor of each shape.
+
+    A worker sends each storage as an open file, and a process may open 1,024 of them by default.
+    """
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, sample in enumerate(loaded):
+        if isinstance(sample, Sample) and sample.vision is not None:
+            kind = (sample.pixels is None, sample.vision.dtype, sample.vision.shape[1:])
+            groups.setdefault(kind, []).append(i)
+    loaded = list(loaded)
+    for (has_features, *_), numbers in groups.items():
+        name = "features" if has_features else "pixels"
+        samples = [sample for i in numbers if isinstance(sample := loaded[i], Sample)]
+        together = torch.cat([x for sample in samples if (x := sample.vision) is not None])
+        parts = together.split([sample.frames for sample in samples])
+        for i, sample, part in zip(numbers, samples, parts):
+            loaded[i] = replace(sample, **{name: part})
+    return loaded

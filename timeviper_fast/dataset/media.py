@@ -6,8 +6,9 @@ import io
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,12 +38,12 @@ class MediaIndex:
     Args:
         folder: where timelines are kept between runs, by the file's path, size and time of change;
             None keeps them in memory only.
-        memory: how many are kept in memory.
+        memory: frames whose times are kept in memory (8 bytes each).
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None, memory: int = 1 << 14) -> None:
+    def __init__(self, folder: str | os.PathLike[str] | None = None, memory: int = 1 << 24) -> None:
         self.folder = None if folder is None else Path(folder).expanduser()
-        self._memory = memory
+        self._memory, self._frames = memory, 0
         self._known: dict[Path, Timeline] = {}
 
     def timeline(self, path: Path) -> Timeline:
@@ -56,43 +57,35 @@ class MediaIndex:
         return found if found is not None else self._keep(path, self._look_up(path))
 
     def scan(
-        self,
-        paths: Iterable[Path],
-        threads: int = 8,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> dict[Path, str]:
-        """Look up many files at once, each once.
+        self, paths: Iterable[Path], threads: int = 8
+    ) -> Iterator[tuple[Path, Timeline | str]]:
+        """Look up many files, some at the same time: each with its timeline, or why it has none.
 
         Args:
-            paths: may name a file several times.
+            paths: a file that is named several times is looked up and given once.
             threads: files that are opened at the same time.
-            progress: called with (files done, all files) after each.
-
-        Returns:
-            For each file that cannot be used, why.
         """
-        wanted = [path for path in dict.fromkeys(paths) if path not in self._known]
-        faults: dict[Path, str] = {}
         with ThreadPoolExecutor(threads) as pool:
-            for done, (path, found) in enumerate(zip(wanted, pool.map(self._attempt, wanted)), 1):
-                if isinstance(found, str):
-                    faults[path] = found
-                else:
-                    self._keep(path, found)
-                if progress is not None:
-                    progress(done, len(wanted))
-        return faults
+            waiting = iter(dict.fromkeys(paths))
+            while batch := list(islice(waiting, 16 * threads)):
+                for path, found in zip(batch, pool.map(self._attempt, batch)):
+                    if not isinstance(found, str):
+                        self._keep(path, found)
+                    yield path, found
 
     def _attempt(self, path: Path) -> Timeline | str:
         try:
-            return self._look_up(path)
+            return self._known.get(path) or self._look_up(path)
         except (OSError, ValueError) as error:
             return str(error)
 
     def _keep(self, path: Path, timeline: Timeline) -> Timeline:
-        while len(self._known) >= self._memory:
-            del self._known[next(iter(self._known))]
-        self._known[path] = timeline
+        if path not in self._known:
+            self._known[path] = timeline
+            self._frames += len(timeline.seconds)
+            while self._frames > self._memory and len(self._known) > 1:
+                oldest = next(iter(self._known))
+                self._frames -= len(self._known.pop(oldest).seconds)
         return timeline
 
     def _look_up(self, path: Path) -> Timeline:
