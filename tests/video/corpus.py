@@ -88,8 +88,12 @@ def encode(
     sound: float = 0.0,
     container: dict[str, str] | None = None,
     first: int = 0,
+    grain: int = 0,
 ) -> Path:
-    """A film with a frame at each of `seconds`, and silence for `sound` seconds beside it."""
+    """A film with a frame at each of `seconds`, and silence for `sound` seconds beside it.
+
+    Grey values are off by up to `grain`, at random, so that pictures take many bytes.
+    """
     deep = "16" in pixels or "48" in pixels
     with av.open(str(path), "w", options=container or {}) as out:
         stream = out.add_stream(codec, rate=RATE, options=options or {})
@@ -98,6 +102,9 @@ def encode(
         track = out.add_stream("pcm_s16le", rate=16_000) if sound else None
         for number, second in enumerate(seconds):
             rgb = drawn(first + number, *size, 16 if deep else 8)
+            if grain:
+                noise = np.random.default_rng(number).integers(-grain, grain, rgb.shape)
+                rgb = np.clip(rgb + noise, 0, 255).astype(np.uint8)
             frame = av.VideoFrame.from_ndarray(rgb, format="rgb48le" if deep else "rgb24")
             frame.pts, frame.time_base = round(Fraction(second) / tick), tick
             out.mux(stream.encode(frame))
@@ -207,6 +214,28 @@ def joined(path: Path, *parts: dict[str, Any]) -> Path:
         data += encode(path, first=first, **film).read_bytes()
         first += len(film.get("seconds", EVEN))
     path.write_bytes(data)
+    return path
+
+
+def unmarked(path: Path, *parts: dict[str, Any]) -> Path:
+    """Joined transport streams whose key frames are not marked in the transport packets."""
+    data = bytearray(joined(path, *parts).read_bytes())
+    for start in frame_starts(data):
+        if data[start + 3] & 32:
+            data[start + 5] &= ~64
+    path.write_bytes(data)
+    return path
+
+
+def cut_and_joined(path: Path, **film: Any) -> Path:
+    """Two transport streams; the first lacks the end of its last picture, a key frame."""
+    first = encode(path, **film).read_bytes()
+    second = encode(path, first=FRAMES, **film).read_bytes()
+    *_, before, last = (
+        at for at in range(0, len(first), 188) if (first[at + 1] & 31, first[at + 2]) == (1, 0)
+    )
+    # the second stream is counted from 0 on, which must not continue the count of the first
+    path.write_bytes(first[: before if first[before + 3] & 15 == 15 else last] + second)
     return path
 
 

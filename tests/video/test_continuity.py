@@ -14,10 +14,10 @@ FILM = 256
 
 
 def packet(track: int, count: int, *, begins: bool = False, filled: bool = False) -> bytes:
-    """A transport packet; one that begins a picture marks it as a key frame."""
+    """A transport packet; none is marked as that of a key frame."""
     head = bytes([0x47, begins << 6 | track >> 8, track & 255])
-    if begins or filled:
-        field = bytes([9 if filled else 1, 64 if begins else 0]) + b"\xff" * (8 * filled)
+    if filled:
+        field = bytes([9, 0]) + b"\xff" * 8
         return (head + bytes([0x30 | count % 16]) + field).ljust(188, b"\1")
     return (head + bytes([0x10 | count % 16])).ljust(188, b"\1")
 
@@ -63,7 +63,7 @@ def test_a_join_is_between_whole_pictures_where_the_tables_start_anew(tmp_path: 
     assert found(path, film()[:-1] + film()) == ([43], [False])
     # the tables go on, so that this is a loss
     assert found(path, [*film(), packet(0, 1), packet(17, 1), *film()[2:]]) == ([44], [False])
-    # no key frame follows
+    # no picture begins behind it
     assert found(path, film() + film()[:2] + film()[3:]) == ([44], [False])
     # one table goes on by chance
     assert found(path, [*film(), packet(0, 1), *film()[1:]]) == ([44], [True])
@@ -78,15 +78,22 @@ def test_counters_go_on_across_chunks(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_loss_damages_the_packet_before_it() -> None:
-    places = np.array([0, 188, 188, 376, 564])
+    places, keys = np.array([0, 188, 188, 376, 564]), np.array([True, False, False, False, True])
     flags = np.array([False, False, False, True, False])
     joined = Breaks(np.array([564]), np.array([True]))
-    damaged, joins = marked(flags, places, joined)
+    damaged, joins = marked(flags, places, keys, joined)
     assert not damaged.any()
     assert np.flatnonzero(joins).tolist() == [4]
+    # a stream does not begin with a picture that refers to others
+    damaged, joins = marked(flags, places, keys & ~keys, joined)
+    assert damaged.tolist() == [False, False, False, True, False]
+    assert not joins.any()
     # two packets begin at one place
-    damaged, joins = marked(flags, places, Breaks(np.array([376]), np.array([False])))
+    damaged, joins = marked(flags, places, keys, Breaks(np.array([376]), np.array([False])))
     assert damaged.tolist() == [False, True, True, True, False]
     assert not joins.any()
-    damaged, _ = marked(flags & False, places, Breaks(np.array([0]), np.array([False])))
+    damaged, _ = marked(flags & False, places, keys, Breaks(np.array([0]), np.array([False])))
     assert not damaged.any()
+    # behind the last picture
+    damaged, _ = marked(flags & False, places, keys, Breaks(np.array([752]), np.array([True])))
+    assert damaged.tolist() == [False, False, False, False, True]

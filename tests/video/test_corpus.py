@@ -24,6 +24,7 @@ from tests.video.corpus import (
     UNEVEN,
     Truth,
     cut,
+    cut_and_joined,
     cut_index,
     edited,
     encode,
@@ -36,6 +37,7 @@ from tests.video.corpus import (
     shift,
     stampless,
     turned,
+    unmarked,
     without,
 )
 from timeviper_fast.errors import VideoError
@@ -203,7 +205,7 @@ def joined_files() -> dict[str, Case]:
         "overlapping, reordered.ts": 0.08,
         "back in time.ts": 500.0,
     }
-    return {
+    files: dict[str, Case] = {
         name: (
             lambda path, parts=parts: joined(path, *parts),
             Truth(
@@ -212,6 +214,9 @@ def joined_files() -> dict[str, Case]:
         )
         for name, (parts, seconds, places) in cases.items()
     }
+    later = {"seconds": [1.6 + i for i in EVEN]}
+    files["joined, unmarked.ts"] = lambda path: unmarked(path, {}, later), Truth(two)
+    return files
 
 
 def damaged_files() -> dict[str, Case]:
@@ -231,6 +236,16 @@ def damaged_files() -> dict[str, Case]:
             words = "its index, .* is not whole|cannot be decoded|ends early"
             make = partial(cut_index, share=share)
             cases[f"index cut at {share:.0%}.{suffix}"] = make, Truth(refused=words)
+    # the clock starts anew behind a picture that is cut
+    options = {"x265-params": "log-level=none:keyint=13:scenecut=0:bframes=0"}
+    truth = Truth(
+        [i / RATE for i in range(80)],
+        numbers=[*range(39), *range(40, 80)],
+        says=MOVED.format("1 place"),
+        lost=1,
+    )
+    make = partial(cut_and_joined, codec="libx265", options=options, grain=60)
+    cases["cut and joined, h265.ts"] = make, truth
     # transport streams declare no length, so that a note is all that can be said
     for suffix, frames in (("ts", 27), ("m2ts", 33)):
         truth = Truth(EVEN[:frames], says="it ends within a packet: .* cut off")

@@ -3,7 +3,8 @@
 A transport stream consists of packets of 188 bytes; some recorders add 4 bytes before or 16 behind
 each. A packet states its track and counts the packets of the track modulo 16. A counter that does
 not go on shows a loss, or that another stream was joined there. A joined stream begins with tables
-of its programs, whose counters do not go on either, and its first picture is a key frame.
+of its programs, whose counters do not go on either, and its first picture is a key frame. The last
+transport packet of the picture before is filled up; one that is full by chance counts as a loss.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _SIZES = (188, 192, 204)
 # so many packets must begin with the sync byte to tell their size
 _PROBED = 8
 _CHUNK_PACKETS = 1 << 15
-# Of a transport packet with data: its place in the file, its track and counter; whether a key frame
+# Of a transport packet with data: its place in the file, its track and counter; whether a picture
 # begins in it; whether it is filled up, as at the end of a picture; whether its count is new.
 _HEAD = np.dtype("i8, i2, i1, ?, ?, ?")
 _HEAD.names = ("place", "track", "counter", "begins", "ends", "renewed")
@@ -34,7 +35,7 @@ class Breaks(NamedTuple):
 
     Attributes:
         places: (n,) int64, FFmpeg's places of the transport packets behind the breaks.
-        joins: (n,) bool, another stream begins there, and no picture before it is cut.
+        joins: (n,) bool, another stream begins there if a key frame does; no picture before is cut.
     """
 
     places: np.ndarray
@@ -62,13 +63,17 @@ def breaks(path: Path, track: int) -> Breaks:
     return Breaks(behind["place"], before["ends"] & behind["begins"] & (stop > first))
 
 
-def marked(damaged: np.ndarray, places: np.ndarray, found: Breaks) -> tuple[np.ndarray, np.ndarray]:
+def marked(
+    damaged: np.ndarray, places: np.ndarray, keys: np.ndarray, found: Breaks
+) -> tuple[np.ndarray, np.ndarray]:
     """The packets of a track that a loss damages, and those with which a joined stream begins.
 
     Args:
         damaged: (n,) bool, FFmpeg's flags. It flags joins, too, and misses losses in the first two
             packets.
         places: (n,) int64, ascending: FFmpeg's places of the packets.
+        keys: (n,) bool, key frames. FFmpeg finds them in the pictures' own data; not every writer
+            marks them in the transport packets.
         found: the breaks of the track.
 
     Returns:
@@ -77,10 +82,10 @@ def marked(damaged: np.ndarray, places: np.ndarray, found: Breaks) -> tuple[np.n
     flags, joins = damaged.copy(), np.zeros(len(damaged), np.bool_)
     # a break damages the packet that began before it; packets may begin at one place
     ends = np.searchsorted(places, found.places)
-    inner = (ends > 0) & (ends < len(places))
-    joins[ends[found.joins & inner]] = True
-    flags[ends[found.joins & inner] - 1] = False
-    for end in ends[~found.joins & (ends > 0)].tolist():
+    joined = found.joins & (ends > 0) & np.append(keys, False)[ends]
+    joins[ends[joined]] = True
+    flags[ends[joined] - 1] = False
+    for end in ends[~joined & (ends > 0)].tolist():
         flags[np.searchsorted(places, places[end - 1]) : end] = True
     return flags, joins
 
@@ -132,7 +137,7 @@ def _parsed(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
     has_field, length = rows[:, 3] & 32 != 0, rows[:, 4]
     flags = np.where(has_field & (length > 0), rows[:, 5], 0)
     stated = 1 + 6 * (flags >> 4 & 1) + 6 * (flags >> 3 & 1)
-    heads["begins"] = (rows[:, 1] & 64 != 0) & (flags & 64 != 0)
+    heads["begins"] = rows[:, 1] & 64 != 0
     heads["ends"] = has_field & (flags & 7 == 0) & ((length > stated) | (flags == 0))
     heads["renewed"] = flags & 128 != 0
     return heads[rows[:, 3] & 16 != 0]

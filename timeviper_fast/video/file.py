@@ -74,11 +74,7 @@ class FileReader:
         packets, clock, times = scan.packets, scan.clock, scan.times
         self._stamps, self._is_counted = (packets.pts, packets.dts), times.is_counted
         keys = np.arange(len(packets.keys)) == 0 if times.is_counted else packets.keys
-        # Where a part of a joined stream begins, packets are counted anew, which FFmpeg takes for a
-        # loss in the packet before.
-        damaged = packets.damaged.copy()
-        damaged[times.parts - 1] = False
-        self._index = index = Index(times.order, keys, packets.shown, damaged)
+        self._index = index = Index(times.order, keys, packets.shown, packets.damaged)
         self.skipped, self.missing, self.notes = index.skipped, scan.missing, times.notes
         if not len(index.packet_of):
             faults = [NO_INDEX] if lacks_index(path) else scan.faults

@@ -85,7 +85,7 @@ def read_packets(
     found = columns(_placed(packets, places))
     ascending = np.maximum.accumulate(np.frombuffer(places, np.int64))
     moved = _moved_by_the_parser(found.damaged)
-    damaged, joins = marked(moved, ascending, breaks(path, stream.id))
+    damaged, joins = marked(moved, ascending, found.keys, breaks(path, stream.id))
     return found._replace(damaged=damaged, joins=joins)
 
 

@@ -57,7 +57,6 @@ class Timeline(NamedTuple):
         seconds: (number of shown packets,) float64, ascending.
         is_counted: the order is unknown until all pictures before are decoded; `order` is then that
             of the file.
-        parts: packets with which a further part of a joined file begins.
         last: seconds for which the last one is shown.
         notes: sentences about flawed stamps.
     """
@@ -65,7 +64,6 @@ class Timeline(NamedTuple):
     order: np.ndarray
     seconds: np.ndarray
     is_counted: bool
-    parts: np.ndarray
     last: float
     notes: list[str]
 
@@ -104,7 +102,7 @@ def timeline(packets: Packets, clock: Clock, display_order: DisplayOrder) -> Tim
     ticks /= clock.tick.denominator
     last = int(packets.durations[order[-1]]) * clock.tick or 1 / clock.rate
     notes = mends._replace(joins=len(parts)).sentences(len(ticks)) + _far_ends(ticks)
-    return Timeline(order, ticks, is_counted, parts, float(last), notes)
+    return Timeline(order, ticks, is_counted, float(last), notes)
 
 
 def _far_ends(seconds: np.ndarray) -> list[str]:
@@ -129,7 +127,7 @@ def _without_stamps(packets: Packets, clock: Clock, reorders: bool) -> Timeline:
     note = f"it states no times; {float(clock.rate):.6g} frames per second are assumed"
     last = float(1 / clock.rate)
     order = np.arange(len(packets.pts))
-    return Timeline(order, seconds, reorders, order[:0], last, [note])
+    return Timeline(order, seconds, reorders, last, [note])
 
 
 def _falls_often(stamps: np.ndarray) -> bool:
