@@ -78,7 +78,7 @@ def naive_mixer(
             elif initial_conv_states is not None:
                 earlier = initial_conv_states[:, :, t - back].to(wide)
             else:
-                continue
+                earlier = torch.zeros_like(window)
             if seq_idx is not None:
                 earlier = earlier * (seq_idx[:, max(t - back, 0)] == seq_idx[:, t])[:, None]
             window = window + taps[:, -1 - back] * earlier

@@ -90,7 +90,8 @@ def not_finite_kernel(
                 # a select: a product with 0 would keep what is not finite
                 before = tl.where(fresh, tl.zeros_like(state[i]), state[i])
                 tile = before * decay + (delta * x)[None, :] * B[:, None]
-                y = tl.sum(tile * C[:, None], 0)
+                # a select: beyond d_state the tile is infinity times 0
+                y = tl.sum(tl.where(in_n[:, None], tile * C[:, None], 0.0), 0)
                 if D_ptr is not None:
                     y += tl.load(D_ptr + p[i] * D_channel, mask=in_p[i], other=0.0).to(ACC) * x
                 if z_ptr is not None:

@@ -104,8 +104,9 @@ def mamba_chunk_scan_combined(
     for float64 x), out is rounded once. If x, B and C are of 16 bit, the kernels' matrix products
     take operands of 16 bit, each rounded once: the tokens' contributions to the state, the state as
     C reads it, the weights between tokens, and in the backward dout silu(z); the reference's stay
-    float32. Values that decay below the normal numbers may become 0. First order gradients for
-    every float argument.
+    float32. Values that decay below the normal numbers may become 0. NaN and infinity are what the
+    recurrence gives; at an infinity in C the kernel has NaN. First order gradients for every float
+    argument.
 
     Memory: training keeps the inputs and nothing else (the reference four float32 per token and
     head too), there is no option to keep states: backward computes them anew, and takes 56 kB per

@@ -46,8 +46,9 @@ def mamba_chunk_scan_combined_ref(
     """`mamba_chunk_scan_combined` in plain PyTorch; arguments and result are the same.
 
     Chunks of 32 tokens, whatever chunk_size says; memory linear in seqlen, no tensor with both a
-    sequence and a state dimension. NaN and infinity reach the tokens behind them in their sequence,
-    which are NaN then, and no other. seq_idx and cu_seqlens are read on the host.
+    sequence and a state dimension. NaN and infinity are what the recurrence gives (token by token
+    from the first one on); on a device other than the CPU, what they reach is NaN. seq_idx and
+    cu_seqlens are read on the host.
     """
     delta = _step_sizes(x, dt, dt_bias, dt_softplus, dt_limit)
     log_decay = delta * A.to(delta.dtype)

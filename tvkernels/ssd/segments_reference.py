@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -195,14 +196,52 @@ def _of_row(state: Tensor, row: slice, x: Tensor) -> Tensor:
 def _scan_segment(cut: list[Any], D: Tensor | None, state: Tensor) -> Tensor:
     """Writes the segment's out, the first of `cut`; returns the state behind it.
 
-    A product with 0 would carry NaN and infinity to earlier tokens of a chunk, so it is computed
-    with zeros in their places, and what they reach is set to NaN. They stay in the state, so on the
-    host that of the last token says whether there were any; elsewhere asking would be a host sync.
+    In a chunk a product with 0 carries NaN and infinity to earlier tokens. They stay in the state,
+    so on the host that of the last token and C say whether there are any. Elsewhere asking would be
+    a host sync.
     """
-    if on_host(state):
-        last = _scan_spans(cut, D, state)
-        if bool(last.isfinite().all()):
-            return last
+    if not on_host(state):
+        return _scan_masked(cut, D, state)
+    last = _scan_spans(cut, D, state)
+    if _is_finite(last) and _is_finite(cut[-1]):
+        return last
+    sound = torch.stack([t.isfinite().flatten(2).all(-1) for t in cut[2:]]).all(0).all(0)
+    first = int(sound.cumprod(0).sum()) if _is_finite(state) else 0
+    if first:
+        state = _scan_spans(_part(cut, slice(0, first)), D, state)
+    return _scan_tokens(_part(cut, slice(first, None)), D, state)
+
+
+def _is_finite(x: Tensor) -> bool:
+    # unlike isfinite, this takes no memory
+    return not x.numel() or all(bool(end.isfinite()) for end in x.aminmax())
+
+
+def _part(cut: list[Any], tokens: slice) -> list[Any]:
+    return [None if t is None else t[:, tokens] for t in cut]
+
+
+def _scan_tokens(cut: list[Any], D: Tensor | None, state: Tensor) -> Tensor:
+    """As `_scan_segment`, token by token: NaN and infinity are where the recurrence has them."""
+    out, z, x, delta, log_decay, B, C = cut
+    batch, seqlen, nheads, headdim = x.shape
+    groups = (batch, B.shape[2], -1)
+    kept = log_decay.exp()[..., None].expand(x.shape)
+    sent = delta[..., None] * x
+    for t in range(seqlen):
+        # (batch * ngroups, 1, columns) and (batch * ngroups, d_state, 1)
+        decay, token = (s[:, t].reshape(groups).flatten(0, 1)[:, None] for s in (kept, sent))
+        b, c = (s[:, t].to(state.dtype).flatten(0, 1)[..., None] for s in (B, C))
+        state = state * decay + b * token
+        y = (state * c).sum(1).view(batch, nheads, headdim)
+        if D is not None:
+            y = y + x[:, t] * D
+        out[:, t] = y if z is None else y * F.silu(z[:, t].to(y.dtype))
+    return state
+
+
+def _scan_masked(cut: list[Any], D: Tensor | None, state: Tensor) -> Tensor:
+    """As `_scan_segment`, with 0 in the places of NaN and infinity: what they reach is NaN."""
     out, z, *inputs, C = cut
     x, delta, log_decay, B = inputs
     clean = [t.where(t.isfinite(), 0.0) for t in (*inputs, state)]
