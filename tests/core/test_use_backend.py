@@ -97,6 +97,27 @@ def test_one_object_is_entered_again_inside_itself_and_afterwards():
         assert now() == REFERENCE
 
 
+def test_a_block_without_a_yield_forces_no_caller_of_a_generator():
+    """A block around a yield does: a generator runs in its caller's context."""
+
+    def without(name):
+        with use_backend(name):
+            value = now()
+        yield value
+
+    def around(name):
+        with use_backend(name):
+            yield now()
+
+    found = without("reference")
+    assert (next(found), now()) == (REFERENCE, NOTHING)
+    leaking = around("reference")
+    assert (next(leaking), now()) == (REFERENCE, REFERENCE)
+    leaking.close()
+    with pytest.raises(ValueError, match="use `with` blocks inside it that hold no yield"):
+        use_backend("reference")(without)
+
+
 def test_two_generators_that_end_in_the_order_they_began():
     def forcing(name):
         with use_backend(name):
@@ -197,8 +218,7 @@ def test_a_decorated_function_is_forced_while_it_runs():
         assert pool.submit(function, 1).result() == ("reference", None)
 
 
-@in_own_context
-def test_what_cannot_be_decorated_is_named():
+def test_what_cannot_be_decorated_is_named_and_nothing_stays_in_force():
     def generator():
         yield
 

@@ -160,14 +160,18 @@ class use_backend:  # noqa: N801
         """Decorate `function`: it runs forced, in each context that calls it.
 
         Raises:
-            ValueError: a class, or a generator function, which would leave its caller forced
-                between two values; use a `with` block inside it.
+            ValueError: a class, or a generator function. A generator runs in the context of the
+                code that takes its values, so that code would be forced between two values. Inside
+                one, use `with` blocks that hold no yield: a block around a yield forces that code.
         """
+        # the call of use_backend took effect; a decorator acts only while its function runs
+        self.undo()
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            fail("use_backend", "function", "not be a generator function", function.__qualname__)
+            rule = "not be a generator function, which would force its caller between two values"
+            remedy = "use `with` blocks inside it that hold no yield"
+            fail("use_backend", "function", rule, function.__qualname__, remedy)
         if inspect.isclass(function) or not callable(function):
             fail("use_backend", "function", "be a function", repr(function))
-        self.undo()
 
         @functools.wraps(function)
         def forced(*args: Any, **kwargs: Any) -> Any:
