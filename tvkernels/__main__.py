@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -19,7 +20,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print both tables; -h prints what they are."""
+    description = "Print which backend runs each op here, and who provides what models call."
+    argparse.ArgumentParser("python -m tvkernels", description=description).parse_args()
     ops = [(row.op, row.device, row.backend, row.reason) for row in explain()]
     found = [(row.library, row.function, row.provider) for row in providers()]
     tables = [

@@ -10,6 +10,7 @@ import pytest
 
 import tvkernels
 from tests.integrations.models import build
+from tvkernels import __main__ as program
 from tvkernels import patch_transformers, provide, providers
 from tvkernels.integrations import patching
 from tvkernels.integrations.providers import PACKAGES
@@ -78,3 +79,14 @@ def test_the_program():
     assert {row.op for row in tvkernels.explain()} <= {line[0] for line in lines}
     assert ["mamba_ssm", "rmsnorm_fn", "not installed"] in lines
     assert ["transformers", "mamba2_chunk_scan", "plain PyTorch"] in lines
+
+
+@pytest.mark.parametrize(("option", "code"), [("-h", 0), ("--help", 0), ("--halp", 2)])
+def test_the_program_says_what_it_prints(option, code, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tvkernels", option])
+    with pytest.raises(SystemExit) as left:
+        program.main()
+    assert left.value.code == code
+    said = capsys.readouterr()
+    assert "usage: python -m tvkernels" in said.out + said.err
+    assert "provided by" not in said.out
