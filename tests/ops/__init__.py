@@ -14,9 +14,10 @@ test_handover.py (a prompt in chunks, then steps), test_large_heads.py (shared m
 What holds for all ops alike lies beside the folders:
 
     common.py                   dtypes, recorded tensors, settings of laws, random inputs
+    formulas.py                 every op in float64, written apart from the references
     test_every_op.py            autocast, empty batches, results that are modified in place
     test_wrong_arguments.py     each argument replaced by None and by values of a wrong kind
-    test_not_finite.py          NaN and infinity
+    test_not_finite.py          NaN and infinity, as the formulas have them
     test_compile.py             torch.compile at several lengths
     test_lengths.py             launches at the 9B model's sizes: no recompile by length
     test_selection_memory.py    memory of a compression stage at an hour of video
