@@ -12,15 +12,20 @@ import torch
 from PIL import Image
 
 from tests.dataset.common import VISION, film, jsonl, talk, turns
+from tests.tiny import CONFIG
 from timeviper_fast.dataset import conversation
 from timeviper_fast.dataset.conversation import ConversationSource, TextCounter
-from timeviper_fast.dataset.features import FeatureCache
+from timeviper_fast.dataset.features import FeatureCache, encode_features
 from timeviper_fast.dataset.frames import Sampling
 from timeviper_fast.dataset.rows import Rows
 from timeviper_fast.dataset.sample import Cost, Draw, Limits
 from timeviper_fast.errors import ArgumentError, DataError
+from timeviper_fast.inference.encode import encode_video
+from timeviper_fast.model.model import TimeViperNetwork
+from timeviper_fast.stops import StopWatch
 from timeviper_fast.text.byte_tokenizer import byte_tokenizer
 from timeviper_fast.text.prompt import training_prompt
+from timeviper_fast.video import open_video
 
 TOKENIZER = byte_tokenizer()
 COUNT = TextCounter(TOKENIZER)
@@ -224,3 +229,17 @@ def test_a_source_can_be_sent_to_a_worker(home: Path) -> None:
     made = source(home, {"video": "a.mp4", **TALK})
     sent = pickle.loads(pickle.dumps(made))
     assert torch.equal(sent.load(0, DRAW).pixels, made.load(0, DRAW).pixels)
+
+
+def test_training_sees_what_inference_sees(home: Path) -> None:
+    torch.manual_seed(0)
+    model = TimeViperNetwork(CONFIG).eval()
+    rows = Rows(jsonl(home / "rows.jsonl", [{"video": "a.mp4", **TALK}]))
+    sample = ConversationSource("test", rows, CONFIG.vision, COUNT).load(0, DRAW)
+    tokens = model.projector.project(encode_features(model, sample))
+    with torch.no_grad(), open_video(home / "a.mp4") as video:
+        watch = StopWatch(model.device)
+        seen, seconds = encode_video(model, video, torch.tensor([1, 3, 5, 7]), 2, watch, None)
+    assert tuple(seconds.tolist()) == sample.seconds
+    # the encoder runs in batches of other sizes
+    torch.testing.assert_close(tokens, seen, rtol=1e-5, atol=1e-5)

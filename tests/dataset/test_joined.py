@@ -69,7 +69,7 @@ def test_clips_one_behind_the_other_and_the_asked_one(home: Path) -> None:
         assert seen == [k for k in order for _ in range(k + 1)]
         told = re.fullmatch(
             r"The video lasts for (\d+)\.0 seconds, and (\d+) frames are uniformly sampled from it\. "
-            r"It is made of (\d) clips, one behind the other\. "
+            r"The video is made of (\d) clips, one behind the other\. "
             r"The question is about clip (\d), from (\d+)\.00 to (\d+)\.00 seconds\. ",
             sample.preface,
         )

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.dataset.common import Numbers
+from tests.dataset.common import VISION, Numbers, film, jsonl, talk
+from timeviper_fast.dataset.conversation import ConversationSource, TextCounter
+from timeviper_fast.dataset.frames import Sampling
+from timeviper_fast.dataset.joined import JoinedSource
 from timeviper_fast.dataset.loader import PackLoader
 from timeviper_fast.dataset.mixture import Mixture
 from timeviper_fast.dataset.packing import Pack, Packer
+from timeviper_fast.dataset.rows import Rows
 from timeviper_fast.dataset.sample import Draw
 from timeviper_fast.errors import ArgumentError, DataError
+from timeviper_fast.text.byte_tokenizer import byte_tokenizer
 
 
 def loader(sizes: list[int], packs: list[Pack] | None = None, **options: Any) -> PackLoader:
@@ -98,3 +104,21 @@ def test_a_pack_takes_few_open_files() -> None:
     received = next(loading)
     assert len(os.listdir("/proc/self/fd")) - before < 20
     assert told([received]) == [alone]
+
+
+def test_videos_decoded_by_workers_are_those_decoded_without(tmp_path: Path) -> None:
+    for k in range(3):
+        film(tmp_path / f"{k}.mp4", 6 + 2 * k, grey=50 * k)
+    table = [{"video": f"{k}.mp4", "conversations": talk("What?", "That.")} for k in range(3)]
+    rows, count = Rows(jsonl(tmp_path / "a.jsonl", table)), TextCounter(byte_tokenizer())
+    films = ConversationSource("films", rows, VISION, count, sampling=Sampling(jitter=True))
+    sources = [films, JoinedSource(films)]
+
+    def packs(workers: int) -> list[Any]:
+        packer = Packer(Mixture(sources, [1, 1], 0), 900, 2, lambda cost: cost.text + cost.frames)
+        return list(islice(PackLoader(sources, packer, workers), 4))
+
+    for (alone, first), (sent, second) in zip(packs(0), packs(2)):
+        assert first == second
+        assert [vars(s) | {"pixels": 0} for s in alone] == [vars(s) | {"pixels": 0} for s in sent]
+        assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(alone, sent))

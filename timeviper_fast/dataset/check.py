@@ -38,16 +38,20 @@ def check_rows(
     index = index or MediaIndex()
     faults = list(rows.faults)
     rows_of: dict[Path, array[int]] = {}
+    # only rows with a part or a span need a second look, with the video's length at hand
+    parts: dict[int, Row] = {}
     for i in range(len(rows)):
         row, reasons = rows.parse(i)
         if row is not None:
             reasons = kind_faults(row, kind)
             if row.media is not None:
                 rows_of.setdefault(row.media, array("q")).append(i)
+                if (row.start, row.end, row.span) != (None, None, None):
+                    parts[i] = row
         faults += [Fault(rows.where(i), reason, i) for reason in reasons]
     for done, (path, found) in enumerate(index.scan(rows_of, threads), 1):
         for i in rows_of[path]:
-            reason = found if isinstance(found, str) else _outside(rows[i], path, found)
+            reason = found if isinstance(found, str) else _outside(parts.get(i), path, found)
             faults += [Fault(rows.where(i), reason, i)] if reason else []
         if progress is not None:
             progress(done, len(rows_of))
@@ -55,8 +59,10 @@ def check_rows(
     return sorted(faults, key=lambda fault: -1 if fault.row is None else fault.row)
 
 
-def _outside(row: Row, path: Path, timeline: Timeline) -> str:
+def _outside(row: Row | None, path: Path, timeline: Timeline) -> str:
     """Why the part or span of a row lies outside its video; "" if it lies inside."""
+    if row is None:
+        return ""
     seconds, _, duration = timeline
     try:
         frames_between(seconds, duration, row.start, row.end)

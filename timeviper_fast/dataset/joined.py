@@ -185,7 +185,7 @@ class JoinedSource:
         told = sum(chosen.sampled for chosen in join.chosen)
         lasts = video_sentence(starts[-1], told) if self._source.mention_duration else ""
         return (
-            f"{lasts}It is made of {len(join.rows)} clips, one behind the other. "
+            f"{lasts}The video is made of {len(join.rows)} clips, one behind the other. "
             f"The question is about clip {number + 1}, "
             f"from {starts[number]:.2f} to {starts[number + 1]:.2f} seconds. "
         )

@@ -284,6 +284,7 @@ def _place_of_vision(
     found = [
         (i, match)
         for i, message in enumerate(messages)
+        if "<" in message["content"]
         for match in _MARKS.finditer(message["content"])
     ]
     if not found:
@@ -306,10 +307,14 @@ def _place_of_vision(
 
 def _check_texts(messages: list[dict[str, str]], faults: list[str]) -> None:
     for i, message in enumerate(messages):
-        text = _MARKS.sub("", message["content"])
+        text = message["content"]
+        text = _MARKS.sub("", text) if "<" in text else text
         if not text.strip():
             faults.append(f"turn {i} is a blank {'answer' if i % 2 else 'question'}")
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            # JSON can spell half of a surrogate pair
             faults.append(f"turn {i} is not valid Unicode")
 
 
