@@ -83,3 +83,5 @@ def test_a_state_of_other_sources_is_refused() -> None:
         mixed.load_state_dict(mixture([5, 4]).state_dict())
     with pytest.raises(ArgumentError, match=r"state must have the run's seed \(0\), got 1"):
         mixed.load_state_dict(mixture([5, 3], seed=1).state_dict())
+    with pytest.raises(ArgumentError, match="state must have the run's weights"):
+        mixed.load_state_dict(mixture([5, 3], [1.0, 2.0]).state_dict())

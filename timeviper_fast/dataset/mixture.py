@@ -48,7 +48,7 @@ class Mixture:
         for name, length in zip(names, self._lengths):
             if not length:
                 raise ArgumentError("Mixture", "sources", "have rows", f"none in {name!r}")
-        self._bounds = list(accumulate(weights))
+        self._weights, self._bounds = list(weights), list(accumulate(weights))
         self._drawn, self._counts = 0, [0] * len(sources)
 
     @property
@@ -81,6 +81,7 @@ class Mixture:
         return {
             "seed": self.seed,
             "lengths": dict(zip(names, self._lengths)),
+            "weights": dict(zip(names, self._weights)),
             "drawn": self._drawn,
             "counts": dict(zip(names, self._counts)),
         }
@@ -89,10 +90,10 @@ class Mixture:
         """Continue from a state.
 
         Raises:
-            ArgumentError: it is of another seed, or of other sources.
+            ArgumentError: it is of another seed, of other sources or of other weights.
         """
         own = self.state_dict()
-        for part in ("seed", "lengths"):
+        for part in ("seed", "lengths", "weights"):
             if state.get(part) != own[part]:
                 rule = f"have the run's {part} ({own[part]})"
                 fail("Mixture", "state", rule, state.get(part), "begin a new run instead")
