@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.presets import preset
+from timeviper_fast.text.byte_tokenizer import SPECIAL_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -41,3 +43,16 @@ def test_tied_embeddings_are_counted_once():
     size = tied.embeddings.weight.numel()
     counts = [sum(p.numel() for p in model.parameters()) for model in (tied, free)]
     assert counts[1] - counts[0] == size
+
+
+def test_the_model_of_the_synthetic_world_fits_the_wheel():
+    """1.02 million parameters, 2 MiB in bf16; its vocabulary is the byte tokenizer's."""
+    config = preset("tiny-trained")
+    with torch.device("meta"):
+        model = TimeViperNetwork(config)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(1.02e6, rel=0.02)
+    assert config.backbone.vocab_size == 256 + len(SPECIAL_TOKENS)
+    assert config.tokens_per_frame == 4
+    assert config.stages[1].score == "normed"
+    # no attention layer runs before the stage that selects by attention
+    assert config.stages[1].layer == config.backbone.layers_of("*")[0]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from timeviper_fast.config import (
     BackboneConfig,
     CompressionStage,
+    ProjectorConfig,
     TimeViperConfig,
     VisionConfig,
 )
@@ -58,6 +61,26 @@ _TINY = TimeViperConfig(
     stages=(CompressionStage(2, "uniform", 0.5), CompressionStage(8, "attention", 0.1)),
 )
 
+# what `synthetic` trains from nothing on a CPU; 4 visual tokens per frame of 48 pixels
+_TINY_TRAINED = TimeViperConfig(
+    backbone=replace(_TINY.backbone, vocab_size=264, pattern="M-M*M*-", num_key_value_heads=4),
+    vision=VisionConfig(
+        image_size=48,
+        patch_size=8,
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        hidden_act="gelu_pytorch_tanh",
+        feature_layer=-1,
+    ),
+    projector=ProjectorConfig(num_tokens=4),
+    stages=(
+        CompressionStage(2, "uniform", 0.5),
+        CompressionStage(3, "attention", 0.1, score="normed"),
+    ),
+)
+
 # SigLIP encoders under upstream's ids. timm uses the exact GELU in all of them.
 VISION_PRESETS = {
     "siglip-vit-so400m-384px": VisionConfig(),
@@ -79,12 +102,14 @@ PRESETS = {
     "nemotron-nano-12b-v2": TimeViperConfig(backbone=_NANO_12B),
     "nemotron-h-8b": TimeViperConfig(backbone=_NEMOTRON_H_8B),
     "tiny": _TINY,
+    "tiny-trained": _TINY_TRAINED,
 }
 
 
 def preset(name: str) -> TimeViperConfig:
     """A named configuration: nemotron-nano-9b-v2 (TimeViper's, with its two TransV stages),
-    nemotron-nano-12b-v2, nemotron-h-8b, or tiny (for demos and tests).
+    nemotron-nano-12b-v2, nemotron-h-8b, tiny (for demos and tests), or tiny-trained (for training
+    on the synthetic world on a CPU).
 
     Raises:
         ValueError: no such preset.

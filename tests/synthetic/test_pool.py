@@ -1,0 +1,62 @@
+"""A pool gives each frame the features of a picture that shows the right thing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from timeviper_fast.synthetic.needle import KINDS, Needle
+from timeviper_fast.synthetic.pool import FramePool, PoolSize, every_needle
+
+
+def small_pool(plain=40, copies=2):
+    """A pool whose features are their own numbers."""
+    places, count = {}, plain
+    for needle in every_needle():
+        places[needle] = (count, copies)
+        count += copies
+    numbers = torch.arange(count, dtype=torch.float32)
+    return FramePool(numbers.view(-1, 1, 1).repeat(1, 4, 8), plain, places)
+
+
+def numbers_of(features):
+    return features[:, 0, 0].long().tolist()
+
+
+def test_every_needle_is_there_once():
+    needles = every_needle()
+    assert len(set(needles)) == len(needles) == 240 + 24 + 792
+    assert {needle.kind for needle in needles} == set(KINDS[1:])
+
+
+def test_videos_show_what_they_should_and_no_frame_twice():
+    pool = small_pool()
+    shown = {3: Needle("sign", "K7"), 8: Needle("link", "KM"), 11: Needle("link", "MK")}
+    shown |= {5: Needle("star", colour="red"), 30: Needle("star", colour="red")}
+    for seed in range(20):
+        numbers = numbers_of(pool.draw(40, shown, seed))
+        assert len(set(numbers)) == 40
+        for i, number in enumerate(numbers):
+            first, count = pool.places[shown[i]] if i in shown else (0, pool.plain)
+            assert first <= number < first + count
+    assert numbers_of(pool.draw(40, shown, 1)) == numbers_of(pool.draw(40, shown, 1))
+    assert numbers_of(pool.draw(40, shown, 1)) != numbers_of(pool.draw(40, shown, 2))
+
+
+def test_sizes_count_copies():
+    size = PoolSize(plain=5, signs=2, shapes=3, links=4)
+    needles = (Needle("sign", "K7"), Needle("heart", colour="red"), Needle("link", "KM"))
+    assert [size.copies(needle) for needle in needles] == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("frames", "shown", "sentence"),
+    [
+        (41, {}, "FramePool: frames must be at most its 40 plain frames, got 41"),
+        (9, {i: Needle("sign", "K7") for i in range(3)}, "at most 2 times, got 3"),
+    ],
+)
+def test_too_few_frames_are_an_error(frames, shown, sentence):
+    with pytest.raises(ValueError) as error:
+        small_pool().draw(frames, shown, 0)
+    assert sentence in str(error.value)

@@ -1,0 +1,121 @@
+"""Frames that are rendered and encoded once, from which many videos are drawn.
+
+With a frozen vision encoder this makes a video of thousands of frames cost an index into memory.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from timeviper_fast.errors import fail
+from timeviper_fast.model.projector import Projector
+from timeviper_fast.model.vision.vit import VisionTransformer
+from timeviper_fast.synthetic.glyphs import DIGITS, GLYPHS, LETTERS
+from timeviper_fast.synthetic.lessons import to_pixels
+from timeviper_fast.synthetic.needle import COLOURS, Needle
+from timeviper_fast.synthetic.shapes import SHAPES
+from timeviper_fast.synthetic.world import World
+
+__all__ = ["FramePool", "PoolSize", "every_needle"]
+
+_BATCH = 256
+# numbers of frames lie this far apart, so that no two are of one shot of a moving background
+_STRIDE = 33
+
+
+@dataclass(frozen=True)
+class PoolSize:
+    """How many frames a pool has: plain ones, and of every sign, shape and link."""
+
+    plain: int = 12_000
+    signs: int = 8
+    shapes: int = 40
+    links: int = 8
+
+    def copies(self, needle: Needle) -> int:
+        """Frames that show this needle."""
+        if needle.kind in SHAPES:
+            return self.shapes
+        return self.signs if needle.kind == "sign" else self.links
+
+
+def every_needle() -> list[Needle]:
+    """All signs, shapes and links: 240, 24 and 792. A link's letters differ."""
+    signs = [Needle("sign", a + b) for a in LETTERS for b in DIGITS]
+    shapes = [Needle(shape, colour=colour) for shape in SHAPES for colour in COLOURS]
+    links = [Needle("link", a + b) for a in LETTERS for b in GLYPHS if a != b]
+    return signs + shapes + links
+
+
+class FramePool:
+    """Merged features of many frames of a world, sorted by what they show.
+
+    Args:
+        features: (n, tokens, width); the plain frames come first.
+        plain: how many frames are plain.
+        places: for each needle, the first of its frames and how many there are.
+    """
+
+    def __init__(
+        self, features: Tensor, plain: int, places: Mapping[Needle, tuple[int, int]]
+    ) -> None:
+        self.features, self.plain, self.places = features, plain, places
+
+    @classmethod
+    @torch.no_grad()
+    def encode(
+        cls,
+        world: World,
+        vision: VisionTransformer,
+        projector: Projector,
+        size: PoolSize | None = None,
+        dtype: torch.dtype = torch.float16,
+    ) -> FramePool:
+        """Render and encode the frames; `dtype` is what is kept.
+
+        The seed of the world decides the frames: pools of two seeds share none.
+        """
+        size = size or PoolSize()
+        shown: list[Needle | None] = [None] * size.plain
+        places = {}
+        for needle in every_needle():
+            places[needle] = (len(shown), size.copies(needle))
+            shown += [needle] * size.copies(needle)
+        parts = []
+        for start in range(0, len(shown), _BATCH):
+            batch = shown[start : start + _BATCH]
+            numbers = _STRIDE * np.arange(start, start + len(batch))
+            pixels = to_pixels(world.render(numbers, batch))
+            parts.append(projector.merge(vision(pixels)).to(dtype))
+        return cls(torch.cat(parts), size.plain, places)
+
+    def draw(self, frames: int, needles: Mapping[int, Needle], seed: int) -> Tensor:
+        """Features of a video, (frames, tokens, width) float32, with no frame twice.
+
+        Args:
+            frames: of the video, up to the pool's plain frames.
+            needles: what frames show, by number; the others are plain.
+            seed: which of the pool's frames are taken.
+        """
+        if frames > self.plain:
+            fail("FramePool", "frames", f"be at most its {self.plain} plain frames", frames)
+        chance = random.Random(seed)
+        chosen = torch.tensor(chance.sample(range(self.plain), frames))
+        groups: dict[Needle, list[int]] = {}
+        for number, needle in needles.items():
+            groups.setdefault(needle, []).append(number)
+        for needle, numbers in groups.items():
+            chosen[numbers] = torch.tensor(self._copies(needle, len(numbers), chance))
+        return self.features[chosen].float()
+
+    def _copies(self, needle: Needle, count: int, chance: random.Random) -> Sequence[int]:
+        first, copies = self.places[needle]
+        if count > copies:
+            fail("FramePool", "needles", f"show {needle} at most {copies} times", count)
+        return chance.sample(range(first, first + copies), count)

@@ -1,0 +1,267 @@
+"""Pretraining of the vision encoder: every merged token must tell what its frame shows.
+
+Linear heads read the kind, both glyphs and the colour from each token that `Projector.merge`
+leaves; they are thrown away afterwards. The running average of the weights is what is measured and
+kept: it is usable long before the learning rate has fallen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from timeviper_fast.config import TimeViperConfig
+from timeviper_fast.errors import fail
+from timeviper_fast.model.initialize import init_weights
+from timeviper_fast.model.projector import Projector
+from timeviper_fast.model.vision.vit import VisionTransformer
+from timeviper_fast.synthetic.glyphs import GLYPHS, LETTERS
+from timeviper_fast.synthetic.lessons import IGNORE, Lesson, lesson
+from timeviper_fast.synthetic.levels import LEVELS
+from timeviper_fast.synthetic.needle import COLOURS, KINDS
+from timeviper_fast.synthetic.world import World
+
+__all__ = ["Reader", "VisionPlan", "VisionTrainer", "measure", "pretrain_vision"]
+
+HEADS = {"kind": len(KINDS), "first": len(LETTERS), "second": len(GLYPHS), "colour": len(COLOURS)}
+# seed of the frames that are measured, far from any training seed
+HELD_OUT = 1 << 40
+
+
+@dataclass(frozen=True)
+class VisionPlan:
+    """How the encoder is trained. One frame is drawn per sample and never used again.
+
+    Attributes:
+        steps, batch: optimiser steps, and frames in each.
+        learning_rate: the highest; it rises for `warmup` steps and falls to 2 % along a cosine.
+        weight_decay: of matrices; biases, norms and positions have none.
+        average: share of the old average that is kept per step, at most.
+        plain, hard: shares of frames without needle, and of frames of level "hard".
+        lookalike: share of plain frames with a look-alike card, the hard negatives.
+        seed: of the initial weights and of the frames.
+    """
+
+    steps: int = 40_000
+    batch: int = 128
+    learning_rate: float = 2e-3
+    warmup: int = 300
+    weight_decay: float = 0.05
+    average: float = 0.9995
+    plain: float = 0.25
+    hard: float = 0.4
+    lookalike: float = 0.4
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, from 0."""
+        rising = min(1.0, (step + 1) / self.warmup)
+        done = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * rising * (0.51 + 0.49 * math.cos(math.pi * min(done, 1.0)))
+
+
+class Reader(nn.Module):
+    """The vision encoder with a linear head on each merged token.
+
+    Args:
+        config: a model whose vision and projector are used.
+    """
+
+    def __init__(self, config: TimeViperConfig) -> None:
+        super().__init__()
+        self.vision = VisionTransformer(config.vision)
+        width = config.vision.hidden_size
+        self._projector = [Projector(config.projector, width, 1)]  # in a list: not trained
+        self.heads = nn.Linear(width, sum(HEADS.values()))
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """(frames, 3, S, S) -> logits (frames, tokens, classes) of each head."""
+        tokens = self._projector[0].merge(self.vision(pixels))
+        return dict(zip(HEADS, self.heads(tokens).split(list(HEADS.values()), dim=-1)))
+
+
+def reading_loss(logits: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """Sum over the heads of the mean cross entropy over the tokens that have a label."""
+    total = torch.zeros(())
+    for column, scores in zip(labels.T, logits.values()):
+        targets = column[:, None].expand(scores.shape[:2]).flatten()
+        if bool((targets != IGNORE).any()):
+            total = total + F.cross_entropy(scores.flatten(0, 1), targets, ignore_index=IGNORE)
+    return total
+
+
+class VisionTrainer:
+    """One run, which a saved state continues bit for bit on the same machine.
+
+    Args:
+        config: the model whose vision encoder is trained.
+        plan: how.
+    """
+
+    def __init__(self, config: TimeViperConfig, plan: VisionPlan) -> None:
+        self.config, self.plan, self.step = config, plan, 0
+        self.lines: list[dict[str, Any]] = []
+        self.losses: list[float] = []
+        self.reader, self.averaged = Reader(config), Reader(config)
+        init_weights(self.reader, seed=plan.seed)
+        self.averaged.load_state_dict(self.reader.state_dict())
+        matrices = [p for p in self.reader.parameters() if p.ndim > 1 and p.shape[0] > 1]
+        rest = [p for p in self.reader.parameters() if p.ndim == 1 or p.shape[0] == 1]
+        groups = [
+            {"params": matrices, "weight_decay": plan.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98))
+        self.worlds = {level: World(plan.seed, level, plan.lookalike) for level in LEVELS}
+
+    def batch(self) -> Lesson:
+        """The frames of the coming step."""
+        plan = self.plan
+        return lesson(self.worlds, self.step * plan.batch, plan.batch, plan.plain, plan.hard)
+
+    def train_step(self) -> float:
+        """One step; returns its loss."""
+        pixels, labels = self.batch()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.rate(self.step)
+        loss = reading_loss(self.reader(pixels), labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.reader.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        # early averages forget faster, or they would hold the initial weights for long
+        weight = 1 - min(self.plan.average, self.step / (self.step + 10))
+        with torch.no_grad():
+            for mean, new in zip(self.averaged.parameters(), self.reader.parameters()):
+                mean.lerp_(new, weight)
+        return float(loss.detach())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "plan": asdict(self.plan),
+            "vision": asdict(self.config.vision),
+            "step": self.step,
+            "losses": self.losses,
+            "lines": self.lines,
+            "reader": self.reader.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue a saved run.
+
+        Raises:
+            ValueError: the state is of another plan or another encoder.
+        """
+        for name, own in (("plan", self.plan), ("vision", self.config.vision)):
+            if state[name] != asdict(own):
+                fail("pretrain_vision", name, f"be that of the saved run, {state[name]}", own)
+        self.step, self.losses, self.lines = state["step"], state["losses"], state["lines"]
+        self.reader.load_state_dict(state["reader"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+@torch.no_grad()
+def measure(reader: Reader, level: str, frames: int, *, seed: int = HELD_OUT) -> dict[str, float]:
+    """Errors on frames that no training sees.
+
+    Args:
+        reader: encoder and heads.
+        level: of the world.
+        frames: how many with a needle, and again as many plain ones.
+        seed: of the world.
+
+    Returns:
+        For each head the share of wrong tokens among those with a label, on frames with needles;
+        `false`: the share of plain frames of which any token names a needle.
+    """
+    worlds = {name: World(seed, level) for name in LEVELS}
+    wrong, counted, false = dict.fromkeys(HEADS, 0), dict.fromkeys(HEADS, 0), 0
+    for start in range(0, frames, 256):
+        count = min(256, frames - start)
+        pixels, labels = lesson(worlds, start, count, 0.0, 0.0)
+        for (name, scores), column in zip(reader(pixels).items(), labels.T):
+            seen = column != IGNORE
+            wrong[name] += int((scores.argmax(-1) != column[:, None])[seen].sum())
+            counted[name] += int(seen.sum()) * scores.shape[1]
+        pixels, _ = lesson(worlds, frames + start, count, 1.0, 0.0)
+        named = reader(pixels)["kind"].argmax(-1) != KINDS.index("plain")
+        false += int(named.any(-1).sum())
+    errors = {name: wrong[name] / max(counted[name], 1) for name in HEADS}
+    return errors | {"false": false / frames}
+
+
+def pretrain_vision(
+    config: TimeViperConfig,
+    plan: VisionPlan,
+    folder: Path,
+    *,
+    save_seconds: float = 60.0,
+    measure_steps: int = 1000,
+    measure_frames: int = 2048,
+) -> Iterator[dict[str, Any]]:
+    """Train, or continue what `folder` holds; yields what is logged.
+
+    The folder gets `state.pt` (to continue), `vision.safetensors` (the averaged encoder, under the
+    names of `VisionTransformer`) and `log.jsonl`. Each file is replaced whole.
+
+    Args:
+        config: the model whose vision encoder is trained.
+        plan: how; a folder of another plan is an error.
+        folder: made if it does not exist.
+        save_seconds: between two saved states.
+        measure_steps, measure_frames: how often errors are measured, and on how many frames.
+    """
+    trainer = VisionTrainer(config, plan)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "state.pt").exists():
+        trainer.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
+    saved = time.monotonic()
+    while trainer.step < plan.steps:
+        trainer.losses.append(trainer.train_step())
+        last = trainer.step == plan.steps
+        if trainer.step % measure_steps == 0 or last:
+            yield _report(trainer, measure_frames)
+        if last or time.monotonic() - saved > save_seconds:
+            _save(trainer, folder)
+            saved = time.monotonic()
+
+
+def _report(trainer: VisionTrainer, frames: int) -> dict[str, Any]:
+    """Measure the averaged weights, and add a line to the log."""
+    mean = sum(trainer.losses) / len(trainer.losses)
+    line: dict[str, Any] = {"step": trainer.step, "loss": mean}
+    line |= {level: measure(trainer.averaged, level, frames) for level in LEVELS}
+    trainer.lines.append(line)
+    trainer.losses.clear()
+    return line
+
+
+def _save(trainer: VisionTrainer, folder: Path) -> None:
+    """Write all files. The state is the last: what it does not know yet is written again."""
+    from safetensors.torch import save_file
+
+    log = "".join(json.dumps(line) + "\n" for line in trainer.lines)
+    weights = trainer.averaged.vision.state_dict()
+    _replace(folder / "log.jsonl", lambda path: path.write_text(log, encoding="utf-8"))
+    _replace(folder / "vision.safetensors", lambda path: save_file(weights, path))
+    _replace(folder / "state.pt", lambda path: torch.save(trainer.state_dict(), path))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    write(partial)
+    os.replace(partial, path)
