@@ -130,6 +130,15 @@ def test_the_rate_rises_and_falls_along_a_cosine():
     assert plan.rate(1000) == pytest.approx(0.02)
 
 
+def test_later_steps_see_more_frames_without_a_needle():
+    plan = VisionPlan(batch=200, late=3, plain=0.1, late_plain=0.9)
+    trainer, shares = VisionTrainer(SMALL, plan), []
+    for trainer.step in (2, 3):
+        shares.append((trainer.batch().labels[:, 0] == 0).float().mean().item())
+    assert shares[0] < 0.2
+    assert shares[1] > 0.8
+
+
 def test_measuring_counts_tokens_and_frames():
     """A reader that calls everything a star is wrong about all frames but stars."""
     reader = Reader(SMALL)

@@ -47,8 +47,10 @@ class VisionPlan:
         learning_rate: the highest; it rises for `warmup` steps and falls to 2 % along a cosine.
         weight_decay: of matrices; biases, norms and positions have none.
         average: share of the old average that is kept per step, at most.
-        plain, hard: shares of frames without needle, and of frames of level "hard".
-        lookalike: share of plain frames with a look-alike card, the hard negatives.
+        hard: share of frames of level "hard".
+        plain, lookalike: share of frames without needle, and of those with a look-alike card.
+        late: step from which `late_plain` and `late_lookalike` hold in their place. Frames that are
+            almost needles teach more once needles are known.
         seed: of the initial weights and of the frames.
     """
 
@@ -58,9 +60,12 @@ class VisionPlan:
     warmup: int = 300
     weight_decay: float = 0.05
     average: float = 0.9995
-    plain: float = 0.25
     hard: float = 0.4
+    plain: float = 0.25
     lookalike: float = 0.4
+    late: int = 8_000
+    late_plain: float = 0.45
+    late_lookalike: float = 0.6
     seed: int = 0
 
     def rate(self, step: int) -> float:
@@ -122,12 +127,16 @@ class VisionTrainer:
             {"params": rest, "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98))
-        self.worlds = {level: World(plan.seed, level, plan.lookalike) for level in LEVELS}
+        self._worlds = [
+            {level: World(plan.seed, level, share) for level in LEVELS}
+            for share in (plan.lookalike, plan.late_lookalike)
+        ]
 
     def batch(self) -> Lesson:
         """The frames of the coming step."""
-        plan = self.plan
-        return lesson(self.worlds, self.step * plan.batch, plan.batch, plan.plain, plan.hard)
+        plan, late = self.plan, self.step >= self.plan.late
+        plain = plan.late_plain if late else plan.plain
+        return lesson(self._worlds[late], self.step * plan.batch, plan.batch, plain, plan.hard)
 
     def train_step(self) -> float:
         """One step; returns its loss."""
