@@ -63,7 +63,7 @@ MODULES = {
         "decode": "container index packets",
         "file": "container decode ending index orientation packets sample_table timeline",
         "images": "",
-        "directory": "images",
+        "directory": "container images",
         "source": "arrays directory file images packets",
         "writer": "container",
         "video": "packets sampling source times",

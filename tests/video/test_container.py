@@ -145,6 +145,28 @@ def test_of_two_films_the_default_one_is_shown(tmp_path: Path) -> None:
             container.mux(stream.encode(None))
     video = open_video(tmp_path / "two.mkv")
     assert numbers(video.frames(range(video.num_frames))) == [100, 101, 102, 103]
+    assert video.notes == ("it holds 2 films; stream 1 (64 x 48) is read, not stream 0 (64 x 48)",)
+
+
+def test_a_recording_of_several_programs_says_which_film_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "programs.ts"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("mpeg2video", rate=25) for _ in range(5)]
+        for stream, width in zip(streams, (32, 64, 128, 64, 64)):
+            stream.height, stream.width, stream.pix_fmt = 48, width, "yuv420p"
+        for number in range(6):
+            for stream in streams:
+                rgb = np.ascontiguousarray(picture(number)[:, [0] * stream.width])
+                frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+                frame.pts = number
+                container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    (note,) = open_video(path).notes
+    assert note == (
+        "it holds 5 films; stream 0 (32 x 48) is read, not stream 1 (64 x 48), "
+        "stream 2 (128 x 48), stream 3 (64 x 48), ..."
+    )
 
 
 def test_a_cover_picture_alone_is_no_video(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, features
 
-from tests.video.common import number_of, numbers, picture, pictures
+from tests.video.common import number_of, numbers, picture, pictures, sound_only
 from timeviper_fast.errors import VideoError
 from timeviper_fast.video import Video, open_video, read_video, write_video
 
@@ -119,12 +119,20 @@ def test_a_video_and_its_cover(tmp_path: Path) -> None:
         open_video(tmp_path, fps=2)
 
 
-@pytest.mark.parametrize("name", ["film.y4m", "film.f4v", "film.qt", "film.mjpeg"])
+@pytest.mark.parametrize("name", ["film.y4m", "film.f4v", "film.mjpeg", "film", "film.part"])
 def test_films_of_rarer_names_beside_a_cover(tmp_path: Path, name: str) -> None:
     write_video(tmp_path / "film.mp4", pictures(6))
     (tmp_path / "film.mp4").rename(tmp_path / name)
     save(99, tmp_path / "cover.png")
-    assert all_of(open_video(tmp_path)) == [0, 1, 2, 3, 4, 5]
+    (tmp_path / "LICENSE").write_text("words")
+    sound_only(tmp_path / "sound.wav")
+    (tmp_path / "sound.wav").rename(tmp_path / "sound")
+    video = open_video(tmp_path)
+    assert all_of(video) == [0, 1, 2, 3, 4, 5]
+    (note,) = video.notes
+    assert note == (
+        "left out of the directory: 2 files of another kind (LICENSE, sound), 1 image (cover.png)"
+    )
 
 
 def test_images_beside_a_video_are_what_is_read(tmp_path: Path) -> None:

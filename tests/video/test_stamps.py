@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from timeviper_fast.video.packets import UNKNOWN
-from timeviper_fast.video.stamps import Mends, joined, mended, misfits, suspects, uneven
+from timeviper_fast.video.stamps import Mends, joined, late, mended, misfits, suspects, uneven
 
 
 @pytest.mark.parametrize(
@@ -138,6 +138,18 @@ def test_a_stamp_in_a_wrong_place_leaves_a_gap_and_narrows_another() -> None:
     stamps[5] -= 15
     # 40 becomes 25: between 20 and 30, and away from 30 and 50
     assert np.flatnonzero(uneven(stamps, 10.0)).tolist() == [1, 3, 5, 6]
+
+
+def test_a_stamp_in_a_wrong_place_comes_too_late_for_a_short_queue() -> None:
+    stored = np.array([0, 3, 1, 2, 6, 4, 5, 9, 7, 8, 12, 10, 11])
+    stamps = stored**2
+    assert not late(stamps, 1).any()
+    # two pictures that are stored in falling order need a queue of two
+    assert late(np.array([0, 3, 2, 1, 6, 5, 4]), 1).any()
+    assert not late(np.array([0, 3, 2, 1, 6, 5, 4]), 2).any()
+    # 4 becomes 1.5, and is wanted before 3 is shown
+    stamps[5] = 2
+    assert np.flatnonzero(late(stamps, 1)).tolist() == [1, 5]
 
 
 def test_what_was_mended_is_said() -> None:

@@ -72,6 +72,34 @@ def test_the_decoder_orders_what_the_stamps_do_not() -> None:
     assert bool((np.diff(times.seconds) > 0).all())
 
 
+@pytest.mark.parametrize("seconds", [-0.25, 0.25])
+def test_one_flaw_in_a_long_film_of_a_variable_rate_is_decoded(seconds: float) -> None:
+    """As in Matroska, whose decode stamps are made of the flawed stamps; keys are 14 apart."""
+    stored = np.concatenate([7 * i + STORED[:7] for i in range(300)])
+    true = np.cumsum(3 + np.arange(2100) ** 2 % 11)[stored]
+    stamps = true.copy()
+    # a picture that no other refers to
+    flawed = int(np.flatnonzero(stored == 1001)[0])
+    stamps[flawed] += round(100 * seconds)
+    asked = []
+
+    def decode(start: int, stop: int) -> list[int]:
+        asked.append((start, stop))
+        return (start + np.argsort(stored[start:stop])).tolist()
+
+    n = np.arange(2100)
+    flags = n % 14 == 0, np.ones(2100, np.bool_), *np.zeros((2, 2100), np.bool_)
+    packets = Packets(stamps, np.sort(stamps) - 20, np.full(2100, 10), *flags)
+    clock = CLOCK._replace(reorders=True, states_decoding=False)
+    times = timeline(packets, clock, decode)
+    assert len(asked) <= 2
+    assert any(start <= flawed < stop for start, stop in asked)
+    assert times.order.tolist() == np.argsort(stored).tolist()
+    assert times.notes == ["1 of 2100 time stamps are mended (1 misplaced)"]
+    whole = packets._replace(pts=true, dts=np.sort(true) - 20)
+    assert timeline(whole, clock, never).order.tolist() == np.argsort(stored).tolist()
+
+
 def test_without_presentation_stamps_frames_are_counted() -> None:
     clock = CLOCK._replace(reorders=True, states_display=False)
     # every third frame stands for ten

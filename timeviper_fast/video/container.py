@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-__all__ = ["NO_INDEX", "ffmpeg_name", "import_av", "lacks_index", "opened"]
+__all__ = ["NO_INDEX", "ffmpeg_name", "import_av", "is_film", "lacks_index", "opened", "unseen"]
 
 
 def import_av(module: str = "") -> Any:
@@ -64,18 +64,48 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         yield container, stream
 
 
+def is_film(path: Path) -> bool:
+    """Whether FFmpeg finds a video stream in a file of any name; False without PyAV."""
+    try:
+        with opened(path):
+            return True
+    except VideoError:
+        return False
+
+
+def unseen(container: InputContainer, seen: VideoStream) -> list[str]:
+    """A sentence about further films in the file, as in recordings of several programs."""
+    others = [_named(stream) for stream in _films(container) if stream is not seen]
+    if not others:
+        return []
+    shown = ", ".join([*others[:_NAMED], *(["..."] if len(others) > _NAMED else [])])
+    return [f"it holds {len(others) + 1} films; {_named(seen)} is read, not {shown}"]
+
+
+def _named(stream: VideoStream) -> str:
+    """A stream by its number in FFmpeg's lists, and the size of its pictures."""
+    size = f" ({stream.width} x {stream.height})" if stream.width else ""
+    return f"stream {stream.index}{size}"
+
+
+def _films(container: InputContainer) -> list[VideoStream]:
+    """The video streams that are no pictures; if there are none, those that are no covers."""
+    kinds = import_av("stream").Disposition
+    covers = kinds.attached_pic | kinds.still_image | kinds.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & covers]
+    return [stream for stream in streams if not _is_still(stream)] or streams
+
+
 def _film(container: InputContainer) -> VideoStream | None:
     """The video stream that FFmpeg prefers, but no picture where there is a film.
 
     Where FFmpeg prefers a picture, a film that is marked as default comes first, then the one with
     most frames, then the largest, then the first.
     """
-    kinds = import_av("stream").Disposition
-    covers = kinds.attached_pic | kinds.still_image | kinds.timed_thumbnails
-    streams = [stream for stream in container.streams.video if not stream.disposition & covers]
-    films = [stream for stream in streams if not _is_still(stream)] or streams
+    films = _films(container)
     if not films:
         return None
+    default = import_av("stream").Disposition.default
     best = container.streams.best("video")
     for stream in films:
         if stream is best:
@@ -83,7 +113,7 @@ def _film(container: InputContainer) -> VideoStream | None:
 
     def rank(stream: VideoStream) -> tuple[bool, int, int, int]:
         area = (stream.width or 0) * (stream.height or 0)
-        return bool(stream.disposition & kinds.default), stream.frames, area, -stream.index
+        return bool(stream.disposition & default), stream.frames, area, -stream.index
 
     return max(films, key=rank)
 
@@ -101,6 +131,8 @@ def _kinds(container: InputContainer) -> str:
     return ", ".join(sorted(kinds))
 
 
+# so many further films are named
+_NAMED = 3
 _STILLS = frozenset({"bmp", "gif", "jpeg2000", "mjpeg", "png", "tiff", "webp"})
 
 NO_INDEX = (

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from timeviper_fast.errors import VideoError
+from timeviper_fast.video.container import is_film
 from timeviper_fast.video.images import is_image, is_picture
 
 __all__ = ["Contents", "contents_of"]
@@ -19,8 +20,8 @@ _VIDEOS = (
 )  # fmt: skip
 # what systems put beside images
 _SYSTEM = frozenset({"desktop.ini", "ehthumbs.db", "thumbs.db"})
-_IMAGE, _VIDEO = "image", "video"
-_PLURALS = {"directory": "directories", "file of another kind": "files of another kind"}
+_IMAGE, _VIDEO, _OTHER = "image", "video", "file of another kind"
+_PLURALS = {"directory": "directories", _OTHER: "files of another kind"}
 # so many names of each kind are shown
 _NAMED = 3
 
@@ -38,7 +39,8 @@ def contents_of(path: Path) -> Contents:
 
     A file is an image by its suffix or, whatever its suffix, by its first bytes. One with the
     suffix of an image is a frame even if it cannot be read, so that the others keep their times.
-    One video, alone or beside one image (its cover), is read instead.
+    One video, alone or beside one image (its cover), is read instead; it is known by its suffix or,
+    where no suffix tells, by its content.
 
     Raises:
         VideoError: there is neither image nor video, or there are several videos and no images.
@@ -46,17 +48,26 @@ def contents_of(path: Path) -> Contents:
     kinds: dict[str, list[Path]] = {}
     for entry in sorted(path.iterdir(), key=_natural):
         kinds.setdefault(_kind(entry), []).append(entry)
+    if _VIDEO not in kinds and len(kinds.get(_IMAGE, [])) <= 1:
+        _find_films(kinds)
     frames, videos = kinds.get(_IMAGE, []), kinds.get(_VIDEO, [])
     if len(videos) > 1 and len(frames) <= 1:
         found = _counted(_VIDEO, videos)
         raise VideoError(f"{path}: the directory holds {found}; name the video that is meant")
-    is_film = len(videos) == 1 and len(frames) <= 1
-    looked_at = _VIDEO if is_film else _IMAGE
+    reads_video = len(videos) == 1 and len(frames) <= 1
+    looked_at = _VIDEO if reads_video else _IMAGE
     left_out = ", ".join(_counted(kind, kinds[kind]) for kind in sorted({*kinds} - {looked_at}))
     if not frames and not videos:
         raise VideoError(f"{path}: the directory holds no images ({left_out or 'it is empty'})")
     notes = [f"left out of the directory: {left_out}"] if left_out else []
-    return Contents([], videos[0], notes) if is_film else Contents(frames, None, notes)
+    return Contents([], videos[0], notes) if reads_video else Contents(frames, None, notes)
+
+
+def _find_films(kinds: dict[str, list[Path]]) -> None:
+    """Move the films among the files of another kind to the videos."""
+    others = kinds.pop(_OTHER, [])
+    for entry in others:
+        kinds.setdefault(_VIDEO if is_film(entry) else _OTHER, []).append(entry)
 
 
 def _kind(entry: Path) -> str:
@@ -70,7 +81,7 @@ def _kind(entry: Path) -> str:
     if entry.suffix.lower() in _VIDEOS:
         return _VIDEO
     # a broken link with the name of an image is an image that cannot be read
-    return _IMAGE if is_image(entry) or is_picture(entry) else "file of another kind"
+    return _IMAGE if is_image(entry) or is_picture(entry) else _OTHER
 
 
 def _natural(file: Path) -> tuple[list[Any], str]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from timeviper_fast.errors import VideoError
-from timeviper_fast.video.container import NO_INDEX, import_av, lacks_index, opened
+from timeviper_fast.video.container import NO_INDEX, import_av, lacks_index, opened, unseen
 from timeviper_fast.video.decode import (
     Feed,
     counted_pictures,
@@ -61,7 +61,7 @@ class FileReader:
             that is cut off; estimated from the duration if no frame count is declared.
         skipped: frames shown before the first key frame.
         notes: sentences that say which of the file's time stamps are mended or doubtful, and
-            what is left out at its end.
+            what is left out: further films, and what stands at the file's end.
 
     Raises:
         VideoError: the file is no video, is empty, has no video stream or no decodable frame, or
@@ -167,7 +167,7 @@ def _scan(path: Path, progress: Progress | None) -> _Scan:
     with opened(path) as (container, stream):
         clock, told = _clock(container, stream), declared(container, stream)
         packets = listed_packets(path, container, stream)
-        notes = unread(path, container.format.name)
+        notes = unseen(container, stream) + unread(path, container.format.name)
     if packets is None:
         with opened(path) as (container, stream):
             packets = read_packets(path, container, stream, faults, progress)

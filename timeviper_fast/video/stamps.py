@@ -9,13 +9,14 @@ the stamps start anew: each part is moved to continue where the part before it e
 from __future__ import annotations
 
 from bisect import bisect_right
+from heapq import heappush, heappushpop
 from typing import NamedTuple
 
 import numpy as np
 
 from timeviper_fast.video.packets import UNKNOWN
 
-__all__ = ["Mends", "joined", "mended", "misfits", "suspects", "uneven"]
+__all__ = ["Mends", "joined", "late", "mended", "misfits", "suspects", "uneven"]
 
 # packets before and behind a fall or a leap that decide whether it is a join or one flawed stamp
 _WINDOW = 8
@@ -134,6 +135,27 @@ def misfits(stamps: np.ndarray, decode: np.ndarray, step: float) -> np.ndarray:
             fewest = int(np.count_nonzero(off))
             found[:] = False
             found[order[: len(off)][off]] = True
+    return found
+
+
+def late(stamps: np.ndarray, depth: int) -> np.ndarray:
+    """The packets (n,) bool that come too late for a decoder that holds back `depth` pictures.
+
+    Such a decoder shows the earliest of them whenever a further one comes. Where it is earlier than
+    a picture shown before, one of the two has a flawed stamp, or the stream is reordered more
+    deeply there. Both are marked.
+    """
+    found = np.zeros(len(stamps), np.bool_)
+    held: list[tuple[int, int]] = []
+    last = (UNKNOWN, 0)
+    for row in zip(stamps.tolist(), range(len(stamps))):
+        if len(held) < depth:
+            heappush(held, row)
+            continue
+        shown = heappushpop(held, row)
+        if shown[0] < last[0]:
+            found[[shown[1], last[1]]] = True
+        last = max(last, shown)
     return found
 
 

@@ -6,14 +6,15 @@ decoded, because then the decoder alone knows the order of the pictures.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 from timeviper_fast.video.packets import UNKNOWN, Packets
-from timeviper_fast.video.stamps import joined, mended, misfits, suspects, uneven
+from timeviper_fast.video.stamps import joined, late, mended, misfits, suspects, uneven
 
 __all__ = ["Clock", "DisplayOrder", "Timeline", "timeline"]
 
@@ -26,6 +27,8 @@ _MOST_DECODED = 3000
 _FAR = 10.0
 # so many may be decoded where stamps are only unusual
 _MOST_CHECKED = 600
+# pictures that decoders hold back
+_DEPTHS = range(1, 9)
 
 
 class Clock(NamedTuple):
@@ -95,7 +98,8 @@ def timeline(packets: Packets, clock: Clock, display_order: DisplayOrder) -> Tim
     order = by_time = np.arange(len(stamps))
     if reorders and not is_counted:
         odd = misfits(stamps, ascending, step) if clock.states_decoding else uneven(stamps, step)
-        by_time, is_counted = _display_order(stamps, packets.keys, odd, display_order)
+        unusual = chain([odd], (late(stamps, depth) for depth in _DEPTHS))
+        by_time, is_counted = _display_order(stamps, packets.keys, unusual, display_order)
         order = order if is_counted else by_time
     ticks, mends = mended(stamps[by_time][packets.shown[by_time]], step)
     ticks *= clock.tick.numerator
@@ -165,9 +169,16 @@ def _moved(stamps: np.ndarray, parts: np.ndarray, moves: np.ndarray) -> np.ndarr
 
 
 def _display_order(
-    stamps: np.ndarray, keys: np.ndarray, misfit: np.ndarray, display_order: DisplayOrder
+    stamps: np.ndarray,
+    keys: np.ndarray,
+    unusual: Iterable[np.ndarray],
+    display_order: DisplayOrder,
 ) -> tuple[np.ndarray, bool]:
-    """Packet numbers in display order, and whether the order within key frames is a guess."""
+    """Packet numbers in display order, and whether the order within key frames is a guess.
+
+    `unusual` are packets (n,) bool whose stamps may be flawed; those of the first column that takes
+    little decoding are checked.
+    """
     doubtful = suspects(stamps)
     bounds = np.flatnonzero(keys)
     begins, ends = np.append(0, bounds), np.append(bounds, len(stamps))
@@ -177,8 +188,8 @@ def _display_order(
         wanted = np.unique(groups[packets])
         return int(np.sum(ends[wanted] - begins[np.maximum(wanted - 1, 0)]))
 
-    if cost(misfit | doubtful) <= _MOST_CHECKED:
-        doubtful = misfit | doubtful
+    checked = (doubtful | odd for odd in unusual)
+    doubtful = next((some for some in checked if cost(some) <= _MOST_CHECKED), doubtful)
     if not doubtful.any():
         return np.argsort(stamps, kind="stable"), False
     order = np.lexsort((stamps, groups))
