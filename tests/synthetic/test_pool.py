@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from timeviper_fast.model.initialize import init_weights
+from timeviper_fast.model.model import TimeViperNetwork
+from timeviper_fast.presets import preset
+from timeviper_fast.synthetic import pool as pool_module
+from timeviper_fast.synthetic.lessons import to_pixels
 from timeviper_fast.synthetic.needle import KINDS, Needle
 from timeviper_fast.synthetic.pool import FramePool, PoolSize, every_needle
+from timeviper_fast.synthetic.world import World
 
 
 def small_pool(plain=40, copies=2):
@@ -41,6 +48,25 @@ def test_videos_show_what_they_should_and_no_frame_twice():
             assert first <= number < first + count
     assert numbers_of(pool.draw(40, shown, 1)) == numbers_of(pool.draw(40, shown, 1))
     assert numbers_of(pool.draw(40, shown, 1)) != numbers_of(pool.draw(40, shown, 2))
+
+
+def test_features_are_those_of_the_worlds_frames(monkeypatch):
+    """Of frames that show the needle, and of frames that show nothing; other seeds give others."""
+    needles = [Needle("sign", "K7"), Needle("ring", colour="blue"), Needle("link", "KM")]
+    monkeypatch.setattr(pool_module, "every_needle", lambda: needles)
+    model = TimeViperNetwork(preset("tiny-trained"))
+    init_weights(model, seed=0)
+    size = PoolSize(plain=5, signs=2, shapes=3, links=4)
+    pool, other = (
+        FramePool.encode(World(seed), model.vision, model.projector, size) for seed in (3, 4)
+    )
+    assert pool.places == dict(zip(needles, [(5, 2), (7, 3), (10, 4)]))
+    shown = [None] * 5 + [needles[0]] * 2 + [needles[1]] * 3 + [needles[2]] * 4
+    frames = to_pixels(World(3).render(33 * np.arange(14), shown))
+    with torch.no_grad():
+        expected = model.projector.merge(model.vision(frames))
+    torch.testing.assert_close(pool.features.float(), expected, rtol=1e-3, atol=1e-3)
+    assert (pool.features != other.features).flatten(1).any(1).all()
 
 
 def test_sizes_count_copies():
