@@ -63,7 +63,7 @@ class VisionPlan:
     hard: float = 0.4
     plain: float = 0.25
     lookalike: float = 0.4
-    late: int = 8_000
+    late: int = 5_000
     late_plain: float = 0.45
     late_lookalike: float = 0.6
     seed: int = 0
