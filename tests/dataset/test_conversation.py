@@ -110,6 +110,7 @@ def test_a_part_a_mark_and_the_sentence(home: Path) -> None:
     }
     sample = agrees(source(home, row, mention_duration=True), 0)
     assert sample.seconds == (1.5, 2.5)
+    assert levels(sample) == [3, 5]
     assert (
         sample.preface
         == "The video lasts for 2.0 seconds, and 2 frames are uniformly sampled from it. "

@@ -12,6 +12,7 @@ import torch
 from tests.dataset.common import turns
 from tests.tiny import CONFIG
 from timeviper_fast.config import ProjectorConfig
+from timeviper_fast.dataset import features
 from timeviper_fast.dataset.features import FeatureCache, encode_features, vision_key
 from timeviper_fast.dataset.sample import Sample
 from timeviper_fast.errors import ArgumentError
@@ -30,15 +31,24 @@ def model() -> TimeViperNetwork:
 def test_features_are_those_that_the_model_would_project(model: TimeViperNetwork) -> None:
     pixels = torch.randn(6, 3, 28, 28)
     sample = Sample(TALK, pixels)
-    features = encode_features(model, sample)
-    assert torch.equal(model.projector.project(features), model.encode(pixels))
-    # the parts of a joined sample are encoded one by one
-    joined = encode_features(model, replace(sample, parts=(("a", 2), ("b", 4))))
-    assert torch.equal(
-        joined, torch.cat([encode_features(model, Sample(TALK, p)) for p in pixels.split([2, 4])])
-    )
+    merged = encode_features(model, sample)
+    assert torch.equal(model.projector.project(merged), model.encode(pixels))
     with pytest.raises(ArgumentError, match="sample must have pixels"):
         encode_features(model, Sample(TALK))
+
+
+def test_parts_are_encoded_one_by_one_in_batches_of_whole_clips(
+    model: TimeViperNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of other sizes may round differently, and a part must be the same in every sample."""
+    pixels, batches = torch.randn(10, 3, 28, 28), []
+    monkeypatch.setattr(features, "_BATCH", 5)
+    hook = model.vision.register_forward_pre_hook(lambda _, given: batches.append(len(given[0])))
+    joined = encode_features(model, Sample(TALK, pixels, parts=(("a", 2), ("b", 8))))
+    alone = [encode_features(model, Sample(TALK, part)) for part in pixels.split([2, 8])]
+    hook.remove()
+    assert batches == [2, 4, 4, 2, 4, 4]
+    assert torch.equal(joined, torch.cat(alone))
 
 
 def test_completed_samples_are_read_back(tmp_path: Path, model: TimeViperNetwork) -> None:
@@ -57,15 +67,15 @@ def test_completed_samples_are_read_back(tmp_path: Path, model: TimeViperNetwork
 
 
 def test_bfloat16_stays(tmp_path: Path) -> None:
-    cache, features = FeatureCache(tmp_path, "m"), torch.randn(2, 3, 4).bfloat16()
-    cache.write("ab", features)
-    assert torch.equal(cache.read("ab"), features)
+    cache, kept = FeatureCache(tmp_path, "m"), torch.randn(2, 3, 4).bfloat16()
+    cache.write("ab", kept)
+    assert torch.equal(cache.read("ab"), kept)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "foreign"])
 def test_a_damaged_entry_is_encoded_again(tmp_path: Path, damage: str) -> None:
-    cache, features = FeatureCache(tmp_path, "m"), torch.randn(2, 3, 4)
-    cache.write("ab", features)
+    cache, kept = FeatureCache(tmp_path, "m"), torch.randn(2, 3, 4)
+    cache.write("ab", kept)
     (path,) = tmp_path.rglob("*.safetensors")
     whole = path.read_bytes()
     flipped = whole[:-1] + bytes([whole[-1] ^ 1])
@@ -73,8 +83,8 @@ def test_a_damaged_entry_is_encoded_again(tmp_path: Path, damage: str) -> None:
     path.write_bytes(bad[damage])
     with pytest.warns(UserWarning, match=r"ab\.safetensors: it is encoded again, for "):
         assert cache.read("ab") is None
-    cache.write("ab", features)
-    assert torch.equal(cache.read("ab"), features)
+    cache.write("ab", kept)
+    assert torch.equal(cache.read("ab"), kept)
 
 
 def test_a_key_is_of_all_that_features_depend_on(tmp_path: Path, model: TimeViperNetwork) -> None:

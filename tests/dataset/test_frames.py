@@ -56,10 +56,19 @@ def test_a_part_of_the_video() -> None:
     late = timeline(20)._replace(seconds=timeline(20).seconds + 5)
     chosen = Sampling().choose(late, 7.0, 11.0, Limits())
     assert chosen.seconds.tolist() == [7.5, 8.5, 9.5, 10.5]
+    assert chosen.positions.tolist() == [5, 7, 9, 11]
     assert (chosen.start, chosen.duration) == (7.0, 4.0)
+    # no frame is shown at 7.2 seconds, and the first one behind it at 7.5
+    chosen = Sampling().choose(late, 7.2, 11.0, Limits())
+    assert (chosen.start, chosen.duration) == (7.5, 3.5)
     assert Sampling().choose(late, None, None, Limits()).start == 5.0
     with pytest.raises(ArgumentError, match="start must lie within the video"):
         Sampling().choose(late, 20.0, None, Limits())
+
+
+def test_a_duration_that_misses_a_whole_number_by_rounding() -> None:
+    almost = timeline(6)._replace(duration=2.9999999999999996)
+    assert len(Sampling().choose(almost, None, None, Limits()).positions) == 3
 
 
 def test_the_rule_of_videochat_flash() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,8 @@ def test_a_caption_with_a_span_asks_for_the_time() -> None:
     )
     assert "A dog runs" in question["content"]
     assert answer["content"] == "From 2.0 to 4.2 seconds."
+    asked = [
+        messages_of(Row((), FILM, caption="It runs.", span=(2, 3)), "grounding", n)
+        for n in range(20)
+    ]
+    assert not [turn for turn, _ in asked if re.search(r"\.[.?]", turn["content"])]

@@ -148,6 +148,13 @@ def test_an_array_and_lines_hold_the_same_rows(
     assert array.faults == lines.faults == []
 
 
+def test_an_array_behind_a_byte_order_mark(tmp_path: Path) -> None:
+    rows = write(
+        tmp_path / "a.json", "\ufeff" + json.dumps([ASKED, {**ASKED, "id": "ö"}], indent=1)
+    )
+    assert [rows[0].id, rows[1].id] == ["", "ö"]
+
+
 def test_an_array_that_breaks_off_keeps_the_rows_before(tmp_path: Path) -> None:
     text = json.dumps([ASKED, ASKED], indent=1)
     rows = write(tmp_path / "a.json", text[:-40])

@@ -28,8 +28,8 @@ class Chosen(NamedTuple):
     Attributes:
         positions: (n,) int64, ascending, into the video's frames; n is a multiple of `clip_frames`.
         seconds: (n,) float64, when they are shown, in the times of the video.
-        start: where the part begins, in the times of the video.
-        duration: seconds that the part lasts.
+        start: when the part's first frame is shown, in the times of the video.
+        duration: seconds from there to the part's end.
         sampled: frames that a sentence about the sampling tells: without those that only repeat the
             last one to fill up its clip.
     """
@@ -122,8 +122,7 @@ class Sampling:
             local = _from_intervals(count, stop - first, seed if self.jitter else None)
             sampled = len(local)
             local = torch.cat([local, local[-1:].expand(-sampled % self.unit)])
-        begin = float(timeline.seconds[0]) if start is None else max(start, float(seconds[0]))
-        return Chosen(local + first, seconds[local], begin, duration, sampled)
+        return Chosen(local + first, seconds[local], float(seconds[0]), duration, sampled)
 
     def _count(self, duration: float, frames: int, least: int, most: int) -> int:
         """Frames to take: whole clips, unless the video is shorter than one."""

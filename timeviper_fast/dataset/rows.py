@@ -153,14 +153,13 @@ class Rows:
     def _array(self) -> Iterator[tuple[int, int, int]]:
         """Place, length and line of each item of the file's array, in bytes."""
         data = self.path.read_bytes()
-        offset = 3 if data.startswith(b"\xef\xbb\xbf") else 0
         try:
-            text = data[offset:].decode("utf-8")
+            text = data.decode("utf-8")
         except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, offset + error.start) + 1
+            line = data.count(b"\n", 0, error.start) + 1
             self._refuse(line, "the text is not UTF-8; no row of the file is read")
             return
-        decoder, line, done = json.JSONDecoder(), 1, 0
+        decoder, line, done, offset = json.JSONDecoder(), 1, 0, 0
         at, closed = text.index("[") + 1, False
         while not closed:
             at = _after_blanks(text, at)
