@@ -12,12 +12,13 @@
     ops/             every op of tvkernels
     integrations/    patched transformers models, stand-ins for mamba_ssm and causal_conv1d
     peers/           comparisons with other projects' code
-    video/ text/ model/ checkpoint/ inference/ training/ cli/    timeviper_fast's folders
+    video/ text/ model/ checkpoint/ inference/ dataset/ training/ cli/    timeviper_fast's folders
     benchmarks/      the counter, the clock and the tables of benchmarks/
     machine_code/    every kernel compiled for six GPU targets and judged (`make aot`)
     examples/        the programs of examples/ run
 
-The files here test the modules on top of timeviper_fast (config, errors, layout, presets, stops,
-demo), README and docs (test_readme.py runs them, test_docs.py compares names, figures and the
-picture with the code), the wheel (test_packaging.py) and the index of data/ (test_data.py).
+The files here test the modules on top of timeviper_fast (timeviper: the class `TimeViper`, its
+generate, saving and loading; config, errors, layout, presets, stops, demo), README and docs
+(test_readme.py runs them, test_docs.py compares names, figures and the picture with the code), the
+wheel (test_packaging.py) and the index of data/ (test_data.py).
 """

@@ -1,4 +1,4 @@
-"""From a question to its answer; test_timeviper.py is about the class `TimeViper` itself.
+"""From a question to its answer, a file of tests for each module of timeviper_fast/inference.
 
 common.py      a small random language model with two stages, and prompts for it
 conftest.py    the tiny model, and a short video to ask it about

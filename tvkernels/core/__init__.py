@@ -6,7 +6,7 @@
     plain.py    what references share
     library.py  launches of kernels as operators that PyTorch can trace
     table.py    which kernels there are, and which of them each public op launches
-    tl.py       device functions that kernels share
+    tl.py       device functions that kernels share, and the dtypes of dots and sums
     tune.py     which launch configuration a kernel runs with
 
 Only `tl.py` and `tune.py` import Triton. The table names the ops; no file here computes one.
