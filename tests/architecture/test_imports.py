@@ -186,7 +186,7 @@ def may_import(path: str) -> str:
         return rf"{own}|core\.(tune|tl)"
     return {
         "__init__.py": rf"{first}\.(op|reference)",
-        "op.py": rf"{first}\.\w+|core\.(backend|checks|library)",
+        "op.py": rf"{first}\.\w+|core\.(backend|checks|library|plain)",
     }.get(rest[-1], rf"{own}|core\.(checks|plain)")
 
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+import tvkernels
+from tests.contract import TRITON, device
 from tests.integrations.models import build, tokens
 from tests.integrations.test_patched_models import close
 from tvkernels import patch_transformers
@@ -223,3 +225,28 @@ def test_the_table_of_a_patch_counts_by_argument_not_by_shape(model):
     assert title == "calls that went to the functions of before"
     assert head.split() == ["model", "name", "calls", "reason"]
     assert row.startswith(f"mamba2  {name}  4")
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not TRITON, reason="needs a GPU, or TRITON_INTERPRET=1")
+def test_a_scan_whose_backward_does_not_fit_the_gpu_is_not_served(monkeypatch):
+    """The refusal comes from the forward, so the function of before gives out and gradients."""
+    from tvkernels.ssd import backward_kernel
+
+    monkeypatch.setattr(backward_kernel, "shared_memory", lambda device: 99 * 1024)
+    x, B = torch.randn(1, 9, 1, 272), torch.rand(1, 9, 1, 8)
+    dt, A = torch.rand(1, 9, 1), -torch.ones(1)
+    x, B, dt, A = (t.to(device()).requires_grad_() for t in (x, B, dt, A))
+
+    def found():
+        out = modeling.mamba2_chunk_scan(x, dt, A, B, B, 8)
+        return out, *torch.autograd.grad(out.square().sum(), (x, dt, A, B))
+
+    before = found()
+    with tvkernels.use_backend("triton"), patch_transformers("mamba2") as patch:
+        for ours, theirs in zip(found(), before, strict=True):
+            close(ours, theirs)
+        assert "Triton's backward has" in patch.fallbacks[0].reason
+        with torch.no_grad():
+            modeling.mamba2_chunk_scan(x, dt, A, B, B, 8)
+        assert [row.calls for row in patch.fallbacks] == [1]

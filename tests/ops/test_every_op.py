@@ -175,6 +175,41 @@ def test_a_result_may_be_modified_in_place(
             run_modified(op, on_device(plain), lambda t: t.mul_(2), None)
 
 
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("op", [op for op in CASES if op not in STATES and "topk" not in op])
+def test_a_second_derivative_is_right_or_refused(op: str) -> None:
+    """No part of it is left out in silence, though the first gradient's own input is constant."""
+    generator = torch.Generator().manual_seed(6)
+    inputs = {
+        k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+        for k, v in on_device(inputs_of(op)).items()
+    }
+    names = [k for k, v in inputs.items() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    way = {k: torch.randn(inputs[k].shape, generator=generator).to(inputs[k]) for k in names}
+
+    def penalty(step: float) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Squares of the gradients and of the inputs, a step along a random direction."""
+        leaves = {k: (inputs[k] + step * way[k]).requires_grad_() for k in names}
+        out = as_tuple(getattr(tvkernels, op)(**{**inputs, **leaves}))
+        total = sum(x.sum() for x in out if x.requires_grad)
+        xs = list(leaves.values())
+        grads = torch.autograd.grad(total, xs, create_graph=True, materialize_grads=True)
+        return sum(x.square().sum() for x in (*grads, *xs)), xs
+
+    found, leaves = penalty(0.0)
+    refusal, grads = "", ()
+    try:
+        grads = torch.autograd.grad(found, leaves)
+    except NotImplementedError as error:
+        refusal = str(error)
+    if refusal:
+        assert refusal.endswith(": only first order gradients, got a second derivative")
+        return
+    slope = sum((grad * way[k]).sum() for k, grad in zip(names, grads))
+    ahead, behind = (penalty(step)[0].detach() for step in (1e-5, -1e-5))
+    torch.testing.assert_close(slope, (ahead - behind) / 2e-5, rtol=1e-5, atol=1e-5)
+
+
 def test_every_op_has_a_case() -> None:
     others = {"uniform_topk", "dropped_indices", *NOT_OPS}
     functions = {n for n in tvkernels.__all__ if n.islower()}

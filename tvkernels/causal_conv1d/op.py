@@ -30,6 +30,7 @@ from tvkernels.core.checks import (
     fail,
 )
 from tvkernels.core.library import distinct, kernel_op
+from tvkernels.core.plain import first_order
 
 __all__ = ["causal_conv1d_fn", "causal_conv1d_update", "causal_conv1d_varlen_states"]
 
@@ -260,7 +261,7 @@ class _Convolution(torch.autograd.Function):
         return _fwd(x, weight, bias, seq_idx, initial, final, silu)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order("causal_conv1d_fn")
     def backward(ctx: Any, dout: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, seq_idx, initial = ctx.saved_tensors
         dx, dweight, dbias, dinitial = _bwd(
@@ -385,7 +386,7 @@ class _Varlen(torch.autograd.Function):
         return _varlen_fwd(x, cu_seqlens, state_len)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order("causal_conv1d_varlen_states")
     def backward(ctx: Any, dstates: Tensor) -> tuple[Tensor | None, ...]:
         (cu_seqlens,) = ctx.saved_tensors
         return _varlen_bwd(dstates, cu_seqlens, ctx.shape[0]), None, None

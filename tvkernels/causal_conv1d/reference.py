@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tvkernels.core.plain import gather_rows, scatter_rows
+from tvkernels.core.plain import first_order, gather_rows, scatter_rows
 
 __all__ = ["causal_conv1d_fn_ref", "causal_conv1d_update_ref", "causal_conv1d_varlen_states_ref"]
 
@@ -171,7 +171,7 @@ class _FirByBlocks(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order("causal_conv1d_fn")
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, taps, bias, seq_idx, before = ctx.saved_tensors
         width = taps.shape[0]

@@ -26,6 +26,7 @@ from tvkernels.core.checks import (
     on_host,
 )
 from tvkernels.core.library import kernel_op
+from tvkernels.core.plain import first_order
 
 __all__ = ["CompactResult", "compact"]
 
@@ -108,7 +109,7 @@ class _Compact(torch.autograd.Function):
         return kept, rest, moved
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order("compact")
     def backward(
         ctx: Any, dkept: Tensor | None, drest: Tensor | None, _: Tensor
     ) -> tuple[Tensor | None, ...]:

@@ -1,4 +1,4 @@
-"""Helpers that references share; like them, plain PyTorch."""
+"""Helpers in plain PyTorch that references share, and `first_order`, which ops use too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["gather_rows", "no_autocast", "one_operator", "scatter_rows", "widest"]
+__all__ = ["first_order", "gather_rows", "no_autocast", "one_operator", "scatter_rows", "widest"]
+
+
+def first_order(op: str) -> Callable[[Any], Any]:
+    """Decorate the backward of an autograd.Function that has no second derivative.
+
+    A second derivative raises NotImplementedError. torch's once_differentiable raises only if a
+    gradient that backward gets requires one, and only in `backward()`: with `y.sum()`, or in
+    `torch.autograd.grad`, the part that comes through the saved tensors is left out in silence.
+    """
+
+    def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(backward)
+        def once(ctx: Any, *grads: Any) -> Any:
+            # a patched model's own function gives these gradients (integrations/serving.py)
+            if getattr(ctx, "replaced", False):
+                return (None,) * len(ctx.needs_input_grad)
+            if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+                return backward(ctx, *grads)
+            ctx = _Unpacked(ctx)
+            given = (*grads, *ctx.saved_tensors)
+            sources = [x for x in given if isinstance(x, Tensor) and x.requires_grad]
+            return _Once.apply(op, lambda: backward(ctx, *grads), *sources)
+
+        return once
+
+    return decorate
+
+
+class _Unpacked:
+    """The context of a backward, whose tensors torch.utils.checkpoint lets it unpack once only."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx, self.saved_tensors = ctx, ctx.saved_tensors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+
+class _Once(torch.autograd.Function):
+    """The gradients, as results of all tensors that they depend on; backward raises."""
+
+    @staticmethod
+    def forward(ctx: Any, op: str, backward: Callable[[], Any], *sources: Tensor) -> Any:
+        ctx.op = op
+        return backward()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError(f"{ctx.op}: only first order gradients, got a second derivative")
 
 
 def one_operator(name: str, *, fake: Callable[..., Any]) -> Callable[[Any], Any]:

@@ -25,6 +25,7 @@ from tvkernels.core.checks import (
     fail,
 )
 from tvkernels.core.library import distinct, kernel_op
+from tvkernels.core.plain import first_order
 from tvkernels.gated_cross_attention.reference import gated_cross_attention_ref
 
 __all__ = ["gated_cross_attention"]
@@ -173,7 +174,7 @@ class _Transfer(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order("gated_cross_attention")
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         dq, dk, dv, dalpha, dproj = _transfer_bwd(dout, *ctx.saved_tensors, ctx.scale)
         out_proj = ctx.saved_tensors[4]

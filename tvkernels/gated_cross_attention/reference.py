@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tvkernels.core.plain import no_autocast, one_operator
+from tvkernels.core.plain import first_order, no_autocast, one_operator
 
 # attention weights held at once, 16 MB in float32; never fewer than MIN_ROWS rows, because each
 # block reads all of k
@@ -104,7 +104,7 @@ class _Attend(torch.autograd.Function):
         return _attend(q, k, v, scale, cu_q, cu_k)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order("gated_cross_attention")
     def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, cu_q, cu_k = ctx.saved_tensors
         return *_attend_backward(dout, q, k, v, ctx.scale, cu_q, cu_k), None, None, None

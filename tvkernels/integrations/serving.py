@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.function import BackwardCFunction
 
 from tvkernels.causal_conv1d import causal_conv1d_update
 from tvkernels.core.checks import FLOAT_DTYPES, ArgumentError, fail
@@ -190,7 +191,9 @@ class _SecondOrder(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *douts: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
-        if not (torch.is_grad_enabled() or any(map(_is_batch, douts))):
+        replaced = torch.is_grad_enabled() or any(map(_is_batch, douts))
+        _mark_nodes(ctx.next_functions[: ctx.count], inputs, replaced)
+        if not replaced:
             return (None, None, *douts, *(None for _ in inputs))
         again = torch.is_grad_enabled()
         if not again:
@@ -210,6 +213,25 @@ class _SecondOrder(torch.autograd.Function):
         )  # fmt: skip
         found = (next(grads) if x.requires_grad else None for x in inputs)
         return (None, None, *(None for _ in douts), *found)
+
+
+def _mark_nodes(
+    edges: tuple[tuple[Any, int], ...], inputs: tuple[Tensor, ...], replaced: bool
+) -> None:
+    """Tell the op's nodes, which lie between `edges` and `inputs`, whether to return no gradient.
+
+    Autograd runs them in any case, then with gradients of 0 (core/plain.py, first_order).
+    """
+    seen = {x.grad_fn for x in inputs}
+    found = [node for node, _ in edges]
+    while found:
+        node = found.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, BackwardCFunction):
+            node.replaced = replaced  # type: ignore[attr-defined]
+        found += [before for before, _ in node.next_functions]
 
 
 def _obstacle(given: Mapping[str, Any]) -> str:

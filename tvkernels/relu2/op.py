@@ -14,6 +14,7 @@ from torch import Tensor
 from tvkernels.core.backend import backend_for
 from tvkernels.core.checks import expect_dtype
 from tvkernels.core.library import kernel_op
+from tvkernels.core.plain import first_order
 from tvkernels.relu2.reference import relu2_ref
 
 __all__ = ["relu2"]
@@ -50,7 +51,7 @@ class _Relu2(torch.autograd.Function):
         return _relu2_fwd(x)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order("relu2")
     def backward(ctx: Any, dy: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return _relu2_bwd(dy, x)

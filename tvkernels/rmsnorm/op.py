@@ -22,6 +22,7 @@ from tvkernels.core.checks import (
     fail,
 )
 from tvkernels.core.library import distinct, kernel_op
+from tvkernels.core.plain import first_order
 from tvkernels.rmsnorm.reference import layernorm_fn_ref, rms_norm_ref, rmsnorm_fn_ref
 
 __all__ = ["layernorm_fn", "rms_norm", "rmsnorm_fn"]
@@ -191,7 +192,7 @@ class _GatedNorm(torch.autograd.Function):
         return _gated_fwd(x, weight, bias, z, *form)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order("rmsnorm_fn and layernorm_fn")
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, z = ctx.saved_tensors
         dx, dweight, dbias, dz = _gated_bwd(dout, x, weight, bias, z, *ctx.form)
@@ -209,7 +210,7 @@ class _ResidualNorm(torch.autograd.Function):
         return out, total
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order("rms_norm")
     def backward(ctx: Any, dout: Tensor, dtotal: Tensor) -> tuple[Tensor | None, ...]:
         total, weight = ctx.saved_tensors
         dx, dweight = _residual_bwd(dout, dtotal, total, weight, ctx.eps)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tvkernels.core.plain import first_order
+
 __all__ = ["layernorm_fn_ref", "rms_norm_ref", "rmsnorm_fn_ref"]
 
 # elements of x per block: float32 temporaries stay in the cache, and each operation is large enough
@@ -102,7 +104,7 @@ class _NormByBlocks(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order("rmsnorm")
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, z = ctx.saved_tensors
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -92,7 +92,7 @@ def scan_backward(
         were not asked for.
     """
     how = (dt_softplus, dt_limit)
-    _check_size(x, B.shape[3], _dot_dtype(x, B, C))
+    check_backward_size(x, B, C)
     if not x.shape[1]:
         # without tokens the varlen states are constant 0
         dvarlen_states = None
@@ -115,9 +115,9 @@ def scan_backward(
     return tuple(a if b is None else a + b for a, b in zip(whole, varlen))
 
 
-def _check_size(x, d_state, dot_dtype):
+def check_backward_size(x, B, C):
     """Refuse a head that does not fit in the shared memory of the GPU of x, before any launch."""
-    headdim = x.shape[3]
+    headdim, d_state, dot_dtype = x.shape[3], B.shape[3], _dot_dtype(x, B, C)
     most = 512 if dot_dtype.itemsize == 2 else 256
     if max(headdim, d_state) <= most and headdim * d_state <= 256 * 256:
         return
@@ -127,7 +127,7 @@ def _check_size(x, d_state, dot_dtype):
             f"mamba_chunk_scan_combined: with {shared // 1024} KiB of shared memory in a block "
             f"Triton's backward has headdim and d_state up to {most} and headdim * d_state up to "
             f"{256 * 256} for {str(dot_dtype)[6:]}, got {headdim} and {d_state}; "
-            'use_backend("reference") has any'
+            'use_backend("reference") has any, torch.no_grad() needs no backward'
         )
 
 

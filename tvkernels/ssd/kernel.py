@@ -38,7 +38,7 @@ import triton
 import triton.language as tl
 
 from tvkernels.core.tl import accumulator, strides
-from tvkernels.ssd.backward_kernel import AMPLE, scan_backward, shared_memory
+from tvkernels.ssd.backward_kernel import AMPLE, check_backward_size, scan_backward, shared_memory
 from tvkernels.ssd.chunk_scan_kernel import chunk_scan_kernel
 from tvkernels.ssd.chunk_state_kernel import chunk_state_kernel
 from tvkernels.ssd.not_finite_kernel import not_finite_kernel
@@ -58,12 +58,18 @@ ROUND = 128
 
 
 def scan_forward(
-    x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit
-):
-    """out, the state after the last token, and those after each sequence of cu_seqlens."""
+    x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens, dt_softplus, dt_limit,
+    learns=False,
+):  # fmt: skip
+    """out, the state after the last token, and those after each sequence of cu_seqlens.
+
+    With `learns` a backward follows, so what that refuses is refused now.
+    """
     batch, seqlen, nheads, headdim = x.shape
     ngroups, d_state = B.shape[2:]
     _check_size(x, B, C)
+    if learns:
+        check_backward_size(x, B, C)
     wide = torch.promote_types(x.dtype, torch.float32)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     final = torch.empty(batch, nheads, headdim, d_state, dtype=wide, device=x.device)
@@ -116,14 +122,15 @@ def scan_forward(
 def _check_size(x, B, C):
     """Refuse a state that does not fit in the shared memory of the GPU of x, before any launch."""
     narrow = x.dtype.itemsize == B.dtype.itemsize == C.dtype.itemsize == 2
-    d_state = B.shape[3]
-    if narrow or d_state <= 256:
+    d_state, most = B.shape[3], 128 if x.dtype == torch.float64 else 256
+    if narrow or d_state <= most:
         return
     shared = shared_memory(x.device)
     if shared < AMPLE:
         raise NotImplementedError(
             f"mamba_chunk_scan_combined: with {shared // 1024} KiB of shared memory in a block "
-            f"Triton has d_state up to 256 for tensors that are not all of 16 bit, got {d_state}; "
+            f"Triton has d_state up to {most} for tensors that are not all of 16 bit and x of "
+            f"{str(x.dtype)[6:]}, got {d_state}; "
             'use_backend("reference") has any'
         )
 
@@ -176,7 +183,11 @@ def _constants(x, B, C, z, out, dt_softplus, dt_limit):
         # dtype of offsets within a chunk: int64 takes several instructions for each row
         "OFFSET": tl.int32 if all(map(_fits_32_bits, (x, B, C, z, out))) else tl.int64,
     }
-    return constants, (8192 if acc == tl.float64 else 16384) // block_dstate
+    most = (8192 if acc == tl.float64 else 16384) // block_dstate
+    if not narrow and block_dstate > 128 and shared_memory(x.device) < AMPLE:
+        # a dot holds the tile of the state in shared memory, in float32 as two parts
+        most //= 2
+    return constants, most
 
 
 def _fits_32_bits(tensor):

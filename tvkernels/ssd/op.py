@@ -26,6 +26,7 @@ from tvkernels.core.checks import (
     fail,
 )
 from tvkernels.core.library import distinct, kernel_op
+from tvkernels.core.plain import first_order
 from tvkernels.ssd.reference import mamba_chunk_scan_combined_ref
 
 __all__ = ["mamba_chunk_scan_combined"]
@@ -97,8 +98,9 @@ def mamba_chunk_scan_combined(
     Raises:
         ValueError: shapes, dtypes, devices or the combination of arguments do not fit.
         NotImplementedError: on a GPU with less than 160 KiB of shared memory in a block (RTX has
-            99): d_state above 256 where not all of x, B and C are of 16 bit; in the backward
-            headdim or d_state above 512 (256 unless of 16 bit), or headdim * d_state above 65,536.
+            99): d_state above 256 where not all of x, B and C are of 16 bit (128 for float64); and
+            where gradients are recorded headdim or d_state above 512 (256 unless of 16 bit), or
+            headdim * d_state above 65,536.
 
     Numerics: step sizes, decays, every sum and the state from chunk to chunk are float32 (float64
     for float64 x), out is rounded once. If x, B and C are of 16 bit, the kernels' matrix products
@@ -151,7 +153,8 @@ def mamba_chunk_scan_combined(
     tensors = distinct(x, dt, A, B, C, D, z, dt_bias, initial_states)
     offsets = cu_seqlens if return_varlen_states else None
     steps = _StepSizes(bool(dt_softplus), float(dt_limit[0]), float(dt_limit[1]))
-    out, final_states, states = _Scan.apply(*tensors, seq_idx, offsets, steps)
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    out, final_states, states = _Scan.apply(*tensors, seq_idx, offsets, steps, learns)
     results = [out]
     if return_final_states:
         results.append(final_states)
@@ -265,21 +268,22 @@ class _Scan(torch.autograd.Function):
         seq_idx: Tensor | None,
         cu_seqlens: Tensor | None,
         steps: _StepSizes,
+        learns: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         inputs = (x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens)
         ctx.save_for_backward(*inputs)
         ctx.steps = steps
-        return _scan_fwd(*inputs, *steps)
+        return _scan_fwd(*inputs, *steps, learns)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order("mamba_chunk_scan_combined")
     def backward(
         ctx: Any, dout: Tensor, dfinal_states: Tensor, dstates: Tensor
     ) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
         grads = _scan_bwd(dout, dfinal_states, dstates, *inputs, *ctx.steps)
         own = [None if x is None else grad for x, grad in zip(inputs, grads)]
-        return (*own, None, None, None)
+        return (*own, None, None, None, None)
 
 
 def _fake_scan_fwd(
@@ -312,12 +316,13 @@ def _scan_fwd(
     softplus: bool,
     least: float,
     greatest: float,
+    learns: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As _Scan; without cu_seqlens the third tensor is empty."""
+    """As _Scan; without cu_seqlens the third tensor is empty. With `learns` a backward follows."""
     from tvkernels.ssd.kernel import scan_forward
 
     inputs = (x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens)
-    return scan_forward(*inputs, softplus, (least, greatest))
+    return scan_forward(*inputs, softplus, (least, greatest), learns)
 
 
 def _fake_scan_bwd(

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tvkernels.core.checks import on_host
-from tvkernels.core.plain import no_autocast, one_operator
+from tvkernels.core.plain import first_order, no_autocast, one_operator
 from tvkernels.ssd.chunked_reference import Span, dense, spans
 
 __all__ = ["ChunkScan"]
@@ -56,7 +55,7 @@ class ChunkScan(torch.autograd.Function):
         return scan_forward(*inputs)
 
     @staticmethod
-    @once_differentiable
+    @first_order("mamba_chunk_scan_combined")
     def backward(
         ctx: Any, dout: Tensor, dstate: Tensor, dafter: Tensor
     ) -> tuple[Tensor | None, ...]:

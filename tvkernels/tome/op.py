@@ -18,6 +18,7 @@ import torch
 from tvkernels.core.backend import backend_for
 from tvkernels.core.checks import expect_dtype, expect_int, expect_ndim, fail, is_int
 from tvkernels.core.library import kernel_op
+from tvkernels.core.plain import first_order
 from tvkernels.tome.reference import ToMeResult, tome_merge_ref
 
 __all__ = ["ToMeResult", "tome_merge"]
@@ -93,7 +94,7 @@ class _Merge(torch.autograd.Function):
         return tokens, sizes, slots
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order("tome_merge")
     def backward(ctx: Any, dtokens: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         return _merge_bwd(dtokens, *ctx.saved_tensors), None, None, None
 

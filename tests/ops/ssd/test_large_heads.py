@@ -47,7 +47,8 @@ def test_large_heads_have_short_chunks(
 def test_a_head_too_large_for_the_gpu_is_refused(
     headdim: int, d_state: int, dtype: torch.dtype, monkeypatch: Any
 ) -> None:
-    """Before any launch, and only where a block has little shared memory."""
+    """Before any launch, of the forward too where a backward follows it, and only where a block has
+    little shared memory."""
     inputs = scan_inputs(batch=1, seqlen=2, nheads=1, ngroups=1, headdim=headdim, d_state=d_state)
     inputs = cast(on_device(inputs), dtype)
     inputs["x"].requires_grad_()
@@ -58,6 +59,10 @@ def test_a_head_too_large_for_the_gpu_is_refused(
         words = rf"with 99 KiB of shared memory .* up to 65536 .* got {headdim} and {d_state};"
         with pytest.raises(NotImplementedError, match=words):
             out.sum().backward()
+        with pytest.raises(NotImplementedError, match=words):
+            mamba_chunk_scan_combined(**inputs)
+        with torch.no_grad():
+            mamba_chunk_scan_combined(**inputs)
 
 
 def test_a_state_too_large_for_the_gpu_is_refused(monkeypatch: Any) -> None:
@@ -68,6 +73,26 @@ def test_a_state_too_large_for_the_gpu_is_refused(monkeypatch: Any) -> None:
         mamba_chunk_scan_combined(**cast(inputs, torch.bfloat16))
         with pytest.raises(NotImplementedError, match=r"99 KiB .* d_state up to 256 .* got 272;"):
             mamba_chunk_scan_combined(**inputs)
+    inputs = scan_inputs(batch=1, seqlen=2, nheads=1, ngroups=1, headdim=16, d_state=144)
+    inputs = cast(inputs, torch.float64)
+    with use_backend("triton"), pytest.raises(NotImplementedError, match=r"up to 128 .* got 144"):
+        mamba_chunk_scan_combined(**on_device(inputs))
+
+
+def test_a_state_of_float32_fits_the_shared_memory(monkeypatch: Any) -> None:
+    """64 channels of 256 states take 131,072 bytes of shared memory on sm_120, 32 take 65,536."""
+    x, B = torch.empty(1, 2, 1, 512), torch.empty(1, 2, 1, 256)
+
+    def channels(x: torch.Tensor, B: torch.Tensor) -> int:
+        return kernel._constants(x, B, B, None, x, True, (0.0, 1.0))[1]
+
+    assert channels(x, B) == 64
+    monkeypatch.setattr(kernel, "shared_memory", lambda device: RTX)
+    assert (channels(x, B), channels(x, B[..., :128]), channels(x.half(), B.half())) == (
+        32,
+        128,
+        64,
+    )
 
 
 @pytest.mark.parametrize(
