@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import tvkernels
 from tests.contract import TRITON, device
@@ -103,6 +104,23 @@ def test_transformations_of_pytorch(model, reason, backend):
     assert counted == dict.fromkeys(
         ["causal_conv1d_fn", "mamba2_chunk_scan", "MambaRMSNormGated.forward"], reason.strip()
     )
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_make_fx_traces_what_is_served(model, learns, backend):
+    x, other = torch.randn(2, 1, 11, 32)
+
+    def traced(x):
+        leaf = x.detach().requires_grad_(learns)
+        out = logits(model, leaf)
+        return torch.autograd.grad(out.square().sum(), leaf)[0] if learns else out
+
+    before = traced(other)
+    with torch.set_grad_enabled(learns), patch_transformers("mamba2") as patch:
+        graph = make_fx(traced)(x)
+        close(graph(other), before)
+    assert not patch.fallbacks
+    assert "tvkernels" in graph.code
 
 
 @pytest.mark.usefixtures("backend")

@@ -81,13 +81,18 @@ def one_operator(name: str, *, fake: Callable[..., Any]) -> Callable[[Any], Any]
 
         @functools.wraps(body)
         def call(*args: Any) -> Any:
-            return (
-                op(*args) if torch.compiler.is_compiling() or _without_values(args) else body(*args)
-            )
+            is_traced = torch.compiler.is_compiling() or _in_make_fx() or _without_values(args)
+            return op(*args) if is_traced else body(*args)
 
         return call
 
     return decorate
+
+
+def _in_make_fx() -> bool:
+    # it refuses to read a value, as a body does that looks for NaN
+    proxy = torch._C._TorchDispatchModeKey.PROXY
+    return torch._C._get_dispatch_mode(proxy) is not None
 
 
 def _without_values(args: tuple[Any, ...]) -> bool:
