@@ -1,6 +1,7 @@
 """torch.compile: every op, and a patched layer, compile at most twice, whatever the lengths.
 
-On the references; each op's own tests compile its kernels, whose interpreter is too slow for this.
+On the references, and on the kernels' path without values: on meta tensors an operator runs its fake
+and no kernel. Each op's own tests compile its kernels with values.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch.utils._pytree import tree_map_only
 
 import tvkernels
 from tests.contract import as_tuple, on_device
 from tests.ops.test_every_op import CASES, STATES, Tensors
+from tvkernels.core import backend
 
 # one for the first length, which is specialised, and one for every other
 MOST_GRAPHS = 2
@@ -79,15 +82,14 @@ def packed_of(op: str, length: int) -> Tensors:
 
 
 class Graphs:
-    """A backend of torch.compile that runs each graph as it is, and counts them."""
+    """A backend of torch.compile that hands each graph to `compiler`, and counts them."""
 
-    count = 0
+    def __init__(self, compiler: str) -> None:
+        self.compiler, self.count = torch._dynamo.lookup_backend(compiler), 0
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: Any) -> Any:
-        from torch._dynamo.backends.debugging import aot_eager
-
         self.count += 1
-        return aot_eager(graph, inputs)
+        return self.compiler(graph, inputs)
 
 
 def results(call: Callable[..., Any], inputs: Tensors, learns: bool) -> list[torch.Tensor]:
@@ -106,42 +108,77 @@ def results(call: Callable[..., Any], inputs: Tensors, learns: bool) -> list[tor
     return [x.detach() for x in found]
 
 
-def assert_compiles_once(call: Any, make: Callable[[int], Tensors], learns: bool) -> None:
+def assert_compiles_once(
+    call: Any,
+    make: Callable[[int], Tensors],
+    learns: bool,
+    compiler: str = "aot_eager",
+    lengths: tuple[int, ...] = LENGTHS,
+) -> None:
     torch._dynamo.reset()
-    graphs = Graphs()
+    graphs = Graphs(compiler)
     compiled = torch.compile(call, backend=graphs, fullgraph=True)
-    for length in LENGTHS:
+    for length in lengths:
         inputs = make(length)
         for got, want in zip(results(compiled, inputs, learns), results(call, inputs, learns)):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4, equal_nan=True)
     assert graphs.count <= MOST_GRAPHS
 
 
-@pytest.mark.parametrize(
-    "op",
-    [op for op in CASES if op not in {*STATES, *PACKED}]
-    + ["mamba_chunk_scan_combined", "gated_cross_attention"],
-)
-def test_an_op_compiles_once_for_all_lengths(op: str) -> None:
-    learns = not op.startswith("attention_topk")
-    assert_compiles_once(getattr(tvkernels, op), lambda n: inputs_of(op, n), learns)
+# how an op is called at a length: whole sequences, then packed ones and batches of steps
+CALLS: dict[str, tuple[str, Callable[[str, int], Tensors]]] = {
+    **{op: (op, inputs_of) for op in CASES if op not in {*STATES, "causal_conv1d_varlen_states"}},
+    **{f"{op}, packed": (op, packed_of) for op in PACKED},
+}
 
 
-@pytest.mark.parametrize("op", PACKED)
-def test_packed_sequences_and_batches_of_steps_compile_once(op: str) -> None:
-    learns = op not in STATES
-    assert_compiles_once(getattr(tvkernels, op), lambda n: packed_of(op, n), learns)
+def learns(op: str) -> bool:
+    return op not in STATES and not op.startswith("attention_topk")
 
 
-def test_a_patched_model_compiles_once_for_all_lengths() -> None:
+@pytest.mark.parametrize("case", CALLS)
+def test_an_op_compiles_once_for_all_lengths(case: str) -> None:
+    op, make = CALLS[case]
+    assert_compiles_once(getattr(tvkernels, op), lambda n: make(op, n), learns(op))
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_the_kernels_path_compiles_once_for_all_lengths(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    op, make = CALLS[case]
+    monkeypatch.setattr(backend, "_obstacle", lambda device: None)
+
+    def without_values(length: int) -> Tensors:
+        with tvkernels.use_backend("reference"):
+            return tree_map_only(torch.Tensor, lambda x: x.to("meta"), make(op, length))
+
+    with tvkernels.use_backend("triton"):
+        assert_compiles_once(getattr(tvkernels, op), without_values, learns(op))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("op", ["mamba_chunk_scan_combined", "causal_conv1d_fn", "rms_norm"])
+def test_inductor_compiles_once_for_all_lengths(op: str) -> None:
+    make, lengths = CALLS[op][1], LENGTHS[:3]
+    assert_compiles_once(getattr(tvkernels, op), lambda n: make(op, n), True, "inductor", lengths)
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_patched_model_compiles_once_for_all_lengths(learns: bool) -> None:
     config = transformers.Mamba2Config(
         vocab_size=61, hidden_size=32, num_hidden_layers=1, num_heads=4, head_dim=16,
         state_size=8, n_groups=2, chunk_size=8,
     )  # fmt: skip
     model = transformers.Mamba2ForCausalLM(config).eval()
 
-    def logits(ids: torch.Tensor) -> torch.Tensor:
-        return model(ids, use_cache=False).logits
+    def logits(inputs_embeds: torch.Tensor) -> torch.Tensor:
+        return model(inputs_embeds=inputs_embeds, use_cache=False).logits
 
-    with torch.no_grad(), tvkernels.patch_transformers("mamba2"):
-        assert_compiles_once(logits, lambda n: {"ids": torch.arange(2 * n).view(2, n) % 61}, False)
+    def embedded(length: int) -> Tensors:
+        generator = torch.Generator().manual_seed(length)
+        return {"inputs_embeds": torch.randn(2, length, 32, generator=generator)}
+
+    with torch.set_grad_enabled(learns), tvkernels.patch_transformers("mamba2") as patch:
+        assert_compiles_once(logits, embedded, learns)
+    assert not patch.fallbacks

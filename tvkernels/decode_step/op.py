@@ -177,7 +177,8 @@ def _check_parameters(
 
 
 def _fake_step(zxbcdt: Tensor, conv_state: Tensor, ssm_state: Tensor, *_: Any) -> Tensor:
-    return zxbcdt.new_empty(len(zxbcdt), ssm_state.shape[1] * ssm_state.shape[2])
+    # not len(), which makes the size a constant of the compiled code
+    return zxbcdt.new_empty(zxbcdt.shape[0], ssm_state.shape[1] * ssm_state.shape[2])
 
 
 @kernel_op(
