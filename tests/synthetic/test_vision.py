@@ -12,6 +12,7 @@ from timeviper_fast.model.vision.vit import VisionTransformer
 from timeviper_fast.presets import preset
 from timeviper_fast.synthetic.lessons import IGNORE, Lesson
 from timeviper_fast.synthetic.vision import (
+    Mix,
     Reader,
     VisionPlan,
     VisionTrainer,
@@ -77,6 +78,14 @@ def test_the_loss_is_the_sum_of_each_heads_mean():
     torch.testing.assert_close(reading_loss(logits, labels), expected)
 
 
+def test_plain_frames_may_weigh_more():
+    logits = {"kind": torch.randn(2, 1, 6)}
+    nats = -torch.log_softmax(logits["kind"][:, 0], -1)
+    expected = (nats[0, 3] + 4 * nats[1, 0]) / 5
+    weighed = reading_loss(logits, torch.tensor([[3], [0]]), plain=4.0)
+    torch.testing.assert_close(weighed, expected)
+
+
 def test_no_label_gives_no_loss():
     logits = {"first": torch.randn(2, 2, 24)}
     assert reading_loss(logits, torch.full((2, 1), IGNORE)) == 0
@@ -131,7 +140,7 @@ def test_the_rate_rises_and_falls_along_a_cosine():
 
 
 def test_later_steps_see_more_frames_without_a_needle():
-    plan = VisionPlan(batch=200, late=3, plain=0.1, late_plain=0.9)
+    plan = VisionPlan(batch=200, mixes=(Mix(0, 0.1, 0.0), Mix(3, 0.9, 1.0)))
     trainer, shares = VisionTrainer(SMALL, plan), []
     for trainer.step in (2, 3):
         shares.append((trainer.batch().labels[:, 0] == 0).float().mean().item())

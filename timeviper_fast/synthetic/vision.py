@@ -31,11 +31,33 @@ from timeviper_fast.synthetic.levels import LEVELS
 from timeviper_fast.synthetic.needle import COLOURS, KINDS
 from timeviper_fast.synthetic.world import World
 
-__all__ = ["Reader", "VisionPlan", "VisionTrainer", "measure", "pretrain_vision"]
+__all__ = ["Mix", "Reader", "VisionPlan", "VisionTrainer", "measure", "pretrain_vision"]
 
 HEADS = {"kind": len(KINDS), "first": len(LETTERS), "second": len(GLYPHS), "colour": len(COLOURS)}
 # seed of the frames that are measured, far from any training seed
 HELD_OUT = 1 << 40
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Which frames are trained on from a step on.
+
+    Attributes:
+        step: the first step that draws them.
+        plain: share of frames without needle.
+        lookalike: share of those with a look-alike card: the hard negatives.
+        weight: of plain frames in the loss of the kind head. A video has thousands of plain frames
+            for each needle, so a false needle costs more than a missed one.
+    """
+
+    step: int
+    plain: float
+    lookalike: float
+    weight: float = 1.0
+
+
+# Frames that are almost needles teach more once needles are known.
+_MIXES = (Mix(0, 0.25, 0.4), Mix(5_000, 0.45, 0.6), Mix(9_000, 0.6, 0.5, weight=4.0))
 
 
 @dataclass(frozen=True)
@@ -48,9 +70,7 @@ class VisionPlan:
         weight_decay: of matrices; biases, norms and positions have none.
         average: share of the old average that is kept per step, at most.
         hard: share of frames of level "hard".
-        plain, lookalike: share of frames without needle, and of those with a look-alike card.
-        late: step from which `late_plain` and `late_lookalike` hold in their place. Frames that are
-            almost needles teach more once needles are known.
+        mixes: which frames are drawn, by ascending step; the first begins at 0.
         seed: of the initial weights and of the frames.
     """
 
@@ -61,12 +81,12 @@ class VisionPlan:
     weight_decay: float = 0.05
     average: float = 0.9995
     hard: float = 0.4
-    plain: float = 0.25
-    lookalike: float = 0.4
-    late: int = 5_000
-    late_plain: float = 0.45
-    late_lookalike: float = 0.6
+    mixes: tuple[Mix, ...] = _MIXES
     seed: int = 0
+
+    def mix(self, step: int) -> Mix:
+        """What a step draws."""
+        return [mix for mix in self.mixes if mix.step <= step][-1]
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, from 0."""
@@ -95,13 +115,24 @@ class Reader(nn.Module):
         return dict(zip(HEADS, self.heads(tokens).split(list(HEADS.values()), dim=-1)))
 
 
-def reading_loss(logits: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """Sum over the heads of the mean cross entropy over the tokens that have a label."""
+def reading_loss(logits: dict[str, Tensor], labels: Tensor, plain: float = 1.0) -> Tensor:
+    """Sum over the heads of the mean cross entropy over the tokens that have a label.
+
+    Args:
+        logits: as `Reader` gives them.
+        labels: (frames, heads), as of a lesson.
+        plain: weight of plain frames in the mean of the kind head; the weights sum to 1.
+    """
     total = torch.zeros(())
-    for column, scores in zip(labels.T, logits.values()):
+    for column, (name, scores) in zip(labels.T, logits.items()):
         targets = column[:, None].expand(scores.shape[:2]).flatten()
+        weight = torch.ones(scores.shape[-1])
+        if name == "kind":
+            weight[KINDS.index("plain")] = plain
         if bool((targets != IGNORE).any()):
-            total = total + F.cross_entropy(scores.flatten(0, 1), targets, ignore_index=IGNORE)
+            total = total + F.cross_entropy(
+                scores.flatten(0, 1), targets, weight, ignore_index=IGNORE
+            )
     return total
 
 
@@ -127,23 +158,19 @@ class VisionTrainer:
             {"params": rest, "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98))
-        self._worlds = [
-            {level: World(plan.seed, level, share) for level in LEVELS}
-            for share in (plan.lookalike, plan.late_lookalike)
-        ]
 
     def batch(self) -> Lesson:
         """The frames of the coming step."""
-        plan, late = self.plan, self.step >= self.plan.late
-        plain = plan.late_plain if late else plan.plain
-        return lesson(self._worlds[late], self.step * plan.batch, plan.batch, plain, plan.hard)
+        plan, mix = self.plan, self.plan.mix(self.step)
+        worlds = {level: World(plan.seed, level, mix.lookalike) for level in LEVELS}
+        return lesson(worlds, self.step * plan.batch, plan.batch, mix.plain, plan.hard)
 
     def train_step(self) -> float:
         """One step; returns its loss."""
         pixels, labels = self.batch()
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate(self.step)
-        loss = reading_loss(self.reader(pixels), labels)
+        loss = reading_loss(self.reader(pixels), labels, self.plan.mix(self.step).weight)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.reader.parameters(), 1.0)
