@@ -34,6 +34,7 @@ FOLDERS = {
     "training": "errors layout model text",
     "dataset": "config errors layout model text video",
     "synthetic": "config dataset errors model text",
+    "evaluation": "config dataset errors inference layout model synthetic text video",
     "model": "config errors layout stops",
     "inference": "config errors layout model stops text video",
     "timeviper": "checkpoint config errors inference model text video",
@@ -150,6 +151,17 @@ MODULES = {
         "vision": "glyphs lessons levels needle world",
         "pool": "glyphs lessons needle shapes world",
         "source": "lessons pen pool questions world",
+    },
+    "evaluation": {
+        "__init__": "",
+        "score": "",
+        "alike": "",
+        "trial": "",
+        "synthetic": "alike trial",
+        "shared": "",
+        "controls": "shared",
+        "rows": "score",
+        "needle": "controls rows shared trial",
     },
 }
 # imported inside a function, so that importing the package stays quick

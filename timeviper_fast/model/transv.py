@@ -157,11 +157,13 @@ class TransV(nn.Module):
             start, end = start + segment.length, end + left.length
             count = segment.length - left.length
             if count:
-                told = self._attend(text, dropped[:, row : row + count])
+                told = self.tell(text, dropped[:, row : row + count])
                 shorter[:, end - text.shape[1] : end] = told
             row += count
 
-    def _attend(self, text: Tensor, dropped: Tensor) -> Tensor:
+    def tell(self, text: Tensor, dropped: Tensor) -> Tensor:
+        """`text` (batch, n, d_model) with the content of `dropped` (batch, m, d_model) added."""
+
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(-1, (-1, self.head_dim))
 

@@ -6,7 +6,7 @@ With a frozen vision encoder this makes a video of thousands of frames cost an i
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,10 +76,13 @@ class FramePool:
         projector: Projector,
         size: PoolSize | None = None,
         dtype: torch.dtype = torch.float16,
+        on_frames: Callable[[np.ndarray, int], None] | None = None,
     ) -> FramePool:
         """Render and encode the frames; `dtype` is what is kept.
 
-        The seed of the world decides the frames: pools of two seeds share none.
+        The seed of the world decides the frames: pools of two seeds share none. `on_frames` is
+        called with each batch as it is rendered, (n, 48, 48, 3) uint8, plain frames first, and the
+        number of all frames.
         """
         size = size or PoolSize()
         shown: list[Needle | None] = [None] * size.plain
@@ -87,12 +90,15 @@ class FramePool:
         for needle in every_needle():
             places[needle] = (len(shown), size.copies(needle))
             shown += [needle] * size.copies(needle)
-        parts = []
+        parts, weight = [], next(vision.parameters())
         for start in range(0, len(shown), _BATCH):
             batch = shown[start : start + _BATCH]
             numbers = _STRIDE * np.arange(start, start + len(batch))
-            pixels = to_pixels(world.render(numbers, batch))
-            parts.append(projector.merge(vision(pixels)).to(dtype))
+            rendered = world.render(numbers, batch)
+            pixels = to_pixels(rendered).to(weight.device, weight.dtype)
+            parts.append(projector.merge(vision(pixels)).to("cpu", dtype))
+            if on_frames is not None:
+                on_frames(rendered, len(shown))
         return cls(torch.cat(parts), size.plain, places)
 
     def draw(self, frames: int, needles: Mapping[int, Needle], seed: int) -> Tensor:

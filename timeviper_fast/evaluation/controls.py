@@ -1,0 +1,101 @@
+"""What a needle test changes to show what its result rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from timeviper_fast.config import CompressionStage
+from timeviper_fast.errors import fail
+from timeviper_fast.evaluation.shared import asking_stage
+from timeviper_fast.model.model import TimeViperNetwork
+
+__all__ = ["CONTROLS", "Variant", "variants", "with_variant"]
+
+CONTROLS = {
+    "blind": "the needed frames are plain ones",
+    "no-video": "no vision tokens in the prompt",
+    "needle-only": "the needed frames alone, no token dropped",
+    "uniform": "evenly spaced tokens in place of those with most attention",
+    "raw": "scores from the stream before the norm",
+    "normed": "scores from the stream behind the norm",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the test.
+
+    Attributes:
+        control: "none", or one of CONTROLS.
+        keep: share of the vision tokens that the asking stage keeps; 1 without one.
+        stages: of the model.
+    """
+
+    control: str
+    keep: float
+    stages: tuple[CompressionStage, ...]
+
+    def __str__(self) -> str:
+        return f"keep {self.keep:g}" + ("" if self.control == "none" else f", {self.control}")
+
+
+def variants(
+    stages: tuple[CompressionStage, ...], keeps: Sequence[float], controls: Sequence[str]
+) -> list[Variant]:
+    """The test itself and each control, at each keep value.
+
+    Args:
+        stages: the model's own.
+        keeps: of the asking stage; () is the model's own.
+        controls: some of CONTROLS. Those in which no token is dropped run once, whatever `keeps`.
+
+    Raises:
+        ArgumentError: an unknown control, one that changes an asking stage the model does not
+            have, or `keeps` for a model with none or several.
+    """
+    if unknown := set(controls) - set(CONTROLS):
+        fail("needle", "control", f"be some of {', '.join(CONTROLS)}", sorted(unknown)[0])
+    asking = asking_stage(stages)
+    by_attention = [stage for stage in stages if stage.select == "attention"]
+    if keeps and len(by_attention) != 1:
+        rule = "be left out for a model without exactly one attention stage"
+        fail("needle", "keep", rule, list(keeps))
+    found = []
+    for control in ("none", *dict.fromkeys(controls)):
+        if control in ("uniform", "raw", "normed") and not by_attention:
+            rule = "not change an attention stage of a model that has none"
+            fail("needle", "control", rule, control)
+        for keep in dict.fromkeys(keeps) or (None,):
+            own = list(stages)
+            if keep is not None:
+                own[asking] = replace(own[asking], keep=keep)
+            own = [_changed(stage, control) for stage in own]
+            found.append(Variant(control, own[asking].keep if by_attention else 1.0, tuple(own)))
+            if control in ("no-video", "needle-only"):
+                found[-1] = replace(found[-1], keep=1.0)
+                break
+    return found
+
+
+def _changed(stage: CompressionStage, control: str) -> CompressionStage:
+    if control == "needle-only":
+        return replace(stage, keep=1.0)
+    if stage.select == "attention":
+        if control == "uniform":
+            return replace(stage, select="uniform")
+        if control in ("raw", "normed"):
+            return replace(stage, score=control)  # type: ignore[arg-type]
+    return stage
+
+
+@contextmanager
+def with_variant(model: TimeViperNetwork, variant: Variant) -> Iterator[None]:
+    """The model with the variant's stages inside the block, with its own behind it."""
+    own = model.backbone.stages
+    model.set_stages(variant.stages)
+    try:
+        yield
+    finally:
+        model.set_stages(own)

@@ -1,0 +1,262 @@
+"""Needles in a haystack: a few frames among thousands, questions that only they answer.
+
+A needle replaces a frame, so a video has exactly as many frames as it says. Answers are generated,
+greedily, and must be right in every character (or, with options, in their letter). The questions of
+one video share what lies below the asking stage.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from timeviper_fast.errors import fail, is_integer
+from timeviper_fast.evaluation.controls import Variant, variants, with_variant
+from timeviper_fast.evaluation.rows import Row, RowFile, keep_settings
+from timeviper_fast.evaluation.shared import SharedVideo
+from timeviper_fast.evaluation.trial import Haystack, Probe, Trial, depth_of
+from timeviper_fast.inference.generate import Prefill, decode, prefill
+from timeviper_fast.model.model import TimeViperNetwork
+from timeviper_fast.text.prompt import Prompt, build_prompt, stop_token_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["NeedlePlan", "Needles", "run_needles"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class NeedlePlan:
+    """What is asked.
+
+    Attributes:
+        frames: lengths of videos.
+        depths: how many evenly spaced depths, 0 and 1 included.
+        videos: of each length. Each asks all tasks once, each at another depth, and the next video
+            moves all by one depth: a cell has videos / depths answers of each task.
+        seed: of videos and places.
+        keeps: other keep values of the asking stage; () is the model's own.
+        controls: some of `CONTROLS`, beside the test itself.
+        max_new_tokens: longest answer.
+    """
+
+    frames: tuple[int, ...] = (64, 1000, 10_000)
+    depths: int = 11
+    videos: int = 11
+    seed: int = 0
+    keeps: tuple[float, ...] = ()
+    controls: tuple[str, ...] = ()
+    max_new_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("depths", "videos", "max_new_tokens"):
+            value = getattr(self, name)
+            if not (is_integer(value) and value >= 1):
+                fail("needle", name, "be an integer of 1 or more", value)
+        if not self.frames or not all(is_integer(n) and n >= self.depths for n in self.frames):
+            rule = f"be integers of at least the number of depths ({self.depths})"
+            fail("needle", "frames", rule, list(self.frames))
+
+
+def run_needles(
+    model: TimeViperNetwork,
+    tokenizer: PreTrainedTokenizerBase,
+    haystack: Haystack,
+    plan: NeedlePlan,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Ask what has not been asked yet; returns all rows of the plan.
+
+    Args:
+        model: its stages are changed during the run and restored.
+        tokenizer: of the model.
+        haystack: where videos come from.
+        plan: what is asked.
+        out: a folder, made if it does not exist: `rows.jsonl`, and `settings.json`, which a
+            continued run must share.
+        progress: called with ("answers", done, all).
+
+    Raises:
+        ValueError: the folder holds rows of other settings, or a video does not fit the model.
+    """
+    if len(haystack.tasks) > plan.depths:
+        rule = f"be at least the number of tasks ({len(haystack.tasks)})"
+        fail("needle", "depths", rule, plan.depths)
+    ways = variants(model.backbone.stages, plan.keeps, plan.controls)
+    settings = {
+        "model": _fingerprint(model),
+        "depths": plan.depths,
+        "seed": plan.seed,
+        "max_new_tokens": plan.max_new_tokens,
+        **haystack.facts,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    keep_settings(out / "settings.json", settings)
+    tester = Needles(model, tokenizer, haystack, plan)
+    with RowFile(out / "rows.jsonl") as rows:
+        wanted = [
+            (way.control, way.keep, frames, number, task)
+            for frames in plan.frames
+            for number in range(plan.videos)
+            for way in ways
+            for task in haystack.tasks
+        ]
+        done = len(rows.keys.intersection(wanted))
+        for frames in plan.frames:
+            for number in range(plan.videos):
+                for row in tester.ask(frames, number, ways, rows.keys):
+                    rows.add(row)
+                    done += 1
+                    if progress is not None:
+                        progress("answers", done, len(wanted))
+        chosen = set(wanted)
+        return [row for row in rows if row.key in chosen]
+
+
+class _Ask(NamedTuple):
+    """Questions about the same tokens; None is a prompt without vision."""
+
+    visual: Tensor | None
+    probes: Sequence[Probe]
+
+
+@dataclass
+class Needles:
+    """Asks the questions of one video after the other.
+
+    Attributes:
+        model, tokenizer, haystack, plan: as `run_needles`.
+    """
+
+    model: TimeViperNetwork
+    tokenizer: PreTrainedTokenizerBase
+    haystack: Haystack
+    plan: NeedlePlan
+    stop_ids: set[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        config = self.model.config
+        stops = stop_token_ids(self.tokenizer, config.template)
+        self.stop_ids = {*stops, *config.backbone.eos_token_ids}
+
+    def ask(
+        self,
+        frames: int,
+        number: int,
+        ways: Sequence[Variant],
+        known: set[tuple[str, float, int, int, str]],
+    ) -> Iterator[Row]:
+        """The rows of one video that are not `known` yet."""
+        trial: Trial | None = None
+        for way in ways:
+            missing = [
+                task
+                for task in self.haystack.tasks
+                if (way.control, way.keep, frames, number, task) not in known
+            ]
+            if missing:
+                trial = trial or self._trial(frames, number)
+                probes = [probe for probe in trial.probes if probe.task in missing]
+                with with_variant(self.model, way):
+                    for group in self._groups(trial, probes, way.control):
+                        yield from self._answers(group, number, way, frames)
+
+    def _trial(self, frames: int, number: int) -> Trial:
+        tasks, depths = len(self.haystack.tasks), self.plan.depths
+        apart = depths // tasks
+        places = [(number + i * apart) % depths for i in range(tasks)]
+        spots = [depth_of(place, depths) for place in places]
+        return self.haystack.trial(frames, self.plan.seed, number, spots)
+
+    def _groups(self, trial: Trial, probes: Sequence[Probe], control: str) -> Iterator[_Ask]:
+        """The questions with what they are asked about."""
+        if control == "no-video":
+            yield _Ask(None, probes)
+            return
+        visual = self.haystack.visual(trial, blind=control == "blind")
+        if control != "needle-only":
+            yield _Ask(visual, probes)
+            return
+        for probe in probes:
+            yield _Ask(visual[list(probe.needed)], [probe])
+
+    def _answers(self, group: _Ask, number: int, way: Variant, frames: int) -> Iterator[Row]:
+        prompts = [self._prompt(probe, group.visual is not None) for probe in group.probes]
+        started = time.perf_counter()
+        video = None
+        if group.visual is not None:
+            room = max(len(prompt.after) for prompt in prompts) + self.plan.max_new_tokens
+            video = SharedVideo(self.model, prompts[0].before, group.visual, room)
+        spent = time.perf_counter() - started
+        for probe, prompt in zip(group.probes, prompts):
+            started = time.perf_counter()
+            read = video.read(prompt.after) if video else self._read_text(prompt)
+            answer = self._say(read)
+            seconds = time.perf_counter() - started
+            kept = None
+            if group.visual is not None and way.control not in ("blind", "needle-only"):
+                left = set((read.kept[0] // group.visual.shape[1]).tolist())
+                kept = len(left.intersection(probe.needed))
+            yield Row(
+                control=way.control,
+                keep=way.keep,
+                frames=frames,
+                video=number,
+                task=probe.task,
+                hops=probe.hops,
+                depth=probe.depth,
+                question=probe.question,
+                truth=probe.truth,
+                answer=answer,
+                right=probe.judge(answer),
+                needed=probe.needed,
+                kept=kept,
+                seconds=round(seconds, 4),
+                video_seconds=round(spent, 4),
+            )
+
+    def _prompt(self, probe: Probe, vision: bool) -> Prompt:
+        return build_prompt(
+            self.tokenizer,
+            probe.prompt,
+            template=self.model.config.template,
+            vision=vision,
+            answer_prefix=probe.answer_prefix,
+        )
+
+    def _read_text(self, prompt: Prompt) -> Prefill:
+        ids = torch.tensor([prompt.before + prompt.after], device=self.model.device)
+        embeddings, segment = self.model.embed(ids, None, ids[:, :0])
+        backbone = self.model.backbone
+        return prefill(backbone, embeddings, segment, max_new_tokens=self.plan.max_new_tokens)
+
+    def _say(self, read: Prefill) -> str:
+        tokens = decode(
+            self.model.backbone,
+            read,
+            max_new_tokens=self.plan.max_new_tokens,
+            stop_ids=self.stop_ids,
+        )
+        ids = [int(token) for token in tokens]
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def _fingerprint(model: TimeViperNetwork) -> str:
+    """A hash of some of each parameter's values: other weights have another."""
+    digest = blake2b(digest_size=8)
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        some = parameter.detach().flatten()[:64].double().cpu()
+        digest.update(some.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,192 @@
+"""Needles in the seeded world: every video has scenes, places and distractors of its own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import count, pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from timeviper_fast.dataset.randomness import hash63
+from timeviper_fast.errors import fail
+from timeviper_fast.evaluation.alike import find_alike, thumbnails
+from timeviper_fast.evaluation.trial import Probe, Trial, frame_at
+from timeviper_fast.model.model import TimeViperNetwork
+from timeviper_fast.synthetic.glyphs import DIGITS, LETTERS
+from timeviper_fast.synthetic.needle import Needle
+from timeviper_fast.synthetic.pool import FramePool, PoolSize
+from timeviper_fast.synthetic.questions import Puzzle, Question, draw_puzzle
+from timeviper_fast.synthetic.world import World
+
+__all__ = ["NEEDLE_TASKS", "SyntheticHaystack", "draw_scene"]
+
+NEEDLE_TASKS = ("sign", "colour", "chain", "count")
+_FEWEST = 32  # frames, so that every needle finds a place
+Progress = Callable[[str, int, int], None]
+
+
+class SyntheticHaystack:
+    """Videos whose frames are drawn from a pool, no frame twice in a video.
+
+    Args:
+        model: encodes needles and haystack alike.
+        pool: encoded frames of a world that training has not seen.
+        tasks: some of sign, colour, chain and count, each asked once per video.
+        facts: what the pool is, for the run's settings.
+        foot: a sentence about it, for figures.
+        held_out: ask with the wordings that training never sees.
+    """
+
+    def __init__(
+        self,
+        model: TimeViperNetwork,
+        pool: FramePool,
+        tasks: Sequence[str],
+        *,
+        facts: Mapping[str, Any] | None = None,
+        foot: str = "",
+        held_out: bool = False,
+    ) -> None:
+        if not tasks or not set(tasks) <= set(NEEDLE_TASKS) or len(set(tasks)) < len(tasks):
+            fail("needle", "tasks", f"be different ones of {', '.join(NEEDLE_TASKS)}", tasks)
+        self.tasks, self.foot, self._held_out = tuple(tasks), foot, held_out
+        self.facts = {**(facts or {}), "tasks": list(tasks), "held_out": held_out}
+        self._model, self._pool = model, pool
+
+    @classmethod
+    def render(
+        cls,
+        model: TimeViperNetwork,
+        tasks: Sequence[str],
+        *,
+        seed: int,
+        level: str = "study",
+        size: PoolSize | None = None,
+        held_out: bool = False,
+        progress: Progress | None = None,
+    ) -> SyntheticHaystack:
+        """Render and encode a pool, and compare all of its plain frames with each other.
+
+        Args:
+            model: with a vision encoder for pictures of 48 pixels.
+            tasks, held_out: as the class.
+            seed: of the world; take another than training's.
+            level: "study" or "hard".
+            size: of the pool.
+            progress: called with ("frames", done, all).
+        """
+        side = model.config.vision.image_size
+        if side != 48:
+            remedy = "give haystack files instead"
+            fail("needle", "model", "see pictures of 48 pixels, as the world draws", side, remedy)
+        size = size or PoolSize()
+        thumbs: list[Tensor] = []
+
+        def note(frames: np.ndarray, total: int) -> None:
+            thumbs.append(thumbnails(torch.from_numpy(frames).permute(0, 3, 1, 2)))
+            if progress is not None:
+                progress("frames", sum(map(len, thumbs)), total)
+
+        world = World(hash63("needle", seed), level)
+        pool = FramePool.encode(
+            world, model.vision, model.projector, size, model.dtype, on_frames=note
+        )
+        alike = find_alike(torch.cat(thumbs)[: size.plain])
+        facts = {"world": level, "seed": seed, "pool": asdict(size), "alike": alike.to_dict()}
+        foot = f"{level} world, seed {seed}; pool of {alike}"
+        return cls(model, pool, tasks, facts=facts, foot=foot, held_out=held_out)
+
+    def trial(self, frames: int, seed: int, number: int, depths: Sequence[float]) -> Trial:
+        """A video of that number; see `Haystack`."""
+        own = hash63("needle", seed, frames, number)
+        puzzle = draw_scene(own, frames, dict(zip(self.tasks, depths)), held_out=self._held_out)
+        asked = {question.task: question for question in puzzle.questions}
+        probes = tuple(_probe(asked[task], depth) for task, depth in zip(self.tasks, depths))
+        return Trial(frames, own, puzzle.needles, probes)
+
+    @torch.no_grad()
+    def visual(self, trial: Trial, blind: bool = False) -> Tensor:
+        """Its visual tokens; see `Haystack`."""
+        hidden = trial.needed if blind else ()
+        shown = {frame: needle for frame, needle in trial.needles.items() if frame not in hidden}
+        features = self._pool.draw(trial.frames, shown, trial.seed)
+        return self._model.projector.project(features.to(self._model.device, self._model.dtype))
+
+
+def _probe(question: Question, depth: float) -> Probe:
+    return Probe(
+        question.task, question.text, question.answer, question.needed, depth, question.hops
+    )
+
+
+def draw_scene(
+    seed: int, frames: int, depths: Mapping[str, float], *, held_out: bool = False
+) -> Puzzle:
+    """A scene with one question per task, each with its needle at the task's depth.
+
+    A chain's first card stands there, its others anywhere; a second chain, of as many cards and
+    with another digit at its end, distracts from it.
+
+    Args:
+        seed: any integer from 0.
+        frames: of the video, 32 or more.
+        depths: of each task's needle.
+        held_out: ask with the wordings that training never sees.
+    """
+    if frames < _FEWEST:
+        fail("needle", "frames", f"be at least {_FEWEST}", frames)
+    for attempt in count():
+        draw = hash63(seed, attempt)
+        puzzle = draw_puzzle(
+            draw, frames, list(depths), turns=len(depths), absent=0, held_out=held_out
+        )
+        asked = {question.task: question for question in puzzle.questions if question.needed}
+        if len(asked) == len(depths) == len(puzzle.questions):
+            needles = dict(puzzle.needles)
+            if "chain" in asked and not _distract(needles, asked["chain"], frames, draw):
+                continue
+            targets = {asked[task]: frame_at(depth, frames) for task, depth in depths.items()}
+            return _moved(Puzzle(frames, needles, puzzle.questions), targets)
+    raise AssertionError("unreachable")
+
+
+def _distract(needles: dict[int, Needle], chain: Question, frames: int, seed: int) -> bool:
+    """Add a chain that is not asked about; False if too few letters are left to begin links."""
+    chance = random.Random(hash63(seed, "distractor"))
+    taken = {needle.text[0] for needle in needles.values() if needle.kind == "link"}
+    letters = [letter for letter in LETTERS if letter not in taken]
+    free = [frame for frame in range(frames) if frame not in needles]
+    if min(len(letters), len(free)) < chain.hops:
+        return False
+    way = chance.sample(letters, chain.hops)
+    way.append(chance.choice(DIGITS.replace(chain.answer[-1], "")))
+    for frame, (first, second) in zip(chance.sample(free, chain.hops), pairwise(way)):
+        needles[frame] = Needle("link", first + second)
+    return True
+
+
+def _moved(puzzle: Puzzle, targets: Mapping[Question, int]) -> Puzzle:
+    """The scene with each question's needle at its target; what was there takes its place."""
+    place = {frame: frame for frame in {*puzzle.needles, *targets.values()}}
+    for question, target in targets.items():
+        first = _first(puzzle, question)
+        there = next(frame for frame, now in place.items() if now == target)
+        place[first], place[there] = target, place[first]
+    needles = {place[frame]: needle for frame, needle in puzzle.needles.items()}
+    questions = tuple(
+        Question(q.task, q.text, q.answer, tuple(sorted(place[i] for i in q.needed)), q.hops)
+        for q in puzzle.questions
+    )
+    return Puzzle(puzzle.frames, needles, questions)
+
+
+def _first(puzzle: Puzzle, question: Question) -> int:
+    """The frame that is read first: of a chain the card that begins with the letter asked for."""
+    if question.task != "chain":
+        return question.needed[0]
+    return next(i for i in question.needed if puzzle.needles[i].text[0] == question.answer[0])
