@@ -9,17 +9,25 @@ from torch import nn
 
 from timeviper_fast.config import BackboneConfig
 from timeviper_fast.model.nemotron_h import Conv1d, Mamba2
+from timeviper_fast.model.stack import LayerStack
 
 __all__ = ["init_weights"]
 
 
 @torch.no_grad()
-def init_weights(model: nn.Module, *, seed: int) -> None:
+def init_weights(model: nn.Module, *, seed: int, for_training: bool = False) -> None:
     """Fill every parameter of `model` in place from one seeded generator on the CPU.
 
-    Linear, embedding and convolution weights are normal with std 1 / sqrt(fan_in), biases 0, norms
-    1; A is uniform in [1, 16], dt log-uniform in [time_step_min, time_step_max], D is 1, and a
-    TransV gate starts closed (alpha 0).
+    Linear and convolution weights are normal with std 1 / sqrt(fan_in), embeddings with std 1,
+    biases 0, norms 1; A is uniform in [1, 16], dt log-uniform in [time_step_min, time_step_max], D
+    is 1, and a TransV gate starts closed (alpha 0).
+
+    Args:
+        model: or a part of one.
+        seed: of the generator.
+        for_training: keep the residual stream small, so that every layer's norm lets gradients
+            through: embeddings have std 1 / sqrt(channels), and the projections that write to the
+            LLM's residual stream are divided by the square root of the number of its layers.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -32,12 +40,22 @@ def init_weights(model: nn.Module, *, seed: int) -> None:
             if module.bias is not None:
                 module.bias.zero_()
         elif isinstance(module, nn.Embedding):
-            normal(module.weight, 1)
+            normal(module.weight, module.weight.shape[1] if for_training else 1)
         elif isinstance(module, Mamba2):
             _init_mamba(module, module.config, generator)
     for name, parameter in model.named_parameters():
         if name.endswith("pos_embed"):
             normal(parameter, parameter.shape[-1])
+    if for_training:
+        for module in model.modules():
+            if isinstance(module, LayerStack):
+                _calm(module)
+
+
+def _calm(stack: LayerStack) -> None:
+    for name, parameter in stack.layers.named_parameters():
+        if name.endswith(("out_proj.weight", "o_proj.weight", "down_proj.weight")):
+            parameter.div_(math.sqrt(len(stack.layers)))
 
 
 def _init_mamba(mixer: Mamba2, config: BackboneConfig, generator: torch.Generator) -> None:

@@ -52,6 +52,17 @@ class TimeViperNetwork(nn.Module):
         self.backbone.set_stages(stages)
         self.config = replace(self.config, stages=stages)
 
+    def set_image_size(self, size: int) -> None:
+        """Take pictures of another size, in pixels per side; position embeddings are interpolated.
+
+        Raises:
+            ValueError: a size that the config does not allow.
+        """
+        # the config is checked first: an error leaves the model as it was
+        config = replace(self.config, vision=replace(self.config.vision, image_size=size))
+        self.vision.set_image_size(size)
+        self.config = config
+
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """Normalised frames (frames, 3, size, size) -> visual tokens (frames, n, d_model).

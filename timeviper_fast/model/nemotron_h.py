@@ -13,6 +13,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from timeviper_fast.config import (
     ATTENTION,
@@ -35,6 +36,11 @@ from tvkernels import (
 )
 
 __all__ = ["HybridBackbone"]
+
+
+def _wide(x: Tensor) -> Tensor:
+    """`x` in float32; float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class RMSNorm(nn.Module):
@@ -168,7 +174,7 @@ class Mamba2(nn.Module):
         x, B, C = self._split(cast(Tensor, mixed).transpose(1, 2))
         result = mamba_chunk_scan_combined(
             x, dt, self._A(), B, C, self.config.chunk_size,
-            D=self.D.float(), dt_bias=self.dt_bias.float(), dt_softplus=True,
+            D=_wide(self.D), dt_bias=_wide(self.dt_bias), dt_softplus=True,
             dt_limit=self.config.time_step_limit, seq_idx=seq_idx,
             initial_states=None if state is None else state.ssm,
             return_final_states=state is not None,
@@ -191,7 +197,7 @@ class Mamba2(nn.Module):
         return y
 
     def _A(self) -> Tensor:
-        return -torch.exp(self.A_log.float())
+        return -torch.exp(_wide(self.A_log))
 
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (..., nheads, headdim), B and C (..., ngroups, d_state)."""
@@ -203,17 +209,27 @@ class Mamba2(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of the pattern: x + mixer(norm(x))."""
+    """One layer of the pattern: x + mixer(norm(x)).
+
+    With `gradient_checkpointing` training keeps the layer's input alone and computes the layer
+    again in the backward pass.
+    """
 
     def __init__(self, kind: str, config: BackboneConfig) -> None:
         super().__init__()
+        self.gradient_checkpointing = False
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mixer = {MAMBA: Mamba2, ATTENTION: Attention}.get(kind, Mlp)(config)
 
     def forward(
         self, x: Tensor, packing: Packing, state: AttentionState | MambaState | None
     ) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled() and state is None:
+            return x + checkpoint(self._mix, x, packing, use_reentrant=False)
         return x + self.mixer(self.norm(x), packing, state)
+
+    def _mix(self, x: Tensor, packing: Packing) -> Tensor:
+        return self.mixer(self.norm(x), packing, None)
 
 
 class HybridBackbone(LayerStack):
@@ -241,19 +257,23 @@ class HybridBackbone(LayerStack):
         """
         check_stages(stages, self.config)
         own = cast(Iterable[TransV], self.transv)
-        held = {module.stage.layer: module for module in own if module.stage.transfer}
+        held = {module.stage.layer: module for module in own}
+        with_weights = [layer for layer, module in held.items() if module.stage.transfer]
         for i, stage in enumerate(stages):
-            if stage.transfer and stage.layer not in held:
-                layers = ", ".join(map(str, held)) or "there is none"
+            if stage.transfer and stage.layer not in with_weights:
+                layers = ", ".join(map(str, with_weights)) or "there is none"
                 rule = f"be False but before a layer with transfer weights ({layers})"
                 fail(f"stages[{i}]", "transfer", rule, f"True before layer {stage.layer}")
         modules = []
         for stage in stages:
-            module = held[stage.layer] if stage.transfer else TransV(stage, self.config)
+            module = held.get(stage.layer)
+            if module is None or module.stage.transfer != stage.transfer:
+                module = TransV(stage, self.config)
             module.stage = stage
             modules.append(module)
         self.transv = nn.ModuleList(modules)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(batch, n, d_model) of the residual stream -> (batch, n, vocab) float32 logits."""
-        return self.lm_head(self.norm_f(hidden)).float()
+        """(batch, n, d_model) of the residual stream -> (batch, n, vocab) float32 logits; float64
+        ones of a float64 model."""
+        return _wide(self.lm_head(self.norm_f(hidden)))

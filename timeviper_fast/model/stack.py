@@ -82,6 +82,7 @@ class LayerStack(nn.Module):
         chunk: int | None = None,
         watch: StopWatch | None = None,
         on_pass: Callable[[int], None] | None = None,
+        log_scores: bool = False,
     ) -> tuple[Tensor, list[list[StageRecord]]]:
         """Run every layer and every compression stage; arguments and errors are those of `run`.
 
@@ -89,7 +90,15 @@ class LayerStack(nn.Module):
             The last layer's residual stream (batch, seqlen after dropping, d_model), before
             the final norm, and for every stage one record per sample.
         """
-        passage = self.run(hidden, segments, cache=cache, chunk=chunk, watch=watch, on_pass=on_pass)
+        passage = self.run(
+            hidden,
+            segments,
+            cache=cache,
+            chunk=chunk,
+            watch=watch,
+            on_pass=on_pass,
+            log_scores=log_scores,
+        )
         return passage.hidden, passage.records
 
     def run(
@@ -101,6 +110,7 @@ class LayerStack(nn.Module):
         chunk: int | None = None,
         watch: StopWatch | None = None,
         on_pass: Callable[[int], None] | None = None,
+        log_scores: bool = False,
         start_stage: int | None = None,
         stop_stage: int | None = None,
     ) -> Passage:
@@ -117,6 +127,8 @@ class LayerStack(nn.Module):
             watch: times the compression stages.
             on_pass: called with (tokens times layers) when a chunk has been queued through the
                 layers up to the next stage; on CUDA the device may not have computed it yet.
+            log_scores: whether the records of attention stages carry `log_scores`, for a loss on
+                what they keep.
             start_stage: the stage to begin with (0 is the first); None begins at the first layer.
             stop_stage: the stage to stop before; None runs to the last layer.
 
@@ -139,7 +151,8 @@ class LayerStack(nn.Module):
                 layer = self.layers[layers.start]
                 with _timed(watch, self.stages[number]) as stop:
                     stage = self.transv[number]
-                    hidden, segments, record = stage(hidden, segments, layer.mixer, layer.norm)
+                    given_to = (hidden, segments, layer.mixer, layer.norm, log_scores)
+                    hidden, segments, record = stage(*given_to)
                     stop.tokens = f"{record[0].tokens_before} -> {record[0].tokens_after}"
                 records.append(record)
             if layers:

@@ -11,6 +11,7 @@ the last of the prompt. Counts are relative to the original vision tokens.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 import torch
@@ -38,6 +39,8 @@ class StageRecord(NamedTuple):
         kept: (batch, tokens_after) numbers among the vision tokens before the stage, ascending;
             text between runs of vision is not counted.
         scores: (batch, tokens_before) float32 attention scores; None for uniform stages.
+        log_scores: (batch, tokens_before) float32 or float64, their logarithms with gradients; None
+            unless they were asked for, and for uniform stages.
     """
 
     layer: int
@@ -45,6 +48,7 @@ class StageRecord(NamedTuple):
     tokens_after: int
     kept: Tensor
     scores: Tensor | None
+    log_scores: Tensor | None = None
 
 
 class Norm(Protocol):
@@ -72,7 +76,12 @@ class TransV(nn.Module):
             self.alpha = nn.Parameter(torch.zeros(()))
 
     def forward(
-        self, hidden: Tensor, segments: tuple[Segment, ...], mixer: nn.Module, norm: Norm
+        self,
+        hidden: Tensor,
+        segments: tuple[Segment, ...],
+        mixer: nn.Module,
+        norm: Norm,
+        log_scores: bool = False,
     ) -> tuple[Tensor, tuple[Segment, ...], list[StageRecord]]:
         """Shorten every sample of a sequence.
 
@@ -81,6 +90,7 @@ class TransV(nn.Module):
             segments: the samples packed in it, in order.
             mixer: the layer's mixer; its q_proj and k_proj score the tokens of attention stages.
             norm: the layer's RMSNorm; stages that score the normed stream apply it.
+            log_scores: whether the records of attention stages carry `log_scores`.
 
         Returns:
             The shorter stream, its segments, and one record per sample.
@@ -93,7 +103,10 @@ class TransV(nn.Module):
             sample = hidden[:, start : start + segment.length]
             kept, dropped, scores = self._choose(sample, segment, mixer, norm)
             counts = (segment.vision_present, kept.shape[1])
-            records.append(StageRecord(self.stage.layer, *counts, kept, scores))
+            logs = None
+            if log_scores and self.stage.select == "attention":
+                logs = self._log_scores(sample, segment, mixer, norm)
+            records.append(StageRecord(self.stage.layer, *counts, kept, scores, logs))
             leaving.append(segment.positions(dropped) + start)
             after.append(segment.keep(kept))
             start += segment.length
@@ -123,7 +136,9 @@ class TransV(nn.Module):
             query, on_keys = seen[:, -1], None
             if self.stage.score == "normed":
                 query, on_keys = norm(query), (norm.weight, norm.eps)
-            q = mixer.q_proj(query).unflatten(-1, (-1, self.head_dim))  # type: ignore[operator]
+            # under autocast the projection has another dtype than the residual stream
+            q = mixer.q_proj(query).to(seen.dtype)  # type: ignore[operator]
+            q = q.unflatten(-1, (-1, self.head_dim))
             # A key bias adds the same number to every score of a head, so softmax ignores it.
             weight: Tensor = mixer.k_proj.weight  # type: ignore[assignment, union-attr]
             span = (segment.span.start, segment.span.length)
@@ -137,6 +152,26 @@ class TransV(nn.Module):
             order = scores.argsort(dim=-1, descending=True, stable=True)
             kept = order[:, :keep].sort(-1).values
             return kept, dropped_indices(kept, segment.vision_present), scores
+
+    def _log_scores(self, sample: Tensor, segment: Segment, mixer: nn.Module, norm: Norm) -> Tensor:
+        """(batch, vision_present) logarithms of the scores, with gradients.
+
+        The logarithm is taken of the softmax in one step: scores that underflow to 0 keep it.
+        """
+        seen = sample[:, : segment.length - segment.query_from_end]
+        if self.stage.score == "normed":
+            seen = norm(seen)
+        q = mixer.q_proj(seen[:, -1]).unflatten(-1, (-1, self.head_dim))  # type: ignore[operator]
+        k = mixer.k_proj(seen).unflatten(-1, (-1, self.head_dim))  # type: ignore[operator]
+        grouped = q.unflatten(1, (k.shape[2], -1)) / math.sqrt(self.head_dim)
+        if k.dtype != torch.float64:
+            grouped, k = grouped.float(), k.float()
+        logits = torch.einsum("bkgd,bskd->bkgs", grouped, k).flatten(1, 2)
+        logs = logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1])
+        inside = logs[:, segment.span.start : segment.span.stop]
+        if segment.index is None:
+            return inside
+        return inside.gather(1, segment.index.expand(len(sample), -1))
 
     def _transfer(
         self,
@@ -165,7 +200,8 @@ class TransV(nn.Module):
         """`text` (batch, n, d_model) with the content of `dropped` (batch, m, d_model) added."""
 
         def heads(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (-1, self.head_dim))
+            # under autocast projections have another dtype than the residual stream
+            return x.to(text.dtype).unflatten(-1, (-1, self.head_dim))
 
         return gated_cross_attention(
             text,

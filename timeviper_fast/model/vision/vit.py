@@ -6,10 +6,13 @@ blocks, final norm, pooling) are never built, and the features are not normalise
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from timeviper_fast.config import VisionConfig
 from timeviper_fast.errors import ArgumentError
@@ -62,6 +65,22 @@ class VisionTransformer(nn.Module):
             x = block(x)
         return x
 
+    @torch.no_grad()
+    def set_image_size(self, size: int) -> None:
+        """Take pictures of another size: position embeddings are interpolated (bicubic).
+
+        Raises:
+            ValueError: a size that the config does not allow.
+        """
+        config = replace(self.config, image_size=size)
+        before, after = (c.image_size // c.patch_size for c in (self.config, config))
+        if before != after:
+            grid = rearrange(self.pos_embed, "one (h w) c -> one c h w", h=before).float()
+            grid = F.interpolate(grid, size=(after, after), mode="bicubic", antialias=True)
+            grid = rearrange(grid, "one c h w -> one (h w) c").to(self.pos_embed.dtype)
+            self.pos_embed = nn.Parameter(grid, requires_grad=self.pos_embed.requires_grad)
+        self.config = config
+
 
 class PatchEmbed(nn.Module):
     """One linear map per patch; pixels right of and below the last whole patch are ignored."""
@@ -76,16 +95,22 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block; `gradient_checkpointing` as in the LLM's layers."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
+        self.gradient_checkpointing = False
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = Mlp(config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._block, x, use_reentrant=False)
+        return self._block(x)
+
+    def _block(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
