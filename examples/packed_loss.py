@@ -1,6 +1,7 @@
-"""The training loss of two samples that are packed one behind the other, and some steps on it.
+"""Optimizer steps on the loss of two samples that are packed one behind the other.
 
-The model is tiny, its weights and the frames are random.
+The model is tiny, its weights and the frames are random. `timeviper-fast train` does this with
+data, schedules and snapshots.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ import argparse
 
 import torch
 
+from timeviper_fast.dataset.sample import Sample
 from timeviper_fast.demo import tiny_model
-from timeviper_fast.text.prompt import training_prompt
-from timeviper_fast.training.loss import packed_loss, training_segment
+from timeviper_fast.training.loss import packed_forward
+from timeviper_fast.training.optimizer import PARTS, freeze_all_but, parameter_groups
+from timeviper_fast.training.packed import embed_packed
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=4)
@@ -21,33 +24,23 @@ torch.manual_seed(0)
 model = tiny_model().train()
 size = model.config.vision.image_size
 samples = [
-    (torch.randn(3, 3, size, size), "What moves?", "A yellow square."),
-    (torch.randn(2, 3, size, size), "Does it come back?", "Yes."),
+    Sample(
+        ({"role": "user", "content": question}, {"role": "assistant", "content": answer}),
+        pixels=torch.randn(frames, 3, size, size),
+    )
+    for frames, question, answer in (
+        (3, "What moves?", "A yellow square."),
+        (2, "Does it come back?", "Yes."),
+    )
 ]
 
-
-def packed() -> tuple:
-    """Embeddings, segments and labels of all samples, one behind the other."""
-    embeddings, segments, labels = [], [], []
-    for pixels, question, answer in samples:
-        turns = [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": answer},
-        ]
-        prompt = training_prompt(model.tokenizer, turns, template=model.config.template)
-        before, after = torch.tensor([prompt.before]), torch.tensor([prompt.after])
-        embedded, segment = model.embed(before, model.encode(pixels), after)
-        own = torch.tensor(prompt.labels(segment.span.length))
-        embeddings.append(embedded)
-        segments.append(training_segment(own, segment.span))
-        labels.append(own)
-    return torch.cat(embeddings, dim=1), tuple(segments), torch.cat(labels)
-
-
-optimizer = torch.optim.AdamW(model.backbone.parameters(), lr=1e-3)
+freeze_all_but(model, ("projector", "llm", "transv"))
+groups = parameter_groups(model, dict.fromkeys(PARTS, 1e-3), weight_decay=0.01)
+optimizer = torch.optim.AdamW(groups)
 for step in range(arguments.steps):
-    loss = packed_loss(model.backbone, *packed())
+    packed = packed_forward(model.backbone, *embed_packed(model, samples))
     optimizer.zero_grad()
-    loss.backward()
+    packed.loss.backward()
     optimizer.step()
-    print(f"step {step}: loss {loss.item():.3f}")
+    right = (packed.logits.argmax(-1) == packed.targets).float().mean()
+    print(f"step {step}: loss {packed.loss.item():.3f}, {right:.0%} of the tokens right")

@@ -3,8 +3,10 @@ that they use."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +19,7 @@ from timeviper_fast.cli.main import app, main
 from timeviper_fast.demo import tiny_model, write_demo_video
 from timeviper_fast.inference.generate import StageCount
 from timeviper_fast.stops import Stop
+from timeviper_fast.training.config import read_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -25,6 +28,15 @@ PAGES = {
 }
 TEXT = "\n".join(PAGES.values())
 COMMANDS = sorted(set(re.findall(r"^timeviper-fast .*$", TEXT, re.M)))
+
+
+# a run in two steps, under the name that the pages use
+RUN = """
+model = "MODEL"
+output = "runs/mine"
+source = [{ name = "films", file = "train.jsonl" }]
+phase = [{ name = "short", steps = 2, sources = { films = 1 }, learn = ["projector"] }]
+"""
 
 
 def blocks(page: str) -> list[str]:
@@ -36,6 +48,11 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     tiny_model().save_pretrained(home / "MODEL")
     write_demo_video(home / "VIDEO.mp4", seconds=4, fps=5, height=48, width=64)
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A square."}]
+    rows = [{"video": str(home / name), "conversations": turns} for name in ("VIDEO.mp4", "2.mp4")]
+    shutil.copy(home / "VIDEO.mp4", home / "2.mp4")
+    (home / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (home / "run.toml").write_text(RUN)
     return home
 
 
@@ -63,8 +80,17 @@ def test_python_of_asking_prints_the_answer_and_saves_models(home, monkeypatch, 
 
 def test_every_fenced_program_is_one_that_runs():
     languages = set(re.findall(r"^ *```(\w+)", TEXT, re.M))
-    assert languages == {"python"}
+    # rows of data are read by tests/dataset, runs by the next test
+    assert languages == {"python", "json", "toml"}
     assert sum(len(blocks(page)) for page in PAGES) == len(re.findall(r"^ *```python", TEXT, re.M))
+
+
+def test_runs_that_are_shown_are_runs(tmp_path):
+    shown = re.findall(r"^```toml\n(.*?)^```", TEXT, re.M | re.S)
+    assert shown
+    for text in shown:
+        (tmp_path / "run.toml").write_text(text, encoding="utf-8")
+        assert read_config(tmp_path / "run.toml").phases
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if " convert " not in c])
@@ -79,13 +105,13 @@ def test_command(home, monkeypatch, capsys, command):
 def test_options_exist():
     commands = typer.main.get_group(app).commands
     assert {word for command in COMMANDS for word in commands if f" {word} " in f"{command} "} == {
-        "ask", "convert", "demo", "doctor", "info",
+        "ask", "convert", "demo", "doctor", "info", "train",
     }  # fmt: skip
     # those of the program itself too, such as --debug and --install-completion
     everything = [typer.main.get_command(app), *commands.values()]
     known = {o for command in everything for p in command.params for o in p.opts}
     mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))
-    assert mentioned - known <= {"--index-url"}
+    assert mentioned - known <= {"--index-url", "--nproc-per-node"}
 
 
 def test_the_torch_to_install_is_the_tested_one():

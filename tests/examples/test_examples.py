@@ -37,7 +37,7 @@ def test_example(monkeypatch, capsys, name):
 
 def test_steps_on_the_packed_loss_lower_it(monkeypatch, capsys):
     lines = run(monkeypatch, capsys, "packed_loss.py", "--steps", 3).splitlines()
-    losses = [float(line.split()[-1]) for line in lines]
+    losses = [float(line.split()[3].rstrip(",")) for line in lines]
     assert losses == sorted(losses, reverse=True)
     assert len(losses) == 3
 

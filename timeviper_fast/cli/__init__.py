@@ -1,10 +1,11 @@
-"""The command line: `timeviper-fast` ask, info, doctor, convert, demo.
+"""The command line: `timeviper-fast` ask, train, info, doctor, convert, demo.
 
     main.py       the commands together; mistakes as one line and an exit code
     mistakes.py   errors in the words of the command line
     interrupt.py  Ctrl-C while libraries are imported
     app.py        options that several commands share
     ask.py        a question about a video
+    train.py      a model trained as a TOML file says
     convert.py    upstream's checkpoints to one directory
     inspect.py    what a model is made of, and which backend runs here
     demo.py       every part at work on a tiny random model

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -22,7 +23,20 @@ from timeviper_fast.cli.output import write
 from timeviper_fast.inference.ask import Answer
 from timeviper_fast.stops import STOPS, Stop
 
-__all__ = ["err", "out", "print_stops", "print_table", "progress_bars", "say", "show", "speaking"]
+if TYPE_CHECKING:
+    from timeviper_fast.training.phase import TrainingProgress
+
+__all__ = [
+    "err",
+    "out",
+    "print_stops",
+    "print_table",
+    "progress_bars",
+    "say",
+    "show",
+    "speaking",
+    "training_bar",
+]
 
 out, err = Console(), Console(stderr=True)
 
@@ -71,6 +85,34 @@ def progress_bars(
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total, amount="")
             bars.update(tasks[what], completed=done, total=total, amount=_amount(what, done, total))
+
+        yield update
+
+
+@contextmanager
+def training_bar(console: Console) -> Iterator[Callable[[TrainingProgress], None]]:
+    """A progress bar of each phase with its figures; where there is no terminal, a line each."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    shown = console.file.isatty()
+    with Progress(*columns, console=console, disable=not shown) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def update(at: TrainingProgress) -> None:
+            figures = (
+                f"{at.step}/{at.steps} loss {at.values['loss']:.3f} "
+                f"right {100 * at.values['sample_accuracy']:.1f} % "
+                f"{at.values['tokens_per_second']:,.0f} tokens/s"
+            )
+            if at.phase not in tasks:
+                tasks[at.phase] = bars.add_task(at.phase, total=at.steps, figures="")
+            bars.update(tasks[at.phase], completed=at.step, figures=figures)
+            if not shown:
+                say(console, f"{at.phase} {figures}")
 
         yield update
 

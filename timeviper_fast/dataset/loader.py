@@ -29,7 +29,7 @@ class PackLoader:
         workers: processes; 0 decodes in this one.
         prefetch: packs that each worker has ready.
         on_error: "raise" on a sample that cannot be read, or "skip" it; a pack of which nothing is
-            left is skipped whole.
+            left comes without samples.
 
     Attributes:
         skipped: samples that could not be read so far.
@@ -79,8 +79,7 @@ class PackLoader:
                 raise faults[0]
             self.skipped += len(faults)
             self.notes = [*self.notes, *map(str, faults)][-20:]
-            if samples:
-                yield samples, pack
+            yield samples, pack
 
 
 class _Draws(Dataset[list[Sample | DataError]]):

@@ -15,4 +15,5 @@ lessons.py    frames with labels for the vision encoder
 vision.py     pretraining of the vision encoder
 pool.py       frames that are encoded once
 source.py     SyntheticSource: videos and questions as training samples
+kinds.py      the world as a kind of source in a training run
 """

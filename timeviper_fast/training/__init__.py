@@ -1,6 +1,18 @@
-"""Training on packed samples.
+"""Training on packed samples; no sample sees another.
 
-    loss.py  the next-token loss of samples packed one behind the other
-
-No sample sees another.
+config.py     a run in frozen dataclasses, read from TOML
+trainer.py    a whole run: its phases, each from its last snapshot on
+phase.py      the optimizer steps of one phase
+start.py      the model that a phase begins with, and its compression stages
+kinds.py      sources of samples from the tables of a run
+stream.py     the packs of each step, divided among the processes
+packed.py     samples to one packed sequence and its loss, with gradients
+loss.py       the next-token loss of packed samples
+selection.py  a loss on what attention stages keep
+optimizer.py  which parameters learn, how fast, and the schedule
+evaluate.py   loss and accuracy on samples that are not learnt
+figures.py    loss and accuracy as sums
+metrics.py    metrics.jsonl and TensorBoard
+snapshot.py   a run's state on disk
+parallel.py   several processes, the weights divided among them
 """

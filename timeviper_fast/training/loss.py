@@ -66,7 +66,12 @@ def packed_loss(
 
 
 def packed_forward(
-    backbone: HybridBackbone, embeddings: Tensor, segments: tuple[Segment, ...], labels: Tensor
+    backbone: HybridBackbone,
+    embeddings: Tensor,
+    segments: tuple[Segment, ...],
+    labels: Tensor,
+    *,
+    log_scores: bool = False,
 ) -> Packed:
     """Run samples packed one behind the other; no token sees another sample.
 
@@ -75,6 +80,8 @@ def packed_forward(
         embeddings: (1, seqlen, d_model), text and vision.
         segments: one per sample, as `training_segment` builds them.
         labels: (seqlen,) int64 on the CPU; -100 at vision tokens and at each sample's first token.
+        log_scores: whether the records of attention stages carry `log_scores`, which
+            `selection_loss` needs.
 
     Raises:
         ValueError: a batch above 1, labels of another length, dtype or range, a supervised vision
@@ -82,7 +89,7 @@ def packed_forward(
     """
     at = _supervised(backbone, embeddings, segments, labels)
     targets = labels[labels != IGNORE_INDEX].to(embeddings.device)
-    hidden, records = backbone(embeddings, segments)
+    hidden, records = backbone(embeddings, segments, log_scores=log_scores)
     logits = backbone.logits(hidden[0, torch.cat(at).to(hidden.device)])
     samples = torch.arange(len(at)).repeat_interleave(torch.tensor([len(part) for part in at]))
     return Packed(F.cross_entropy(logits, targets), logits, targets, samples, records)

@@ -1,0 +1,72 @@
+"""`timeviper-fast train`: a run to its model, the check of its data, and mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.cli.common import one_line
+
+RUN = """
+model = "preset:tiny-trained"
+output = "{output}"
+log_every = 1
+on_error = "{on_error}"
+
+[[source]]
+name = "words"
+kind = "text"
+file = "{file}"
+
+[[phase]]
+name = "talk"
+steps = 2
+sources = {{ words = 1 }}
+learn = ["llm"]
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A run on two sound rows and one without an answer."""
+    turns = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Yes."}]
+    rows = [{"conversations": turns}, {"conversations": turns}, {"conversations": turns[:1]}]
+    data = tmp_path / "words.json"
+    data.write_text(json.dumps(rows))
+
+    def written(on_error: str):
+        path = tmp_path / "run.toml"
+        given = {"output": tmp_path / "run", "file": data, "on_error": on_error}
+        path.write_text(RUN.format(**given))
+        return str(path)
+
+    return written
+
+
+def test_a_run_prints_its_model(run, config, tmp_path):
+    code, out, err = run("train", config("skip"))
+    assert code == 0, err
+    assert out.strip() == str(tmp_path / "run" / "1-talk" / "model")
+    assert (tmp_path / "run" / "1-talk" / "model" / "config.json").is_file()
+    assert [line.split()[1] for line in err.splitlines() if line.startswith("talk")] == [
+        "1/2",
+        "2/2",
+    ]
+
+
+def test_the_check_lists_faulty_rows_and_trains_nothing(run, config, tmp_path):
+    code, out, err = run("train", config("skip"), "--check")
+    assert code == 2
+    assert out == ""
+    assert "words: 1 faulty rows" in err
+    assert "words.json" in err
+    assert not (tmp_path / "run" / "1-talk").exists()
+
+
+def test_faulty_rows_are_one_line(run, config):
+    one_line(run("train", config("raise")), "file must have no faulty rows", "--check lists them")
+
+
+def test_a_missing_file_is_one_line(run, tmp_path):
+    one_line(run("train", str(tmp_path / "no.toml")), "config", "no.toml")

@@ -1,0 +1,61 @@
+"""The world as a source of a training run: options, pools that phases share, pixels that learn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from timeviper_fast.dataset.sample import Draw, Limits
+from timeviper_fast.model.initialize import init_weights
+from timeviper_fast.presets import preset
+from timeviper_fast.synthetic import kinds
+from timeviper_fast.synthetic.kinds import synthetic_source
+from timeviper_fast.synthetic.pool import PoolSize
+from timeviper_fast.text.byte_tokenizer import byte_tokenizer
+from timeviper_fast.timeviper import TimeViper
+from timeviper_fast.training.config import SourceConfig
+from timeviper_fast.training.kinds import Setting
+
+
+@pytest.fixture(scope="module")
+def model():
+    made = TimeViper(preset("tiny-trained"), byte_tokenizer())
+    init_weights(made, seed=0, for_training=True)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _small_pools(monkeypatch):
+    monkeypatch.setattr(kinds, "PoolSize", lambda plain: PoolSize(plain, 1, 5, 1))
+    monkeypatch.setattr(kinds, "_POOLS", {})
+
+
+def build(model, tmp_path, learns_vision=False, **options):
+    options = {"plain": 20, **options}
+    table = SourceConfig("study", "synthetic", options)
+    return synthetic_source(table, Setting(model, tmp_path, "raise", learns_vision))
+
+
+def test_a_frozen_encoder_gives_features_of_a_pool_that_is_made_once(model, tmp_path):
+    first, second = (build(model, tmp_path).limits(Limits(4, 8)) for _ in range(2))
+    assert len(kinds._POOLS) == 1
+    samples = [source.load(0, Draw(0, 0, 7)) for source in (first, second)]
+    assert samples[0].features.shape[1:] == (4, 64)
+    assert torch.equal(samples[0].features, samples[1].features)
+
+
+def test_an_encoder_that_learns_gets_pixels(model, tmp_path):
+    sample = build(model, tmp_path, learns_vision=True).limits(Limits(4, 8)).load(0, Draw(0, 0, 7))
+    assert sample.pixels.shape[1:] == (3, 48, 48)
+    assert not kinds._POOLS
+
+
+def test_tasks_are_those_asked_for(model, tmp_path):
+    source = build(model, tmp_path, tasks=["sign"], learns_vision=True)
+    asked = {source.puzzle(Draw(0, 0, seed)).questions[0].task for seed in range(20)}
+    assert asked == {"sign"}
+
+
+def test_an_unknown_option_is_refused(model, tmp_path):
+    with pytest.raises(ValueError, match="source 'study': size must be one of level, seed"):
+        build(model, tmp_path, size=3)

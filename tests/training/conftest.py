@@ -1,0 +1,13 @@
+"""The tiny model as a preset, for runs that name their model."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.training.common import CONFIG
+from timeviper_fast import presets
+
+
+@pytest.fixture(autouse=True)
+def _tiny_preset(monkeypatch):
+    monkeypatch.setitem(presets.PRESETS, "tiny-for-tests", CONFIG)

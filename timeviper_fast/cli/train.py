@@ -1,0 +1,47 @@
+"""`timeviper-fast train`: train a model as a TOML file says, or continue a run that stopped."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from timeviper_fast.cli.app import named
+from timeviper_fast.cli.interrupt import importing
+
+__all__ = ["train"]
+
+# faulty rows that are shown of each source
+_SHOWN = 20
+
+
+def train(
+    config: Annotated[
+        str, typer.Argument(help="The run as a TOML file (docs/training.md).", callback=named)
+    ],
+    check: Annotated[
+        bool, typer.Option("--check", help="List every faulty row of the data, and train nothing.")
+    ] = False,
+) -> None:
+    """Train a model; a run that was stopped goes on from its last snapshot."""
+    with importing():
+        from timeviper_fast.cli.terminal import err, say, training_bar
+        from timeviper_fast.synthetic.kinds import synthetic_source
+        from timeviper_fast.training.config import read_config
+        from timeviper_fast.training.kinds import KINDS, check_sources
+        from timeviper_fast.training.trainer import train
+
+    run = read_config(config)
+    if check:
+        wrong = 0
+        for source, faults in check_sources(run):
+            wrong += len(faults)
+            say(err, f"{source.name}: {len(faults)} faulty rows")
+            for fault in faults[:_SHOWN]:
+                say(err, f"  {fault.where}: {fault.reason}", wrap=True)
+            if len(faults) > _SHOWN:
+                say(err, f"  and {len(faults) - _SHOWN} more")
+        raise typer.Exit(2 if wrong else 0)
+    with training_bar(err) as progress:
+        last = train(run, {**KINDS, "synthetic": synthetic_source}, progress=progress)
+    typer.echo(last)

@@ -1,0 +1,189 @@
+"""From samples to one packed sequence, with gradients through projector and vision encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from timeviper_fast.dataset.sample import Sample
+from timeviper_fast.errors import ArgumentError, fail
+from timeviper_fast.layout import Segment
+from timeviper_fast.text.prompt import Prompt, training_prompt
+from timeviper_fast.timeviper import TimeViper
+from timeviper_fast.training.loss import Packed, packed_forward, training_segment
+from timeviper_fast.training.selection import selection_loss
+
+__all__ = ["PackedInputs", "PackedModel", "PackedResult", "embed_packed", "sample_prompt"]
+
+
+class PackedInputs(NamedTuple):
+    """What `packed_forward` takes.
+
+    Attributes:
+        embeddings: (1, seqlen, d_model), text and vision of all samples, one behind the other.
+        segments: one per sample.
+        labels: (seqlen,) int64 on the CPU.
+    """
+
+    embeddings: Tensor
+    segments: tuple[Segment, ...]
+    labels: Tensor
+
+
+def sample_prompt(model: TimeViper, sample: Sample) -> Prompt:
+    """A sample's tokenised conversation. The role header is not learnt, so that the query of
+    attention stages is the prompt's last token, as at inference."""
+    if model.tokenizer is None:
+        fail("embed_packed", "model", "have a tokenizer", None)
+    return training_prompt(
+        model.tokenizer,
+        sample.messages,
+        template=model.config.template,
+        vision=sample.pixels is not None or sample.features is not None,
+        preface=sample.preface,
+        placeholder=sample.placeholder,
+        learn_header=False,
+    )
+
+
+def embed_packed(model: TimeViper, samples: Sequence[Sample]) -> PackedInputs:
+    """Embed samples one behind the other, with gradients.
+
+    The frames of all samples pass through the vision encoder as one batch; without gradients if
+    none of its parameters learns.
+
+    Args:
+        model: with a tokenizer; only its parameters that require gradients get some.
+        samples: with pixels (normalised, whole clips), with features, or text only.
+
+    Raises:
+        ValueError: no sample, no tokenizer, pixels or features of another shape, or a conversation
+            that breaks the rules of `training_prompt`.
+    """
+    if not samples:
+        raise ArgumentError("embed_packed", "samples", "hold a sample", "none")
+    visual = _visual_tokens(model, samples)
+    prompts = [sample_prompt(model, sample) for sample in samples]
+    ids = [part for prompt in prompts for part in (prompt.before, prompt.after)]
+    flat = torch.tensor([i for part in ids for i in part], dtype=torch.long)
+    texts = model.backbone.embeddings(flat.to(model.device)).split([len(part) for part in ids])
+    pieces, segments, labels = [], [], []
+    for i, (prompt, tokens) in enumerate(zip(prompts, visual)):
+        pieces += [texts[2 * i], tokens, texts[2 * i + 1]]
+        own = torch.tensor(prompt.labels(len(tokens)))
+        segments.append(training_segment(own, prompt.span(len(tokens))))
+        labels.append(own)
+    return PackedInputs(torch.cat(pieces)[None], tuple(segments), torch.cat(labels))
+
+
+def _visual_tokens(model: TimeViper, samples: Sequence[Sample]) -> list[Tensor]:
+    """(tokens, d_model) of each sample, (0, d_model) of one without vision."""
+    merged = _merged_features(model, samples)
+    counts = [0 if one is None else one.shape[:2].numel() for one in merged]
+    present = [one.flatten(0, 1) for one in merged if one is not None]
+    if not present:
+        empty = torch.empty(0, model.config.backbone.hidden_size)
+        return [empty.to(model.device, model.dtype)] * len(samples)
+    # under autocast the projector answers in the lower precision
+    tokens = model.projector.project(torch.cat(present)).to(model.dtype)
+    return list(tokens.split(counts))
+
+
+def _merged_features(model: TimeViper, samples: Sequence[Sample]) -> list[Tensor | None]:
+    """(frames, n, vision_size) of each sample after the merge; None of one without vision."""
+    width = (model.config.tokens_per_frame, model.config.vision.hidden_size)
+    for sample in samples:
+        if sample.features is not None and sample.features.shape[1:] != width:
+            shape = f"{tuple(sample.features.shape)} in {sample.name or 'a sample'}"
+            rule = f"be (frames, {width[0]}, {width[1]})"
+            raise ArgumentError("embed_packed", "features", rule, shape)
+    with_pixels = [sample.pixels for sample in samples if sample.pixels is not None]
+    encoded = iter(_encode(model, with_pixels))
+    return [
+        next(encoded)
+        if sample.pixels is not None
+        else None
+        if sample.features is None
+        else sample.features.to(model.device, model.dtype)
+        for sample in samples
+    ]
+
+
+def _encode(model: TimeViper, pixels: Sequence[Tensor]) -> list[Tensor]:
+    """Merged features of each sample's frames. Clips do not reach from one sample into the next,
+    because each sample has whole clips."""
+    if not pixels:
+        return []
+    clip = model.config.projector.clip_frames
+    for frames in pixels:
+        if len(frames) % clip:
+            rule = f"have whole clips of {clip} frames"
+            raise ArgumentError("embed_packed", "pixels", rule, f"{len(frames)} frames")
+    learns = any(parameter.requires_grad for parameter in model.vision.parameters())
+    with nullcontext() if learns else torch.no_grad():
+        batch = torch.cat(list(pixels)).to(model.device)
+        merged = model.projector.merge(model.vision(batch))
+    return list(merged.split([len(frames) for frames in pixels]))
+
+
+class PackedResult(NamedTuple):
+    """What `PackedModel` computes for one pack.
+
+    Attributes:
+        loss: scalar, what is to be minimised: the sum of the supervised tokens' cross entropy plus
+            the weighted selection loss times their number.
+        predicted: logits, targets and records, as `packed_forward` returns them.
+        selection: scalar, the mean selection loss; None where no sample has one.
+        length: tokens of the pack, vision included, before any stage drops some.
+    """
+
+    loss: Tensor
+    predicted: Packed
+    selection: Tensor | None
+    length: int
+
+
+class PackedModel(nn.Module):
+    """A model whose `forward` takes packed samples and returns their loss.
+
+    Embedding, projecting and predicting lie in one `forward`, which sharding (FSDP2) needs: the
+    parameters are gathered while it runs.
+
+    Args:
+        model: with a tokenizer.
+        selection_weight: of the loss on what attention stages keep; 0 computes none.
+    """
+
+    def __init__(self, model: TimeViper, selection_weight: float = 0.0) -> None:
+        super().__init__()
+        self.model = model
+        self.selection_weight = selection_weight
+
+    def forward(self, samples: Sequence[Sample]) -> PackedResult:
+        inputs = embed_packed(self.model, samples)
+        wanted = self.selection_weight > 0 and any(sample.needed for sample in samples)
+        # adding 0 gives every layer's input a gradient in every process
+        inputs = inputs._replace(embeddings=inputs.embeddings + self._touch())
+        packed = packed_forward(self.model.backbone, *inputs, log_scores=wanted)
+        loss, chosen = packed.loss, None
+        if wanted:
+            needed = [sample.needed for sample in samples]
+            chosen = selection_loss(packed.records, needed, self.model.config.tokens_per_frame)
+            if chosen is not None:
+                loss = loss + self.selection_weight * chosen
+        return PackedResult(loss * len(packed.targets), packed, chosen, len(inputs.labels))
+
+    def _touch(self) -> Tensor | int:
+        """0, with a gradient of 0 for every parameter that learns outside the LLM's layers.
+
+        A pack without vision uses none of them. The optimizer and a gradient reduction over several
+        processes need gradients of the same parameters in every step, and the processes gather the
+        same layers in the backward pass.
+        """
+        parts = (self.model.vision, self.model.projector, self.model.backbone.transv)
+        learning = [p for part in parts for p in part.parameters() if p.requires_grad]
+        return sum((0 * p.sum() for p in learning), start=0)

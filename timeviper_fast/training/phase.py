@@ -1,0 +1,204 @@
+"""One phase of a run: optimizer steps on packs, from its first step or from a snapshot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from timeviper_fast.dataset.sample import Sample
+from timeviper_fast.errors import DataError
+from timeviper_fast.timeviper import TimeViper
+from timeviper_fast.training.config import PhaseConfig, TrainingConfig
+from timeviper_fast.training.figures import SUPERVISED, figures_of, sums_of
+from timeviper_fast.training.metrics import MetricsLog
+from timeviper_fast.training.optimizer import (
+    freeze_all_but,
+    learning_rate_factor,
+    parameter_groups,
+)
+from timeviper_fast.training.packed import PackedModel, PackedResult
+from timeviper_fast.training.parallel import World, divide, flatten_gates
+from timeviper_fast.training.snapshot import latest_snapshot, load_snapshot, save_snapshot
+from timeviper_fast.training.stream import StepStream
+
+__all__ = ["PhaseRun", "Progress", "TrainingProgress"]
+
+
+class TrainingProgress(NamedTuple):
+    """Where a run is.
+
+    Attributes:
+        phase: its name.
+        step, steps: optimizer steps done in this phase, and all of it.
+        values: the figures of the last line of metrics.
+    """
+
+    phase: str
+    step: int
+    steps: int
+    values: dict[str, float]
+
+
+Progress = Callable[[TrainingProgress], None]
+
+
+class PhaseRun:
+    """The state of one phase, and its loop.
+
+    Args:
+        config: of the whole run.
+        phase: which of its phases.
+        model: to train; its weights change in place, unless they are divided among processes.
+        stream: the steps' samples.
+        folder: of the phase; snapshots go there.
+        world: the processes.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        phase: PhaseConfig,
+        model: TimeViper,
+        stream: StepStream,
+        folder: Path,
+        world: World,
+    ) -> None:
+        self.config, self.phase, self.folder, self.world = config, phase, folder, world
+        self.model, self.stream = model.train(), stream
+        self.stages = model.config.stages
+        flatten_gates(model)
+        freeze_all_but(model, phase.learn)
+        for module in model.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = config.gradient_checkpointing  # type: ignore[assignment]
+        model.to(world.device)
+        self.wrapper = PackedModel(model, phase.selection_loss)
+        if world.size > 1:
+            divide(self.wrapper, model)
+        groups = parameter_groups(model, phase.learning_rates(), phase.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=phase.learning_rate, betas=phase.betas)
+        self.step = 0
+        self._last: list[Sample] = []
+
+    def restore(self) -> None:
+        """Continue from the phase's newest snapshot, if there is one."""
+        found = self.world.share(latest_snapshot(self.folder))
+        if found is not None:
+            state = load_snapshot(found, self.wrapper, self.optimizer, self.world)
+            self.step = state["step"]
+            self.stream.load_state_dict(state["stream"])
+
+    def save(self) -> None:
+        state = {"step": self.step, "stream": self.stream.state_dict()}
+        save_snapshot(
+            self.folder,
+            self.step,
+            self.wrapper,
+            self.optimizer,
+            state,
+            self.world,
+            self.config.keep_snapshots,
+        )
+
+    def run(
+        self,
+        log: MetricsLog | None,
+        evaluate: Callable[[PhaseRun], dict[str, float]] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Take all steps that are left."""
+        config, phase = self.config, self.phase
+        window = _Window()
+        for packs in self.stream.steps(self.step, phase.steps):
+            window.add(self.take_step(packs))
+            self.step += 1
+            last = self.step == phase.steps
+            if self.step % config.log_every == 0 or last:
+                values = self._figures(window)
+                if log is not None:
+                    log.write(phase.name, self.step, "train", values)
+                if progress is not None:
+                    progress(TrainingProgress(phase.name, self.step, phase.steps, values))
+            every = config.evaluation.every if config.evaluation else 0
+            if evaluate is not None and every and (self.step % every == 0 or last):
+                found = evaluate(self)
+                if log is not None:
+                    log.write(phase.name, self.step, "evaluation", found)
+            if self.step % config.save_every == 0 and not last:
+                self.save()
+
+    def take_step(self, packs: list[list[Sample]]) -> Tensor:
+        """One optimizer step on this process's packs; return the sums of `sums_of` over all."""
+        phase = self.phase
+        factor = learning_rate_factor(self.step, phase.steps, phase.warmup, phase.floor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        if phase.keep is not None:
+            self.model.set_stages(phase.stages_at(self.step, self.stages))
+        sums = sums_of(None).to(self.world.device)
+        for samples in packs:
+            result = self._loss_of(samples)
+            sums += sums_of(result if samples else None).to(sums.device)
+        self.world.total(sums)
+        parameters = [p for p in self.wrapper.parameters() if p.grad is not None]
+        # FSDP2 averages over the processes; the loss is the mean over all supervised tokens
+        scale = self.world.size / sums[SUPERVISED].clamp_min(1)
+        for parameter in parameters:
+            parameter.grad.mul_(scale.to(parameter.grad.dtype))  # type: ignore[union-attr]
+        if phase.clip:
+            nn.utils.clip_grad_norm_(parameters, phase.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return sums
+
+    def _loss_of(self, samples: list[Sample]) -> PackedResult:
+        """Loss and gradients of one pack.
+
+        A pack of which no sample could be read takes part with the last one's samples and weight
+        0: with several processes all run the model equally often.
+        """
+        if not samples and not self._last:
+            raise DataError("train", "no sample of the first pack can be read")
+        with self.autocast():
+            result = self.wrapper(samples or self._last)
+        (result.loss if samples else 0 * result.loss).backward()
+        self._last = samples or self._last
+        return result
+
+    def _figures(self, window: _Window) -> dict[str, float]:
+        rates = {
+            group["name"].partition(",")[0]: group["lr"] for group in self.optimizer.param_groups
+        }
+        figures = window.figures()
+        figures.update({f"learning_rate/{part}": rate for part, rate in rates.items()})
+        figures["skipped_samples"] = self.stream.skipped
+        return figures
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.config.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.world.device.type, torch.bfloat16)
+
+
+class _Window:
+    """Figures over the steps since the last line of metrics."""
+
+    def __init__(self) -> None:
+        self.sums, self.since = sums_of(None), time.monotonic()
+
+    def add(self, sums: Tensor) -> None:
+        self.sums = self.sums.to(sums.device) + sums
+
+    def figures(self) -> dict[str, float]:
+        """The figures so far; the next ones begin anew."""
+        seconds = time.monotonic() - self.since
+        values = {**figures_of(self.sums), "seconds": round(seconds, 3)}
+        values["tokens_per_second"] = round(values["tokens"] / seconds, 1)
+        self.__init__()  # type: ignore[misc]
+        return values

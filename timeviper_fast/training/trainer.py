@@ -1,0 +1,181 @@
+"""A whole run: its phases one behind the other, each from its last snapshot on.
+
+output/
+    run.json                    the configuration that the run was begun with
+    metrics.jsonl
+    1-alignment/
+        step-00000500/          snapshots, removed when the phase is done
+        model/                  the phase's model, written when it is done
+    2-instruction/
+        ...
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from timeviper_fast.checkpoint.save import save_pretrained
+from timeviper_fast.config import TimeViperConfig
+from timeviper_fast.dataset.sample import Limits, Source
+from timeviper_fast.errors import ArgumentError, fail
+from timeviper_fast.timeviper import TimeViper
+from timeviper_fast.training.config import PhaseConfig, TrainingConfig
+from timeviper_fast.training.evaluate import evaluate
+from timeviper_fast.training.kinds import KINDS, Setting, SourceBuilder, complete_with
+from timeviper_fast.training.metrics import MetricsLog
+from timeviper_fast.training.parallel import World, whole_weights
+from timeviper_fast.training.phase import PhaseRun, Progress
+from timeviper_fast.training.start import first_config, initial_model, with_stages
+from timeviper_fast.training.stream import StepStream
+
+__all__ = ["train"]
+
+# may change when a run is continued: they do not change what it computes
+_FREE = {"workers", "save_every", "keep_snapshots", "log_every", "tensorboard"}
+
+
+def train(
+    config: TrainingConfig,
+    kinds: Mapping[str, SourceBuilder] = KINDS,
+    *,
+    progress: Progress | None = None,
+) -> Path:
+    """Train a model, or continue where the run in `config.output` stopped.
+
+    A continued run computes what the uninterrupted one would have computed, bit for bit on one
+    machine with the same number of processes and threads.
+
+    Args:
+        config: of the run.
+        kinds: {kind of source: what makes it}; by default those of annotation files.
+        progress: called in the first process with each line of metrics.
+
+    Returns:
+        The last phase's model, a directory that `TimeViper.from_pretrained` loads.
+
+    Raises:
+        ValueError: the configuration, the model and the data do not fit together, or `output` holds
+            another run.
+    """
+    world = World.join()
+    output = Path(config.output)
+    if world.first:
+        _claim(config, output)
+    world.wait()
+    model_at: str | Path = config.model
+    size = None
+    for number, phase in enumerate(config.phases, 1):
+        folder = output / f"{number}-{phase.name}"
+        size = phase.image_size or size
+        if not world.share((folder / "model").is_dir()):
+            _run_phase(config, kinds, number, folder, model_at, size, world, progress)
+        model_at = folder / "model"
+    return Path(model_at)
+
+
+def _claim(config: TrainingConfig, output: Path) -> None:
+    """Note the run's configuration in its folder, or compare it with the one that is noted.
+
+    Raises:
+        ValueError: another run's folder, or a folder with other things.
+    """
+    values = json.loads(json.dumps(asdict(config)))
+    noted = output / "run.json"
+    if not noted.exists():
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            rule = "be new or empty, or the folder of a run that stopped"
+            raise ArgumentError("train", "output", rule, output)
+        output.mkdir(parents=True, exist_ok=True)
+        noted.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        return
+    before = json.loads(noted.read_text(encoding="utf-8"))
+    other = sorted(n for n in values if n not in _FREE and before.get(n) != values[n])
+    if other:
+        rule = f"be those of the run in {output}, or a new output"
+        raise ArgumentError("train", ", ".join(other), rule, "others")
+
+
+def _run_phase(
+    config: TrainingConfig,
+    kinds: Mapping[str, SourceBuilder],
+    number: int,
+    folder: Path,
+    model_at: str | Path,
+    image_size: int | None,
+    world: World,
+    progress: Progress | None,
+) -> None:
+    phase = config.phases[number - 1]
+    dtype = getattr(torch, config.dtype)
+    model = initial_model(model_at, tokenizer=config.tokenizer, seed=config.seed, dtype=dtype)
+    # a phase before this one may have kept more or fewer tokens
+    stages = first_config(config.model).stages if config.stages is None else config.stages
+    with_stages(model, stages, seed=config.seed)
+    if image_size is not None:
+        model.set_image_size(image_size)
+    shape = model.config
+    setting = Setting(model, Path(config.output), config.on_error, "vision" in phase.learn)
+    sources = _sources(config, phase.sources, kinds, setting, phase)
+    complete = complete_with(config, phase.sources, setting)
+    stream = StepStream.of_phase(config, phase, number, sources, shape, world, complete)
+    run = PhaseRun(config, phase, model, stream, folder, world)
+    run.restore()
+    log = None
+    if world.first:
+        log = MetricsLog(Path(config.output), tensorboard=config.tensorboard)
+        log.forget_behind(phase.name, run.step)
+    check = None
+    if config.evaluation is not None:
+        held = _sources(config, config.evaluation.sources, kinds, setting, phase)
+        settings = config.evaluation
+
+        def check(run: PhaseRun) -> dict[str, float]:
+            return evaluate(run, held, settings, config.seed)
+
+    run.run(log, check, progress)
+    if log is not None:
+        log.close()
+    _finish(config, run, shape, folder, world)
+
+
+def _sources(
+    config: TrainingConfig,
+    names: Mapping[str, float],
+    kinds: Mapping[str, SourceBuilder],
+    setting: Setting,
+    phase: PhaseConfig,
+) -> dict[str, Source]:
+    """{name: source} of those that are drawn from, within the phase's limits."""
+    limits = Limits(*phase.frames, phase.image_size)
+    made = {}
+    for source in config.sources:
+        if source.name in names:
+            if source.kind not in kinds:
+                fail(
+                    f"source {source.name!r}", "kind", f"be one of {', '.join(kinds)}", source.kind
+                )
+            made[source.name] = kinds[source.kind](source, setting).limits(limits)
+    return made
+
+
+def _finish(
+    config: TrainingConfig, run: PhaseRun, shape: TimeViperConfig, folder: Path, world: World
+) -> None:
+    """Write the phase's model and remove its snapshots."""
+    stages = run.phase.stages_at(run.phase.steps - 1, run.stages)
+    weights = whole_weights(run.wrapper)
+    if world.first:
+        with torch.device("meta"):
+            model = TimeViper(replace(shape, stages=stages))
+        model.load_state_dict(weights, assign=True)
+        model.to(getattr(torch, config.save_dtype))
+        save_pretrained(model, model.config, run.model.tokenizer, folder / "model")
+        for snapshot in folder.glob("*step-*"):
+            shutil.rmtree(snapshot)
+    world.wait()
