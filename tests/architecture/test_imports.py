@@ -39,7 +39,8 @@ FOLDERS = {
     "inference": "config errors layout model stops text video",
     "timeviper": "checkpoint config errors inference model text video",
     "demo": "errors presets video text model timeviper",
-    "cli": "checkpoint demo errors inference presets stops synthetic timeviper training video",
+    "cli": "checkpoint demo errors evaluation inference presets stops synthetic timeviper training "
+    "video",
     "__main__": "cli",
     "__init__": "config inference presets timeviper",
 }
@@ -114,8 +115,9 @@ MODULES = {
         "convert": "app interrupt terminal",
         "demo": "app interrupt terminal",
         "inspect": "app interrupt terminal",
+        "needle": "app interrupt terminal",
         "train": "app interrupt terminal",
-        "main": "app ask convert demo inspect mistakes train",
+        "main": "app ask convert demo inspect mistakes needle train",
     },
     "training": {
         "__init__": "",
@@ -177,10 +179,12 @@ MODULES = {
         "alike": "",
         "trial": "",
         "synthetic": "alike trial",
+        "film": "alike trial",
         "shared": "",
         "controls": "shared",
         "rows": "score",
         "needle": "controls rows shared trial",
+        "figures": "rows score",
     },
 }
 # imported inside a function, so that importing the package stays quick
@@ -293,6 +297,7 @@ def test_what_is_imported_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     declared = [*project["dependencies"], *extras["video"], *extras["vision"], *extras["train"]]
+    declared += extras["evaluation"]
     names = {re.split(r"\W", line.replace("-", "_"))[0] for line in declared}
     names = {"PIL" if name == "pillow" else name for name in names}
     known = sys.stdlib_module_names | names | {"tvkernels", "timeviper_fast"}

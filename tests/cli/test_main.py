@@ -18,7 +18,7 @@ def test_version(run):
 
 
 HEAVY = {"torch", "numpy", "transformers", "tvkernels", "triton", "rich", "av", "PIL"}
-COMMANDS = ("ask", "info", "doctor", "convert", "demo")
+COMMANDS = ("ask", "train", "needle", "info", "doctor", "convert", "demo")
 
 
 def test_help_version_and_completion_import_nothing_heavy():
@@ -129,6 +129,4 @@ def test_no_words_at_all_are_a_cry_for_help(run):
     assert run() == run("--help")
     code, out, err = run()
     assert (code, err) == (0, "")
-    assert [line.split()[0] for line in out.splitlines()[-5:]] == [
-        "ask", "info", "doctor", "convert", "demo",
-    ]  # fmt: skip
+    assert [line.split()[0] for line in out.splitlines()[-len(COMMANDS) :]] == [*COMMANDS]

@@ -1,4 +1,4 @@
-"""The command line: ask, train, info, convert, doctor, demo.
+"""The command line: ask, train, needle, info, convert, doctor, demo.
 
 The answer (or JSON) goes to standard output, progress and tables to standard error. A mistake is
 one line on standard error and exit code 2; Ctrl-C is exit code 130; --debug shows tracebacks.
@@ -19,6 +19,7 @@ from timeviper_fast.cli.convert import convert
 from timeviper_fast.cli.demo import demo
 from timeviper_fast.cli.inspect import doctor, info
 from timeviper_fast.cli.mistakes import one_line
+from timeviper_fast.cli.needle import needle
 from timeviper_fast.cli.train import train
 
 __all__ = ["app", "main"]
@@ -31,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback()(options)
-for command in (ask, train, info, doctor, convert, demo):
+for command in (ask, train, needle, info, doctor, convert, demo):
     app.command()(command)
 
 
@@ -77,6 +78,7 @@ def _complain(line: str) -> None:
 _RENAMED = {
     "ask": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
     "info": {"checkpoint.path": "model", "from_pretrained.path": "model"},
+    "needle": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
     "convert": {
         "checkpoint.path": "--llm",
         "upstream.pdrop_type": "--pdrop",

@@ -52,8 +52,7 @@ class SyntheticHaystack:
         foot: str = "",
         held_out: bool = False,
     ) -> None:
-        if not tasks or not set(tasks) <= set(NEEDLE_TASKS) or len(set(tasks)) < len(tasks):
-            fail("needle", "tasks", f"be different ones of {', '.join(NEEDLE_TASKS)}", tasks)
+        _check_tasks(tasks)
         self.tasks, self.foot, self._held_out = tuple(tasks), foot, held_out
         self.facts = {**(facts or {}), "tasks": list(tasks), "held_out": held_out}
         self._model, self._pool = model, pool
@@ -80,6 +79,7 @@ class SyntheticHaystack:
             size: of the pool.
             progress: called with ("frames", done, all).
         """
+        _check_tasks(tasks)
         side = model.config.vision.image_size
         if side != 48:
             remedy = "give haystack files instead"
@@ -116,6 +116,11 @@ class SyntheticHaystack:
         shown = {frame: needle for frame, needle in trial.needles.items() if frame not in hidden}
         features = self._pool.draw(trial.frames, shown, trial.seed)
         return self._model.projector.project(features.to(self._model.device, self._model.dtype))
+
+
+def _check_tasks(tasks: Sequence[str]) -> None:
+    if not tasks or not set(tasks) <= set(NEEDLE_TASKS) or len(set(tasks)) < len(tasks):
+        fail("needle", "tasks", f"be different ones of {', '.join(NEEDLE_TASKS)}", list(tasks))
 
 
 def _probe(question: Question, depth: float) -> Probe:

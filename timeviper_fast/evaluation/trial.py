@@ -94,7 +94,7 @@ class Haystack(Protocol):
     """
 
     tasks: tuple[str, ...]
-    facts: Mapping[str, Any]
+    facts: dict[str, Any]
     foot: str
 
     def trial(self, frames: int, seed: int, number: int, depths: Sequence[float]) -> Trial:

@@ -1,0 +1,89 @@
+"""`timeviper-fast needle`: its table, files and JSON; a run that goes on; mistakes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.cli.common import one_line
+from tests.evaluation.common import random_model
+from timeviper_fast.synthetic import pool
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("needle") / "model"
+    random_model().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Pools of few needles."""
+    monkeypatch.setattr(pool.PoolSize, "copies", lambda self, needle: 1)
+
+
+def test_a_table_with_intervals_and_files(run, model, small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["needle", "--model", model, "--frames", "40", "--depths", 3, "--videos", 1]
+    words += ["--tasks", "sign,colour", "--pool", 40, "--max-new-tokens", 1, "--no-figures"]
+    code, out, err = run(*words)
+    assert code == 0, err
+    header, *lines = out.splitlines()
+    assert header.split() == [
+        "frames",
+        "task",
+        "control",
+        "keep",
+        "right",
+        "needed",
+        "frames",
+        "kept",
+    ]
+    assert [line.split()[1] for line in lines] == ["colour", "sign"]
+    assert all("0/1" in line and "[0.0, 79.3]" in line for line in lines)
+    assert "pool of 40 frames" in err
+    rows = (tmp_path / "needles/rows.jsonl").read_text()
+    code, again, _ = run(*words, "--json")
+    assert (tmp_path / "needles/rows.jsonl").read_text() == rows
+    assert [r["answers"]["n"] for r in json.loads(again)["results"]] == [1, 1]
+    one_line(run(*words, "--seed", 2), "--out must hold rows of the same")
+
+
+def test_films(run, model, tmp_path):
+    from PIL import Image
+
+    np.save(
+        tmp_path / "film.npy", np.random.default_rng(0).integers(0, 256, (9, 48, 48, 3), np.uint8)
+    )
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "red.png")
+    words = ["needle", tmp_path / "film.npy", "--model", model, "--needle", tmp_path / "red.png"]
+    words += ["--question", "Which colour?", "--options", "red, blue", "--answer", "red"]
+    words += ["--depths", 2, "--videos", 2, "--out", tmp_path / "out", "--no-figures", "-q"]
+    code, out, err = run(*words, "--frames", "4,8", "--max-new-tokens", 1)
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 3
+    one_line(run(*words, "--frames", 20), "must hold 20 frames", "got 9; 11 seconds")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--frames", "x"], "--frames must be numbers with commas between them, got 'x'"),
+        (["--keep", "a"], "--keep must be numbers"),
+        (["--keep", "2"], "keep must"),
+        (
+            ["--frames", "64", "--pool", 40],
+            "--pool must have the longest video's 64 frames, got 40",
+        ),
+        (["--control", "deaf", "--pool", 40], "--control must be some of blind"),
+        (["--tasks", "when"], "--tasks must be different ones of sign"),
+        (["--level", "soft"], "--level must be one of study, hard"),
+        (["film.mp4"], "--needle must be given with video files"),
+    ],
+)
+def test_mistakes_are_one_line(run, model, small, tmp_path, words, said):
+    given = ["needle", *words, "--model", model, "--no-figures", "--out", tmp_path / "out"]
+    one_line(run(*given), said)

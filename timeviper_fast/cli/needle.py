@@ -1,0 +1,204 @@
+"""`timeviper-fast needle`: questions that few of thousands of frames answer."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from timeviper_fast.cli.app import BackendName, Device, Dtype, Json, named
+from timeviper_fast.cli.interrupt import importing
+from timeviper_fast.errors import fail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from timeviper_fast.evaluation.film import ImageNeedle
+    from timeviper_fast.evaluation.trial import Haystack
+    from timeviper_fast.timeviper import TimeViper
+
+__all__ = ["needle"]
+
+_Item = TypeVar("_Item", int, float, str)
+
+
+def needle(
+    haystack: Annotated[
+        list[str] | None,
+        typer.Argument(help="Video files, joined; default: frames of the synthetic world."),
+    ] = None,
+    *,
+    model: Annotated[
+        str, typer.Option(help="A local directory or a Hugging Face Hub id.", callback=named)
+    ],
+    out: Annotated[
+        str, typer.Option(help="Folder of the results; a run goes on there.", callback=named)
+    ] = "needles",
+    frames: Annotated[str, typer.Option(help="Lengths of videos.")] = "64,1000,10000",
+    depths: Annotated[int, typer.Option(help="How many places, from first to last frame.")] = 11,
+    videos: Annotated[int, typer.Option(help="Videos of each length.")] = 11,
+    tasks: Annotated[
+        str, typer.Option(help="Of sign, colour, chain and count.")
+    ] = "sign,colour,chain",
+    seed: Annotated[int, typer.Option(help="Of the frames and places.")] = 1_000_003,
+    keep: Annotated[str, typer.Option(help="Shares kept by the asking stage, as 0.1,0.01.")] = "",
+    control: Annotated[
+        str,
+        typer.Option(help="Of blind, no-video, needle-only, uniform, raw and normed."),
+    ] = "",
+    level: Annotated[str, typer.Option(help="Of the synthetic world: study or hard.")] = "study",
+    pool: Annotated[
+        int | None, typer.Option(help="Plain frames to draw from; default: 12,000 or more.", min=2)
+    ] = None,
+    held_out: Annotated[
+        bool, typer.Option(help="Ask with wordings that training never sees.")
+    ] = False,
+    needle: Annotated[
+        str | None, typer.Option(help="An image, or a JSON list of several, with video files.")
+    ] = None,
+    question: Annotated[str, typer.Option(help="What to ask about the image.")] = "",
+    options: Annotated[str, typer.Option(help="What may be chosen from, as red,blue.")] = "",
+    answer: Annotated[str, typer.Option(help="The true answer.")] = "",
+    fps: Annotated[float, typer.Option(help="Frames per second of the video files.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 16,
+    figures: Annotated[bool, typer.Option(help="Draw heat maps (needs matplotlib).")] = True,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: BackendName = None,
+) -> None:
+    """Ask about few frames among thousands.
+
+    Each row of the table has the share of right answers, its 95 % interval and their number.
+    """
+    with importing():
+        from timeviper_fast.cli.terminal import err, print_table, progress_bars, say
+        from timeviper_fast.cli.terminal import out as screen
+        from timeviper_fast.evaluation.controls import variants
+        from timeviper_fast.evaluation.figures import expect_matplotlib, summary, write_results
+        from timeviper_fast.evaluation.needle import NeedlePlan, run_needles
+        from timeviper_fast.timeviper import TimeViper
+        from tvkernels import use_backend
+    plan = NeedlePlan(
+        frames=tuple(_items(frames, int, "frames")),
+        depths=depths,
+        videos=videos,
+        seed=seed,
+        keeps=tuple(_items(keep, float, "keep")),
+        controls=tuple(_items(control, str, "control")),
+        max_new_tokens=max_new_tokens,
+    )
+    images = _images(haystack, needle, question, options, answer)
+    if figures:
+        expect_matplotlib()
+    with (
+        use_backend(backend) if backend else nullcontext(),
+        progress_bars(err, hidden=quiet) as progress,
+    ):
+        loaded = TimeViper.from_pretrained(
+            model, device=device, dtype=dtype, progress=partial(progress, "weights")
+        )
+        if loaded.tokenizer is None:
+            fail("needle", "model", "have a tokenizer", model)
+        # refuse what does not fit the model before thousands of frames are encoded
+        variants(loaded.backbone.stages, plan.keeps, plan.controls)
+        longest = max(plan.frames)
+        made: Haystack
+        if haystack:
+            made = _films(loaded, haystack, images, longest, fps, progress)
+        else:
+            plain = max(12_000, longest) if pool is None else pool
+            if plain < longest:
+                fail("needle", "pool", f"have the longest video's {longest:,} frames", plain)
+            asked = _items(tasks, str, "tasks")
+            made = _world(loaded, asked, seed, level, plain, held_out, progress)
+        rows = run_needles(loaded, loaded.tokenizer, made, plan, Path(out), progress=progress)
+    write_results(rows, Path(out), made.foot, figures=figures)
+    results = summary(rows)
+    if as_json:
+        typer.echo(json.dumps({"haystack": made.foot, "results": results}))
+        return
+    header = ("frames", "task", "control", "keep", "right", "needed frames kept")
+    print_table(screen, header, [_line(result) for result in results if not result["hops"]])
+    if not quiet:
+        say(err, f"{made.foot}\nwrote {out}")
+
+
+def _items(text: str, kind: Callable[[str], _Item], name: str) -> list[_Item]:
+    """The values between commas; none of a blank text."""
+    try:
+        return [kind(part.strip()) for part in text.split(",") if part.strip()]
+    except ValueError:
+        fail("needle", name, "be numbers with commas between them", text)
+
+
+def _images(
+    films: Sequence[str] | None, needle: str | None, question: str, options: str, answer: str
+) -> list[ImageNeedle]:
+    """The needles of the command line."""
+    from timeviper_fast.evaluation.film import ImageNeedle, read_needles
+
+    if bool(films) != bool(needle):
+        rule = "be given with video files, and they with it"
+        fail("needle", "needle", rule, needle)
+    if needle is None:
+        return []
+    if needle.endswith(".json"):
+        return read_needles(needle)
+    return [ImageNeedle(needle, question, answer, tuple(_items(options, str, "options")))]
+
+
+def _films(
+    model: TimeViper,
+    films: Sequence[str],
+    needles: Sequence[ImageNeedle],
+    frames: int,
+    fps: float,
+    progress: Callable[[str, int, int], None],
+) -> Haystack:
+    from timeviper_fast.evaluation.film import FilmHaystack
+
+    return FilmHaystack.read(model, films, needles, frames=frames, fps=fps, progress=progress)
+
+
+def _world(
+    model: TimeViper,
+    tasks: Sequence[str],
+    seed: int,
+    level: str,
+    plain: int,
+    held_out: bool,
+    progress: Callable[[str, int, int], None],
+) -> Haystack:
+    from timeviper_fast.evaluation.synthetic import SyntheticHaystack
+    from timeviper_fast.synthetic.pool import PoolSize
+
+    return SyntheticHaystack.render(
+        model,
+        tasks,
+        seed=seed,
+        level=level,
+        size=PoolSize(plain=plain),
+        held_out=held_out,
+        progress=progress,
+    )
+
+
+def _line(result: dict[str, Any]) -> tuple[str, ...]:
+    from timeviper_fast.evaluation.score import Score
+
+    right, kept = (Score(result[name]["right"], result[name]["n"]) for name in ("answers", "kept"))
+    control = "" if result["control"] == "none" else result["control"]
+    return (
+        f"{result['frames']:,}",
+        result["task"],
+        control,
+        f"{result['keep']:g}",
+        str(right),
+        str(kept),
+    )

@@ -1,0 +1,171 @@
+"""The result of a needle test: sums, heat maps over lengths and depths, and the same as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from timeviper_fast.errors import ArgumentError
+from timeviper_fast.evaluation.rows import Row
+from timeviper_fast.evaluation.score import Score, tally
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Grid", "draw", "expect_matplotlib", "grids", "summary", "write_results"]
+
+_RED, _YELLOW, _GREEN = "#F0496E", "#EBB839", "#9ad5b3"
+_MEASURES = {"accuracy": "answers", "kept": "needed frames with a token kept"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One heat map.
+
+    Attributes:
+        name: of its files.
+        title: what it shows.
+        cells: a score for each (frames, depth).
+    """
+
+    name: str
+    title: str
+    cells: dict[tuple[int, float], Score]
+
+    @property
+    def frames(self) -> list[int]:
+        """The lengths, ascending."""
+        return sorted({frames for frames, _ in self.cells})
+
+    @property
+    def depths(self) -> list[float]:
+        """The depths, ascending."""
+        return sorted({depth for _, depth in self.cells})
+
+    @property
+    def mean(self) -> Score:
+        """All cells together."""
+        return sum(self.cells.values(), Score(0, 0))
+
+    def of_length(self, frames: int) -> Score:
+        """All depths of a length together."""
+        return sum((s for (n, _), s in self.cells.items() if n == frames), Score(0, 0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers of the figure, for JSON."""
+        return {
+            "title": self.title,
+            "mean": _numbers(self.mean),
+            "lengths": [{"frames": n, **_numbers(self.of_length(n))} for n in self.frames],
+            "cells": [
+                {"frames": n, "depth": depth, **_numbers(score)}
+                for (n, depth), score in sorted(self.cells.items())
+            ],
+        }
+
+
+def _numbers(score: Score) -> dict[str, Any]:
+    share = score.share if score.n else None
+    return {"right": score.right, "n": score.n, "share": share, "interval": score.interval}
+
+
+def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Sums for each control, keep value, length and task; chains by hops, too."""
+    found = []
+    whole = tally(rows, lambda r: (r.control, r.keep, r.frames, r.task, 0), lambda r: r.answered)
+    parts = [row for row in rows if row.hops]
+    hops = tally(parts, lambda r: (*_group(r), r.hops), lambda r: r.answered)
+    kept = tally(rows, lambda r: (*_group(r), 0), lambda r: r.retained)
+    kept |= tally(parts, lambda r: (*_group(r), r.hops), lambda r: r.retained)
+    for key, score in sorted({**whole, **hops}.items()):
+        names = dict(zip(("control", "keep", "frames", "task", "hops"), key))
+        found.append({**names, "answers": _numbers(score), "kept": _numbers(kept[key])})
+    return found
+
+
+def _group(row: Row) -> tuple[str, float, int, str]:
+    return (row.control, row.keep, row.frames, row.task)
+
+
+def grids(rows: Sequence[Row]) -> list[Grid]:
+    """The heat maps of a run: of each way to run it and each task, answers and kept frames."""
+    found = []
+    for control, keep, task in dict.fromkeys((r.control, r.keep, r.task) for r in rows):
+        own = [r for r in rows if (r.control, r.keep, r.task) == (control, keep, task)]
+        way = f"keep {keep:g}" + ("" if control == "none" else f", {control}")
+        for measure, words in _MEASURES.items():
+            cells = tally(
+                own,
+                lambda r: (r.frames, r.depth),
+                lambda r: r.answered if measure == "accuracy" else r.retained,  # noqa: B023
+            )
+            grid = Grid(f"{measure}-{task}-{control}-{keep:g}", f"{task}, {way}: {words}", cells)
+            if grid.mean.n:
+                found.append(grid)
+    return found
+
+
+def write_results(rows: Sequence[Row], out: Path, foot: str, *, figures: bool = True) -> None:
+    """Write `summary.json`, and for each heat map a JSON file and, if wanted, a PNG."""
+    _write(out / "summary.json", {"haystack": foot, "results": summary(rows)})
+    for grid in grids(rows):
+        _write(out / f"{grid.name}.json", {"haystack": foot, **grid.to_dict()})
+        if figures:
+            draw(grid, out / f"{grid.name}.png", foot)
+
+
+def _write(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def expect_matplotlib() -> None:
+    """Refuse figures before the work if nothing can draw them."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        remedy = "install timeviper-fast[evaluation], or draw none (--no-figures)"
+        raise ArgumentError("needle", "figures", "have matplotlib", "none", remedy) from error
+
+
+def draw(grid: Grid, path: Path, foot: str) -> None:
+    """Draw a heat map: lengths across, depths down, and below them a row of means."""
+    expect_matplotlib()
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    frames, depths = grid.frames, grid.depths
+    columns = [[grid.cells.get((n, d), Score(0, 0)) for d in depths] for n in frames]
+    columns = [[*cells, grid.of_length(n)] for n, cells in zip(frames, columns)]
+    figure = Figure(figsize=(2.5 + 0.95 * len(frames), 1.8 + 0.42 * len(depths)), dpi=150)
+    axes = figure.add_subplot()
+    shares = [[column[i].share for column in columns] for i in range(len(depths) + 1)]
+    colours = LinearSegmentedColormap.from_list("score", [_RED, _YELLOW, _GREEN])
+    mesh = axes.pcolormesh(shares, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1)
+    for x, column in enumerate(columns):
+        for y, score in enumerate(column):
+            text = f"{100 * score.share:.0f}\n{score.n}" if score.n else ""
+            axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=6)
+    _label(axes, frames, depths)
+    axes.set_title(f"{grid.title}\nmean {grid.mean}", fontsize=8)
+    figure.colorbar(mesh, ax=axes, label="Score")
+    note = f"in each cell percent, and below how many; {foot}"
+    figure.text(0.01, 0.005, note, fontsize=4.5, wrap=True)
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.savefig(path)
+
+
+def _label(axes: Axes, frames: Sequence[int], depths: Sequence[float]) -> None:
+    axes.invert_yaxis()
+    axes.set_xticks([i + 0.5 for i in range(len(frames))], list(map(_length, frames)), fontsize=7)
+    rows = [f"{100 * depth:.0f}" for depth in depths] + ["mean"]
+    axes.set_yticks([i + 0.5 for i in range(len(rows))], rows, fontsize=7)
+    axes.set_xlabel("Num. of Frames (hours at 1 per second)", fontsize=8)
+    axes.set_ylabel("Depth Percent", fontsize=8)
+
+
+def _length(frames: int) -> str:
+    count = f"{frames / 1000:.1f}K" if frames >= 500 else str(frames)
+    return f"{count}\n{frames / 3600:.2g} h"
