@@ -93,7 +93,7 @@ def test_h_is_short_for_help(run, command):
         (("ask", "", "What?", "--model", "model"), "'video': must not be empty"),
         (("ask", "video.mp4", "What?", "--model", ""), "'--model': must not be empty"),
         (("info", ""), "MODEL must be a preset (nemotron-nano-9b-v2, "),
-        (("info", "nope"), "tiny), a model directory or a Hub id (owner/name), got 'nope'"),
+        (("info", "nope"), "tiny-trained), a model directory or a Hub id (owner/name), got 'nope'"),
         (("convert", "", "--llm", "x"), "'output': must not be empty"),
         (("convert", "new", "--llm", ""), "'--llm': must not be empty"),
         (("convert", "new", "--llm", "x", "--vlm", " "), "'--vlm': must not be empty"),
