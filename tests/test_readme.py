@@ -111,7 +111,7 @@ def test_options_exist():
     everything = [typer.main.get_command(app), *commands.values()]
     known = {o for command in everything for p in command.params for o in p.opts}
     mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))
-    assert mentioned - known <= {"--index-url", "--nproc-per-node"}
+    assert mentioned - known <= {"--index-url", "--nproc-per-node", "--shm-size"}
 
 
 def test_the_torch_to_install_is_the_tested_one():
