@@ -34,7 +34,7 @@ FOLDERS = {
     "training": "checkpoint config dataset errors layout model presets text timeviper",
     "dataset": "config errors layout model text video",
     "evaluation": "config dataset errors inference layout model synthetic text video",
-    "synthetic": "config dataset errors model text training",
+    "synthetic": "config dataset errors model presets text timeviper training",
     "model": "config errors layout stops",
     "inference": "config errors layout model stops text video",
     "timeviper": "checkpoint config errors inference model text video",
@@ -117,7 +117,8 @@ MODULES = {
         "inspect": "app interrupt terminal",
         "needle": "app interrupt terminal",
         "train": "app interrupt terminal",
-        "main": "app ask convert demo inspect mistakes needle train",
+        "train_tiny": "app interrupt terminal",
+        "main": "app ask convert demo inspect mistakes needle train train_tiny",
     },
     "training": {
         "__init__": "",
@@ -172,6 +173,7 @@ MODULES = {
         "pool": "glyphs lessons needle shapes world",
         "source": "lessons pen pool questions world",
         "kinds": "pool questions source world",
+        "tiny": "kinds vision",
     },
     "evaluation": {
         "__init__": "",

@@ -1,17 +1,18 @@
-"""The command line: `timeviper-fast` ask, train, needle, info, doctor, convert, demo.
+"""The command line: `timeviper-fast` ask, train, train-tiny, needle, info, doctor, convert, demo.
 
-    main.py       the commands together; mistakes as one line and an exit code
-    mistakes.py   errors in the words of the command line
-    interrupt.py  Ctrl-C while libraries are imported
-    app.py        options that several commands share
-    ask.py        a question about a video
-    train.py      a model trained as a TOML file says
-    convert.py    upstream's checkpoints to one directory
-    inspect.py    what a model is made of, and which backend runs here
-    needle.py     few frames among thousands
-    demo.py       every part at work on a tiny random model
-    output.py     a file that takes an answer
-    terminal.py   lines, tables, progress bars, answers
+    main.py        the commands together; mistakes as one line and an exit code
+    mistakes.py    errors in the words of the command line
+    interrupt.py   Ctrl-C while libraries are imported
+    app.py         options that several commands share
+    ask.py         a question about a video
+    train.py       a model trained as a TOML file says
+    train_tiny.py  a small model of the synthetic world
+    convert.py     upstream's checkpoints to one directory
+    inspect.py     what a model is made of, and which backend runs here
+    needle.py      few frames among thousands
+    demo.py        every part at work on a tiny random model
+    output.py      a file that takes an answer
+    terminal.py    lines, tables, progress bars, answers
 
 Importing these imports Typer. Torch, and Rich for terminals, are imported when a command
 runs.

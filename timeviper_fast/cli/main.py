@@ -21,6 +21,7 @@ from timeviper_fast.cli.inspect import doctor, info
 from timeviper_fast.cli.mistakes import one_line
 from timeviper_fast.cli.needle import needle
 from timeviper_fast.cli.train import train
+from timeviper_fast.cli.train_tiny import train_tiny
 
 __all__ = ["app", "main"]
 
@@ -32,7 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback()(options)
-for command in (ask, train, needle, info, doctor, convert, demo):
+for command in (ask, train, train_tiny, needle, info, doctor, convert, demo):
     app.command()(command)
 
 

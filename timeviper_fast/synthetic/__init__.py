@@ -16,4 +16,5 @@ vision.py     pretraining of the vision encoder
 pool.py       frames that are encoded once
 source.py     SyntheticSource: videos and questions as training samples
 kinds.py      the world as a kind of source in a training run
+tiny.py       train_tiny: from nothing to a small model that answers about the world
 """

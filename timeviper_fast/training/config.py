@@ -212,7 +212,7 @@ class TrainingConfig:
         log_every: steps between two lines of metrics.
         on_error: what a sample that cannot be read does: "raise", or "skip" (it is counted).
         tensorboard: whether to write the metrics for TensorBoard, too.
-        save_dtype: of the weights of finished models: float32, bfloat16, float16 or float64.
+        save_dtype: of the last phase's model: float32, bfloat16, float16 or float64.
     """
 
     model: str

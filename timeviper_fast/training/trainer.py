@@ -174,7 +174,8 @@ def _finish(
         with torch.device("meta"):
             model = TimeViper(replace(shape, stages=stages))
         model.load_state_dict(weights, assign=True)
-        model.to(getattr(torch, config.save_dtype))
+        last = run.phase is config.phases[-1]
+        model.to(getattr(torch, config.save_dtype if last else config.dtype))
         save_pretrained(model, model.config, run.model.tokenizer, folder / "model")
         for snapshot in folder.glob("*step-*"):
             shutil.rmtree(snapshot)

@@ -1,4 +1,5 @@
-"""Device functions of the scan's backward kernels: bounds of a chunk, tiles, decays.
+"""Device functions of the scan's backward kernels: bounds of a chunk, tiles, decays,
+and masked loads of x, B, C and states.
 
 A head's channels are divided into tiles of 64, then 32, then 16, so that no multiple of 16 is
 padded: 80 = 64 + 16. A chunk has CHUNK_SIZE tokens, or those between two `bounds`, never more.

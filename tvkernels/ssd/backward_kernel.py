@@ -8,8 +8,8 @@
     bmm            dB and dC: those parts plus the dots of dCB with C and B
     ddt            ddt, dA, ddt_bias from the gradient of the log-decay
 
-Each is a kernel scan_backward_<name>_kernel. Without a gate dy is dout; with one, dy lies in the
-memory of dz (if the dtypes are the same), so dz is computed last.
+Each is a kernel scan_backward_<name>_kernel, in a file with its launcher. Without a gate dy is
+dout; with one, dy lies in the memory of dz (if the dtypes are the same), so dz is computed last.
 
 Every path from a token before t to one at or behind t passes the log-decay l_t, so its gradient is
 a sum over paths. They are divided by where they begin and end: before and behind the chunk

@@ -1,4 +1,5 @@
-"""Device functions of the scan's forward kernels: step sizes, decays, tiles, addresses.
+"""Device functions of the scan's forward kernels: step sizes, decays, tiles, addresses,
+and the states that enter and leave a segment.
 
 n indexes d_state and p the channels of a head, as in the paper. Exponents are in base 2. `cumsum`
 is the running sum of the log2-decays from the chunk's first token on. The log-decay between two

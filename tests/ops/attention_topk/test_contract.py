@@ -1,4 +1,4 @@
-"""Token selection against a naive statement in float64."""
+"""Token selection, from keys and from the hidden stream, against a naive statement in float64."""
 
 from __future__ import annotations
 

@@ -1,0 +1,27 @@
+"""`timeviper-fast train-tiny`: its plan, its lines, and mistakes in one line."""
+
+from __future__ import annotations
+
+from tests.cli.common import one_line
+from timeviper_fast.synthetic import tiny
+
+
+def test_the_plan_is_what_the_options_say(run, monkeypatch, tmp_path):
+    """The training itself is tested in tests/synthetic."""
+    asked = []
+
+    def train_tiny(folder, plan, *, on_vision, progress):
+        asked.append((folder, plan))
+        on_vision({"step": 3, "loss": 1.0, "study": {"second": 0.25, "false": 0.5}})
+        return tmp_path / "model"
+
+    monkeypatch.setattr(tiny, "train_tiny", train_tiny)
+    code, out, err = run("train-tiny", tmp_path, "--steps", 3, "--seed", 5)
+    assert code == 0
+    assert out.strip() == str(tmp_path / "model")
+    assert "vision 3/3 loss 1.000 glyphs wrong 25.00 %, plain frames 50.00 %" in err
+    assert asked == [(str(tmp_path), tiny.TinyPlan.short(3, 5))]
+
+
+def test_no_steps_are_one_line(run, tmp_path):
+    one_line(run("train-tiny", tmp_path, "--steps", 0), "'--steps'", "greater than or equal to 1")

@@ -1,0 +1,74 @@
+"""The whole way to a tiny model, in a few steps: what is left, and that it continues exactly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from timeviper_fast.synthetic import kinds
+from timeviper_fast.synthetic.pool import PoolSize
+from timeviper_fast.synthetic.tiny import TinyPlan, train_tiny
+from timeviper_fast.timeviper import TimeViper
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """One thread, as the command has, and pools that are quickly made."""
+    monkeypatch.setattr(kinds, "PoolSize", lambda plain: PoolSize(plain, 1, 5, 1))
+    monkeypatch.setattr(kinds, "_POOLS", {})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def plan(steps=2):
+    """Two short phases of videos that are not long."""
+    whole = TinyPlan.short(steps)
+    phases = tuple(replace(p, frames=(8, 16), tokens_per_pack=200) for p in whole.phases[1:3])
+    return replace(whole, vision=replace(whole.vision, batch=8), phases=phases, plain=16)
+
+
+def test_a_model_is_left_that_loads_in_half_precision_and_answers(tmp_path):
+    folder = train_tiny(tmp_path / "run", plan())
+    assert folder == tmp_path / "run" / "model"
+    stored = load_file(folder / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.bfloat16}
+    model = TimeViper.from_pretrained(folder)
+    assert [stage.keep for stage in model.config.stages] == [0.5, 0.1]
+    video = torch.zeros(8, 48, 48, 3, dtype=torch.uint8)
+    assert model.ask(video, "What does the sign say?", max_new_tokens=2).token_ids
+
+
+def test_a_run_that_stops_continues_to_the_same_weights(tmp_path):
+    whole = load_file(train_tiny(tmp_path / "whole", plan()) / "model.safetensors")
+
+    class Stopped(Exception):
+        pass
+
+    def stop(_line):
+        raise Stopped
+
+    for stopped_by in ({"on_vision": stop}, {"progress": stop}):
+        with pytest.raises(Stopped):
+            train_tiny(tmp_path / "stopped", plan(), **stopped_by)
+    continued = load_file(train_tiny(tmp_path / "stopped", plan()) / "model.safetensors")
+    assert all(torch.equal(value, continued[name]) for name, value in whole.items())
+
+
+def test_another_plan_does_not_continue_in_its_folder(tmp_path):
+    train_tiny(tmp_path, plan())
+    with pytest.raises(ValueError, match="plan must be that of the saved run"):
+        train_tiny(tmp_path, plan(steps=3))
+
+
+def test_steps_bound_every_part():
+    short = TinyPlan.short(3)
+    assert short.vision.steps == 3
+    assert {phase.steps for phase in short.phases} == {3}
+    assert short.plain >= max(phase.frames[1] for phase in short.phases)
+    with pytest.raises(ValueError, match="steps must be an integer above 0, got 0"):
+        TinyPlan.short(0)

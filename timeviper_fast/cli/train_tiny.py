@@ -1,0 +1,45 @@
+"""`timeviper-fast train-tiny`: from nothing to a small model of the synthetic world."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from timeviper_fast.cli.app import named
+from timeviper_fast.cli.interrupt import importing
+
+__all__ = ["train_tiny"]
+
+
+def train_tiny(
+    folder: Annotated[
+        str, typer.Argument(help="Where the run lies; one that stopped goes on.", callback=named)
+    ],
+    steps: Annotated[
+        int | None,
+        typer.Option(help="At most so many steps of each part: a trial of the whole way.", min=1),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, frames and questions.", min=0)] = 0,
+) -> None:
+    """Train a small model on the synthetic world, from nothing, on a CPU.
+
+    One thread is as quick as two on models of this size: OMP_NUM_THREADS=1.
+    """
+    with importing():
+        from timeviper_fast.cli.terminal import err, say, training_bar
+        from timeviper_fast.synthetic.tiny import TinyPlan, train_tiny
+
+    plan = TinyPlan(seed=seed) if steps is None else TinyPlan.short(steps, seed)
+
+    def on_vision(line: dict[str, Any]) -> None:
+        glyphs, plain = 100 * line["study"]["second"], 100 * line["study"]["false"]
+        say(
+            err,
+            f"vision {line['step']}/{plan.vision.steps} loss {line['loss']:.3f} "
+            f"glyphs wrong {glyphs:.2f} %, plain frames {plain:.2f} %",
+        )
+
+    with training_bar(err) as progress:
+        model = train_tiny(folder, plan, on_vision=on_vision, progress=progress)
+    typer.echo(model)
