@@ -14,14 +14,15 @@ from timeviper_fast.synthetic.tiny import TinyPlan, train_tiny
 from timeviper_fast.timeviper import TimeViper
 
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    """One thread, as the command has, and pools that are quickly made."""
-    monkeypatch.setattr(kinds, "PoolSize", lambda plain: PoolSize(plain, 1, 5, 1))
-    monkeypatch.setattr(kinds, "_POOLS", {})
+@pytest.fixture(autouse=True, scope="module")
+def _small():
+    """One thread, and pools that are quickly made."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kinds, "PoolSize", lambda plain: PoolSize(plain, 1, 5, 1))
+        patch.setattr(kinds, "_POOLS", {})
+        yield
     torch.set_num_threads(threads)
 
 
@@ -32,20 +33,23 @@ def plan(steps=2):
     return replace(whole, vision=replace(whole.vision, batch=8), phases=phases, plain=16)
 
 
-def test_a_model_is_left_that_loads_in_half_precision_and_answers(tmp_path):
-    folder = train_tiny(tmp_path / "run", plan())
-    assert folder == tmp_path / "run" / "model"
-    stored = load_file(folder / "model.safetensors")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of an uninterrupted run's model."""
+    return train_tiny(tmp_path_factory.mktemp("whole"), plan())
+
+
+def test_a_model_is_left_that_loads_in_half_precision_and_answers(whole):
+    assert whole.name == "model"
+    stored = load_file(whole / "model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.bfloat16}
-    model = TimeViper.from_pretrained(folder)
+    model = TimeViper.from_pretrained(whole)
     assert [stage.keep for stage in model.config.stages] == [0.5, 0.1]
     video = torch.zeros(8, 48, 48, 3, dtype=torch.uint8)
     assert model.ask(video, "What does the sign say?", max_new_tokens=2).token_ids
 
 
-def test_a_run_that_stops_continues_to_the_same_weights(tmp_path):
-    whole = load_file(train_tiny(tmp_path / "whole", plan()) / "model.safetensors")
-
+def test_a_run_that_stops_continues_to_the_same_weights(whole, tmp_path):
     class Stopped(Exception):
         pass
 
@@ -54,15 +58,15 @@ def test_a_run_that_stops_continues_to_the_same_weights(tmp_path):
 
     for stopped_by in ({"on_vision": stop}, {"progress": stop}):
         with pytest.raises(Stopped):
-            train_tiny(tmp_path / "stopped", plan(), **stopped_by)
-    continued = load_file(train_tiny(tmp_path / "stopped", plan()) / "model.safetensors")
-    assert all(torch.equal(value, continued[name]) for name, value in whole.items())
+            train_tiny(tmp_path, plan(), **stopped_by)
+    continued = load_file(train_tiny(tmp_path, plan()) / "model.safetensors")
+    expected = load_file(whole / "model.safetensors")
+    assert all(torch.equal(value, continued[name]) for name, value in expected.items())
 
 
-def test_another_plan_does_not_continue_in_its_folder(tmp_path):
-    train_tiny(tmp_path, plan())
+def test_another_plan_does_not_continue_in_its_folder(whole):
     with pytest.raises(ValueError, match="plan must be that of the saved run"):
-        train_tiny(tmp_path, plan(steps=3))
+        train_tiny(whole.parent, plan(steps=3))
 
 
 def test_steps_bound_every_part():

@@ -33,7 +33,7 @@ def test_it_is_minus_the_logarithm_of_the_needed_frames_share():
 def test_a_frame_of_which_no_token_is_left_does_not_count():
     logs = [math.log(0.5), math.log(0.25)]
     stages = [[record(1, [0, 2])], [record(2, [0], logs)]]
-    assert selection_loss(stages, [(3,)], tokens_per_frame=2) is None
+    assert selection_loss(stages, [(3,)], tokens_per_frame=2).item() == 0
     loss = selection_loss(stages, [(1, 3)], tokens_per_frame=2)
     assert loss.item() == pytest.approx(-math.log(0.25 / 0.75), abs=1e-6)
 
@@ -44,6 +44,14 @@ def test_samples_that_do_not_know_their_frames_are_left_out():
     loss = selection_loss(stages, [(), (1,)], tokens_per_frame=1)
     assert loss.item() == pytest.approx(-math.log(0.6), abs=1e-6)
     assert selection_loss(stages, [(), ()], tokens_per_frame=1) is None
+    assert selection_loss([[record(1, [0])]], [(0,)], tokens_per_frame=1) is None
+
+
+def test_a_sample_without_a_needed_token_gives_no_gradient():
+    logs = torch.zeros(1, 2, requires_grad=True)
+    stage = StageRecord(2, 2, 1, torch.tensor([[0]]), logs.exp(), logs)
+    selection_loss([[stage]], [(7,)], tokens_per_frame=1).backward()
+    assert logs.grad.tolist() == [[0, 0]]
 
 
 def test_the_logarithms_are_those_of_the_scores_that_choose():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -44,4 +45,6 @@ def train(
         raise typer.Exit(2 if wrong else 0)
     with training_bar(err) as progress:
         last = train(run, {**KINDS, "synthetic": synthetic_source}, progress=progress)
-    typer.echo(last)
+    # each process of torchrun comes here
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(last)

@@ -50,6 +50,11 @@ class World:
             dist.init_process_group("nccl" if cuda else "gloo")
         return cls(dist.get_rank() if size > 1 else 0, size, device)
 
+    def leave(self) -> None:
+        """End the group of processes."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
     @property
     def first(self) -> bool:
         """Whether this is the process that writes what is written once."""

@@ -77,10 +77,12 @@ class PhaseRun:
         for module in model.modules():
             if hasattr(module, "gradient_checkpointing"):
                 module.gradient_checkpointing = config.gradient_checkpointing  # type: ignore[assignment]
-        model.to(world.device)
         self.wrapper = PackedModel(model, phase.selection_loss)
         if world.size > 1:
+            # moves each layer by itself: the whole model may not fit on one device
             divide(self.wrapper, model)
+        else:
+            model.to(world.device)
         groups = parameter_groups(model, phase.learning_rates(), phase.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=phase.learning_rate, betas=phase.betas)
         self.step = 0

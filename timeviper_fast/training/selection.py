@@ -28,23 +28,42 @@ def selection_loss(
         tokens_per_frame: vision tokens of one frame before the first stage.
 
     Returns:
-        A scalar float32, or None if no sample has a needed token at an attention stage.
+        A scalar float32, 0 if no needed token is left; None if no sample names its frames, or no
+        stage selects by attention.
     """
-    losses = []
+    losses, counted = [], []
     for i, frames in enumerate(needed):
         if not frames:
             continue
-        wanted = torch.tensor(sorted(frames))
+        device = records[0][i].kept.device if records else None
+        wanted = torch.tensor(sorted(frames), device=device)
         original: Tensor | None = None
         for stage in records:
             record = stage[i]
             if original is None:
-                original = torch.arange(record.tokens_before)
+                original = torch.arange(record.tokens_before, device=device)
             if record.log_scores is not None:
-                hit = torch.isin(original // tokens_per_frame, wanted)
-                if bool(hit.any()):
-                    logs = record.log_scores[0]
-                    among = logs[hit.nonzero().flatten().to(logs.device)]
-                    losses.append(logs.logsumexp(0) - among.logsumexp(0))
-            original = original[record.kept[0].cpu()]
-    return torch.stack(losses).mean() if losses else None
+                loss, counts = _of_sample(
+                    record.log_scores[0], original // tokens_per_frame, wanted
+                )
+                losses.append(loss)
+                counted.append(counts)
+            original = original[record.kept[0]]
+    if not losses:
+        return None
+    return torch.stack(losses).sum() / torch.stack(counted).sum().clamp_min(1)
+
+
+def _of_sample(logs: Tensor, frames: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """One sample's loss at one stage, and whether it counts (1 or 0). Nothing waits for the device.
+
+    Args:
+        logs: (n,) logarithms of the scores.
+        frames: (n,) each token's frame.
+        wanted: the needed frames.
+    """
+    hit = torch.isin(frames, wanted)
+    there = hit.any()
+    # where no needed token is left, all count, so that the loss and its gradient are 0
+    among = logs.masked_fill(~(hit | ~there), -torch.inf)
+    return logs.logsumexp(0) - among.logsumexp(0), there.to(logs.dtype)

@@ -76,6 +76,7 @@ def train(
         if not world.share((folder / "model").is_dir()):
             _run_phase(config, kinds, number, folder, model_at, size, world, progress)
         model_at = folder / "model"
+    world.leave()
     return Path(model_at)
 
 
@@ -138,7 +139,7 @@ def _run_phase(
         def check(run: PhaseRun) -> dict[str, float]:
             return evaluate(run, held, settings, config.seed)
 
-    run.run(log, check, progress)
+    run.run(log, check, progress if world.first else None)
     if log is not None:
         log.close()
     _finish(config, run, shape, folder, world)
