@@ -33,6 +33,17 @@ def test_the_answer_goes_to_the_file_instead(run, ask, tmp_path):
     assert run(*ask, "-o", "-") == (0, said, "")
 
 
+@pytest.mark.parametrize("name", ["video.mp4", "model/../video.mp4", "model/config.json", "link"])
+def test_what_is_read_is_not_replaced(run, ask, home, name):
+    link = home / "link"
+    if not link.exists():
+        link.symlink_to(home / "video.mp4")
+    before = (home / name).read_bytes()
+    one_line(run(*ask, "-o", home / name), "--output must be another file than", "which is read")
+    assert (home / name).read_bytes() == before
+    assert run(*ask, "-o", home / "model.txt")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -68,5 +68,12 @@ def test_faulty_rows_are_one_line(run, config):
     one_line(run("train", config("raise")), "file must have no faulty rows", "--check lists them")
 
 
+def test_a_mistake_names_its_table(run, config, tmp_path):
+    path = config("skip")
+    text = (tmp_path / "run.toml").read_text()
+    (tmp_path / "run.toml").write_text(text.replace("steps = 2", "steps = 0"))
+    one_line(run("train", path), "phase 'talk': steps must be an integer above 0, got 0")
+
+
 def test_a_missing_file_is_one_line(run, tmp_path):
     one_line(run("train", str(tmp_path / "no.toml")), "config", "no.toml")

@@ -77,8 +77,18 @@ def test_keep_stays_or_moves_in_a_straight_line(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('output = "runs/a"', "", "training must have its fields, got none of.*output"),
-        ("steps = 100", "", "phase 1 must have its fields, got none of.*steps"),
+        ('output = "runs/a"', "", "training must have output, got model, autocast"),
+        ("steps = 100", "", "phase 1 must have steps, got name, learn"),
+        ('["projector"]', '"projector"', "learn must name some of vision, projector, llm, transv"),
+        ('["projector"]', "[[1]]", "learn must name some of vision, projector, llm, transv"),
+        (
+            "keep = [1.0]",
+            "keep = 0.5",
+            "keep must be a list of shares, or of pairs of them, got 0.5",
+        ),
+        ("keep = [1.0]", 'keep = ["a"]', "keep must be a list of shares, or of pairs of them"),
+        ("keep = [1.0]", "betas = 0.9", r"betas must be two numbers in \[0, 1\), got 0.9"),
+        ("[evaluation]", "[[evaluation]]", "evaluation must be a table"),
         ("steps = 100", "steps = 0", "phase 'alignment': steps must be an integer above 0, got 0"),
         ("steps = 100", "step = 100", "phase 1: step must be one of its fields"),
         ('["projector"]', '["head"]', "learn must name some of vision, projector, llm, transv"),

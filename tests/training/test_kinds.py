@@ -28,7 +28,7 @@ def films(tmp_path):
 
 
 def build(tmp_path, films, on_error="skip", learns_vision=False, **options):
-    table = {"name": "films", "file": str(films), **options}
+    table = {"name": "films", "file": str(films)} | options
     phase = {"name": "a", "steps": 1, "sources": {"films": 1.0}}
     run = run_of(tmp_path / "run", source=[table], phase=[phase])
     setting = Setting(tiny(), tmp_path / "run", on_error, learns_vision)
@@ -86,6 +86,8 @@ def test_a_vision_encoder_that_learns_keeps_no_features(tmp_path, films):
     ("options", "message"),
     [
         ({"fil": "x"}, "source 'films': fil must be one of features, file"),
+        ({"file": 3}, "source 'films': file must be a string, got 3"),
+        ({"join": 3}, r"source 'films': join must be a list \[fewest, most\] of clips, got 3"),
         ({"sampling": "all"}, "rule must be one of fps:RATE, uniform, videochat-flash, got 'all'"),
         ({"join": [1, 3]}, "clips must be a tuple"),
     ],

@@ -101,7 +101,7 @@ def ask(
         chunk=chunk,
         on_error="use" if salvage else "raise",
     )
-    target = None if output in (None, "-") else writable(output)
+    target = None if output in (None, "-") else writable(output, (video, model))
     with (
         use_backend(backend) if backend else nullcontext(),
         progress_bars(err, hidden=stream or quiet) as progress,

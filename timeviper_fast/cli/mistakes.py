@@ -59,7 +59,9 @@ def _in_options(error: ArgumentError | NotBuilt, names: Mapping[str, str]) -> st
         error.remedy,
     )
     sentence = sentence.removesuffix(error.remedy) + remedy
-    return f"{error.owner}: {sentence}" if error.owner_is_file else sentence
+    # a table of a file, such as "phase 'long'", is where to look; a function is not
+    of_a_table = " " in error.owner
+    return f"{error.owner}: {sentence}" if error.owner_is_file or of_a_table else sentence
 
 
 def _is(error: Exception, module: str, name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from timeviper_fast.errors import ArgumentError
@@ -11,19 +12,27 @@ from timeviper_fast.errors import ArgumentError
 __all__ = ["writable", "write"]
 
 
-def writable(path: str) -> Path:
+def writable(path: str, inputs: Iterable[str] = ()) -> Path:
     """The real path of a file that can be written, before hours of work go into its content.
 
     Missing directories above it are made when it is written, and an existing file is replaced.
 
+    Args:
+        path: of the file.
+        inputs: files and directories that the command reads; none of them is written to.
+
     Raises:
-        ArgumentError: of `output`: it is a directory, or cannot be written.
+        ArgumentError: of `output`: it is a directory, is or lies in an input, or cannot be written.
     """
     target = Path(path).expanduser()
     # /dev/stdout is a link to whatever the shell has opened: that must be appended to
     target = target.absolute() if _is_device(target) else target.resolve()
     if target.is_dir() or path.endswith(("/", os.sep)):
         raise ArgumentError("", "output", "be a file", f"the directory {path}")
+    for given in map(Path, inputs):
+        read = given.expanduser().resolve()
+        if read.exists() and read in (target, *target.parents):
+            raise ArgumentError("", "output", f"be another file than {given}, which is read", path)
     above = next(folder for folder in target.parents if folder.exists())
     try:
         if target.is_file():

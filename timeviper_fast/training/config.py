@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +36,9 @@ else:
 __all__ = ["EvaluationConfig", "PhaseConfig", "SourceConfig", "TrainingConfig", "read_config"]
 
 T = TypeVar("T")
+
+# what the file calls fields that are tables
+_TABLES = {"sources": "[[source]]", "phases": "[[phase]]"}
 
 _TEXT = Kind("be a string that is not blank", lambda v: isinstance(v, str) and v.strip() != "")
 _TEXT_OR_NONE = Kind("be a string", lambda v: v is None or isinstance(v, str))
@@ -59,6 +62,11 @@ _WEIGHTS = Kind(
     "give every source a weight above 0",
     lambda v: isinstance(v, dict) and bool(v) and all(is_number(w) and w > 0 for w in v.values()),
 )
+
+
+def _pair(value: object) -> bool:
+    """Whether it is a tuple of two numbers."""
+    return isinstance(value, tuple) and len(value) == 2 and all(map(is_number, value))
 
 
 @dataclass(frozen=True)
@@ -139,15 +147,17 @@ class PhaseConfig:
         expect(owner, self, _SHARE, "warmup", "floor")
         if Path(self.name).name != self.name or self.name.startswith("."):
             fail(owner, "name", "be usable as a folder's name", self.name)
-        if not self.learn or not set(self.learn) <= set(PARTS):
+        if not (isinstance(self.learn, tuple) and self.learn and {*self.learn} <= {*PARTS}):
             fail(owner, "learn", f"name some of {', '.join(PARTS)}", self.learn)
-        if len(self.betas) != 2 or not all(is_number(b) and 0 <= b < 1 for b in self.betas):
+        if not _pair(self.betas) or not all(0 <= beta < 1 for beta in self.betas):
             fail(owner, "betas", "be two numbers in [0, 1)", self.betas)
         if self.image_size is not None and not _SIZE.holds(self.image_size):
             fail(owner, "image_size", _SIZE.rule, self.image_size)
-        for pair in self.keep or ():
-            if len(pair) != 2 or not all(is_number(k) and 0 < k <= 1 for k in pair):
-                fail(owner, "keep", "hold shares in (0, 1], or pairs of them", self.keep)
+        pairs = () if self.keep is None else self.keep
+        if not isinstance(pairs, tuple) or not all(map(_pair, pairs)):
+            fail(owner, "keep", "be a list of shares, or of pairs of them", self.keep)
+        if not all(0 < share <= 1 for pair in pairs for share in pair):
+            fail(owner, "keep", "hold shares in (0, 1], or pairs of them", self.keep)
 
     def learning_rates(self) -> dict[str, float]:
         """{part that learns: its peak learning rate}"""
@@ -331,11 +341,12 @@ def _build(kind: type[T], owner: str, values: Any) -> T:
     unknown = sorted(values.keys() - known)
     if unknown:
         fail(owner, unknown[0], f"be one of its fields ({', '.join(known)})", values[unknown[0]])
-    try:
-        return kind(**{name: _frozen(value) for name, value in values.items()})
-    except TypeError as error:
-        missing = str(error).partition("missing")[2] or str(error)
-        raise ArgumentError("training", owner, "have its fields", f"none of{missing}") from None
+    needed = [f.name for f in known.values() if f.default is MISSING is f.default_factory]
+    missing = [name for name in needed if name not in values]
+    if missing:
+        names = ", ".join(_TABLES.get(name, name) for name in missing)
+        raise ArgumentError("training", owner, f"have {names}", ", ".join(values) or "nothing")
+    return kind(**{name: _frozen(value) for name, value in values.items()})
 
 
 def _frozen(value: Any) -> Any:

@@ -31,7 +31,16 @@ from timeviper_fast.training.config import SourceConfig, TrainingConfig
 
 __all__ = ["KINDS", "Setting", "SourceBuilder", "check_sources", "complete_with"]
 
-_OPTIONS = {"file", "media", "sampling", "jitter", "join", "features", "mention_duration"}
+_TEXT, _SWITCH = ("a string", str), ("true or false", bool)
+_OPTIONS: dict[str, tuple[str, type]] = {
+    "file": _TEXT,
+    "media": _TEXT,
+    "sampling": _TEXT,
+    "jitter": _SWITCH,
+    "join": ("a list [fewest, most] of clips", list),
+    "features": _TEXT,
+    "mention_duration": _SWITCH,
+}
 
 
 class Setting(NamedTuple):
@@ -89,12 +98,16 @@ KINDS: dict[str, SourceBuilder] = dict.fromkeys(ROW_KINDS, _from_rows)
 
 def _checked(table: SourceConfig) -> dict[str, Any]:
     owner = f"source {table.name!r}"
-    unknown = sorted(table.options.keys() - _OPTIONS)
+    unknown = sorted(table.options.keys() - _OPTIONS.keys())
     if unknown:
         rule = f"be one of {', '.join(sorted(_OPTIONS))}"
         fail(owner, unknown[0], rule, table.options[unknown[0]])
     if "file" not in table.options:
         fail(owner, "file", "be given", None)
+    for name, value in table.options.items():
+        rule, kind = _OPTIONS[name]
+        if not isinstance(value, kind):
+            fail(owner, name, f"be {rule}", value)
     return table.options
 
 
