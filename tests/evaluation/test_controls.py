@@ -42,10 +42,10 @@ def test_the_models_own_keep():
 @pytest.mark.parametrize(
     ("stages", "keeps", "controls", "match"),
     [
-        ((ASKING,), (), ("deaf",), "control must be some of blind, no-video, .*got 'deaf'"),
-        ((UNIFORM,), (), ("uniform",), "control must not change an attention stage"),
-        ((UNIFORM,), (0.1,), (), "keep must be left out for a model without exactly one"),
-        ((ASKING, ASKING), (0.1,), (), "keep must be left out for a model without exactly one"),
+        ((ASKING,), (), ("deaf",), "controls must be some of blind, no-video, .*got 'deaf'"),
+        ((UNIFORM,), (), ("uniform",), "controls must not change an attention stage"),
+        ((UNIFORM,), (0.1,), (), "keeps must be left out for a model without exactly one"),
+        ((ASKING, ASKING), (0.1,), (), "keeps must be left out for a model without exactly one"),
     ],
 )
 def test_what_makes_no_sense_is_refused(stages, keeps, controls, match):

@@ -88,11 +88,11 @@ def test_a_run_over_films(model, home, tmp_path):
 
 
 def test_too_short_films_are_refused_with_the_seconds_that_are_missing(model, home):
-    with pytest.raises(ValueError, match=r"haystack must hold 60 frames .* got 50; 10 seconds"):
+    with pytest.raises(ValueError, match=r"films must hold 60 frames .* got 50; 10 seconds"):
         read(model, home, frames=60)
-    with pytest.raises(ValueError, match=r"haystack must hold 60 .* got 25; 70 seconds"):
+    with pytest.raises(ValueError, match=r"films must hold 60 .* got 25; 70 seconds"):
         read(model, home, frames=60, fps=0.5)
-    with pytest.raises(ValueError, match="haystack must name different files"):
+    with pytest.raises(ValueError, match="films must name different files"):
         read(model, home, names=("one", "one"))
     with pytest.raises(ValueError, match="frames must be at most the films' 45, got 46"):
         read(model, home).trial(46, 0, 0, (0.0, 1.0))

@@ -79,7 +79,13 @@ def _complain(line: str) -> None:
 _RENAMED = {
     "ask": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
     "info": {"checkpoint.path": "model", "from_pretrained.path": "model"},
-    "needle": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
+    "needle": {
+        "checkpoint.path": "--model",
+        "from_pretrained.path": "--model",
+        "needle.controls": "--control",
+        "needle.films": "haystack",
+        "needle.keeps": "--keep",
+    },
     "convert": {
         "checkpoint.path": "--llm",
         "upstream.pdrop_type": "--pdrop",

@@ -56,17 +56,17 @@ def variants(
             have, or `keeps` for a model with none or several.
     """
     if unknown := set(controls) - set(CONTROLS):
-        fail("needle", "control", f"be some of {', '.join(CONTROLS)}", sorted(unknown)[0])
+        fail("needle", "controls", f"be some of {', '.join(CONTROLS)}", sorted(unknown)[0])
     asking = asking_stage(stages)
     by_attention = [stage for stage in stages if stage.select == "attention"]
     if keeps and len(by_attention) != 1:
         rule = "be left out for a model without exactly one attention stage"
-        fail("needle", "keep", rule, list(keeps))
+        fail("needle", "keeps", rule, list(keeps))
     found = []
     for control in ("none", *dict.fromkeys(controls)):
         if control in ("uniform", "raw", "normed") and not by_attention:
             rule = "not change an attention stage of a model that has none"
-            fail("needle", "control", rule, control)
+            fail("needle", "controls", rule, control)
         for keep in dict.fromkeys(keeps) or (None,):
             own = list(stages)
             if keep is not None:

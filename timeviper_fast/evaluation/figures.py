@@ -126,7 +126,7 @@ def expect_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        remedy = "install timeviper-fast[evaluation], or draw none (--no-figures)"
+        remedy = "install timeviper-fast[evaluation], or draw none"
         raise ArgumentError("needle", "figures", "have matplotlib", "none", remedy) from error
 
 

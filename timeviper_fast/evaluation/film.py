@@ -138,7 +138,7 @@ class FilmHaystack:
             rule = "merge no frames into clips, or a needle would change its neighbours"
             fail("needle", "model", rule, f"clips of {model.config.projector.clip_frames} frames")
         if len({Path(film).resolve() for film in films}) < len(films):
-            fail("needle", "haystack", "name different files", list(films))
+            fail("needle", "films", "name different files", list(films))
         tokens, thumbs, done = [], [], 0
         for film in films:
             with open_video(film) as video:
@@ -152,7 +152,7 @@ class FilmHaystack:
         if done < frames:
             rule = f"hold {frames:,} frames at {fps:g} per second"
             remedy = f"{(frames - done) / fps:,.0f} seconds of film are missing"
-            raise ArgumentError("needle", "haystack", rule, f"{done:,}", remedy)
+            raise ArgumentError("needle", "films", rule, f"{done:,}", remedy)
         alike = find_alike(torch.cat(thumbs))
         names = [Path(film).name for film in films]
         facts = {"films": names, "fps": fps, "film_frames": frames, "alike": alike.to_dict()}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from timeviper_fast.dataset.files import write_whole
 from timeviper_fast.errors import ArgumentError
 
 __all__ = ["MetricsLog"]
@@ -41,9 +41,7 @@ class MetricsLog:
             return
         lines = self.path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if not _is_behind(line, phase, step)]
-        work = self.path.with_name(f".{self.path.name}")
-        work.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(work, self.path)
+        write_whole(self.path, "".join(f"{line}\n" for line in kept).encode())
 
     def write(self, phase: str, step: int, kind: str, values: dict[str, float]) -> None:
         """One line; `kind` is "train" or "evaluation"."""
