@@ -198,7 +198,7 @@ def entering_state(
     """The state that enters the segment: the initial one, taken through the subsegments before."""
     tiles = ()
     for i in tl.static_range(len(TILE_WIDTHS)):
-        state = tl.zeros((BLOCK_DSTATE, TILE_WIDTHS[i]), ACC)
+        state = tl.zeros((BLOCK_DSTATE, p[i].shape[0]), ACC)
         if initial_ptr is not None:
             source = initial_ptr + batch * initial_batch + head * initial_head
             state = load_state(source, n, initial_dstate, p[i], initial_channel, in_n, in_p[i], ACC)
