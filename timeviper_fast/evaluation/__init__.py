@@ -6,8 +6,8 @@ trial.py      Trial: one video and its questions; Haystack: where they come from
 synthetic.py  haystacks of the seeded world
 film.py       haystacks of films, needles of images
 shared.py     several questions about one video
-controls.py   what is changed to show what a result rests on
+controls.py   control experiments: the same questions with one thing changed
 rows.py       the answers on disk
 needle.py     run_needles: plan -> videos -> questions -> rows
-figures.py    sums, heat maps, JSON
+figures.py    scores, heat maps, JSON
 """

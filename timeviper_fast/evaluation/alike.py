@@ -21,11 +21,11 @@ class Alike:
     """How many frames have a neighbour that is like them.
 
     Attributes:
-        frames: that were compared, each with all others.
+        frames: how many were compared, each with all others.
         identical: frames with a neighbour at distance 0.
-        near: frames with one at less than 1/20 of the median distance, identical ones included.
-        nearest: the smallest distance of two frames, over 108 numbers of 0 to 255.
-        median: of the distances between the first 256 frames and all others.
+        near: frames with a neighbour closer than 1/20 of the median distance, or identical.
+        nearest: the smallest Euclidean distance between two thumbnails (108 values of 0 to 255).
+        median: the median distance between the first 256 frames and all others.
     """
 
     frames: int
@@ -46,7 +46,7 @@ class Alike:
 
 
 def thumbnails(rgb: Tensor) -> Tensor:
-    """(n, 3, height, width) in 0..255 -> (n, 108) float32 whole numbers, means of 6 x 6 areas."""
+    """(n, 3, height, width) in 0..255 -> (n, 108) float32: the means of 6 x 6 areas, rounded."""
     return adaptive_avg_pool2d(rgb.float(), _SIDE).round().flatten(1).cpu()
 
 
@@ -64,7 +64,7 @@ def find_alike(thumbs: Tensor, block: int = 1024) -> Alike:
         part = thumbs[start : start + block]
         squared = squares[start : start + block, None] + squares - 2 * (part @ thumbs.T)
         rows = torch.arange(len(part))
-        # a frame is no neighbour of itself
+        # exclude each frame's distance to itself
         squared[rows, start + rows] = torch.inf
         nearest.append(squared.amin(1))
         if start == 0:

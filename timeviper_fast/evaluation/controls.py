@@ -1,4 +1,4 @@
-"""What a needle test changes to show what its result rests on."""
+"""Control experiments of a needle test: each runs the same questions with one thing changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONTROLS = {
     "needle-only": "the needed frames alone, no token dropped",
     "uniform": "evenly spaced tokens in place of those with most attention",
     "raw": "scores from the stream before the norm",
-    "normed": "scores from the stream behind the norm",
+    "normed": "scores from the stream after the norm",
 }
 
 
@@ -29,8 +29,8 @@ class Variant:
 
     Attributes:
         control: "none", or one of CONTROLS.
-        keep: share of the vision tokens that the asking stage keeps; 1 without one.
-        stages: of the model.
+        keep: share of the vision tokens that the asking stage keeps; 1 if no stage asks.
+        stages: the model's compression stages in this variant.
     """
 
     control: str
@@ -47,13 +47,13 @@ def variants(
     """The test itself and each control, at each keep value.
 
     Args:
-        stages: the model's own.
-        keeps: of the asking stage; () is the model's own.
-        controls: some of CONTROLS. Those in which no token is dropped run once, whatever `keeps`.
+        stages: the model's own compression stages.
+        keeps: keep values of the asking stage; () takes the model's own.
+        controls: some of CONTROLS. "no-video" and "needle-only" run once, whatever `keeps` is.
 
     Raises:
-        ArgumentError: an unknown control, one that changes an asking stage the model does not
-            have, or `keeps` for a model with none or several.
+        ArgumentError: a control is unknown, or needs an attention stage and the model has none, or
+            `keeps` is given for a model without exactly one attention stage.
     """
     if unknown := set(controls) - set(CONTROLS):
         fail("needle", "controls", f"be some of {', '.join(CONTROLS)}", sorted(unknown)[0])
@@ -92,7 +92,7 @@ def _changed(stage: CompressionStage, control: str) -> CompressionStage:
 
 @contextmanager
 def with_variant(model: TimeViperNetwork, variant: Variant) -> Iterator[None]:
-    """The model with the variant's stages inside the block, with its own behind it."""
+    """Give the model the variant's stages for the block, then restore its own."""
     own = model.backbone.stages
     model.set_stages(variant.stages)
     try:

@@ -1,4 +1,4 @@
-"""The result of a needle test: sums, heat maps over lengths and depths, and the same as JSON."""
+"""The result of a needle test: scores and heat maps over lengths and depths, also as JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Grid:
     """One heat map.
 
     Attributes:
-        name: of its files.
+        name: stem of its file names.
         title: what it shows.
         cells: a score for each (frames, depth).
     """
@@ -73,7 +73,7 @@ def _numbers(score: Score) -> dict[str, Any]:
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Sums for each control, keep value, length and task; chains by hops, too."""
+    """Scores for each control, keep value, length and task; for chains also for each hop count."""
     found = []
     whole = tally(rows, lambda r: (r.control, r.keep, r.frames, r.task, 0), lambda r: r.answered)
     parts = [row for row in rows if row.hops]
@@ -91,7 +91,7 @@ def _group(row: Row) -> tuple[str, float, int, str]:
 
 
 def grids(rows: Sequence[Row]) -> list[Grid]:
-    """The heat maps of a run: of each way to run it and each task, answers and kept frames."""
+    """Two heat maps for each variant and task of a run: right answers, and kept frames."""
     found = []
     for control, keep, task in dict.fromkeys((r.control, r.keep, r.task) for r in rows):
         own = [r for r in rows if (r.control, r.keep, r.task) == (control, keep, task)]

@@ -1,4 +1,4 @@
-"""Needles in films: images in place of frames of videos that a user gives."""
+"""Needles in films: an image replaces a frame of the user's own videos."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ImageNeedle:
     Attributes:
         image: a picture file.
         question, answer: the words; with options, the answer is one of them.
-        options: shown behind the letters A, B, C ..., which every video turns on by one.
+        options: choices, labelled A, B, C, ...; each video rotates their order by one place.
     """
 
     image: str
@@ -48,7 +48,7 @@ class ImageNeedle:
                 fail("needle", name, "not be blank", getattr(self, name))
 
     def probe(self, task: str, frame: int, depth: float, number: int) -> Probe:
-        """The question of a video, with its options turned on by the video's number."""
+        """The question of a video; its options are rotated by the video's number."""
         turn = number % max(len(self.options), 1)
         options = self.options[turn:] + self.options[:turn]
         truth = chr(65 + options.index(self.answer)) if options else self.answer
@@ -80,14 +80,14 @@ def read_needles(path: str | Path) -> list[ImageNeedle]:
 
 
 class FilmHaystack:
-    """Frames of films in their order; each video begins at a place of its own.
+    """Frames of films in their order; each video begins at a frame drawn by its seed.
 
     Args:
-        model: encodes needles and haystack alike.
+        model: encodes the needles.
         tokens: (frames, n, d_model) visual tokens of the films.
         needles: images and questions, each asked once per video.
-        facts: what the films are, for the run's settings.
-        foot: a sentence about them, for figures.
+        facts: a description of the films, kept with the run's settings.
+        foot: a sentence about them, shown below figures.
     """
 
     def __init__(
@@ -122,11 +122,11 @@ class FilmHaystack:
         """Decode and encode films one after the other, until there are `frames` frames.
 
         Args:
-            model: whose vision merges no frames with each other.
+            model: encodes films and needles; it must not merge frames into clips.
             films: video files, all different.
-            needles: as the class.
-            frames: of the longest video.
-            fps: frames looked at per second of film.
+            needles: see the class.
+            frames: length of the longest video.
+            fps: sampled frames per second of film.
             frame_batch: frames encoded at a time.
             progress: called with ("frames", done, all).
 
@@ -160,7 +160,7 @@ class FilmHaystack:
         return cls(model, torch.cat(tokens), needles, facts=facts, foot=foot)
 
     def trial(self, frames: int, seed: int, number: int, depths: Sequence[float]) -> Trial:
-        """A video of that number; see `Haystack`."""
+        """See `Haystack.trial`."""
         if frames > len(self._tokens):
             fail("needle", "frames", f"be at most the films' {len(self._tokens)}", frames)
         places = [frame_at(depth, frames) for depth in depths]
@@ -172,7 +172,7 @@ class FilmHaystack:
         return Trial(frames, own, dict(zip(places, range(len(places)))), probes)
 
     def visual(self, trial: Trial, blind: bool = False) -> Tensor:
-        """Its visual tokens; see `Haystack`."""
+        """See `Haystack.visual`."""
         first = trial.seed % (len(self._tokens) - trial.frames + 1)
         tokens = self._tokens[first : first + trial.frames].clone()
         if not blind:

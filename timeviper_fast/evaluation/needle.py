@@ -2,7 +2,7 @@
 
 A needle replaces a frame, so a video has exactly as many frames as it says. Answers are generated,
 greedily, and must be right in every character (or, with options, in their letter). The questions of
-one video share what lies below the asking stage.
+one video share the computation below the asking stage.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class NeedlePlan:
-    """What is asked.
+    """The questions of a run: lengths, depths, videos and variants.
 
     Attributes:
         frames: lengths of videos.
         depths: how many evenly spaced depths, 0 and 1 included.
-        videos: of each length. Each asks all tasks once, each at another depth, and the next video
-            moves all by one depth: a cell has videos / depths answers of each task.
-        seed: of videos and places.
-        keeps: other keep values of the asking stage; () is the model's own.
-        controls: some of `CONTROLS`, beside the test itself.
-        max_new_tokens: longest answer.
+        videos: videos of each length. A video asks every task once, at different depths, and the
+            next video moves each by one depth. A cell has videos / depths answers of each task.
+        seed: seed of the videos and of the needles' places.
+        keeps: keep values of the asking stage; () takes the model's own.
+        controls: some of `CONTROLS`, in addition to the test itself.
+        max_new_tokens: most tokens of an answer.
     """
 
     frames: tuple[int, ...] = (64, 1000, 10_000)
@@ -76,15 +76,15 @@ def run_needles(
     *,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Ask what has not been asked yet; returns all rows of the plan.
+    """Ask all questions that have no row yet; return all rows of the plan.
 
     Args:
         model: its stages are changed during the run and restored.
-        tokenizer: of the model.
+        tokenizer: the model's.
         haystack: where videos come from.
-        plan: what is asked.
-        out: a folder, made if it does not exist: `rows.jsonl`, and `settings.json`, which a
-            continued run must share.
+        plan: lengths, depths, videos and variants.
+        out: a folder, made if it does not exist. It gets `rows.jsonl` and `settings.json`; a
+            continued run must have the same settings.
         progress: called with ("answers", done, all).
 
     Raises:
@@ -125,7 +125,7 @@ def run_needles(
 
 
 class _Ask(NamedTuple):
-    """Questions about the same tokens; None is a prompt without vision."""
+    """Questions about the same visual tokens; None is a prompt without vision."""
 
     visual: Tensor | None
     probes: Sequence[Probe]
@@ -136,7 +136,7 @@ class Needles:
     """Asks the questions of one video after the other.
 
     Attributes:
-        model, tokenizer, haystack, plan: as `run_needles`.
+        model, tokenizer, haystack, plan: see `run_needles`.
     """
 
     model: TimeViperNetwork
@@ -180,7 +180,7 @@ class Needles:
         return self.haystack.trial(frames, self.plan.seed, number, spots)
 
     def _groups(self, trial: Trial, probes: Sequence[Probe], control: str) -> Iterator[_Ask]:
-        """The questions with what they are asked about."""
+        """The questions, grouped by the visual tokens that they are asked about."""
         if control == "no-video":
             yield _Ask(None, probes)
             return
@@ -253,7 +253,7 @@ class Needles:
 
 
 def _fingerprint(model: TimeViperNetwork) -> str:
-    """A hash of some of each parameter's values: other weights have another."""
+    """A hash of the first 64 values of each parameter, to tell one set of weights from another."""
     digest = blake2b(digest_size=8)
     for name, parameter in model.named_parameters():
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""The answers of a needle test: a file of JSON lines that a continued run goes on with."""
+"""The answers of a needle test: a file of JSON lines to which a continued run appends."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ class Row:
     """One answer.
 
     Attributes:
-        control: "none", or what was changed.
+        control: "none", or one of `CONTROLS`.
         keep: share of the vision tokens that the asking stage kept.
         frames, video: length and number of the video.
-        task, hops, depth, question, truth: of the probe.
-        answer: what the model said.
-        right: whether that is the truth.
+        task, hops, depth, question, truth: see `Probe`.
+        answer: the generated text.
+        right: whether the answer is judged right.
         needed: frames that show the answer.
-        kept: those of them with a token left behind the stages; None where no stage dropped any.
-        seconds: from the question to the end of the answer.
-        video_seconds: spent on what the questions of the video share.
+        kept: how many needed frames still have a token after the last stage; None for the controls
+            blind, no-video and needle-only.
+        seconds: time from the question to the end of the answer.
+        video_seconds: time of the computation that the questions of the video share.
     """
 
     control: str
@@ -51,7 +52,7 @@ class Row:
 
     @property
     def key(self) -> Key:
-        """What no two rows of a file share."""
+        """Identifies the row: no two rows of a file have the same key."""
         return (self.control, self.keep, self.frames, self.video, self.task)
 
     @property
@@ -61,19 +62,19 @@ class Row:
 
     @property
     def retained(self) -> Score:
-        """Its needed frames as a score: how many have a token left."""
+        """The share of its needed frames that still have a token, as a score."""
         return Score(0, 0) if self.kept is None else Score(self.kept, len(self.needed))
 
 
 class RowFile:
-    """Rows on disk: each is written as it comes, and read again by the next run.
+    """Rows on disk: each is appended when its answer is known; the next run reads them all.
 
     Args:
-        path: made if it does not exist. A last line without an end, of a run that was killed, is
-            cut off.
+        path: the file; made if it does not exist. A last line without a newline, left by a run that
+            was killed, is removed.
 
     Raises:
-        ArgumentError: a line that is no row.
+        ArgumentError: a line is not a row.
     """
 
     def __init__(self, path: Path) -> None:
@@ -118,7 +119,7 @@ def _row(line: bytes, where: str) -> Row:
 
 
 def keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Write what decides the videos and the model, or compare it with what is written there.
+    """Write the settings of the videos and the model, or compare them with those in the file.
 
     Raises:
         ArgumentError: the folder holds rows of other settings.

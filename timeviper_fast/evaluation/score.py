@@ -27,18 +27,18 @@ class Score:
 
     @property
     def share(self) -> float:
-        """right / n; NaN of nothing."""
+        """right / n; NaN for n = 0."""
         return self.right / self.n if self.n else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the share; (0, 1) of nothing."""
+        """Wilson's 95 % interval of the share; (0, 1) for n = 0."""
         if not self.n:
             return 0.0, 1.0
         spread = _Z * _Z / self.n
         middle = (self.share + spread / 2) / (1 + spread)
         half = _Z / (1 + spread) * math.sqrt((self.share * (1 - self.share) + spread / 4) / self.n)
-        # at the ends the exact value is 0 or 1, from which rounding deviates
+        # the exact bound is 0 or 1 here; the formula misses it by rounding
         low = 0.0 if self.right == 0 else middle - half
         high = 1.0 if self.right == self.n else middle + half
         return low, high

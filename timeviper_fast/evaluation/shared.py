@@ -1,9 +1,9 @@
-"""Several questions about one video: what lies below the asking stage is computed once.
+"""Several questions about one video: the layers below the asking stage read it once.
 
-The asking stage is the first that selects by attention: what it keeps depends on the question. The
-prompt's beginning and the vision tokens come before the question and never see it, so everything
-below that stage is the same for all questions, except that a uniform stage with transfer adds its
-dropped tokens' content to the question's text.
+The asking stage is the first that selects by attention, so the tokens it keeps depend on the
+question. The prompt's beginning and the vision tokens precede the question and never see it, so
+their states below that stage are the same for all questions. A uniform stage with transfer also
+adds the content of its dropped tokens to each question's text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["SharedVideo", "asking_stage"]
 
 
 def asking_stage(stages: Sequence[CompressionStage]) -> int:
-    """The number of the first stage that selects by attention; how many there are without one."""
+    """Index of the first stage that selects by attention; the number of stages if none does."""
     return next((i for i, stage in enumerate(stages) if stage.select == "attention"), len(stages))
 
 
@@ -36,10 +36,10 @@ class SharedVideo:
     """A video that has been read up to the asking stage.
 
     Args:
-        model: its stages must stay as they are while questions are asked.
+        model: its stages must not change while questions are asked.
         before: prompt ids in front of the vision tokens.
         visual: (frames, n, d_model), as `encode` makes them.
-        room: most tokens behind the vision, answer included, of any question.
+        room: most tokens of a question and its answer after the vision tokens.
         chunk: tokens per pass through the layers; None reads all at once.
 
     Raises:
@@ -89,17 +89,17 @@ class SharedVideo:
         return torch.tensor([list(ids)], dtype=torch.long, device=self._model.device)
 
     def _remember(self, number: int, hidden: Tensor, segment: Segment, record: StageRecord) -> None:
-        """Keep what a stage with transfer dropped: each question is told of it."""
+        """Keep the tokens that a stage with transfer dropped: each question's text gets them."""
         if self._model.backbone.stages[number].transfer:
             dropped = dropped_indices(record.kept, record.tokens_before)
             self._dropped[number] = hidden[:, segment.positions(dropped)[0]]
 
     @torch.no_grad()
     def read(self, after: Sequence[int]) -> Prefill:
-        """Read a question's ids behind the vision tokens; `decode` continues what is returned.
+        """Read a question's ids after the vision tokens; `decode` continues from the result.
 
-        The keys and values of the video are shared: the answer must be generated before the next
-        question is read.
+        Questions share the key and value buffers, so generate the answer before the next question
+        is read.
         """
         backbone = self._model.backbone
         cache = _fork(self._cache)
@@ -111,7 +111,7 @@ class SharedVideo:
                 assert isinstance(stage, TransV)
                 hidden = stage.tell(hidden, dropped)
             start = None if number < 0 else number
-            # a sequence without vision: the stage itself is left out, its layers are not
+            # the question's text has no vision tokens: run the stage's layers without selection
             passage = backbone.run(
                 hidden, cache=cache, chunk=self._chunk, start_stage=start, stop_stage=number + 1
             )
@@ -133,8 +133,10 @@ class SharedVideo:
 
 
 def _fork(cache: HybridCache) -> HybridCache:
-    """A cache that goes on by itself: own Mamba-2 states, and shared keys and values with a length
-    of its own. What the one writes behind the shared tokens, the next overwrites."""
+    """Copy the Mamba-2 states and share the key and value buffers, with a separate length.
+
+    Each fork overwrites what the last one wrote after the shared tokens.
+    """
     fork = copy.copy(cache)
     fork.layers = [
         copy.copy(state) if isinstance(state, AttentionState) else copy.deepcopy(state)

@@ -1,4 +1,4 @@
-"""Needles in the seeded world: every video has scenes, places and distractors of its own."""
+"""Needles in the seeded world: each video has its own scene, places and distractors."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class SyntheticHaystack:
     """Videos whose frames are drawn from a pool, no frame twice in a video.
 
     Args:
-        model: encodes needles and haystack alike.
+        model: the network whose features the pool holds.
         pool: encoded frames of a world that training has not seen.
         tasks: some of sign, colour, chain and count, each asked once per video.
-        facts: what the pool is, for the run's settings.
-        foot: a sentence about it, for figures.
+        facts: a description of the pool, kept with the run's settings.
+        foot: a sentence about it, shown below figures.
         held_out: ask with the wordings that training never sees.
     """
 
@@ -73,10 +73,10 @@ class SyntheticHaystack:
 
         Args:
             model: with a vision encoder for pictures of 48 pixels.
-            tasks, held_out: as the class.
-            seed: of the world; take another than training's.
+            tasks, held_out: see the class.
+            seed: seed of the world; it must differ from training's.
             level: "study" or "hard".
-            size: of the pool.
+            size: how many frames the pool has.
             progress: called with ("frames", done, all).
         """
         _check_tasks(tasks)
@@ -102,7 +102,7 @@ class SyntheticHaystack:
         return cls(model, pool, tasks, facts=facts, foot=foot, held_out=held_out)
 
     def trial(self, frames: int, seed: int, number: int, depths: Sequence[float]) -> Trial:
-        """A video of that number; see `Haystack`."""
+        """See `Haystack.trial`."""
         own = hash63("needle", seed, frames, number)
         puzzle = draw_scene(own, frames, dict(zip(self.tasks, depths)), held_out=self._held_out)
         asked = {question.task: question for question in puzzle.questions}
@@ -111,7 +111,7 @@ class SyntheticHaystack:
 
     @torch.no_grad()
     def visual(self, trial: Trial, blind: bool = False) -> Tensor:
-        """Its visual tokens; see `Haystack`."""
+        """See `Haystack.visual`."""
         hidden = trial.needed if blind else ()
         shown = {frame: needle for frame, needle in trial.needles.items() if frame not in hidden}
         features = self._pool.draw(trial.frames, shown, trial.seed)
@@ -134,13 +134,13 @@ def draw_scene(
 ) -> Puzzle:
     """A scene with one question per task, each with its needle at the task's depth.
 
-    A chain's first card stands there, its others anywhere; a second chain, of as many cards and
-    with another digit at its end, distracts from it.
+    For a chain, the depth is that of its first card; the other cards stand anywhere. A second chain
+    of the same length, which ends in another digit, serves as a distractor.
 
     Args:
         seed: any integer from 0.
-        frames: of the video, 32 or more.
-        depths: of each task's needle.
+        frames: length of the video, 32 or more.
+        depths: one for each task's needle.
         held_out: ask with the wordings that training never sees.
     """
     if frames < _FEWEST:
@@ -161,7 +161,7 @@ def draw_scene(
 
 
 def _distract(needles: dict[int, Needle], chain: Question, frames: int, seed: int) -> bool:
-    """Add a chain that is not asked about; False if too few letters are left to begin links."""
+    """Add a chain that no question is about; False if too few letters are left for its links."""
     chance = random.Random(hash63(seed, "distractor"))
     taken = {needle.text[0] for needle in needles.values() if needle.kind == "link"}
     letters = [letter for letter in LETTERS if letter not in taken]
@@ -176,7 +176,7 @@ def _distract(needles: dict[int, Needle], chain: Question, frames: int, seed: in
 
 
 def _moved(puzzle: Puzzle, targets: Mapping[Question, int]) -> Puzzle:
-    """The scene with each question's needle at its target; what was there takes its place."""
+    """The scene with each question's needle at its target; the two frames' contents are swapped."""
     place = {frame: frame for frame in {*puzzle.needles, *targets.values()}}
     for question, target in targets.items():
         first = _first(puzzle, question)
@@ -191,7 +191,7 @@ def _moved(puzzle: Puzzle, targets: Mapping[Question, int]) -> Puzzle:
 
 
 def _first(puzzle: Puzzle, question: Question) -> int:
-    """The frame that is read first: of a chain the card that begins with the letter asked for."""
+    """The frame to read first; for a chain, the card that begins with the letter asked for."""
     if question.task != "chain":
         return question.needed[0]
     return next(i for i in question.needed if puzzle.needles[i].text[0] == question.answer[0])

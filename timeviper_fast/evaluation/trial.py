@@ -1,4 +1,4 @@
-"""One video of a needle test: which frame shows what, and what is asked about it."""
+"""One video of a needle test: the frames with needles, and the questions about them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ class Probe:
     """One question about a needle.
 
     Attributes:
-        task: what kind of question, or which needle.
-        question, truth: its words, and the true answer; with options, their letter.
+        task: the kind of question, or the needle's name.
+        question: its words.
+        truth: the true answer; with options, its letter.
         needed: frames that show the answer, in order.
-        depth: where the needle stands: 0 is the first frame, 1 the last. Of several needed frames
-            it is that of the first to be read (the first card of a chain).
-        hops: cards of a chain, else 0.
-        options: texts behind the letters A, B, C ...; () for an open question.
+        depth: place of the needle; 0 is the first frame, 1 the last. With several needed frames it
+            is the place of the one to read first (the first card of a chain).
+        hops: number of cards of a chain; 0 for other tasks.
+        options: choices, labelled A, B, C, ...; () for an open question.
     """
 
     task: str
@@ -46,12 +47,12 @@ class Probe:
 
     @property
     def answer_prefix(self) -> str:
-        """What the answer is forced to begin with."""
+        """The text that the answer is forced to begin with."""
         return _OPTION if self.options else ""
 
     def judge(self, answer: str) -> bool:
-        """Whether a generated answer is right: with options its letter, else all of it, apart
-        from case, spaces at its ends and a full stop."""
+        """Whether a generated answer is right. With options its letter counts; otherwise all of it
+        must match, apart from case, spaces at both ends and a full stop."""
         if self.options:
             letter = re.match(r"\W*([A-Za-z])\b", answer)
             return letter is not None and letter[1].upper() == self.truth
@@ -67,9 +68,9 @@ class Trial:
     """A video and its questions.
 
     Attributes:
-        frames: of the video.
-        seed: decides which frames of the haystack it is made of.
-        needles: what frames show, by number; the haystack knows what that means.
+        frames: number of frames.
+        seed: chooses the frames of the haystack.
+        needles: {frame number: needle}, in the haystack's own representation.
         probes: the questions; no two need the same frame.
     """
 
@@ -88,9 +89,9 @@ class Haystack(Protocol):
     """Where videos and needles come from.
 
     Attributes:
-        tasks: what is asked in each video.
-        facts: what it is made of, for JSON; a continued run must have the same.
-        foot: a sentence for the foot of figures.
+        tasks: the questions of each video.
+        facts: a description for JSON; a continued run must have the same.
+        foot: a sentence about it, shown below figures.
     """
 
     tasks: tuple[str, ...]
@@ -101,24 +102,24 @@ class Haystack(Protocol):
         """A video of `frames` frames with one question per task, at these depths.
 
         Args:
-            frames: of the video, needles included.
-            seed: of the run.
-            number: of the video.
-            depths: of each task's needle, all different.
+            frames: number of frames, needles included.
+            seed: seed of the run.
+            number: number of the video.
+            depths: depth of each task's needle, all different.
         """
 
     def visual(self, trial: Trial, blind: bool = False) -> Tensor:
-        """Its visual tokens (frames, n, d_model); `blind`: without the frames that are needed."""
+        """The video's visual tokens (frames, n, d_model); `blind` leaves the needles out."""
 
 
 def frame_at(depth: float, frames: int) -> int:
     """The frame that a needle at this depth replaces: int(depth * (frames - 1))."""
-    # depths are quotients of small integers, and 0.3 * 10 must not become 2
+    # Add 1e-9 before truncating: 3 / 11 * 99 is 26.999999999999996 in float64.
     return int(depth * (frames - 1) + 1e-9)
 
 
 def depth_of(number: int, depths: int) -> float:
-    """The depth of that number among `depths` evenly spaced ones; a single one is the middle."""
+    """Depth `number` of `depths` evenly spaced ones; with a single one it is the middle."""
     if not 0 <= number < depths:
         fail("depth_of", "number", f"lie in 0 .. {depths - 1}", number)
     return number / (depths - 1) if depths > 1 else 0.5
