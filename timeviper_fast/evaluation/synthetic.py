@@ -34,7 +34,7 @@ class SyntheticHaystack:
     """Videos whose frames are drawn from a pool, no frame twice in a video.
 
     Args:
-        model: the network whose features the pool holds.
+        model: projects the pool's features; its vision encoder made them.
         pool: encoded frames of a world that training has not seen.
         tasks: some of sign, colour, chain and count, each asked once per video.
         facts: a description of the pool, kept with the run's settings.

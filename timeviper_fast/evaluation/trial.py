@@ -109,7 +109,7 @@ class Haystack(Protocol):
         """
 
     def visual(self, trial: Trial, blind: bool = False) -> Tensor:
-        """The video's visual tokens (frames, n, d_model); `blind` leaves the needles out."""
+        """The video's visual tokens (frames, n, d_model); `blind`: needed frames are plain."""
 
 
 def frame_at(depth: float, frames: int) -> int:

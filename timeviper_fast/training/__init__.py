@@ -1,7 +1,7 @@
 """Training on packed samples; no sample sees another.
 
 config.py     a run in frozen dataclasses, read from TOML
-trainer.py    a whole run: its phases, each from its last snapshot on
+trainer.py    a whole run: its phases, each continued from its last snapshot
 phase.py      the optimizer steps of one phase
 start.py      the model that a phase begins with, and its compression stages
 kinds.py      sources of samples from the tables of a run
@@ -11,7 +11,7 @@ loss.py       the next-token loss of packed samples
 selection.py  a loss on what attention stages keep
 optimizer.py  which parameters learn, how fast, and the schedule
 evaluate.py   loss and accuracy on samples that are not learnt
-figures.py    loss and accuracy as sums
+figures.py    sums of loss and accuracy over packs, and their means
 metrics.py    metrics.jsonl and TensorBoard
 snapshot.py   a run's state on disk
 parallel.py   several processes, the weights divided among them

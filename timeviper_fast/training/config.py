@@ -1,4 +1,4 @@
-"""A training run in frozen dataclasses, read from TOML: every field with its unit, each rule once.
+"""A training run as frozen dataclasses, read from TOML.
 
     model = "models/timeviper-9b"          # a directory, a hub id, or "preset:NAME"
     output = "runs/alignment"
@@ -74,10 +74,10 @@ class SourceConfig:
     """Where samples come from.
 
     Attributes:
-        name: how phases, errors and metrics call it.
+        name: its name in phases, errors and metrics.
         kind: "conversation", "caption", "detailed", "grounding" or "text" for annotation files, or
             a kind that the caller of `train` adds.
-        options: what this kind takes besides, such as `file` and `media`.
+        options: the other fields of this kind, such as `file` and `media`.
     """
 
     name: str
@@ -93,23 +93,24 @@ class PhaseConfig:
     """One part of a run, with an optimizer and a learning rate schedule of its own.
 
     Attributes:
-        name: of the phase's folder.
-        steps: optimizer steps.
-        sources: {name of a source: weight}; samples are drawn in proportion.
-        learn: which parts of the model learn: vision, projector, llm, transv.
+        name: the phase's name, and part of its folder's name.
+        steps: number of optimizer steps.
+        sources: {name of a source: weight}; samples are drawn in proportion to the weights.
+        learn: the parts of the model that learn, some of vision, projector, llm and transv.
         frames: [least, most] frames of a video.
         image_size: pixels per side, if the phase changes the picture's size.
-        keep: of each compression stage the share of vision tokens that it keeps, or two shares
-            [first step, last step] between which it moves in a straight line. 1 drops nothing, so
-            the stage is off. Left out: as the model has it.
-        tokens_per_pack: samples are packed until so many tokens reach a layer on average.
-        packs_per_step: over all processes.
-        learning_rate: at its peak, of the parts without a rate of their own.
-        vision_learning_rate, projector_learning_rate, transv_learning_rate: of these parts.
-        weight_decay, betas: of AdamW; decay of matrices only.
-        warmup: share of the steps in which the learning rate rises.
+        keep: for each compression stage, the share of vision tokens that it keeps, or two shares
+            [first step, last step], interpolated linearly. A share of 1 drops nothing, so the stage
+            is off. None keeps the model's own shares.
+        tokens_per_pack: most tokens of a pack, counted as the mean over the layers.
+        packs_per_step: packs of an optimizer step, over all processes.
+        learning_rate: peak learning rate of the parts without a rate of their own.
+        vision_learning_rate, projector_learning_rate, transv_learning_rate: peak rates of these
+            parts; None takes `learning_rate`.
+        weight_decay, betas: of AdamW; only matrices decay.
+        warmup: share of the steps over which the learning rate rises.
         floor: the last step's learning rate as a share of the peak.
-        clip: largest norm of the gradient; 0 does not clip.
+        clip: largest norm of the gradient; 0 disables clipping.
         selection_loss: weight of the loss on what attention stages keep, for samples that know
             which frames they need.
     """
@@ -188,8 +189,8 @@ class EvaluationConfig:
 
     Attributes:
         sources: {name of a source: weight}; the same samples each time.
-        samples: how many.
-        every: steps between two evaluations; the end of a phase is one besides.
+        samples: number of samples.
+        every: steps between two evaluations; each phase also ends with one.
     """
 
     sources: dict[str, float]
@@ -207,22 +208,23 @@ class TrainingConfig:
 
     Attributes:
         model: a directory, a hub id, or "preset:NAME" for seeded random weights.
-        output: the run's folder: models and snapshots of its phases, metrics.jsonl.
-        sources, phases: what is learnt, in which order.
-        evaluation: on samples that are not learnt; None measures nothing in between.
-        stages: compression stages instead of the model's own; transfer weights that the model does
-            not have are new, with closed gates.
+        output: the run's folder, with the phases' models and snapshots and metrics.jsonl.
+        sources, phases: the sources of samples, and the phases in their order.
+        evaluation: measures on samples that are not learnt; None disables it.
+        stages: compression stages in place of the model's own. Transfers that the model does not
+            have get new weights and closed gates.
         tokenizer: a directory with tokenizer files, for a preset; None takes the byte tokenizer.
-        seed: of new weights and of the order of samples.
-        dtype: of the weights while they learn: float32, bfloat16 or float64.
-        autocast: "bfloat16", or None to compute in the weights' precision.
-        gradient_checkpointing: keep each layer's input alone, and compute the layer twice.
-        workers: processes that decode.
+        seed: seed of new weights and of the order of samples.
+        dtype: the weights' dtype during training: float32, bfloat16 or float64.
+        autocast: "bfloat16", or None to compute in the weights' dtype.
+        gradient_checkpointing: store only each layer's input and recompute the layer in the
+            backward pass.
+        workers: number of processes that decode videos.
         save_every: steps between two snapshots; the last `keep_snapshots` of a phase are kept.
         log_every: steps between two lines of metrics.
-        on_error: what a sample that cannot be read does: "raise", or "skip" (it is counted).
+        on_error: for a sample that cannot be read, "raise", or "skip" it and count it.
         tensorboard: whether to write the metrics for TensorBoard, too.
-        save_dtype: of the last phase's model: float32, bfloat16, float16 or float64.
+        save_dtype: dtype of the last phase's model: float32, bfloat16, float16 or float64.
     """
 
     model: str
@@ -280,8 +282,8 @@ def read_config(path: str | Path) -> TrainingConfig:
     """A run's configuration from a TOML file.
 
     Raises:
-        ValueError: no such file, no TOML, a table or field that does not exist, or a value that
-            breaks its rule; the message names the table and the field.
+        ValueError: the file does not exist or is not TOML, a table or field is unknown, or a value
+            breaks its rule. The message names the table and the field.
     """
     path = Path(path)
     try:

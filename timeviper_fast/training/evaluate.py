@@ -22,7 +22,7 @@ __all__ = ["evaluate"]
 def evaluate(
     run: PhaseRun, sources: Mapping[str, Source], settings: EvaluationConfig, seed: int
 ) -> dict[str, float]:
-    """Loss and accuracy with the answer supplied, over the same drawn samples each time.
+    """Teacher-forced loss and accuracy over the same drawn samples each time.
 
     Every process takes its share, one sample at a time.
     """
@@ -32,7 +32,7 @@ def evaluate(
     world = run.world
     sums = torch.zeros_like(sums_of(None))
     run.wrapper.eval()
-    # all processes run equally often: the weights are gathered together
+    # Every process must run the model equally often: gathering the weights is a collective.
     for first in range(0, len(draws), world.size):
         number = first + world.rank
         draw = draws[min(number, len(draws) - 1)]

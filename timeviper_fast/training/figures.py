@@ -1,4 +1,4 @@
-"""Loss and accuracy as sums, which packs, steps and processes add up."""
+"""Sums of loss and accuracy, added over packs, steps and processes, and their means."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from timeviper_fast.training.packed import PackedResult
 __all__ = ["SUPERVISED", "figures_of", "sums_of"]
 
 _SUMS = ("loss", "tokens", "right", "samples", "right_samples", "selection", "selections", "length")
-# where the number of supervised tokens lies among the sums
+# index of the number of supervised tokens in the tensor of sums
 SUPERVISED = _SUMS.index("tokens")
 
 
 def sums_of(result: PackedResult | None) -> Tensor:
-    """(8,) float64, the sums over one pack; 0 for None."""
+    """(8,) float64, the sums over one pack; all 0 for None."""
     if result is None:
         return torch.zeros(len(_SUMS), dtype=torch.float64)
     packed = result.predicted

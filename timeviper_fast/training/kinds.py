@@ -4,9 +4,9 @@
 name = "films"
 kind = "conversation"       # caption, detailed, grounding, text
 file = "films.jsonl"
-media = "films"             # folder of the videos; by default the file's
+media = "films"             # folder of the videos; by default that of the file
 sampling = "fps:1"          # uniform, videochat-flash
-join = [2, 8]               # long samples of so many clips
+join = [2, 8]               # long samples of 2 to 8 clips
 features = "cache/films"    # keep encoded frames there
 """
 
@@ -44,13 +44,13 @@ _OPTIONS: dict[str, tuple[str, type]] = {
 
 
 class Setting(NamedTuple):
-    """What a source is made for.
+    """The model and the run that a source is made for.
 
     Attributes:
-        model: that will see the samples.
-        folder: of the run; the index of its media lies there.
+        model: the model that is trained.
+        folder: the run's folder, which holds the index of the media files.
         on_error: "raise" or "skip".
-        learns_vision: whether the vision encoder changes, so that encoded frames must not be kept.
+        learns_vision: whether the vision encoder learns; then encoded frames must not be cached.
     """
 
     model: TimeViper
@@ -122,7 +122,7 @@ def _cache(folder: str | None, setting: Setting) -> FeatureCache | None:
 
 
 def check_sources(config: TrainingConfig) -> Iterator[tuple[SourceConfig, list[Fault]]]:
-    """Every source that reads an annotation file, with everything that is wrong with its rows."""
+    """Every source that reads an annotation file, with the faults of its rows."""
     for table in config.sources:
         if table.kind in KINDS:
             options = _checked(table)
@@ -133,7 +133,7 @@ def check_sources(config: TrainingConfig) -> Iterator[tuple[SourceConfig, list[F
 def complete_with(
     config: TrainingConfig, names: Mapping[str, float], setting: Setting
 ) -> Callable[[Sample], Sample]:
-    """What encodes samples whose source keeps features and does not know theirs yet."""
+    """A function that encodes a sample whose features its source's cache does not have yet."""
     tables = [table for table in config.sources if table.name in names]
     caches = {table.name: _cache(table.options.get("features"), setting) for table in tables}
 

@@ -29,7 +29,7 @@ class Packed(NamedTuple):
         loss: scalar float32, the mean cross entropy.
         logits: (n, vocabulary) float32.
         targets: (n,) int64 token ids, on the logits' device.
-        samples: (n,) int64 on the CPU, the sample that each of the tokens belongs to.
+        samples: (n,) int64 on the CPU, the sample that each token belongs to.
         records: for every stage that ran, one record per sample.
     """
 
@@ -43,8 +43,8 @@ class Packed(NamedTuple):
 def training_segment(labels: Tensor, span: VisualSpan) -> Segment:
     """One training sample's layout, with the query token that upstream trains with.
 
-    The query of attention stages is the token before the last answer begins: in the chat templates
-    the one that closes the last user turn. (At inference it is the prompt's last token.)
+    The query token of attention stages is the one before the last answer. In the chat templates it
+    closes the last user turn. (At inference it is the prompt's last token.)
 
     Args:
         labels: (length,) int64 on the CPU, IGNORE_INDEX where a token is not supervised.
@@ -61,7 +61,7 @@ def training_segment(labels: Tensor, span: VisualSpan) -> Segment:
 def packed_loss(
     backbone: HybridBackbone, embeddings: Tensor, segments: tuple[Segment, ...], labels: Tensor
 ) -> Tensor:
-    """The loss alone of `packed_forward`, a scalar; arguments and errors are its."""
+    """Only the loss of `packed_forward`, a scalar; arguments and errors are the same."""
     return packed_forward(backbone, embeddings, segments, labels).loss
 
 
@@ -73,7 +73,7 @@ def packed_forward(
     *,
     log_scores: bool = False,
 ) -> Packed:
-    """Run samples packed one behind the other; no token sees another sample.
+    """Run samples packed one after the other; no token sees another sample.
 
     Args:
         backbone: the language model.
@@ -98,7 +98,7 @@ def packed_forward(
 def _supervised(
     backbone: HybridBackbone, embeddings: Tensor, segments: tuple[Segment, ...], labels: Tensor
 ) -> list[Tensor]:
-    """Of each sample, the positions in the compressed sequence that predict a supervised token."""
+    """For each sample, its positions in the compressed sequence that predict a supervised token."""
     total = sum(segment.length for segment in segments)
     if len(embeddings) != 1:
         raise ArgumentError("packed_loss", "embeddings", "be of batch 1", len(embeddings))

@@ -1,4 +1,4 @@
-"""A run's figures: one JSON object per line in metrics.jsonl, and TensorBoard on request."""
+"""A run's metrics: one JSON object per line in metrics.jsonl, and TensorBoard on request."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["MetricsLog"]
 
 
 class MetricsLog:
-    """Appends lines; each says its phase and step.
+    """Appends lines; each names its phase and step.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         tensorboard: whether to write event files into `folder/tensorboard`, too.
 
     Raises:
@@ -36,7 +36,7 @@ class MetricsLog:
             self._events = SummaryWriter(str(folder / "tensorboard"))
 
     def forget_behind(self, phase: str, step: int) -> None:
-        """Drop the lines of `phase` behind `step`: a continued run writes them again."""
+        """Drop the lines of `phase` after `step`: a continued run writes them again."""
         if not self.path.exists():
             return
         lines = self.path.read_text(encoding="utf-8").splitlines()
@@ -44,7 +44,7 @@ class MetricsLog:
         write_whole(self.path, "".join(f"{line}\n" for line in kept).encode())
 
     def write(self, phase: str, step: int, kind: str, values: dict[str, float]) -> None:
-        """One line; `kind` is "train" or "evaluation"."""
+        """Append a line; `kind` is "train" or "evaluation"."""
         line = {"phase": phase, "step": step, "kind": kind, **values}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

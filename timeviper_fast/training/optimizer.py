@@ -1,4 +1,4 @@
-"""Which parameters learn, how fast, and the schedule of the learning rate."""
+"""Parameter groups, and the schedule of the learning rate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def part_of(name: str) -> str:
 
 
 def freeze_all_but(model: nn.Module, parts: tuple[str, ...]) -> None:
-    """Let the parameters of `parts` require gradients, and no others."""
+    """Let only the parameters of `parts` require gradients."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(part_of(name) in parts)
 
@@ -41,8 +41,9 @@ def parameter_groups(
 
     Args:
         model: a TimeViper.
-        learning_rates: of each part that learns; kept as "peak" beside "lr" for a schedule.
-        weight_decay: of the matrices.
+        learning_rates: {part that learns: peak rate}; a group has it as "lr" and, for a schedule,
+            as "peak".
+        weight_decay: decay of the matrices.
 
     Raises:
         ValueError: a parameter that learns has no learning rate.
@@ -68,10 +69,10 @@ def parameter_groups(
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float, floor: float = 0.0) -> float:
-    """What the learning rate of step `step` (from 0) is multiplied by.
+    """The factor of the peak learning rate at step `step` (from 0).
 
     It rises linearly over the first `warmup` of the steps and falls along a cosine towards
-    `floor`, which it would reach one step behind the last.
+    `floor`, which it would reach one step after the last.
     """
     rising = math.ceil(warmup * steps)
     if step < rising:

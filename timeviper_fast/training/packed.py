@@ -21,10 +21,10 @@ __all__ = ["PackedInputs", "PackedModel", "PackedResult", "embed_packed", "sampl
 
 
 class PackedInputs(NamedTuple):
-    """What `packed_forward` takes.
+    """The arguments of `packed_forward`.
 
     Attributes:
-        embeddings: (1, seqlen, d_model), text and vision of all samples, one behind the other.
+        embeddings: (1, seqlen, d_model), text and vision of all samples, one after the other.
         segments: one per sample.
         labels: (seqlen,) int64 on the CPU.
     """
@@ -35,8 +35,8 @@ class PackedInputs(NamedTuple):
 
 
 def sample_prompt(model: TimeViper, sample: Sample) -> Prompt:
-    """A sample's tokenised conversation. The role header is not learnt, so that the query of
-    attention stages is the prompt's last token, as at inference."""
+    """A sample's tokenised conversation. The role header is not supervised, so that the query
+    token of attention stages is the prompt's last token, as at inference."""
     if model.tokenizer is None:
         fail("embed_packed", "model", "have a tokenizer", None)
     return training_prompt(
@@ -51,18 +51,18 @@ def sample_prompt(model: TimeViper, sample: Sample) -> Prompt:
 
 
 def embed_packed(model: TimeViper, samples: Sequence[Sample]) -> PackedInputs:
-    """Embed samples one behind the other, with gradients.
+    """Embed samples one after the other, with gradients.
 
-    The frames of all samples pass through the vision encoder as one batch; without gradients if
-    none of its parameters learns.
+    The frames of all samples pass through the vision encoder as one batch. It computes no gradients
+    if none of its parameters learns.
 
     Args:
-        model: with a tokenizer; only its parameters that require gradients get some.
+        model: with a tokenizer; only parameters that require gradients get one.
         samples: with pixels (normalised, whole clips), with features, or text only.
 
     Raises:
-        ValueError: no sample, no tokenizer, pixels or features of another shape, or a conversation
-            that breaks the rules of `training_prompt`.
+        ValueError: there is no sample or no tokenizer, pixels or features have another shape, or a
+            conversation breaks the rules of `training_prompt`.
     """
     if not samples:
         raise ArgumentError("embed_packed", "samples", "hold a sample", "none")
@@ -81,20 +81,20 @@ def embed_packed(model: TimeViper, samples: Sequence[Sample]) -> PackedInputs:
 
 
 def _visual_tokens(model: TimeViper, samples: Sequence[Sample]) -> list[Tensor]:
-    """(tokens, d_model) of each sample, (0, d_model) of one without vision."""
+    """Visual tokens (tokens, d_model) of each sample; (0, d_model) for one without vision."""
     merged = _merged_features(model, samples)
     counts = [0 if one is None else one.shape[:2].numel() for one in merged]
     present = [one.flatten(0, 1) for one in merged if one is not None]
     if not present:
         empty = torch.empty(0, model.config.backbone.hidden_size)
         return [empty.to(model.device, model.dtype)] * len(samples)
-    # under autocast the projector answers in the lower precision
+    # under autocast the projector returns the lower precision
     tokens = model.projector.project(torch.cat(present)).to(model.dtype)
     return list(tokens.split(counts))
 
 
 def _merged_features(model: TimeViper, samples: Sequence[Sample]) -> list[Tensor | None]:
-    """(frames, n, vision_size) of each sample after the merge; None of one without vision."""
+    """(frames, n, vision_size) of each sample after the merge; None for one without vision."""
     width = (model.config.tokens_per_frame, model.config.vision.hidden_size)
     for sample in samples:
         if sample.features is not None and sample.features.shape[1:] != width:
@@ -114,8 +114,8 @@ def _merged_features(model: TimeViper, samples: Sequence[Sample]) -> list[Tensor
 
 
 def _encode(model: TimeViper, pixels: Sequence[Tensor]) -> list[Tensor]:
-    """Merged features of each sample's frames. Clips do not reach from one sample into the next,
-    because each sample has whole clips."""
+    """Merged features of each sample's frames. Each sample has whole clips, so no clip spans two
+    samples."""
     if not pixels:
         return []
     clip = model.config.projector.clip_frames
@@ -131,14 +131,14 @@ def _encode(model: TimeViper, pixels: Sequence[Tensor]) -> list[Tensor]:
 
 
 class PackedResult(NamedTuple):
-    """What `PackedModel` computes for one pack.
+    """The result of `PackedModel` for one pack.
 
     Attributes:
-        loss: scalar, what is to be minimised: the sum of the supervised tokens' cross entropy plus
-            the weighted selection loss times their number.
+        loss: scalar to minimise: the supervised tokens' summed cross entropy, plus the weighted
+            selection loss times their number.
         predicted: logits, targets and records, as `packed_forward` returns them.
-        selection: scalar, the mean selection loss; None where no sample has one.
-        length: tokens of the pack, vision included, before any stage drops some.
+        selection: scalar, the mean selection loss; None if no sample has one.
+        length: tokens of the pack, vision included, before the first stage.
     """
 
     loss: Tensor
@@ -150,12 +150,12 @@ class PackedResult(NamedTuple):
 class PackedModel(nn.Module):
     """A model whose `forward` takes packed samples and returns their loss.
 
-    Embedding, projecting and predicting lie in one `forward`, which sharding (FSDP2) needs: the
-    parameters are gathered while it runs.
+    Embedding, projection and prediction run in one `forward`, because FSDP2 gathers the parameters
+    only while it runs.
 
     Args:
         model: with a tokenizer.
-        selection_weight: of the loss on what attention stages keep; 0 computes none.
+        selection_weight: weight of the selection loss; 0 does not compute it.
     """
 
     def __init__(self, model: TimeViper, selection_weight: float = 0.0) -> None:
@@ -166,7 +166,9 @@ class PackedModel(nn.Module):
     def forward(self, samples: Sequence[Sample]) -> PackedResult:
         inputs = embed_packed(self.model, samples)
         wanted = self.selection_weight > 0 and any(sample.needed for sample in samples)
-        # adding 0 gives every layer's input a gradient in every process
+        # Add a zero that depends on every learning parameter outside the layers, so that the
+        # layers' input requires a gradient on every rank and all ranks gather the same layers in
+        # the backward pass.
         inputs = inputs._replace(embeddings=inputs.embeddings + self._touch())
         packed = packed_forward(self.model.backbone, *inputs, log_scores=wanted)
         loss, chosen = packed.loss, None
@@ -178,11 +180,10 @@ class PackedModel(nn.Module):
         return PackedResult(loss * len(packed.targets), packed, chosen, len(inputs.labels))
 
     def _touch(self) -> Tensor | int:
-        """0, with a gradient of 0 for every parameter that learns outside the LLM's layers.
+        """0, with a gradient of 0 for each learning parameter of vision, projector and transfers.
 
-        A pack without vision uses none of them. The optimizer and a gradient reduction over several
-        processes need gradients of the same parameters in every step, and the processes gather the
-        same layers in the backward pass.
+        A pack without vision uses none of them, but the optimizer and the gradient reduction over
+        several processes need gradients of the same parameters in every step.
         """
         parts = (self.model.vision, self.model.projector, self.model.backbone.transv)
         learning = [p for part in parts for p in part.parameters() if p.requires_grad]

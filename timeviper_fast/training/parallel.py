@@ -1,9 +1,9 @@
-"""One process or several: who does what, and the model's weights divided among them (FSDP2).
+"""The processes of a run, and the model's weights sharded over them (FSDP2).
 
-`torchrun` starts the processes and says how many there are. Every decoder layer is a group of
-parameters that is gathered while it runs. The rest is the root group, gathered while the whole
-model runs: embeddings, projector, vision encoder, transfer weights, and the layers whose
-projections an attention stage reads before they run.
+`torchrun` starts the processes and sets their number. Each decoder layer is a parameter group that
+is gathered while the layer runs. The root group is gathered while the whole model runs: embeddings,
+projector, vision encoder, transfer weights, and the layers whose projections an attention stage
+reads before they run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class World:
     Attributes:
         rank: number of this process, from 0.
         size: how many processes there are.
-        device: of this process.
+        device: device of this process.
     """
 
     rank: int
@@ -39,7 +39,7 @@ class World:
 
     @classmethod
     def join(cls) -> World:
-        """The processes that `torchrun` started; a process started otherwise is alone."""
+        """The processes that `torchrun` started; without torchrun, this process alone."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         local = int(os.environ.get("LOCAL_RANK", "0"))
         cuda = torch.cuda.is_available()
@@ -51,13 +51,13 @@ class World:
         return cls(dist.get_rank() if size > 1 else 0, size, device)
 
     def leave(self) -> None:
-        """End the group of processes."""
+        """Destroy the process group."""
         if self.size > 1:
             dist.destroy_process_group()
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes what is written once."""
+        """Whether this is rank 0, which writes the shared files."""
         return self.rank == 0
 
     def total(self, values: Tensor) -> Tensor:
@@ -67,12 +67,12 @@ class World:
         return values
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes arrive (a barrier)."""
         if self.size > 1:
             dist.barrier()
 
     def share(self, value: Any) -> Any:
-        """The first process's value, for all."""
+        """Broadcast the first process's value to all."""
         if self.size == 1:
             return value
         box = [value]
@@ -90,10 +90,10 @@ def flatten_gates(model: TimeViperNetwork) -> None:
 
 
 def divide(wrapper: nn.Module, model: TimeViperNetwork) -> None:
-    """Divide the weights of `model`, inside of `wrapper`, among all processes.
+    """Shard the weights of `model`, which is inside `wrapper`, over all processes.
 
     Args:
-        wrapper: whose `forward` computes the loss; all processes call it equally often.
+        wrapper: its `forward` computes the loss; all processes must call it equally often.
         model: with flat gates (`flatten_gates`).
     """
     read_by_stages = {stage.layer for stage in model.backbone.stages if stage.select == "attention"}
@@ -104,7 +104,7 @@ def divide(wrapper: nn.Module, model: TimeViperNetwork) -> None:
 
 
 def whole_weights(wrapper: nn.Module) -> dict[str, Tensor]:
-    """All weights of the wrapped model on the CPU; {} in all processes but the first.
+    """All weights of the wrapped model on the CPU; {} in all processes except the first.
 
     Gates are scalars again.
     """

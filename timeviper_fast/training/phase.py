@@ -1,4 +1,4 @@
-"""One phase of a run: optimizer steps on packs, from its first step or from a snapshot."""
+"""One phase of a run: optimizer steps on packs, from the first step or from a snapshot."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ __all__ = ["PhaseRun", "Progress", "TrainingProgress"]
 
 
 class TrainingProgress(NamedTuple):
-    """Where a run is.
+    """The progress of a run.
 
     Attributes:
-        phase: its name.
-        step, steps: optimizer steps done in this phase, and all of it.
-        values: the figures of the last line of metrics.
+        phase: name of the current phase.
+        step, steps: optimizer steps taken in this phase, and their total.
+        values: the last line of metrics.
     """
 
     phase: str
@@ -54,9 +54,9 @@ class PhaseRun:
     Args:
         config: of the whole run.
         phase: which of its phases.
-        model: to train; its weights change in place, unless they are divided among processes.
-        stream: the steps' samples.
-        folder: of the phase; snapshots go there.
+        model: the model to train; its weights change in place unless they are sharded.
+        stream: gives the samples of each step.
+        folder: the phase's folder, for its snapshots.
         world: the processes.
     """
 
@@ -79,7 +79,7 @@ class PhaseRun:
                 module.gradient_checkpointing = config.gradient_checkpointing  # type: ignore[assignment]
         self.wrapper = PackedModel(model, phase.selection_loss)
         if world.size > 1:
-            # moves each layer by itself: the whole model may not fit on one device
+            # FSDP2 moves one layer at a time: the whole model may not fit on one device
             divide(self.wrapper, model)
         else:
             model.to(world.device)
@@ -114,7 +114,7 @@ class PhaseRun:
         evaluate: Callable[[PhaseRun], dict[str, float]] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Take all steps that are left."""
+        """Take all remaining steps."""
         config, phase = self.config, self.phase
         window = _Window()
         for packs in self.stream.steps(self.step, phase.steps):
@@ -136,7 +136,7 @@ class PhaseRun:
                 self.save()
 
     def take_step(self, packs: list[list[Sample]]) -> Tensor:
-        """One optimizer step on this process's packs; return the sums of `sums_of` over all."""
+        """Take a step on this process's packs; return `sums_of` summed over all packs."""
         phase = self.phase
         factor = learning_rate_factor(self.step, phase.steps, phase.warmup, phase.floor)
         for group in self.optimizer.param_groups:
@@ -162,8 +162,8 @@ class PhaseRun:
     def _loss_of(self, samples: list[Sample]) -> PackedResult:
         """Loss and gradients of one pack.
 
-        A pack of which no sample could be read takes part with the last one's samples and weight
-        0: with several processes all run the model equally often.
+        If no sample of the pack can be read, run the previous pack again with its loss times 0.
+        Every process must run the model equally often, or the others wait in a collective.
         """
         if not samples and not self._last:
             raise DataError("train", "no sample of the first pack can be read")
@@ -189,7 +189,7 @@ class PhaseRun:
 
 
 class _Window:
-    """Figures over the steps since the last line of metrics."""
+    """Metrics over the steps since the last line."""
 
     def __init__(self) -> None:
         self.sums, self.since = sums_of(None), time.monotonic()
@@ -198,7 +198,7 @@ class _Window:
         self.sums = self.sums.to(sums.device) + sums
 
     def figures(self) -> dict[str, float]:
-        """The figures so far; the next ones begin anew."""
+        """The metrics so far; then start a new window."""
         seconds = time.monotonic() - self.since
         values = {**figures_of(self.sums), "seconds": round(seconds, 3)}
         values["tokens_per_second"] = round(values["tokens"] / seconds, 1)

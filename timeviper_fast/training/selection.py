@@ -1,4 +1,4 @@
-"""A loss on what attention stages keep, for samples that know which frames answer the question."""
+"""Selection loss: attention stages should score the frames that answer the question highest."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def selection_loss(
     needed: Sequence[Sequence[int]],
     tokens_per_frame: int,
 ) -> Tensor | None:
-    """Minus the logarithm of the share that needed frames have in the vision tokens' scores.
+    """Negative log of the needed frames' share of the vision tokens' scores.
 
-    The mean over samples and attention stages. A needed frame counts by its tokens that earlier
-    stages left; a sample without such a token is left out.
+    It is the mean over samples and attention stages. Only tokens that earlier stages kept count; a
+    sample without a needed token among them is left out.
 
     Args:
-        records: per stage one per sample, with `log_scores`, of a packed sequence.
-        needed: the numbers of each sample's frames that answer its question.
+        records: for each stage, one record per sample of the pack, with `log_scores`.
+        needed: for each sample, the numbers of the frames that answer its question.
         tokens_per_frame: vision tokens of one frame before the first stage.
 
     Returns:
@@ -55,15 +55,15 @@ def selection_loss(
 
 
 def _of_sample(logs: Tensor, frames: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """One sample's loss at one stage, and whether it counts (1 or 0). Nothing waits for the device.
+    """One sample's loss at one stage, and whether it counts (1 or 0). No host sync.
 
     Args:
         logs: (n,) logarithms of the scores.
-        frames: (n,) each token's frame.
+        frames: (n,) the frame of each token.
         wanted: the needed frames.
     """
     hit = torch.isin(frames, wanted)
     there = hit.any()
-    # where no needed token is left, all count, so that the loss and its gradient are 0
+    # If no needed token is left, sum over all tokens: the loss and its gradient are then 0.
     among = logs.masked_fill(~(hit | ~there), -torch.inf)
     return logs.logsumexp(0) - among.logsumexp(0), there.to(logs.dtype)

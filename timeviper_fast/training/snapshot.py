@@ -2,7 +2,7 @@
 
 A snapshot is a folder `step-N` with the files of torch.distributed.checkpoint (weights and
 optimizer, readable by any number of processes) and `state.json` (position in the data). It is
-written under another name and renamed when it is whole.
+written under a temporary name and renamed when complete.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NAME = re.compile(r"step-(\d+)")
 
 
 def latest_snapshot(folder: Path) -> Path | None:
-    """The whole snapshot with the most steps in a phase's folder, if there is one."""
+    """The newest complete snapshot in a phase's folder, or None."""
     found = {int(m[1]): path for path in folder.glob("step-*") if (m := _NAME.fullmatch(path.name))}
     return found[max(found)] if found else None
 
@@ -82,12 +82,12 @@ def load_snapshot(
     """Restore weights, optimizer and random state in place; return the JSON state.
 
     Raises:
-        ValueError: the snapshot is of another model or optimizer, or damaged.
+        ValueError: the snapshot belongs to another model or optimizer, or is damaged.
     """
     weights, moments = get_state_dict(wrapper, optimizer)
     random = _random_state(world)
     known = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-    # another number of processes: a process that has no saved state goes on with its own
+    # A snapshot of fewer processes has no random state for the new ranks: they keep their own.
     random = {name: value for name, value in random.items() if name in known}
     try:
         with _alone_is_fine(world):
@@ -111,7 +111,7 @@ def load_snapshot(
 
 
 def _random_state(world: World) -> dict[str, torch.Tensor]:
-    """This process's generators, under names of their own."""
+    """This process's random states, under names that contain its rank."""
     state = {f"random.{world.rank}": torch.get_rng_state()}
     if world.device.type == "cuda":
         state[f"random.{world.rank}.cuda"] = torch.cuda.get_rng_state()
@@ -120,7 +120,7 @@ def _random_state(world: World) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def _alone_is_fine(world: World) -> Iterator[None]:
-    """torch warns when one process saves; that is meant."""
+    """Silence torch's warning that only a single process saves; that is intended here."""
     with warnings.catch_warnings():
         if world.size == 1:
             warnings.filterwarnings("ignore", message=".*torch.distributed.*single process.*")

@@ -24,7 +24,7 @@ _PRESET = "preset:"
 
 
 def first_config(name: str | Path) -> TimeViperConfig:
-    """The shape of a model that `initial_model` would give; no weights are read."""
+    """The configuration of the model that `initial_model` returns; no weights are read."""
     if str(name).startswith(_PRESET):
         return preset(str(name).removeprefix(_PRESET))
     return read_config(name)
@@ -42,11 +42,11 @@ def initial_model(
     Args:
         name: a directory, a hub id, or "preset:NAME" for random weights that are fit for training.
         tokenizer: a directory with tokenizer files for a preset; None takes the byte tokenizer.
-        seed: of random weights.
-        dtype: of the weights.
+        seed: seed of random weights.
+        dtype: dtype of the weights.
 
     Raises:
-        ValueError: no such model, preset or tokenizer.
+        ValueError: the model, preset or tokenizer does not exist.
     """
     if not str(name).startswith(_PRESET):
         return TimeViper.from_pretrained(name, device="cpu", dtype=dtype)
@@ -65,8 +65,8 @@ def initial_model(
 def with_stages(model: TimeViper, stages: tuple[CompressionStage, ...], *, seed: int) -> None:
     """Give a model other compression stages, in place.
 
-    The transfer before a layer keeps its weights; a transfer before another layer gets seeded
-    random ones and a closed gate.
+    A transfer before a layer that had one keeps its weights. A new transfer gets seeded random
+    weights and a closed gate.
 
     Raises:
         ValueError: the stages do not fit the model or each other.

@@ -19,7 +19,7 @@ from timeviper_fast.training.parallel import World
 
 __all__ = ["StepStream", "tokens_per_layer"]
 
-# samples that wait for a pack they fit into
+# packs that are open at a time, until samples fill them
 _WINDOW = 64
 
 
@@ -36,16 +36,16 @@ def _kept(stages: tuple[CompressionStage, ...]) -> float:
 
 
 class StepStream:
-    """Packs of samples for each step; the same for any number of processes.
+    """The packs of each step; they do not depend on the number of processes.
 
     Args:
-        sources: that samples are drawn from.
-        packer: puts drawn samples into packs.
-        packs_per_step: over all processes.
-        world: the processes; each decodes its own packs alone.
-        workers: processes that decode.
-        on_error: what a sample that cannot be read does: "raise" or "skip".
-        complete: called with each sample in this process, such as to encode its frames.
+        sources: the mixture's sources.
+        packer: packs the drawn samples.
+        packs_per_step: packs of a step, over all processes.
+        world: the processes; each decodes only its own packs.
+        workers: number of processes that decode videos.
+        on_error: "raise" or "skip", for a sample that cannot be read.
+        complete: applied to each sample in this process, for instance to encode its frames.
 
     Raises:
         ValueError: the packs of a step cannot be divided among the processes.
@@ -83,7 +83,7 @@ class StepStream:
     ) -> StepStream:
         """The stream of phase `number`, counted from 1."""
         names = list(sources)
-        # packs are planned for the step at which the stages keep most
+        # plan packs for the step at which the stages keep the most tokens
         most = max(0, phase.steps - 1, key=lambda step: _kept(phase.stages_at(step, shape.stages)))
         shape = replace(shape, stages=phase.stages_at(most, shape.stages))
         weights = [phase.sources[name] for name in names]
@@ -99,7 +99,7 @@ class StepStream:
         return cls(list(sources.values()), packer, *given)
 
     def steps(self, start: int, stop: int) -> Iterator[list[list[Sample]]]:
-        """This process's packs of the steps from `start` on and before `stop`."""
+        """This process's packs of the steps `start` to `stop` - 1."""
         loader = PackLoader(
             self.sources, self._own(stop - start), workers=self.workers, on_error=self.on_error
         )
@@ -112,14 +112,14 @@ class StepStream:
             yield [[self.complete(sample) for sample in samples] for samples, _ in packs]
 
     def _own(self, steps: int) -> Iterator[Pack]:
-        """This process's packs; each carries the packer's state behind its whole step."""
+        """This process's packs; each carries the packer's state after its whole step."""
         for _ in range(steps):
             packs = [self.packer.next() for _ in range(self.packs_per_step)]
             for pack in packs[self.world.rank :: self.world.size]:
                 yield replace(pack, state=packs[-1].state)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position behind the last step that was taken, as JSON values."""
+        """The position after the last step that was taken, as JSON values."""
         return {"packer": self._state, "skipped": self.skipped}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

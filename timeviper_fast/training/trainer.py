@@ -1,7 +1,7 @@
-"""A whole run: its phases one behind the other, each from its last snapshot on.
+"""A whole run: its phases one after the other, each continued from its last snapshot.
 
 output/
-    run.json                    the configuration that the run was begun with
+    run.json                    the configuration that the run was started with
     metrics.jsonl
     1-alignment/
         step-00000500/          snapshots, removed when the phase is done
@@ -36,7 +36,7 @@ from timeviper_fast.training.stream import StepStream
 
 __all__ = ["train"]
 
-# may change when a run is continued: they do not change what it computes
+# fields that a continued run may change, because they do not affect the result
 _FREE = {"workers", "save_every", "keep_snapshots", "log_every", "tensorboard"}
 
 
@@ -52,12 +52,12 @@ def train(
     machine with the same number of processes and threads.
 
     Args:
-        config: of the run.
-        kinds: {kind of source: what makes it}; by default those of annotation files.
+        config: the run's configuration.
+        kinds: {kind of source: function that makes it}; by default those of annotation files.
         progress: called in the first process with each line of metrics.
 
     Returns:
-        The last phase's model, a directory that `TimeViper.from_pretrained` loads.
+        The folder of the last phase's model, which `TimeViper.from_pretrained` loads.
 
     Raises:
         ValueError: the configuration, the model and the data do not fit together, or `output` holds
@@ -81,10 +81,10 @@ def train(
 
 
 def _claim(config: TrainingConfig, output: Path) -> None:
-    """Note the run's configuration in its folder, or compare it with the one that is noted.
+    """Write the run's configuration into its folder, or compare it with the one there.
 
     Raises:
-        ValueError: another run's folder, or a folder with other things.
+        ValueError: the folder belongs to another run, or holds other files.
     """
     values = json.loads(json.dumps(asdict(config)))
     noted = output / "run.json"
@@ -152,7 +152,7 @@ def _sources(
     setting: Setting,
     phase: PhaseConfig,
 ) -> dict[str, Source]:
-    """{name: source} of those that are drawn from, within the phase's limits."""
+    """{name: source} of the sources with a weight, within the phase's limits."""
     limits = Limits(*phase.frames, phase.image_size)
     made = {}
     for source in config.sources:
