@@ -1,4 +1,4 @@
-"""`timeviper-fast needle`: questions that few of thousands of frames answer."""
+"""`timeviper-fast needle`: questions that only a few of thousands of frames answer."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def needle(
 ) -> None:
     """Ask about few frames among thousands.
 
-    Each row of the table has the share of right answers, its 95 % interval and their number.
+    Each row of the table has the share of right answers, its 95 % interval, and the counts.
     """
     with importing():
         from timeviper_fast.cli.terminal import err, print_table, progress_bars, say
@@ -105,7 +105,7 @@ def needle(
         )
         if loaded.tokenizer is None:
             fail("needle", "model", "have a tokenizer", model)
-        # refuse what does not fit the model before thousands of frames are encoded
+        # raise the errors of keep and control before thousands of frames are encoded
         variants(loaded.backbone.stages, plan.keeps, plan.controls)
         longest = max(plan.frames)
         made: Haystack
@@ -130,7 +130,7 @@ def needle(
 
 
 def _items(text: str, kind: Callable[[str], _Item], name: str) -> list[_Item]:
-    """The values between commas; none of a blank text."""
+    """The values between commas; [] for a blank text."""
     try:
         return [kind(part.strip()) for part in text.split(",") if part.strip()]
     except ValueError:
@@ -140,7 +140,7 @@ def _items(text: str, kind: Callable[[str], _Item], name: str) -> list[_Item]:
 def _images(
     films: Sequence[str] | None, needle: str | None, question: str, options: str, answer: str
 ) -> list[ImageNeedle]:
-    """The needles of the command line."""
+    """The image needles that the options describe."""
     from timeviper_fast.evaluation.film import ImageNeedle, read_needles
 
     if bool(films) != bool(needle):

@@ -1,4 +1,4 @@
-"""What the command line shows: lines, tables, progress bars, answers."""
+"""The output of the command line: lines, tables, progress bars, answers."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def speaking(console: Console, wanted: bool) -> Iterator[Callable[[str], None] |
 def progress_bars(
     console: Console, hidden: bool = False
 ) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar per kind of work, on terminals only, whatever colours are forced on."""
+    """A progress bar per kind of work, on terminals only, even if colours are forced."""
     columns = (
         TextColumn("{task.description:>8}"),
         BarColumn(bar_width=30),
@@ -91,7 +91,7 @@ def progress_bars(
 
 @contextmanager
 def training_bar(console: Console) -> Iterator[Callable[[TrainingProgress], None]]:
-    """A progress bar of each phase with its figures; where there is no terminal, a line each."""
+    """A progress bar of each phase with its metrics; without a terminal, lines."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -143,9 +143,9 @@ def print_stops(console: Console, stops: Sequence[Stop]) -> None:
 
 
 def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns; on a terminal too narrow for them, the first cell of a row above the others.
+    """Print aligned columns. On a narrow terminal, the first cell of a row goes above the others.
 
-    Where the others do not fit either, they are a paragraph.
+    If the other cells do not fit in a line either, they become a paragraph.
     """
     lines = [header, *rows]
     width = console.width if console.is_terminal else None
@@ -179,7 +179,7 @@ def show(
     quiet: bool = False,
     target: Path | None = None,
 ) -> None:
-    """Write an answer to `target` or standard output, and what else was asked for beside it."""
+    """Write an answer to `target` or standard output, with the optional parts."""
     text = json.dumps(answer.to_dict()) if as_json else answer.text
     if target is not None:
         _deliver(text, target)
@@ -202,7 +202,7 @@ def _deliver(text: str, target: Path) -> None:
     try:
         write(target, text)
     except OSError:
-        # the disk may have filled up: what took hours is not lost
+        # The disk may be full. Print the answer, which may have taken hours, before the error.
         _print(text)
         raise
 

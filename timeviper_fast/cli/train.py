@@ -12,7 +12,7 @@ from timeviper_fast.cli.interrupt import importing
 
 __all__ = ["train"]
 
-# faulty rows that are shown of each source
+# most faulty rows to list for each source
 _SHOWN = 20
 
 
@@ -45,6 +45,6 @@ def train(
         raise typer.Exit(2 if wrong else 0)
     with training_bar(err) as progress:
         last = train(run, {**KINDS, "synthetic": synthetic_source}, progress=progress)
-    # each process of torchrun comes here
+    # under torchrun every process runs this line; rank 0 prints
     if os.environ.get("RANK", "0") == "0":
         typer.echo(last)

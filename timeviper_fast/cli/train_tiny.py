@@ -1,4 +1,4 @@
-"""`timeviper-fast train-tiny`: from nothing to a small model of the synthetic world."""
+"""`timeviper-fast train-tiny`: train a small model of the synthetic world from random weights."""
 
 from __future__ import annotations
 

@@ -23,22 +23,22 @@ def check_rows(
     threads: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Fault]:
-    """Everything that is wrong with an annotation file, in the order of its rows.
+    """All faults of an annotation file, in the order of its rows.
 
-    Every media file is opened once, however many rows name it, and no video is decoded beyond its
-    first frame.
+    Each media file is opened once, however many rows name it, and at most the first frame of a
+    video is decoded.
 
     Args:
-        rows: the file.
-        kind: of the source, one of `kinds.KINDS`.
-        index: looks up media files; one with a folder makes the next check quick.
+        rows: the annotation file.
+        kind: kind of the source, one of `kinds.KINDS`.
+        index: looks up media files; with a folder, the next check is quick.
         threads: media files that are opened at the same time.
         progress: called with (media files done, all media files).
     """
     index = index or MediaIndex()
     faults = list(rows.faults)
     rows_of: dict[Path, array[int]] = {}
-    # only rows with a part or a span need a second look, with the video's length at hand
+    # only rows with a part or a span are parsed again, to compare them with the video's length
     parts: dict[int, Row] = {}
     for i in range(len(rows)):
         row, reasons = rows.parse(i)
@@ -55,12 +55,12 @@ def check_rows(
             faults += [Fault(rows.where(i), reason, i)] if reason else []
         if progress is not None:
             progress(done, len(rows_of))
-    # faults of the whole file come first
+    # list the faults of the whole file first
     return sorted(faults, key=lambda fault: -1 if fault.row is None else fault.row)
 
 
 def _outside(row: Row | None, path: Path, timeline: Timeline) -> str:
-    """Why the part or span of a row lies outside its video; "" if it lies inside."""
+    """The reason why the part or span of a row lies outside its video; "" if it lies inside."""
     if row is None:
         return ""
     seconds, _, duration = timeline

@@ -1,4 +1,4 @@
-"""Samples of an annotation file: a row's frames, sampled and made ready, and its conversation."""
+"""Samples of an annotation file: a row's sampled and preprocessed frames, and its conversation."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ConversationSource", "TextCounter", "View"]
 
-# frames that are decoded and resized at a time; it bounds the memory of a worker
+# frames that are decoded and resized at a time, to bound a worker's memory
 _BATCH = 16
 
 
 @dataclass(frozen=True)
 class TextCounter:
-    """Counts the text tokens of a training sample, for plans that are made without decoding."""
+    """Counts the text tokens of a training sample, so that packs are planned without decoding."""
 
     tokenizer: PreTrainedTokenizerBase
     template: str = "nano_base"
@@ -45,7 +45,7 @@ class TextCounter:
     def __call__(
         self, messages: Sequence[Message], vision: bool, preface: str, placeholder: str | None
     ) -> int:
-        """Tokens of the conversation in its template, without those of the vision."""
+        """Tokens of the conversation in its template, without the vision tokens."""
         return training_prompt(
             self.tokenizer,
             messages,
@@ -57,7 +57,7 @@ class TextCounter:
 
 
 class View(NamedTuple):
-    """What is seen of a video: pixels or features as `Sample` has them, and its part of a cache."""
+    """The chosen frames of a video: `pixels`, `features` and `parts` as in `Sample`."""
 
     pixels: Tensor | None
     features: Tensor | None
@@ -68,19 +68,20 @@ class ConversationSource:
     """The rows of an annotation file as samples; a `Source`.
 
     Args:
-        name: how error messages, mixtures and metrics call it.
+        name: its name in error messages, mixtures and metrics.
         rows: the annotation file.
-        vision: how the model sees.
+        vision: the model's vision configuration.
         count_text: counts text tokens, such as `TextCounter(tokenizer, template)`.
-        kind: one of "conversation", "caption", "detailed", "grounding" and "text". Rows of the
-            second and third may have a caption instead of a conversation. Grounding rows whose span
-            no sampled frame shows are left out before anything is drawn.
-        sampling: how frames are sampled, in clips as the model's projector merges them.
+        kind: one of "conversation", "caption", "detailed", "grounding" and "text". Rows of
+            "caption" and "detailed" may have a caption instead of a conversation. Grounding rows
+            whose span no sampled frame shows are dropped before the first draw.
+        sampling: how frames are sampled, in clips of the size that the projector merges.
         index: the timelines of the videos.
-        features: where merged features are kept; samples then have features instead of pixels where
-            they are known, and parts where they are not (`FeatureCache.complete`).
-        mention_duration: whether `video_sentence` stands behind the vision; None: in grounding.
-        leave_out: rows of the file that are never drawn, such as those of `check_rows`' faults.
+        features: cache of merged features. A sample has features instead of pixels if they are
+            cached; otherwise it has parts, with which `FeatureCache.complete` adds them.
+        mention_duration: whether `video_sentence` follows the vision tokens; None means only for
+            grounding.
+        leave_out: rows of the file that are never drawn, such as those with faults.
 
     Raises:
         ValueError: an argument breaks its rule.
@@ -120,19 +121,19 @@ class ConversationSource:
         """The same rows within other limits.
 
         Raises:
-            ArgumentError: not one clip fits.
+            ArgumentError: the limits allow no whole clip.
         """
         self.sampling.bounds(limits)
         other = copy(self)
         other._limits = limits
         if self.kind == "grounding":
-            # which spans are shown depends on the number of frames
+            # the number of frames decides which spans a frame shows
             other._drawable = None
         return other
 
     @property
     def rows(self) -> Sequence[int]:
-        """The rows of the file that can be drawn; for grounding, videos are looked up once."""
+        """The drawable rows of the file. For grounding, this looks up all videos once."""
         if self._drawable is None:
             kept: Sequence[int] = range(len(self._rows))
             if self._left_out:
@@ -146,7 +147,7 @@ class ConversationSource:
 
     @property
     def filtered(self) -> int:
-        """Grounding rows that are left out, since no sampled frame shows their span."""
+        """Number of grounding rows that are dropped because no sampled frame shows their span."""
         _ = self.rows
         return self._filtered
 
@@ -157,7 +158,7 @@ class ConversationSource:
         """A drawable row.
 
         Raises:
-            DataError: it breaks a rule.
+            DataError: the row breaks a rule.
         """
         return self._row(self.rows[index])
 
@@ -178,7 +179,7 @@ class ConversationSource:
             return Cost(len(chosen.positions), text)
 
     def load(self, index: int, draw: Draw) -> Sample:
-        """The sample of a row, decoded, or with features where they are kept.
+        """The sample of a row, with decoded pixels or with cached features.
 
         Raises:
             DataError: the row breaks a rule, or its video cannot be read.
@@ -207,11 +208,11 @@ class ConversationSource:
     def text_tokens(
         self, messages: Sequence[Message], preface: str, placeholder: str | None
     ) -> int:
-        """Text tokens of a conversation with vision."""
+        """Text tokens of a conversation about a video or image."""
         return self._count_text(messages, True, preface, placeholder)
 
     def choose(self, row: Row, draw: Draw) -> Chosen:
-        """The frames of a row that are seen; of an image, its only one."""
+        """The frames of a row that the model sees; an image has one."""
         if row.media is None:
             raise DataError(self.name, "a row without video has no frames")
         timeline = self.index.timeline(row.media)
@@ -222,12 +223,12 @@ class ConversationSource:
         return self.sampling.choose(timeline, row.start, row.end, self._limits, seed)
 
     def see(self, path: Path, chosen: Chosen, *, cached: bool = True) -> View:
-        """The chosen frames, resized and normalised, or their features where they are kept.
+        """The chosen frames, resized and normalised, or their features if they are cached.
 
         Args:
             path: the video.
-            chosen: its frames.
-            cached: False decodes in any case.
+            chosen: the frames to read.
+            cached: whether to read cached features; False always decodes.
         """
         size = self._limits.image_size or self.vision.image_size
         parts: tuple[tuple[str, int], ...] = ()
@@ -247,7 +248,7 @@ class ConversationSource:
 
     @contextmanager
     def naming(self, index: int) -> Iterator[None]:
-        """Errors of the block become DataErrors that name the row."""
+        """Turn errors of the block into DataErrors that name the row."""
         try:
             yield
         except DataError:
@@ -268,8 +269,10 @@ class ConversationSource:
         return video_sentence(chosen.duration, chosen.sampled)
 
     def _hit(self, numbers: Sequence[int]) -> list[int]:
-        """Of rows with a span, those that a sampled frame shows. Faulty rows stay: they are said
-        where they are drawn."""
+        """Drop rows whose span no sampled frame shows.
+
+        A faulty row stays, and loading it raises DataError.
+        """
         rows_of: dict[Path, array[int]] = {}
         for number in numbers:
             row, _ = self._rows.parse(number)
@@ -291,7 +294,7 @@ class ConversationSource:
 
 
 def _shown(row: Row, chosen: Chosen) -> tuple[int, ...]:
-    """Numbers of the chosen frames that show the row's span; () without one."""
+    """Numbers of the chosen frames within the row's span; () for a row without a span."""
     if row.span is None:
         return ()
     inside = (chosen.seconds >= row.span[0]) & (chosen.seconds <= row.span[1])

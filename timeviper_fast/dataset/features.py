@@ -1,7 +1,7 @@
-"""Merged features of a frozen vision encoder, kept on disk: encode each video once.
+"""Merged features of a frozen vision encoder, cached on disk, so that each video is encoded once.
 
-An entry is named by all that its values depend on: the media file's path, size and time of change,
-the frames' numbers, the encoder's weights, and how the model sees and merges.
+An entry's key covers everything that its values depend on: the media file's path, size and
+modification time, the frames' numbers, the encoder's weights, and the vision configuration.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BATCH = 64
 
 
 def vision_key(model: TimeViperNetwork) -> str:
-    """A hash of all of a model that its merged features depend on: weights, sizes and dtype."""
+    """A hash of everything in a model that its merged features depend on: weights, sizes, dtype."""
     digest = sha256(repr((model.config.vision, model.config.projector, model.dtype)).encode())
     for name, value in sorted(model.vision.state_dict().items()):
         digest.update(name.encode())
@@ -40,7 +40,7 @@ def vision_key(model: TimeViperNetwork) -> str:
 def encode_features(model: TimeViperNetwork, sample: Sample) -> Tensor:
     """Merged features (frames, n, vision_size) of a sample's pixels, on the model's device.
 
-    Each part of a joined sample is encoded by itself, so that it has the same features as alone.
+    Each part of a joined sample is encoded separately, so its features are the same as alone.
 
     Raises:
         ArgumentError: the sample has no pixels.
@@ -59,10 +59,10 @@ def encode_features(model: TimeViperNetwork, sample: Sample) -> Tensor:
 
 
 class FeatureCache:
-    """Merged features on disk.
+    """A cache of merged features on disk.
 
     Args:
-        folder: where they are kept.
+        folder: the cache's folder.
         model: `vision_key` of the model.
     """
 
@@ -70,16 +70,16 @@ class FeatureCache:
         self.folder, self.model = Path(folder).expanduser(), model
 
     def key(self, path: Path, positions: Sequence[int], image_size: int) -> str:
-        """The name of an entry: of the frames at `positions` of a media file, at a size.
+        """The key of an entry: the frames at `positions` of a media file, at an image size.
 
         Raises:
-            OSError: there is no such file.
+            OSError: the file does not exist.
         """
         told = (media_key(path), tuple(positions), image_size, self.model)
         return sha256(repr(told).encode()).hexdigest()
 
     def read(self, key: str) -> Tensor | None:
-        """An entry (frames, n, vision_size) on the CPU; None if it is not there or damaged."""
+        """An entry (frames, n, vision_size) on the CPU; None if it is missing or damaged."""
         from safetensors import SafetensorError, safe_open
 
         path = self._path(key)
@@ -101,7 +101,7 @@ class FeatureCache:
         return features
 
     def write(self, key: str, features: Tensor) -> None:
-        """Keep an entry; it appears whole or not at all."""
+        """Write an entry; it appears complete or not at all."""
         from safetensors.torch import save
 
         features = features.detach().cpu().contiguous()
@@ -109,9 +109,9 @@ class FeatureCache:
         write_whole(self._path(key), save({"features": features}, checksum))
 
     def complete(self, model: TimeViperNetwork, sample: Sample) -> Sample:
-        """The sample with features instead of pixels, which are encoded and kept.
+        """Replace the sample's pixels by features, which are encoded, and cached if it has parts.
 
-        A sample that has features already, or none to come, is returned as it is.
+        A sample without pixels is returned unchanged.
         """
         if sample.pixels is None:
             return sample

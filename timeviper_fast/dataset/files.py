@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and keys of media files."""
+"""Files that are written atomically, and keys of media files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["media_key", "write_whole"]
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under a name of its own, then rename it: a reader sees all of it or nothing."""
+    """Write under a temporary name, then rename: readers see the complete file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -22,10 +22,10 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def media_key(path: Path) -> str:
-    """A hash of a media file's path, size and time of change; of a folder's files likewise.
+    """A hash of a media file's path, size and modification time; for a folder, of all its files.
 
     Raises:
-        OSError: there is no such file.
+        OSError: the file does not exist.
     """
     path = path.absolute()
     files = sorted(path.iterdir()) if path.is_dir() else [path]

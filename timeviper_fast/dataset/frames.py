@@ -1,4 +1,4 @@
-"""Which frames of a video a sample has, from the times of its frames alone."""
+"""The choice of a video's frames, from the times of its frames alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from timeviper_fast.video.times import frames_between
 
 __all__ = ["Chosen", "Sampling"]
 
-# seconds: durations that miss a whole number by less count as that number
+# Seconds. A duration this close to a whole number counts as that number.
 _ROUNDING = 1e-6
 
 
@@ -27,11 +27,11 @@ class Chosen(NamedTuple):
 
     Attributes:
         positions: (n,) int64, ascending, into the video's frames; n is a multiple of `clip_frames`.
-        seconds: (n,) float64, when they are shown, in the times of the video.
-        start: when the part's first frame is shown, in the times of the video.
-        duration: seconds from there to the part's end.
-        sampled: frames that a sentence about the sampling tells: without those that only repeat the
-            last one to fill up its clip.
+        seconds: (n,) float64, their times in the video.
+        start: time of the part's first frame in the video, in seconds.
+        duration: seconds from `start` to the part's end.
+        sampled: number of frames without the copies of the last one that fill its clip; the
+            sentence about the sampling names this number.
     """
 
     positions: Tensor
@@ -48,10 +48,10 @@ class Sampling:
     Attributes:
         rule: how many frames: "fps:RATE" takes RATE frames per second, clamped to the limits of the
             phase; "uniform" takes as many as the limits allow; "videochat-flash" is that project's
-            rule (one frame per second in clips of 4). Each is taken from the middle of its equal
-            interval.
-        jitter: take it from a drawn place of its interval instead.
-        clip_frames: frames that the model merges together: their number is a multiple of it.
+            rule (one frame per second in clips of 4). The video is divided into equal
+            intervals, and the middle frame of each is taken.
+        jitter: take a random frame of each interval instead of the middle one.
+        clip_frames: frames per clip that the model merges; the number of frames is a multiple.
 
     Raises:
         ValueError: a field breaks its rule.
@@ -77,7 +77,7 @@ class Sampling:
 
     @property
     def unit(self) -> int:
-        """Frames that come together."""
+        """The number of frames is a multiple of this."""
         return 4 if self.rule == "videochat-flash" else self.clip_frames
 
     def bounds(self, limits: Limits) -> tuple[int, int]:
@@ -103,10 +103,10 @@ class Sampling:
         """The frames of a video, or of its part from `start` to `end`.
 
         Args:
-            timeline: the video's.
+            timeline: the frame times of the video.
             start, end: seconds of the video; None for all of it.
-            limits: the phase's.
-            seed: what jitter is drawn from.
+            limits: the limits of the phase.
+            seed: seed of the jitter.
 
         Raises:
             ArgumentError: the part lies outside the video.

@@ -1,7 +1,8 @@
-"""Long samples made of short ones: clips of several rows one behind the other.
+"""Long samples made of short ones: the videos of several rows one after the other.
 
-The question is about one of the clips; a sentence behind the vision says which one, by its number
-and by its seconds. Drawn numbers of clips and places make every length and depth.
+The question is about one of the clips. A sentence after the vision tokens names it by its number
+and its seconds. The number of clips and the place of the asked one are random, so samples cover all
+lengths and depths.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from timeviper_fast.text.prompt import video_sentence
 
 __all__ = ["JoinedSource"]
 
-# Rows that are tried per clip. Rows of one video count once, since "clip 2" must name one picture.
+# Draw at most 8 rows per clip to find different videos: "clip 2" must name a single video.
 _TRIES = 8
 
 
@@ -32,10 +33,10 @@ class _Join(NamedTuple):
     """The clips of a sample in their order, and which one the question is about.
 
     Attributes:
-        rows: drawable rows of the source, one per clip.
-        chosen: the frames of each.
-        asked: the place of the asked clip.
-        source: the source, with each clip's share of the frames as its limits.
+        rows: drawable rows of the source, one for each clip.
+        chosen: the frames of each clip.
+        asked: the index of the clip that the question is about.
+        source: the source; its limits are each clip's share of the frames.
     """
 
     rows: tuple[Row, ...]
@@ -57,11 +58,12 @@ class JoinedSource:
     """Samples that join a row's video with those of other rows of the same source; a `Source`.
 
     Args:
-        source: its rows with a video are joined; each is asked about once per epoch. A source of
-            kind "grounding" is refused: times in its answers count from the beginning of a clip.
-        clips: fewest and most clips of a sample; there are fewer where fewer fit the limits, or
-            where the source has too few videos.
-        name: how error messages, mixtures and metrics call it; "SOURCE-joined" by default.
+        source: its rows with a video are joined, and each row's question is asked once per epoch.
+            A source of kind "grounding" is refused, because the times in its answers count from the
+            beginning of a clip.
+        clips: fewest and most clips of a sample. A sample has fewer if fewer fit the limits or the
+            source has too few videos.
+        name: its name in error messages, mixtures and metrics; "SOURCE-joined" by default.
 
     Raises:
         ValueError: an argument breaks its rule.
@@ -81,10 +83,10 @@ class JoinedSource:
         self._drawable: Sequence[int] | None = None
 
     def limits(self, limits: Limits) -> JoinedSource:
-        """The same rows within other limits, which hold for all clips of a sample together.
+        """The same rows within other limits, which apply to the sum of a sample's clips.
 
         Raises:
-            ArgumentError: not two clips fit.
+            ArgumentError: the limits allow fewer than two clips.
         """
         least = 2 * self._source.sampling.unit
         if limits.max_frames < least:
@@ -135,8 +137,10 @@ class JoinedSource:
 
     @property
     def _rows(self) -> Sequence[int]:
-        """Places among the source's drawable rows that have a video. A faulty row stays: it is said
-        where it is drawn."""
+        """Indices of the source's drawable rows that have a video.
+
+        A faulty row stays, and loading it raises DataError.
+        """
         if self._drawable is None:
             self._drawable = array("q", filter(self._has_video, range(len(self._source))))
         return self._drawable
@@ -173,7 +177,7 @@ class JoinedSource:
         return _Join(tuple(rows), chosen, asked, source)
 
     def _others(self, index: int, draw: Draw, count: int) -> Iterator[Row]:
-        """Other rows in a drawn order, each once."""
+        """Other rows in a random order, each at most once."""
         length = len(self._rows)
         for i in range(min(length, _TRIES * count)):
             other = permuted(i, length, draw.seed, "others")
@@ -192,7 +196,7 @@ class JoinedSource:
 
 
 def _seen(join: _Join) -> View:
-    """Pixels of all clips, or the features of all where each is kept."""
+    """The pixels of all clips, or their features if those of every clip are cached."""
     views: list[View] = []
     for row, chosen in zip(join.rows, join.chosen):
         if row.media is not None:
@@ -211,7 +215,7 @@ def _seen(join: _Join) -> View:
 
 
 def _needed(join: _Join) -> tuple[int, ...]:
-    """The frames of the asked clip; those of its span where the row has one."""
+    """The frames of the asked clip, or of its span if the row has one."""
     first = sum(len(chosen.positions) for chosen in join.chosen[: join.asked])
     chosen, span = join.chosen[join.asked], join.rows[join.asked].span
     numbers = range(len(chosen.positions))

@@ -1,4 +1,4 @@
-"""The kinds of sources: what a row of each must have, and questions for rows that have none."""
+"""The kinds of sources: the rules for their rows, and questions for rows with only a caption."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from timeviper_fast.text.prompt import Message
 
 __all__ = ["KINDS", "kind_faults", "messages_of"]
 
-# {} is "video" or "image"; of "grounding", what is to be found
+# {} is "video" or "image"; for "grounding" it is the caption to find
 _QUESTIONS = {
     "caption": (
         "What happens in this {}?",
@@ -39,7 +39,7 @@ KINDS = ("caption", "conversation", "detailed", "grounding", "text")
 
 
 def kind_faults(row: Row, kind: str) -> list[str]:
-    """Why a row does not fit its source's kind."""
+    """The reasons why a row does not fit its source's kind."""
     faults = []
     if kind == "text" and row.media is not None:
         faults.append("a row of kind 'text' must have no video or image")
@@ -53,7 +53,7 @@ def kind_faults(row: Row, kind: str) -> list[str]:
 
 
 def messages_of(row: Row, kind: str, seed: int) -> tuple[Message, ...]:
-    """The row's conversation; for one with a caption only, a question in a drawn wording and it.
+    """The row's conversation; with only a caption, a question in a random wording and the caption.
 
     The answer to a grounding question is "From 3.2 to 8.0 seconds.".
     """

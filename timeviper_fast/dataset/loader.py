@@ -1,4 +1,4 @@
-"""Packs as samples, decoded in worker processes, in the packs' order."""
+"""Decodes the samples of packs in worker processes, in the packs' order."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ class PackLoader:
     """Iterates over (samples, pack).
 
     Packs are planned in this process and decoded in workers. Their order and content do not depend
-    on the number of workers, and no global random state is touched. The packer runs ahead of what
-    is iterated, so continue a run from the state of the last pack, not from the packer's.
+    on the number of workers, and no global random state is touched. The packer runs ahead of the
+    iteration, so continue a run from the state of the last pack, not from the packer's.
 
     Args:
-        sources: the mixture's, in its order.
-        packs: a `Packer`, or any packs.
-        workers: processes; 0 decodes in this one.
-        prefetch: packs that each worker has ready.
-        on_error: "raise" on a sample that cannot be read, or "skip" it; a pack of which nothing is
-            left comes without samples.
+        sources: the mixture's sources, in its order.
+        packs: a `Packer`, or any iterable of packs.
+        workers: number of worker processes; 0 decodes in this process.
+        prefetch: packs that each worker decodes ahead.
+        on_error: "raise" on a sample that cannot be read, or "skip" it. If a pack has none left,
+            its list of samples is empty.
 
     Attributes:
         skipped: samples that could not be read so far.
-        notes: why, for the last of them.
+        notes: the reasons for the last of them.
 
     Raises:
         ValueError: an argument breaks its rule.
@@ -68,7 +68,7 @@ class PackLoader:
             num_workers=self._workers,
             prefetch_factor=self._prefetch if self._workers else None,
             collate_fn=list,
-            # without one the loader draws a seed from the global random state
+            # without a generator the loader draws a seed from the global random state
             generator=torch.Generator(),
         )
         for loaded in loader:
@@ -83,9 +83,9 @@ class PackLoader:
 
 
 class _Draws(Dataset[list[Sample | DataError]]):
-    """The samples of a pack's draws; one that cannot be read is an error in its place.
+    """The samples of a pack's draws; a DataError stands in for one that cannot be read.
 
-    Errors are returned, since one that is raised in a worker would arrive as text.
+    Errors are returned, because an exception raised in a worker would arrive as text.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -103,7 +103,7 @@ class _Draws(Dataset[list[Sample | DataError]]):
 
 
 class _Order(Sampler[tuple[Draw, ...]]):
-    """The packs' draws; the packs stay in this process, since their states are large."""
+    """The packs' draws. The packs stay in this process, because their states are large."""
 
     def __init__(self, packs: Iterable[Pack], given: deque[Pack]) -> None:
         self._packs, self._given = packs, given
@@ -115,9 +115,9 @@ class _Order(Sampler[tuple[Draw, ...]]):
 
 
 def _in_one_storage(loaded: list[Sample | DataError]) -> list[Sample | DataError]:
-    """The samples with their pixels, and features, side by side in one tensor of each shape.
+    """Move the samples' pixels and features into one tensor for each shape.
 
-    A worker sends each storage as an open file, and a process may open 1,024 of them by default.
+    A worker sends each storage as an open file, and the default limit is 1,024 open files.
     """
     groups: dict[tuple[object, ...], list[int]] = {}
     for i, sample in enumerate(loaded):

@@ -1,4 +1,4 @@
-"""When each frame of a video is shown: looked up once per file, and kept on disk on request."""
+"""The time of each frame of a video, looked up once per file and optionally cached on disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["MediaIndex", "Timeline"]
 
 
 class Timeline(NamedTuple):
-    """A video's frames in time, as `Video` has them: (T,) float64 seconds, rate and duration."""
+    """The frame times of a video, as `Video` has them: (T,) float64 seconds, rate and duration."""
 
     seconds: Tensor
     fps: float
@@ -33,12 +33,12 @@ class Timeline(NamedTuple):
 
 
 class MediaIndex:
-    """The timelines of media files, without decoding more than a first frame.
+    """The timelines of media files; at most the first frame is decoded.
 
     Args:
-        folder: where timelines are kept between runs, by the file's path, size and time of change;
-            None keeps them in memory only.
-        memory: frames whose times are kept in memory (8 bytes each).
+        folder: cache of timelines, by the file's path, size and modification time; None keeps them
+            in memory only.
+        memory: most frame times kept in memory (8 bytes each).
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, memory: int = 1 << 24) -> None:
@@ -50,8 +50,8 @@ class MediaIndex:
         """The timeline of a video; that of an image is one frame at 0 s.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            VideoError: it is no video, or not whole.
+            FileNotFoundError: the file does not exist.
+            VideoError: the file is not a video, or is damaged.
         """
         found = self._known.get(path)
         return found if found is not None else self._keep(path, self._look_up(path))
@@ -59,7 +59,7 @@ class MediaIndex:
     def scan(
         self, paths: Iterable[Path], threads: int = 8
     ) -> Iterator[tuple[Path, Timeline | str]]:
-        """Look up many files, some at the same time: each with its timeline, or why it has none.
+        """Look up many files in threads; yield each with its timeline, or the reason it has none.
 
         Args:
             paths: a file that is named several times is looked up and given once.
@@ -89,7 +89,7 @@ class MediaIndex:
         return timeline
 
     def _look_up(self, path: Path) -> Timeline:
-        """From disk, or from the media file itself. It is called from several threads."""
+        """The timeline from the cache or the media file. Several threads call this."""
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or directory")
         if self.folder is None:
@@ -99,7 +99,7 @@ class MediaIndex:
         try:
             return _loaded(kept)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            # not there yet, or damaged
+            # the entry is missing or damaged
             timeline = _open(path)
         buffer = io.BytesIO()
         rate = np.array([timeline.fps, timeline.duration])
@@ -115,7 +115,7 @@ def _loaded(path: Path) -> Timeline:
 
 
 def _open(path: Path) -> Timeline:
-    # the header of most images is enough; open_video says what is wrong with the others
+    # the header of most images is enough; open_video raises the error for the others
     if path.is_file() and is_image(path) and is_picture(path) and not is_animation(path):
         return Timeline(torch.zeros(1, dtype=torch.float64), 1.0, 1.0)
     with open_video(path) as video:

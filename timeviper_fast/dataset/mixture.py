@@ -1,7 +1,7 @@
-"""Which sample comes next: sources mixed by weight, each through permutations of its rows.
+"""Sources mixed by weight; each gives its rows in a new permutation per epoch.
 
-The k-th draw is a function of the seed, the sources' lengths and k. So a run is continued from the
-number of draws alone.
+Draw k is a function of the seed, the sources' lengths and k, so the number of draws is enough to
+continue a run.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ __all__ = ["Mixture"]
 
 
 class Mixture:
-    """Draws samples without end.
+    """An endless sequence of draws.
 
-    The source of draw k is drawn by weight from a hash of seed and k. A source gives its rows in a
-    drawn order, each once, before the next epoch gives them in another order.
+    A hash of the seed and k chooses the source of draw k, by weight. In each epoch a source gives
+    every row once, in another order.
 
     Args:
         sources: with different names, none of them empty.
         weights: one above 0 for each source; their sum does not matter.
-        seed: of the run.
+        seed: seed of the run.
 
     Raises:
         ValueError: an argument breaks its rule.
@@ -53,12 +53,12 @@ class Mixture:
 
     @property
     def drawn(self) -> int:
-        """Draws so far."""
+        """Number of draws so far."""
         return self._drawn
 
     @property
     def epochs(self) -> dict[str, float]:
-        """How often each source has given its rows."""
+        """Number of epochs of each source so far."""
         pairs = zip(self.sources, self._counts, self._lengths)
         return {source.name: count / length for source, count, length in pairs}
 
@@ -76,7 +76,7 @@ class Mixture:
         return drawn
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the mixture stands, as JSON; with what must not change until it is continued."""
+        """The mixture's position as JSON values, and the settings that must not change."""
         names = [source.name for source in self.sources]
         return {
             "seed": self.seed,
@@ -87,10 +87,10 @@ class Mixture:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state.
+        """Continue from a saved state.
 
         Raises:
-            ArgumentError: it is of another seed, of other sources or of other weights.
+            ArgumentError: the state has another seed, other sources or other weights.
         """
         own = self.state_dict()
         for part in ("seed", "lengths", "weights"):

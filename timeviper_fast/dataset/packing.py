@@ -1,7 +1,7 @@
 """Packs of samples that fill a number of tokens: first fit over a window of open packs.
 
-What counts is given by the trainer: the tokens that reach the layers, on average, after the
-compression stages. So a pack of long videos holds more frames where more tokens are dropped.
+The trainer defines the count: the tokens that reach a layer, on average over the layers. So a pack
+holds more frames if the compression stages drop more tokens.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Pack:
 
     Attributes:
         draws: in the order in which they were drawn.
-        tokens: their sum, as the packer counts.
-        state: of the packer after this pack, as JSON; a run that is continued from it makes the
-            same packs that would have come next. None in a pack that no run continues from.
+        tokens: the sum of the samples' tokens, as the packer counts them.
+        state: the packer's state after this pack, as JSON values; a packer that loads it gives the
+            same packs as follow this one. None if no run continues from this pack.
     """
 
     draws: tuple[Draw, ...]
@@ -49,22 +49,23 @@ class _Bin:
 
 
 class Packer:
-    """Packs of a mixture's draws, without end.
+    """An endless sequence of packs of a mixture's draws.
 
     Each drawn sample goes into the first open pack with room for it. If there is none, a new pack
-    is opened, and if more than `window` are open, the oldest one is given out. A full pack is given
-    out at once, and so is a sample larger than `tokens`, which is a pack of its own.
+    is opened; if more than `window` are then open, the oldest is returned. A full pack is returned
+    at once. A sample larger than `tokens` is a pack of its own.
 
     Args:
-        mixture: gives the draws, and the sources that tell their cost.
+        mixture: gives the draws, and the sources that know their costs.
         tokens: most tokens of a pack.
-        window: packs that are open at a time; more of them fill better, and a sample waits longer.
-        count: tokens of a sample from its cost.
-        on_error: "raise" where a sample's cost cannot be told (a faulty row), or "skip" it.
+        window: most packs open at a time. A larger window fills packs better, but samples wait
+            longer.
+        count: function from a sample's cost to its tokens.
+        on_error: "raise" or "skip", for a sample without a cost (a faulty row).
 
     Attributes:
-        skipped: samples that were left out so far, with `on_error="skip"`.
-        notes: why, for the last of them.
+        skipped: number of skipped samples so far.
+        notes: the reasons for the last of them.
 
     Raises:
         ValueError: an argument breaks its rule.
@@ -105,7 +106,7 @@ class Packer:
                 tokens = self._count(source.cost(draw.index, draw))
             except DataError as error:
                 failed.add((draw.source, draw.index))
-                # where every row is faulty, no pack can ever come
+                # if every row is faulty, no pack can ever be filled
                 if self._on_error == "raise" or len(failed) == self._rows:
                     raise
                 self.skipped += 1
@@ -116,7 +117,7 @@ class Packer:
                 return full.pack(self.state_dict())
 
     def _place(self, draw: Draw, tokens: int) -> _Bin | None:
-        """Put a sample into a pack; a pack that is given out, if there is one."""
+        """Put a sample into a pack; return the pack that is closed by it, or None."""
         if tokens >= self.tokens:
             return _Bin([(draw, tokens)])
         for place, fitting in enumerate(self._open):
@@ -127,7 +128,7 @@ class Packer:
         return self._open.pop(0) if len(self._open) > self.window else None
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the packer stands, as JSON: the mixture, and the samples of packs not given out."""
+        """The packer's state as JSON values: the mixture's, and the samples of the open packs."""
         return {
             "mixture": self.mixture.state_dict(),
             "open": [
@@ -141,7 +142,7 @@ class Packer:
         """Continue from a pack's state.
 
         Raises:
-            ArgumentError: it is of another run.
+            ArgumentError: the state belongs to another run.
         """
         self.mixture.load_state_dict(state["mixture"])
         self._open = [
@@ -153,7 +154,7 @@ class Packer:
 def first_fit(
     draws: Iterable[tuple[Draw, Cost]], tokens: int, count: Callable[[Cost], int]
 ) -> list[Pack]:
-    """Packs of given draws, all of them, as an evaluation wants them; larger ones are alone.
+    """Pack all of the given draws, for an evaluation; a sample above `tokens` is a pack alone.
 
     Args:
         draws: with their costs.

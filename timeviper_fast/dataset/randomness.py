@@ -16,10 +16,10 @@ def hash63(*parts: int | str) -> int:
 
 
 def permuted(position: int, length: int, *seed: int | str) -> int:
-    """Where a seeded permutation of 0 .. length - 1 takes `position`.
+    """The image of `position` under a seeded permutation of 0 .. length - 1.
 
-    A Feistel network permutes the next larger power of 4; numbers outside the range are permuted
-    again until they fall into it. So no list of all rows is made, whatever their number.
+    A Feistel network permutes the next larger power of 4; a result outside the range is permuted
+    again until it lies inside. This needs no list of all rows.
     """
     half = max((length - 1).bit_length() + 1, 2) // 2
     mask = (1 << half) - 1

@@ -1,6 +1,6 @@
 """Annotation files: LLaVA-style JSON or JSONL, one conversation per row, read on request.
 
-Only the place of each row in the file is kept, so that millions of rows fit into memory.
+Only each row's offset in the file is kept, so that millions of rows fit into memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from timeviper_fast.video.times import parse_span
 
 __all__ = ["Fault", "Row", "Rows", "parse_row"]
 
-# names of both roles, in LLaVA's form ("from") and in that of chat templates ("role")
+# role names of LLaVA's form ("from") and of chat templates ("role")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 _ORDER = ("user", "assistant")
 _MARKS = re.compile("(?:<image>)+|(?:<video>)+")
@@ -29,7 +29,7 @@ _BLANK = re.compile(r"[ \t\r\n]*")
 
 
 class Fault(NamedTuple):
-    """Why a row cannot be used: `where` is "file:line"; `row` is None for faults of the file."""
+    """The reason why a row cannot be used. `where` is "file:line"; `row` is None for the file."""
 
     where: str
     reason: str
@@ -46,12 +46,12 @@ class Row:
     Attributes:
         messages: {"role", "content"} in turns; empty for a row that has a caption instead.
         media: the video or image, or None for text only.
-        is_image: whether one picture is seen, and not a video.
-        placeholder: the mark in the messages where the vision goes; None puts it in front.
-        start, end: the part of the video that is seen, in seconds of the video; None for all.
-        span: what a grounding question asks for, in seconds of the video.
-        caption: a description, or what to find, without a question to it.
-        id: the row's own name.
+        is_image: whether `media` is a single image.
+        placeholder: the mark in the messages that the vision tokens replace; None puts them first.
+        start, end: the part of the video to show, in seconds of the video; None for all.
+        span: the answer of a grounding question, in seconds of the video.
+        caption: a description, or for grounding the event to find; the row has no question.
+        id: the row's name in the file.
     """
 
     messages: tuple[Message, ...]
@@ -68,8 +68,8 @@ class Row:
 class Rows:
     """The rows of a file; `rows[i]` reads and parses row i.
 
-    A JSON file holds one array of objects, a JSONL file one object per line (blank lines count as
-    nothing). `docs/training.md` lists the fields.
+    A JSON file holds one array of objects, a JSONL file one object per line (blank lines are
+    ignored). `docs/training.md` lists the fields.
 
     Args:
         path: the annotation file.
@@ -77,10 +77,10 @@ class Rows:
             default.
 
     Attributes:
-        faults: why parts of the file are not rows, such as an array that is cut off.
+        faults: faults of the file itself, such as an array that is cut off.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Rows:
         """Parse a row.
 
         Raises:
-            DataError: it breaks a rule; the first of its faults.
+            DataError: the row breaks a rule; the message is its first fault.
         """
         parsed, reasons = self.parse(row)
         if parsed is None:
@@ -115,7 +115,7 @@ class Rows:
         return parsed
 
     def parse(self, row: int) -> tuple[Row | None, list[str]]:
-        """The row, or None and everything that is wrong with it."""
+        """The row, or None and all of its faults."""
         if self._stat() != self._version:
             raise DataError(str(self.path), "the file has changed since it was opened")
         with self.path.open("rb") as file:
@@ -151,7 +151,7 @@ class Rows:
                 start += len(line)
 
     def _array(self) -> Iterator[tuple[int, int, int]]:
-        """Place, length and line of each item of the file's array, in bytes."""
+        """Offset and length in bytes, and line, of each item of the file's array."""
         data = self.path.read_bytes()
         try:
             text = data.decode("utf-8")
@@ -199,7 +199,7 @@ def _bytes(text: str, start: int, stop: int) -> int:
 
 
 def parse_row(value: Any, media: Path) -> tuple[Row | None, list[str]]:
-    """A row of an annotation file, or None and everything that is wrong with it.
+    """A row of an annotation file, or None and all of its faults.
 
     Args:
         value: the row as parsed JSON.
@@ -229,7 +229,7 @@ def parse_row(value: Any, media: Path) -> tuple[Row | None, list[str]]:
 
 
 def _media_of(value: dict[str, Any], folder: Path, faults: list[str]) -> tuple[Path | None, bool]:
-    """The video or image of a row. As upstream TimeViper has it, `image` may name a video, too."""
+    """The video or image of a row. As in upstream TimeViper, `image` may also name a video."""
     given = [(key, value[key]) for key in ("video", "image") if value.get(key) is not None]
     if not given:
         return None, False
@@ -245,7 +245,7 @@ def _media_of(value: dict[str, Any], folder: Path, faults: list[str]) -> tuple[P
 
 
 def _messages(value: dict[str, Any], faults: list[str]) -> list[dict[str, str]]:
-    """The turns of `conversations` or `messages`, as far as they have a role and a text."""
+    """The turns of `conversations` or `messages` that have a role and a text."""
     for key, role_key, text_key in (
         ("conversations", "from", "value"),
         ("messages", "role", "content"),
@@ -278,8 +278,8 @@ def _messages(value: dict[str, Any], faults: list[str]) -> list[dict[str, str]]:
 def _place_of_vision(
     messages: list[dict[str, str]], has_vision: bool, faults: list[str]
 ) -> tuple[list[dict[str, str]], str | None]:
-    """Find the mark of the vision. One in front of the first question is taken out with the blanks
-    behind it, so that training reads what inference reads."""
+    """Find the mark of the vision. If it precedes the first question, remove it and the blanks
+    after it, so that training and inference read the same prompt."""
     found = [
         (i, match)
         for i, message in enumerate(messages)
@@ -313,12 +313,12 @@ def _check_texts(messages: list[dict[str, str]], faults: list[str]) -> None:
         try:
             text.encode()
         except UnicodeEncodeError:
-            # JSON can spell half of a surrogate pair
+            # JSON escapes can encode a lone surrogate
             faults.append(f"turn {i} is not valid Unicode")
 
 
 def _part(value: dict[str, Any], faults: list[str]) -> tuple[float | None, float | None]:
-    """The part that is seen: VideoChat-Flash writes `start`, upstream TimeViper `video_start`."""
+    """The part to show: `start` in VideoChat-Flash's files, `video_start` in TimeViper's."""
     first, last = (
         value.get(name) if value.get(name) is not None else value.get(f"video_{name}")
         for name in ("start", "end")

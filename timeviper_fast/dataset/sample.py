@@ -17,20 +17,20 @@ __all__ = ["Cost", "Draw", "Limits", "Sample", "Source"]
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One answered conversation and what the model sees beside it.
+    """One answered conversation, and the frames or features that it is about.
 
     Attributes:
         messages: {"role", "content"} in turns, user first; they end with an assistant's answer.
         pixels: (frames, 3, S, S) float32, normalised for the model's vision encoder; or None.
         features: (frames, n, vision_size), merged features (`Projector.merge`) instead of pixels;
             or None. Without pixels and features the sample is text only.
-        preface: text directly behind the vision tokens.
-        placeholder: a mark in the messages where the vision tokens go; None puts them in front of
+        preface: text directly after the vision tokens.
+        placeholder: a mark in the messages that the vision tokens replace; None puts them before
             the first question.
         needed: numbers of the frames that answer the last question, ascending; () if unknown.
         seconds: the time of each frame; () if unknown.
-        name: where it comes from, for error messages and metrics ("source:row").
-        parts: (key, frames) of each video it is made of, in a cache of features; () without cache.
+        name: "source:row", for error messages and metrics.
+        parts: (cache key, frames) of each of its videos; () without a cache of features.
 
     Raises:
         ValueError: a field breaks its rule.
@@ -75,7 +75,7 @@ class Sample:
 
     @property
     def vision(self) -> Tensor | None:
-        """Pixels or features, whichever it has."""
+        """Pixels or features, whichever the sample has; None for text only."""
         return self.features if self.pixels is None else self.pixels
 
     @property
@@ -88,8 +88,8 @@ class Sample:
 class Draw:
     """One drawn sample: row `index` of source number `source`.
 
-    All randomness of its loading is a function of `seed` (63 bits), which is a hash of the run's
-    seed and of the draw's number.
+    `seed` (63 bits) is a hash of the run's seed and the draw's number. Loading takes all its
+    randomness from it.
     """
 
     source: int
@@ -101,7 +101,7 @@ class Draw:
 
 
 class Cost(NamedTuple):
-    """What a sample will need: its frames (as `Sample.frames`), and its text tokens."""
+    """The size of a sample: its frames (as `Sample.frames`) and its text tokens."""
 
     frames: int
     text: int
@@ -109,11 +109,11 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a phase of training wants of its samples.
+    """The limits that a phase of training sets for its samples.
 
     Attributes:
-        min_frames: fewest frames of a video, if it has as many. Where frames are merged in clips,
-            both bounds are rounded to whole clips inside of them.
+        min_frames: fewest frames of a video, if it has that many. If frames are merged in clips,
+            both bounds are rounded inwards to whole clips.
         max_frames: most frames of a video.
         image_size: pixels per side; None for the vision encoder's own.
 
@@ -140,21 +140,21 @@ class Source(Protocol):
     """Rows that samples are made of.
 
     Attributes:
-        name: how error messages, mixtures and metrics call it.
+        name: its name in error messages, mixtures and metrics.
     """
 
     name: str
 
     def __len__(self) -> int:
-        """Rows that can be drawn."""
+        """Number of drawable rows."""
         ...
 
     def cost(self, index: int, draw: Draw) -> Cost:
-        """What `load` will give for the same arguments, without decoding."""
+        """The cost of the sample that `load` gives for the same arguments, without decoding."""
         ...
 
     def load(self, index: int, draw: Draw) -> Sample:
-        """The sample of a row; what is random in it is a function of `draw.seed` alone."""
+        """The sample of a row; its randomness is a function of `draw.seed` alone."""
         ...
 
     def limits(self, limits: Limits) -> Source:

@@ -1,13 +1,13 @@
-"""A seeded world of pictures and questions, on which a tiny TimeViper is trained.
+"""A seeded world of pictures and questions, to train and test a tiny TimeViper.
 
 dice.py       random numbers as functions of a seed and a place
 glyphs.py     the letters and digits
 shapes.py     how much of each pixel a shape or a glyph covers
 levels.py     LEVELS: how hard the world is
-needle.py     Needle: what a frame can show
+needle.py     Needle: a sign, link card or shape that a frame shows
 pen.py        draws shapes, cards and glyphs on one picture
 cards.py      plain shapes, the needles' cards, and cards that look like them
-artefacts.py  softening, and compression as codecs do it
+artefacts.py  softening, and the quantisation of DCT coefficients that codecs do
 world.py      World: the frames of a seed, plain or with needles
 wordings.py   the sentences that ask each task, and those that are held out
 questions.py  scenes of needles, and questions with their answers
@@ -16,5 +16,5 @@ vision.py     pretraining of the vision encoder
 pool.py       frames that are encoded once
 source.py     SyntheticSource: videos and questions as training samples
 kinds.py      the world as a kind of source in a training run
-tiny.py       train_tiny: from nothing to a small model that answers about the world
+tiny.py       train_tiny: trains a small model of the world from random weights
 """

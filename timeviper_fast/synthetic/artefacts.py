@@ -1,4 +1,4 @@
-"""What lenses and codecs do to pictures: softening, and coarse 8 x 8 DCT coefficients."""
+"""Artefacts of lenses and codecs: softening, and quantised 8 x 8 DCT coefficients."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def soften(frames: np.ndarray, amount: np.ndarray) -> np.ndarray:
 
 
 def _down(frames: np.ndarray) -> np.ndarray:
-    """Each row plus the rows above and below it; beyond the edges the edge repeats."""
+    """Each row plus the rows above and below it; edge rows are repeated."""
     total = frames.copy()
     total[:, :, 1:] += frames[:, :, :-1]
     total[:, :, :-1] += frames[:, :, 1:]
@@ -37,7 +37,7 @@ def _down(frames: np.ndarray) -> np.ndarray:
 
 
 def _across(frames: np.ndarray) -> np.ndarray:
-    """The same for columns."""
+    """Each column plus its two neighbours; edge columns are repeated."""
     total = frames.copy()
     total[..., 1:] += frames[..., :-1]
     total[..., :-1] += frames[..., 1:]
@@ -62,8 +62,8 @@ def compress(frames: np.ndarray, steps: np.ndarray) -> None:
     """Round the DCT coefficients of 8 x 8 blocks to multiples of a step, in place.
 
     Args:
-        frames: (n, 3, height, width) float32; what lies beyond the last whole block stays.
-        steps: (n,) float32, the step of the lowest frequency; frames with less than 4 stay.
+        frames: (n, 3, height, width) float32; pixels beyond the last whole block stay.
+        steps: (n,) float32, the step of the lowest frequency; below 4 the frame stays.
     """
     for frame, step in zip(frames, steps):
         if step >= 4:

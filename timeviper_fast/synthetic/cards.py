@@ -1,4 +1,4 @@
-"""What lies on the background: plain shapes, the needles' cards, and cards that look like them."""
+"""The objects on the background: plain shapes, the needles' cards, and look-alike cards."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _NAVY, _DARK = (20, 25, 90), (12, 12, 16)
 # border and plate of the cards of signs, links and shapes
 _CARDS: tuple[tuple[Colour, Colour], ...] = ((_BLACK, _WHITE), (_WHITE, _NAVY), (_WHITE, _DARK))
 _PADDING = BORDER + 2
-# what look-alike cards hold in place of a needle
+# the contents of look-alike cards
 _LOOKALIKES = ("empty", "lines", *PLAIN_SHAPES)
 _LINES = np.array([[1], [0], [0], [1], [0], [0], [1]], np.float32).repeat(11, axis=1)
 
 
 def clutter(pen: Pen, picture: np.ndarray, draws: np.ndarray, time: int, level: Level) -> None:
-    """Up to `level.clutter` plain shapes, which may leave the picture."""
+    """Up to `level.clutter` plain shapes, which may extend beyond the picture."""
     kinds = list(PLAIN_SHAPES.values())
     for i in range(int(draws[15] * (level.clutter + 1))):
         kind, radius, turn, x, y, right, down, *rest = draws[16 + 10 * i : 26 + 10 * i]
@@ -40,7 +40,7 @@ def clutter(pen: Pen, picture: np.ndarray, draws: np.ndarray, time: int, level: 
 def card(
     pen: Pen, picture: np.ndarray, draws: np.ndarray, needle: Needle | None, level: Level
 ) -> None:
-    """The needle's card, or a look-alike on some plain frames, or nothing."""
+    """Draw the needle's card; on some plain frames, draw a look-alike card."""
     if needle is None and draws[3] >= level.lookalike:
         return
     cell = _between(level.cell, draws[2])
@@ -66,7 +66,7 @@ def card(
 def _lookalike(
     pen: Pen, picture: np.ndarray, draws: np.ndarray, cell: float, radius: float, aligned: bool
 ) -> None:
-    """A card without a needle: empty, with lines in place of glyphs, or with a plain shape."""
+    """Draw a card without a needle: empty, with lines in place of glyphs, or with a plain shape."""
     what = _LOOKALIKES[int(draws[4] * len(_LOOKALIKES))]
     style = int(draws[5] * len(_CARDS))
     text = (cell * (11 if style == 0 else 15), cell * 7)

@@ -1,7 +1,7 @@
-"""Random numbers that are functions of a seed and a place, so no order of drawing matters.
+"""Random numbers as functions of a seed and a place, independent of the order of drawing.
 
-The mixing function is SplitMix64's finaliser (Steele, Lea, Flood 2014), in NumPy's uint64. It gives
-the same numbers on every platform and in every version of NumPy, which its generators do not.
+The mixing function is SplitMix64's finaliser (Steele, Lea, Flood 2014), in NumPy's uint64. Unlike
+NumPy's generators, it gives the same numbers on every platform and in every version of NumPy.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ def bits(seed: int, stream: int, places: np.ndarray, count: int) -> np.ndarray:
     """Random 64-bit numbers of each place: (n,) integers from 0 -> (n, count) uint64.
 
     Args:
-        seed: any integer; its low 64 bits count.
-        stream: small number that keeps different uses of one place apart.
-        places: what the numbers belong to, such as frame numbers.
+        seed: any integer; its low 64 bits are used.
+        stream: a small number that separates the different uses of one place.
+        places: integers such as frame numbers.
         count: numbers per place. The first of them are the same for every count.
     """
     key = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64) + _STEP)

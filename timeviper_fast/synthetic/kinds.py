@@ -4,11 +4,11 @@
     name = "study"
     kind = "synthetic"
     level = "study"             # or "hard"
-    seed = 1                    # of the world's frames
+    seed = 1                    # seed of the world's frames
     tasks = ["sign", "colour"]
 
-With a vision encoder that does not learn, frames are encoded once into a pool (`pool.py`);
-otherwise samples have pixels.
+If the vision encoder does not learn, frames are encoded once into a pool (`pool.py`). Otherwise
+samples have pixels.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OPTIONS = {
     "held_out": False,
     "plain": 12_000,
 }
-# pools of this process: the phases of a run share theirs while the encoder stays the same
+# The pools of this process. Phases of a run share a pool if they have the same encoder.
 _POOLS: dict[tuple[str, int, str, int], FramePool] = {}
 
 

@@ -21,14 +21,14 @@ __all__ = ["IGNORE", "Lesson", "draw_needle", "labels_of", "lesson", "to_pixels"
 
 IGNORE = -100
 _DRAWS = 4  # stream of random numbers
-# frames of one shot of a moving background are 32 in a row; this takes each from another shot
+# A shot of a moving background has 32 frames, so this stride takes each frame from another shot.
 _STRIDE = 33
-# shares of links, signs and shapes among needles
+# shares of links and signs among needles; the rest are shapes
 _LINKS, _SIGNS = 0.45, 0.30
 
 
 class Lesson(NamedTuple):
-    """Frames and what they show.
+    """Frames and their labels.
 
     pixels: (n, 3, 48, 48) float32, normalised; labels: (n, 4) int64.
     """
@@ -38,12 +38,12 @@ class Lesson(NamedTuple):
 
 
 def lesson(worlds: dict[str, World], start: int, count: int, plain: float, hard: float) -> Lesson:
-    """Lessons `start` to `start + count`, each a function of the worlds' seed and its number.
+    """Lessons `start` to `start + count - 1`, each a function of the worlds' seed and its number.
 
     Args:
-        worlds: one per level, all of one seed.
+        worlds: {level: world}, all with the same seed.
         start, count: numbers of the lessons.
-        plain: share of frames without needle.
+        plain: share of frames without a needle.
         hard: share of frames of level "hard".
     """
     numbers = np.arange(start, start + count)
@@ -59,11 +59,11 @@ def lesson(worlds: dict[str, World], start: int, count: int, plain: float, hard:
 
 
 def draw_needle(draws: np.ndarray) -> Needle:
-    """The needle of four random numbers in [0, 1)."""
+    """The needle that four random numbers in [0, 1) choose."""
     kind, first, second, colour = draws
     letter = LETTERS[int(first * len(LETTERS))]
     if kind < _LINKS:
-        # half of the links end in a digit, so digits are seen about as often as letters
+        # Half of the links end in a digit, so that digits are about as frequent as letters.
         ends = DIGITS if colour < 0.5 else LETTERS
         return Needle("link", letter + ends[int(second * len(ends))])
     if kind < _LINKS + _SIGNS:

@@ -1,4 +1,4 @@
-"""How hard the world is: what is drawn at random for each frame, and within which limits."""
+"""Levels of difficulty: the ranges of the random draws for each frame."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ __all__ = ["LEVELS", "Level"]
 
 @dataclass(frozen=True)
 class Level:
-    """How hard the world is; ranges are (low, high) of a uniform draw per frame.
+    """A level of difficulty; ranges are (low, high) of a uniform draw per frame.
 
     Attributes:
-        moving: backgrounds and shapes move through shots of 32 frames; otherwise every frame has
-            its own.
-        aligned: cards lie on whole pixels of the 48-pixel picture.
+        moving: whether backgrounds and shapes move through shots of 32 frames; otherwise every
+            frame has its own.
+        aligned: whether cards lie on whole pixels of the 48-pixel picture.
         cell: side of a glyph's cell.
-        radius: of a needle's shape.
+        radius: radius of a needle's shape.
         noise: largest deviation of a pixel, in 0..255.
         soften: weight of the 3 x 3 mean in a pixel; below 0 sharpens.
         gain, shift: contrast and brightness.

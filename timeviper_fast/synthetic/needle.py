@@ -1,4 +1,4 @@
-"""What a frame can show: signs, link cards and coloured shapes."""
+"""Needles, which frames can show: signs, link cards and coloured shapes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class Needle:
-    """What a frame shows: a sign ("K7"), a link card ("KM", from K to M), or a coloured shape.
+    """A sign ("K7"), a link card ("KM", from K to M), or a coloured shape.
 
     Attributes:
         kind: sign, star, ring, heart or link: KINDS without "plain".
-        text: of a sign a letter and a digit, of a link a letter and a letter or digit.
-        colour: of a shape, one of COLOURS.
+        text: for a sign a letter and a digit; for a link a letter, then a letter or digit.
+        colour: for a shape, one of COLOURS.
     """
 
     kind: str

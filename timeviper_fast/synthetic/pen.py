@@ -55,7 +55,7 @@ class Pen:
         height: float,
         colours: tuple[Colour, Colour],
     ) -> None:
-        """A rounded plate of the second colour with a border of the first."""
+        """Draw a rounded plate of the second colour with a border of the first."""
         rows, columns = self.box(centre, max(width, height) / 2)
         x, y = self.at[columns][None, :] - centre[0], self.at[rows][:, None] - centre[1]
         distance = plate(x, y, width, height, 3.0)
@@ -66,7 +66,7 @@ class Pen:
     def cells(
         self, picture: np.ndarray, bits: np.ndarray, corner: Point, cell: float, colour: Colour
     ) -> None:
-        """Cells with ink, such as glyphs; `corner` is the left and top of the first cell."""
+        """Draw cells with ink, such as glyphs; `corner` is the left and top of the first cell."""
         height, width = bits.shape
         middle = (corner[0] + cell * width / 2, corner[1] + cell * height / 2)
         rows, columns = self.box(middle, cell * max(bits.shape) / 2)

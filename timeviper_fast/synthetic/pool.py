@@ -1,6 +1,6 @@
 """Frames that are rendered and encoded once, from which many videos are drawn.
 
-With a frozen vision encoder this makes a video of thousands of frames cost an index into memory.
+With a frozen vision encoder, a video of thousands of frames is then only an index into memory.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from timeviper_fast.synthetic.world import World
 __all__ = ["FramePool", "PoolSize", "every_needle"]
 
 _BATCH = 256
-# numbers of frames lie this far apart, so that no two are of one shot of a moving background
+# distance between frame numbers, so that no two frames are of the same shot (32 frames)
 _STRIDE = 33
 
 
 @dataclass(frozen=True)
 class PoolSize:
-    """How many frames a pool has: plain ones, and of every sign, shape and link."""
+    """Number of frames of a pool: the plain ones, and those of each sign, shape and link."""
 
     plain: int = 12_000
     signs: int = 8
@@ -39,14 +39,14 @@ class PoolSize:
     links: int = 8
 
     def copies(self, needle: Needle) -> int:
-        """Frames that show this needle."""
+        """Number of frames that show this needle."""
         if needle.kind in SHAPES:
             return self.shapes
         return self.signs if needle.kind == "sign" else self.links
 
 
 def every_needle() -> list[Needle]:
-    """All signs, shapes and links: 240, 24 and 792. A link's letters differ."""
+    """All 240 signs, 24 shapes and 792 links. A link's two letters differ."""
     signs = [Needle("sign", a + b) for a in LETTERS for b in DIGITS]
     shapes = [Needle(shape, colour=colour) for shape in SHAPES for colour in COLOURS]
     links = [Needle("link", a + b) for a in LETTERS for b in GLYPHS if a != b]
@@ -54,12 +54,12 @@ def every_needle() -> list[Needle]:
 
 
 class FramePool:
-    """Merged features of many frames of a world, sorted by what they show.
+    """Merged features of many frames of a world, sorted by needle.
 
     Args:
         features: (n, tokens, width); the plain frames come first.
-        plain: how many frames are plain.
-        places: for each needle, the first of its frames and how many there are.
+        plain: number of plain frames.
+        places: {needle: (index of its first frame, number of its frames)}.
     """
 
     def __init__(
@@ -78,11 +78,10 @@ class FramePool:
         dtype: torch.dtype = torch.float16,
         on_frames: Callable[[np.ndarray, int], None] | None = None,
     ) -> FramePool:
-        """Render and encode the frames; `dtype` is what is kept.
+        """Render and encode the frames; features are stored in `dtype`.
 
-        The seed of the world decides the frames: pools of two seeds share none. `on_frames` is
-        called with each batch as it is rendered, (n, 48, 48, 3) uint8, plain frames first, and the
-        number of all frames.
+        Pools of different seeds share no frame. `on_frames` is called with each rendered batch,
+        (n, 48, 48, 3) uint8, plain frames first, and the number of all frames.
         """
         size = size or PoolSize()
         shown: list[Needle | None] = [None] * size.plain
@@ -105,9 +104,9 @@ class FramePool:
         """Features of a video, (frames, tokens, width) float32, with no frame twice.
 
         Args:
-            frames: of the video, up to the pool's plain frames.
-            needles: what frames show, by number; the others are plain.
-            seed: which of the pool's frames are taken.
+            frames: length of the video, at most the pool's plain frames.
+            needles: {frame number: needle}; the other frames are plain.
+            seed: chooses the pool's frames.
         """
         if frames > self.plain:
             fail("FramePool", "frames", f"be at most its {self.plain} plain frames", frames)

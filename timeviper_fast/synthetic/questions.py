@@ -1,14 +1,14 @@
 """Scenes of needles, and questions about them with their answers.
 
-A scene says which frames of a video show what; all others are plain. Every question of a scene has
-one true answer: at most one sign, links whose first letters all differ, and one shape of each kind
-unless that kind is counted. Answers repeat what they are about ("star red", and "KMT4" for the
-chain that starts at K), because a model binds an answer's first token badly otherwise.
+A scene maps frame numbers to needles; all other frames are plain. Every question has one true
+answer, because a scene has at most one sign, links with different first letters, and one shape of
+each kind unless that kind is counted. Answers begin with their subject ("star red", and "KMT4" for
+the chain that starts at K), because a model learns the first token of a bare answer badly.
 
-The task "when" asks for the tenth of the video, as "star 30%". Nothing in the prompt says where a
-frame stands: attention has no positions, and only the Mamba-2 layers' decaying states know how far
-away something is. So the task is off by default; `Answer.kept_seconds` tells the time exactly.
-"order" needs the same and is off by default, too.
+The task "when" asks for the tenth of the video, as "star 30%". The prompt holds no frame positions:
+attention has no position embeddings, and only the decaying states of the Mamba-2 layers depend on
+distance. So the task is off by default; `Answer.kept_seconds` gives the exact time.
+"order" needs positions too and is off by default.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Question:
         task: one of TASKS.
         text: the question's words.
         answer: the true answer.
-        needed: frames that show what is asked for, ascending; () if it is absent.
+        needed: frames that show the answer, ascending; () if its subject is absent.
         hops: links of a chain; 0 for other tasks.
     """
 
@@ -52,7 +52,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Puzzle:
-    """A video of `frames` frames: what some of them show, by number, and questions about it."""
+    """A scene and its questions: a video of `frames` frames, and {frame number: needle}."""
 
     frames: int
     needles: Mapping[int, Needle]
@@ -68,18 +68,18 @@ def draw_puzzle(
     absent: float = 0.1,
     held_out: bool = False,
 ) -> Puzzle:
-    """A scene and `turns` questions about it, a function of the arguments.
+    """Draw a scene and `turns` questions about it; the arguments determine the result.
 
     Args:
         seed: any integer from 0.
-        frames: of the video.
-        tasks: what may be asked, each as often.
-        turns: questions; no two are about the same thing.
-        absent: share of the questions (of sign, colour and chain) about what is not there.
+        frames: length of the video.
+        tasks: tasks of the questions, drawn with equal probability.
+        turns: number of questions; no two have the same subject.
+        absent: share of the sign, colour and chain questions whose subject is absent.
         held_out: ask with the wordings that training never sees.
 
     Raises:
-        ValueError: no or unknown tasks, or none that so few frames can answer.
+        ValueError: there is no task, a task is unknown, or there are too few frames for all tasks.
     """
     if frames < 1 or turns < 1:
         fail("draw_puzzle", "frames and turns", "be at least 1", (frames, turns))
@@ -99,7 +99,7 @@ def draw_puzzle(
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question before its needles have places: `shown` are their numbers in the draft."""
+    """A question before its needles have frames; `shown` are their indices in the draft."""
 
     task: str
     words: Mapping[str, str]
@@ -120,13 +120,13 @@ class _Asked:
 
 
 class _Draft:
-    """The needles and questions of a puzzle while they are drawn."""
+    """The needles and questions of a puzzle that is being drawn."""
 
     def __init__(self, chance: random.Random, frames: int, absent: float) -> None:
         self.chance, self.frames, self.absent = chance, frames, absent
         self.needles: list[Needle] = []
         self.asked: list[_Asked] = []
-        # what no question is about yet
+        # subjects without a question
         self.things = [*SHAPES, "sign"]
         self.letters = list(LETTERS)
         chance.shuffle(self.things)
@@ -134,11 +134,11 @@ class _Draft:
 
     @property
     def room(self) -> int:
-        """Frames that show nothing yet."""
+        """Number of frames that are still plain."""
         return self.frames - len(self.needles)
 
     def ask(self, task: str) -> None:
-        """Add a question of the task, and what it needs; nothing if all its things are taken."""
+        """Add a question of the task and its needles; add nothing if all its subjects are taken."""
         getattr(self, f"_ask_{task}")()
 
     def show(self, *needles: Needle) -> tuple[int, ...]:
@@ -149,7 +149,7 @@ class _Draft:
         self.asked.append(_Asked(task, words, answer, shown))
 
     def _take(self, names: Sequence[str]) -> str | None:
-        """One of these things that no question is about yet."""
+        """Take one of these subjects that has no question yet, or None."""
         name = next((thing for thing in self.things if thing in names), None)
         if name:
             self.things.remove(name)
@@ -210,10 +210,10 @@ class _Draft:
             self._note("order", f"{first} {second}", shown, subject=first, other=second)
 
     def add_decoys(self) -> None:
-        """Add needles that no question is about: mostly few, sometimes many.
+        """Add needles that belong to no question: usually few, sometimes many.
 
-        Signs and shapes of kinds that are asked about are left out, and so are links from letters
-        that are asked about. A decoy link may lead into a chain.
+        Decoys repeat no sign or shape that has a question, and no first letter of a link that has
+        one. A decoy link may lead into a chain.
         """
         chance = self.chance
         many = int(5 * (1 - chance.random()) ** -0.5) - 3

@@ -1,7 +1,7 @@
-"""How much of each pixel a shape or a row of glyphs covers, at any resolution.
+"""The share of each pixel that a shape or a row of glyphs covers, at any resolution.
 
 Shapes are signed distances (negative inside, in units of the picture) of points x, y from the
-shape's centre; y grows downwards. `coverage` makes shares in 0..1 of them.
+shape's centre; y grows downwards. `coverage` turns them into shares in 0..1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Distance = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
 
 
 def coverage(distance: np.ndarray, pixel: float) -> np.ndarray:
-    """Share of each pixel inside a shape; `pixel` is its side in the distance's units."""
+    """Share of each pixel inside a shape; `pixel` is a pixel's side in units of the distance."""
     share = distance * np.float32(-1 / pixel)
     share += 0.5
     return np.minimum(np.maximum(share, 0, out=share), 1, out=share)
@@ -45,7 +45,7 @@ def ink(
     """Share of each pixel that the cells with ink cover: float32, (rows, columns) of the box.
 
     Args:
-        bits: (rows, columns), as of `cells`.
+        bits: (rows, columns), as returned by `cells`.
         corner: left and top of the first cell; cell: side of a cell; both in picture units.
         pixel: side of a pixel in picture units.
         box: rows and columns of the picture.

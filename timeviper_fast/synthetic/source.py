@@ -26,16 +26,15 @@ TextCount = Callable[[Sequence[Message], bool, str, str | None], int]
 class SyntheticSource:
     """Videos of the seeded world with questions; a `Source`.
 
-    Each draw is another video, a function of the draw's seed: a row is only a number.
+    Each draw is a new video, a function of the draw's seed; the row number has no effect.
 
     Args:
-        frames: a pool, for samples with features; or a world, for samples with pixels.
+        frames: a pool, for samples with features, or a world, for samples with pixels.
         count_text: counts text tokens, such as `TextCounter(tokenizer, template)`.
-        rows: what counts as an epoch.
-        tasks, turns, absent, held_out: as `draw_puzzle`.
-        limits: the frames of a video, drawn between them so that each length's logarithm is as
-            likely as another.
-        name: how error messages, mixtures and metrics call it.
+        rows: number of draws that count as an epoch.
+        tasks, turns, absent, held_out: see `draw_puzzle`.
+        limits: fewest and most frames of a video; lengths are log-uniform between them.
+        name: its name in error messages, mixtures and metrics.
     """
 
     def __init__(
@@ -75,10 +74,10 @@ class SyntheticSource:
         self._limits = limits
 
     def puzzle(self, draw: Draw) -> Puzzle:
-        """What a draw's video shows, and what is asked about it."""
+        """The scene and the questions of a draw."""
         low, high = self._limits.min_frames, self._limits.max_frames
         share = hash63(draw.seed, "frames") / 2.0**63
-        # each whole number stands for the interval that begins at it
+        # log-uniform over [low, high + 1), rounded down
         frames = int(low * math.exp(share * math.log((high + 1) / low)))
         return draw_puzzle(
             hash63(draw.seed, "puzzle"),
@@ -95,14 +94,14 @@ class SyntheticSource:
         return Cost(puzzle.frames, self._count_text(_messages(puzzle), True, "", None))
 
     def load(self, index: int, draw: Draw) -> Sample:
-        """The video and its questions; `needed` is the last question's."""
+        """The video and its questions; `needed` belongs to the last question."""
         puzzle = self.puzzle(draw)
         seed, frames = hash63(draw.seed, "pictures"), self._frames
         pixels = features = None
         if isinstance(frames, FramePool):
             features = frames.draw(puzzle.frames, puzzle.needles, seed)
         else:
-            # a stretch of one world, so that a moving background moves
+            # consecutive frames of the world, so that a moving background moves
             first = seed % (1 << 40)
             numbers = np.arange(first, first + puzzle.frames)
             shown = [puzzle.needles.get(i) for i in range(puzzle.frames)]

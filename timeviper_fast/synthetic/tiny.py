@@ -1,8 +1,8 @@
-"""From nothing to a small model that answers about the synthetic world.
+"""Trains a small model of the synthetic world from random weights.
 
 FOLDER/
     vision/      the vision encoder's pretraining
-    start/       its weights, and a language model with random ones
+    start/       the pretrained encoder with a random language model
     language/    the run of timeviper_fast.training
     model/       the result
 """
@@ -56,7 +56,7 @@ def _phase(
     )
 
 
-# from short videos of which much is kept to long ones of which a tenth is kept
+# from short videos with a large keep value to long videos with keep 0.1
 _PHASES = (
     _phase("short", 1500, (8, 32), (0.5, 0.3), 1500, 2e-3, 0.3),
     _phase("middle", 700, (16, 64), (0.3, 0.1), 1500, 2e-3, 0.5),
@@ -70,10 +70,10 @@ class TinyPlan:
     """How the tiny model is trained.
 
     Attributes:
-        vision: of the vision encoder.
-        phases: of the language model, whose encoder stays as it is.
-        plain: plain frames of the pool that videos are drawn from.
-        seed: of weights, frames and questions.
+        vision: plan of the vision encoder's pretraining.
+        phases: training phases of the language model; the encoder is frozen.
+        plain: number of plain frames in the pool of which videos are drawn.
+        seed: seed of weights, frames and questions.
     """
 
     vision: VisionPlan = field(default_factory=VisionPlan)
@@ -83,10 +83,10 @@ class TinyPlan:
 
     @classmethod
     def short(cls, steps: int, seed: int = 0) -> TinyPlan:
-        """At most `steps` steps of the encoder and of each phase: a trial of the whole way.
+        """A trial run: at most `steps` steps of the encoder and of each phase.
 
         Raises:
-            ValueError: `steps` is no integer above 0.
+            ValueError: `steps` is not an integer above 0.
         """
         if not (is_integer(steps) and steps > 0):
             raise ArgumentError("train_tiny", "steps", "be an integer above 0", steps)
@@ -95,7 +95,7 @@ class TinyPlan:
             whole,
             vision=replace(whole.vision, steps=min(steps, whole.vision.steps), seed=seed),
             phases=tuple(replace(p, steps=min(steps, p.steps)) for p in whole.phases),
-            # as few plain frames as the longest video needs
+            # the longest video needs this many plain frames
             plain=max(p.frames[1] for p in whole.phases),
         )
 
@@ -110,13 +110,13 @@ def train_tiny(
     """Train the tiny model, or continue where the run in `folder` stopped.
 
     Args:
-        folder: of the run; made if it does not exist.
-        plan: how.
+        folder: the run's folder; made if it does not exist.
+        plan: steps, phases, pool and seed.
         on_vision: called with each line of the encoder's log.
         progress: called with each line of the language model's metrics.
 
     Returns:
-        The finished model's folder, bfloat16 weights that `TimeViper.from_pretrained` loads.
+        The folder of the trained model (bfloat16), which `TimeViper.from_pretrained` loads.
 
     Raises:
         ValueError: `folder` holds a run with another plan.
@@ -148,7 +148,7 @@ def train_tiny(
 
 
 def _source(level: str, plan: TinyPlan) -> SourceConfig:
-    # the encoder has seen the worlds of the plan's own seed
+    # other seeds than plan.seed, whose worlds the encoder was trained on
     seed = plan.seed + (1 if level == "study" else 2)
     options = {"level": level, "seed": seed, "plain": plan.plain}
     return SourceConfig(level, "synthetic", options)

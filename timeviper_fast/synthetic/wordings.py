@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["HELD_OUT_WORDINGS", "WORDINGS"]
 
-# {subject} is a shape or "sign", {other} a second one, {letter} where a chain starts
+# {subject} is a shape or "sign", {other} another one, {letter} the first letter of a chain
 WORDINGS: dict[str, tuple[str, ...]] = {
     "sign": (
         "What does the sign say?",

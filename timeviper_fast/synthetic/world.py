@@ -1,7 +1,7 @@
 """The pictures of the seeded world: plain frames, and needles that replace them.
 
-Frame `i` of seed `s` is a function of `s` and `i`, whatever else is drawn, in whatever order or
-process. A needle is drawn over the plain frame of its number, so its background is that frame's.
+Frame `i` of seed `s` is a function of `s` and `i`, independent of other draws, their order and the
+process. A needle is drawn over the plain frame of its number, so it has that frame's background.
 Lengths are in units of a picture 48 wide, at every size in pixels.
 """
 
@@ -31,12 +31,12 @@ _SINE = np.rint(256 * np.sin(2 * math.pi * np.arange(_TURN) / _TURN)).astype(np.
 
 
 class World:
-    """Draws the frames of one seed.
+    """Draws the frames of a seed.
 
     Args:
         seed: any integer.
-        level: "study", or "hard" with moving backgrounds and changing sizes, places and pictures.
-        lookalike: share of plain frames with a look-alike card, in place of the level's.
+        level: "study", or "hard" with moving backgrounds, varying cards and codec artefacts.
+        lookalike: share of plain frames with a look-alike card; None takes the level's.
     """
 
     def __init__(self, seed: int, level: str = "study", lookalike: float | None = None) -> None:
@@ -55,8 +55,8 @@ class World:
         """Frames by number: (n, size, size, 3) uint8 RGB.
 
         Args:
-            numbers: which frames, from 0; any order.
-            needles: what each of them shows; None is a plain frame. Without the argument all are.
+            numbers: frame numbers from 0, in any order.
+            needles: the needle of each frame, or None for a plain frame. By default all are plain.
             size: pixels per side, a multiple of 48. Larger pictures show the same scene.
         """
         if size < SIDE or size % SIDE:
@@ -101,7 +101,7 @@ def _between(limits: tuple[float, float], draw: np.ndarray) -> np.ndarray:
 
 
 def _waves(draws: np.ndarray, time: np.ndarray, size: int) -> np.ndarray:
-    """Two colours mixed by the sum of two waves, turned in integers: (n, 3, size, size) float32."""
+    """Two colours mixed by the sum of two waves: (n, 3, size, size) float32; integer phases."""
     at = ((np.arange(size) + 0.5) * (256 * SIDE / size)).astype(np.int32)
     mix = np.zeros((len(draws), size, size), np.float32)
     for first in (6, 11):

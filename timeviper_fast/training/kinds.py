@@ -133,7 +133,7 @@ def check_sources(config: TrainingConfig) -> Iterator[tuple[SourceConfig, list[F
 def complete_with(
     config: TrainingConfig, names: Mapping[str, float], setting: Setting
 ) -> Callable[[Sample], Sample]:
-    """A function that encodes a sample whose features its source's cache does not have yet."""
+    """A function that encodes and caches a sample, if its source keeps features."""
     tables = [table for table in config.sources if table.name in names]
     caches = {table.name: _cache(table.options.get("features"), setting) for table in tables}
 

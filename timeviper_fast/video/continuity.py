@@ -18,20 +18,20 @@ import numpy as np
 __all__ = ["Breaks", "breaks", "ends_within_a_packet", "marked"]
 
 _SYNC = 0x47
-# the tracks of the table of programs and of that of their names, which many writers send, too
+# PIDs of the program association table (PAT) and of the service description table (SDT)
 _TABLES = (0, 17)
 _SIZES = (188, 192, 204)
-# so many packets must begin with the sync byte to tell their size
+# number of packets that must begin with the sync byte to determine the packet size
 _PROBED = 8
 _CHUNK_PACKETS = 1 << 15
-# Of a transport packet with data: its place in the file, its track and counter; whether a picture
-# begins in it; whether it is filled up, as at the end of a picture; whether its count is new.
+# A transport packet with data: its offset in the file, its track and its counter; whether a picture
+# begins in it; whether it has stuffing, as at the end of a picture; whether its counter restarts.
 _HEAD = np.dtype("i8, i2, i1, ?, ?, ?")
 _HEAD.names = ("place", "track", "counter", "begins", "ends", "renewed")
 
 
 class Breaks(NamedTuple):
-    """Where the counter of a track does not go on.
+    """Discontinuities of a track's counter.
 
     Attributes:
         places: (n,) int64, FFmpeg's places of the transport packets behind the breaks.
@@ -97,7 +97,7 @@ def ends_within_a_packet(file: BinaryIO, end: int) -> bool:
     if layout is None:
         return False
     size, start = layout
-    # of the sizes, 192 alone has bytes before the sync byte
+    # only 192-byte packets have bytes (4) before the sync byte
     return (end - start + (4 if size == 192 else 0)) % size > 0
 
 
