@@ -36,35 +36,38 @@ def needle(
         str, typer.Option(help="A local directory or a Hugging Face Hub id.", callback=named)
     ],
     out: Annotated[
-        str, typer.Option(help="Folder of the results; a run goes on there.", callback=named)
+        str,
+        typer.Option(help="Folder of the results; a stopped run continues.", callback=named),
     ] = "needles",
     frames: Annotated[str, typer.Option(help="Lengths of videos.")] = "64,1000,10000",
-    depths: Annotated[int, typer.Option(help="How many places, from first to last frame.")] = 11,
+    depths: Annotated[int, typer.Option(help="Number of depths, from first to last frame.")] = 11,
     videos: Annotated[int, typer.Option(help="Videos of each length.")] = 11,
     tasks: Annotated[
-        str, typer.Option(help="Of sign, colour, chain and count.")
+        str, typer.Option(help="Some of sign, colour, chain and count.")
     ] = "sign,colour,chain",
-    seed: Annotated[int, typer.Option(help="Of the frames and places.")] = 1_000_003,
-    keep: Annotated[str, typer.Option(help="Shares kept by the asking stage, as 0.1,0.01.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the frames and places.")] = 1_000_003,
+    keep: Annotated[str, typer.Option(help="Keep values of the asking stage.")] = "",
     control: Annotated[
         str,
-        typer.Option(help="Of blind, no-video, needle-only, uniform, raw and normed."),
+        typer.Option(help="Some of blind, no-video, needle-only, uniform, raw, normed."),
     ] = "",
-    level: Annotated[str, typer.Option(help="Of the synthetic world: study or hard.")] = "study",
+    level: Annotated[
+        str, typer.Option(help="Level of the synthetic world: study or hard.")
+    ] = "study",
     pool: Annotated[
         int | None, typer.Option(help="Plain frames to draw from; default: 12,000 or more.", min=2)
     ] = None,
     held_out: Annotated[
-        bool, typer.Option(help="Ask with wordings that training never sees.")
+        bool, typer.Option(help="Ask in wordings that training never uses.")
     ] = False,
     needle: Annotated[
-        str | None, typer.Option(help="An image, or a JSON list of several, with video files.")
+        str | None, typer.Option(help="An image, or a JSON list of several; needs video files.")
     ] = None,
-    question: Annotated[str, typer.Option(help="What to ask about the image.")] = "",
-    options: Annotated[str, typer.Option(help="What may be chosen from, as red,blue.")] = "",
+    question: Annotated[str, typer.Option(help="The question about the image.")] = "",
+    options: Annotated[str, typer.Option(help="The choices, as red,blue.")] = "",
     answer: Annotated[str, typer.Option(help="The true answer.")] = "",
     fps: Annotated[float, typer.Option(help="Frames per second of the video files.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 16,
     figures: Annotated[bool, typer.Option(help="Draw heat maps (needs matplotlib).")] = True,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
@@ -72,7 +75,7 @@ def needle(
     dtype: Dtype = None,
     backend: BackendName = None,
 ) -> None:
-    """Ask about few frames among thousands.
+    """Ask about a few frames among thousands.
 
     Each row of the table has the share of right answers, its 95 % interval, and the counts.
     """

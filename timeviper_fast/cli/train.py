@@ -24,7 +24,7 @@ def train(
         bool, typer.Option("--check", help="List every faulty row of the data, and train nothing.")
     ] = False,
 ) -> None:
-    """Train a model; a run that was stopped goes on from its last snapshot."""
+    """Train a model; a stopped run continues from its last snapshot."""
     with importing():
         from timeviper_fast.cli.terminal import err, say, training_bar
         from timeviper_fast.synthetic.kinds import synthetic_source

@@ -14,15 +14,15 @@ __all__ = ["train_tiny"]
 
 def train_tiny(
     folder: Annotated[
-        str, typer.Argument(help="Where the run lies; one that stopped goes on.", callback=named)
+        str, typer.Argument(help="Folder of the run; a stopped run continues.", callback=named)
     ],
     steps: Annotated[
         int | None,
-        typer.Option(help="At most so many steps of each part: a trial of the whole way.", min=1),
+        typer.Option(help="Most steps of each part, for a trial run.", min=1),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, frames and questions.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of weights, frames and questions.", min=0)] = 0,
 ) -> None:
-    """Train a small model on the synthetic world, from nothing, on a CPU.
+    """Train a small model of the synthetic world from random weights, on a CPU.
 
     One thread is as quick as two on models of this size: OMP_NUM_THREADS=1.
     """

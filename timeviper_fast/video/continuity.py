@@ -25,7 +25,8 @@ _SIZES = (188, 192, 204)
 _PROBED = 8
 _CHUNK_PACKETS = 1 << 15
 # A transport packet with data: its offset in the file, its track and its counter; whether a picture
-# begins in it; whether it has stuffing, as at the end of a picture; whether its counter restarts.
+# begins in it; whether it has stuffing, as at the end of a picture; whether its discontinuity
+# indicator is set.
 _HEAD = np.dtype("i8, i2, i1, ?, ?, ?")
 _HEAD.names = ("place", "track", "counter", "begins", "ends", "renewed")
 
