@@ -1,4 +1,4 @@
-"""`timeviper-fast needle`: its table, files and JSON; a run that goes on; mistakes."""
+"""`timeviper-fast needle`: its table, files and JSON; a continued run; mistakes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Pools of few needles."""
+    """Pools with one frame per needle."""
     monkeypatch.setattr(pool.PoolSize, "copies", lambda self, needle: 1)
 
 

@@ -42,7 +42,7 @@ def test_a_narrow_terminal_breaks_no_name(run, home):
 
 
 def test_eighty_columns_keep_the_columns(run, monkeypatch, home):
-    """What is too wide for one line has its first cell above the others, which stay aligned."""
+    """If a row is too wide for a line, its first cell goes above the others, which stay aligned."""
     for name in ("out", "err"):
         console = Console(stderr=name == "err", force_terminal=True, width=80, color_system=None)
         monkeypatch.setattr(terminal, name, console)
@@ -142,7 +142,7 @@ def ask_on(home):
                 while block := os.read(main, 65536):
                     shown += block
             except OSError:
-                # a terminal that its last writer has left raises EIO
+                # reading a terminal raises EIO after its last writer has closed it
                 pass
             os.close(main)
             said = process.stdout.read()

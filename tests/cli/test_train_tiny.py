@@ -7,7 +7,7 @@ from timeviper_fast.synthetic import tiny
 
 
 def test_the_plan_is_what_the_options_say(run, monkeypatch, tmp_path):
-    """The training itself is tested in tests/synthetic."""
+    """tests/synthetic covers the training itself."""
     asked = []
 
     def train_tiny(folder, plan, *, on_vision, progress):

@@ -15,7 +15,7 @@ from timeviper_fast.dataset.sample import Cost, Draw, Limits, Sample
 from timeviper_fast.errors import DataError
 from timeviper_fast.video import write_video
 
-# any size will do, since no test of this folder runs an encoder of this shape
+# an arbitrary size: no test of this folder runs an encoder of this shape
 VISION = VisionConfig(
     image_size=16, patch_size=8, hidden_size=32, intermediate_size=32, num_attention_heads=2
 )
@@ -34,7 +34,7 @@ def talk(*texts: str) -> list[dict[str, str]]:
 
 
 def turns(*texts: str) -> tuple[dict[str, str], ...]:
-    """The same in the form of chat templates."""
+    """A conversation in the form of chat templates."""
     return tuple(
         {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)
     )

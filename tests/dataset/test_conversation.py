@@ -1,4 +1,4 @@
-"""Rows become samples: frames, conversation, sentence and span; cost tells what load gives."""
+"""Rows become samples: frames, conversation, sentence and span; `cost` agrees with `load`."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def source(home: Path, *rows: dict[str, Any], **options: Any) -> ConversationSou
 
 
 def levels(sample: Any) -> list[int]:
-    """Grey level of each frame, in eights."""
+    """Grey level of each frame, divided by 8."""
     return [round(float((frame.mean() * 0.5 + 0.5) * 255) / 8) for frame in sample.pixels]
 
 
 def agrees(made: ConversationSource, index: int, draw: Draw = DRAW) -> Any:
-    """The sample, whose cost was told before."""
+    """Load a sample and check it against its cost."""
     cost, sample = made.cost(index, draw), made.load(index, draw)
     prompt = training_prompt(
         TOKENIZER,
@@ -242,5 +242,5 @@ def test_training_sees_what_inference_sees(home: Path) -> None:
         watch = StopWatch(model.device)
         seen, seconds = encode_video(model, video, torch.tensor([1, 3, 5, 7]), 2, watch, None)
     assert tuple(seconds.tolist()) == sample.seconds
-    # the encoder runs in batches of other sizes
+    # batches of other sizes change the rounding
     torch.testing.assert_close(tokens, seen, rtol=1e-5, atol=1e-5)

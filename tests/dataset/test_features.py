@@ -1,4 +1,4 @@
-"""Features on disk: those of the encoder, whole or encoded again, never those of something else."""
+"""Cached features equal the encoder's; damaged entries are encoded again; keys never collide."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_features_are_those_that_the_model_would_project(model: TimeViperNetwork
 def test_parts_are_encoded_one_by_one_in_batches_of_whole_clips(
     model: TimeViperNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches of other sizes may round differently, and a part must be the same in every sample."""
+    """Batch size may change rounding, and a part must have the same features in every sample."""
     pixels, batches = torch.randn(10, 3, 28, 28), []
     monkeypatch.setattr(features, "_BATCH", 5)
     hook = model.vision.register_forward_pre_hook(lambda _, given: batches.append(len(given[0])))
@@ -108,7 +108,7 @@ def test_a_models_key_is_of_weights_settings_and_dtype(model: TimeViperNetwork) 
     same = TimeViperNetwork(model.config)
     assert vision_key(same) == vision_key(model)
     torch.nn.init.normal_(same.projector.layers[0].weight)
-    assert vision_key(same) == vision_key(model)  # the projector comes behind the features
+    assert vision_key(same) == vision_key(model)  # the projector comes after the features
     torch.manual_seed(0)
     others = [TimeViperNetwork(CONFIG), TimeViperNetwork(model.config).bfloat16()]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Files are written whole, and a media file's key changes with it."""
+"""Files are written atomically, and a media file's key changes with the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sample's frames: their number follows rule and limits, whole clips, and the part of the video."""
+"""A sample's frames: their number obeys the rule, the limits, whole clips and the video's part."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_part_of_the_video() -> None:
     assert chosen.seconds.tolist() == [7.5, 8.5, 9.5, 10.5]
     assert chosen.positions.tolist() == [5, 7, 9, 11]
     assert (chosen.start, chosen.duration) == (7.0, 4.0)
-    # no frame is shown at 7.2 seconds, and the first one behind it at 7.5
+    # no frame starts at 7.2 seconds; the next one starts at 7.5
     chosen = Sampling().choose(late, 7.2, 11.0, Limits())
     assert (chosen.start, chosen.duration) == (7.5, 3.5)
     assert Sampling().choose(late, None, None, Limits()).start == 5.0

@@ -1,4 +1,4 @@
-"""Long samples: clips of several videos in a drawn order, and which of them is asked about."""
+"""Long samples: clips of several videos in a random order, and the clip of the question."""
 
 from __future__ import annotations
 

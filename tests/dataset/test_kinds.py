@@ -1,4 +1,4 @@
-"""Each kind of source says what its rows lack, and asks where a row has a caption only."""
+"""Each kind of source reports missing fields, and adds a question to rows with only a caption."""
 
 from __future__ import annotations
 

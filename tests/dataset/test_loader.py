@@ -1,4 +1,4 @@
-"""Packs are decoded in order, by workers or without; what cannot be read is said or counted."""
+"""Packs are decoded in order, with or without workers; unreadable samples raise or are counted."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_workers_give_what_none_gives_and_leave_the_random_state() -> None:
 
 
 def test_a_state_continues_what_workers_had_ahead() -> None:
-    """Workers run ahead of what is trained on, so the last pack's state counts."""
+    """Workers run ahead of training, so a run continues from the last pack's state."""
     whole = told(islice(loader([3, 8, 13, 25]), 10))
     continued = Packer(
         Mixture([Numbers("a", [3, 8, 13, 25]), Numbers("b", [3, 8, 13, 25])], [1.0, 2.0], 0),
@@ -100,7 +100,7 @@ def test_arguments_that_break_a_rule(options: Any, sentence: str) -> None:
 
 
 def test_a_pack_takes_few_open_files() -> None:
-    """Each tensor of its own would be one open file of this process, of 1,024 that are allowed."""
+    """Each separate tensor would be an open file of this process; the default limit is 1,024."""
     packs = [Pack(tuple(Draw(i % 2, 0, i) for i in range(60)), 0)]
     (alone,) = told(loader([3], packs))
     loading = iter(loader([3], packs, workers=1))

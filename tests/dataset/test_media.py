@@ -1,4 +1,4 @@
-"""Timelines are looked up once, kept on disk by the file's version, and mended when damaged."""
+"""Timelines are looked up once, cached by the file's version, and replaced when damaged."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_the_memory_is_bounded(tmp_path: Path, opened: list[Path]) -> None:
     for path in (*paths[:2], *paths[:2], paths[2], paths[1], paths[0]):
         index.timeline(path)
     assert opened == [*paths, paths[0]]
-    # a video larger than the memory is kept until the next one comes
+    # a video above the memory limit is kept until the next look-up
     for _ in range(2):
         MediaIndex(memory=1).timeline(paths[0])
     assert len(opened) == 6

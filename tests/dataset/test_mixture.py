@@ -1,4 +1,4 @@
-"""Draws: by weight, each row once per epoch, and continued from a number alone."""
+"""Draws follow the weights, give each row once per epoch, and continue from a saved state."""
 
 from __future__ import annotations
 

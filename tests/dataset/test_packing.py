@@ -43,7 +43,7 @@ def test_budgets_hold_and_nothing_is_lost_or_repeated(
         counts = sizes_of(packed, pack)
         assert pack.tokens == sum(counts)
         assert pack.tokens <= tokens or len(counts) == 1
-    # what was drawn is what was given out and what waits, each once
+    # each drawn sample is in exactly one returned or open pack
     drawn = Mixture(packed.mixture.sources, [1.0] * len(packed.mixture.sources), seed)
     expected = Counter(drawn.draw() for _ in range(packed.mixture.drawn))
     waiting = [Draw(*draw) for items in packs[-1].state["open"] for *draw, _ in items]
@@ -68,7 +68,7 @@ def test_any_packs_state_continues_the_run(
 
 
 def test_first_fit_and_the_oldest_goes() -> None:
-    """Sizes are chosen so that each sample tells its place; the order of draws is asked for first."""
+    """Each sample has a different size, so the sizes in a pack identify its samples."""
     packed = packer([12, 15, 7, 20, 25, 3], window=2)
     bins: list[list[int]] = []
     given: list[list[int]] = []
@@ -110,7 +110,7 @@ def test_faulty_rows() -> None:
     assert packed.skipped > 0
     assert packed.notes[-1] == "1:0: it is faulty"
     assert packs[-1].state["skipped"] == packed.skipped
-    # where every row is faulty, no pack can ever come
+    # if every row is faulty, no pack can ever be filled
     with pytest.raises(DataError):
         packer([-1, -1], on_error="skip").next()
 

@@ -1,4 +1,4 @@
-"""Hashes are seeds that never change, and permutations lose and repeat nothing."""
+"""Hashes never change, and permutations are bijections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Annotation files of every form are read row by row, and what is wrong with a row is said."""
+"""Annotation files of every form are read row by row, and all faults of a row are listed."""
 
 from __future__ import annotations
 

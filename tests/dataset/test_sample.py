@@ -1,4 +1,4 @@
-"""The types that sources and the trainer share: what they hold, and one error for each broken rule."""
+"""The types that sources and the trainer share; each broken rule raises one error."""
 
 from __future__ import annotations
 

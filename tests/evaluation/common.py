@@ -15,7 +15,7 @@ TASKS = ("sign", "colour", "chain")
 
 
 def random_model(name="tiny-trained"):
-    """The transfer has an effect: its gates are open."""
+    """A random model with open gates, so that the transfer has an effect."""
     model = TimeViper(preset(name), byte_tokenizer()).eval()
     init_weights(model, seed=0)
     with torch.no_grad():
@@ -25,7 +25,7 @@ def random_model(name="tiny-trained"):
 
 
 def random_pool(plain=120, copies=1):
-    """Every frame has features of its own."""
+    """A pool in which every frame has different features."""
     places, count = {}, plain
     for needle in every_needle():
         places[needle] = (count, copies)

@@ -1,4 +1,4 @@
-"""Equal and near frames are found among all pairs, in blocks or not."""
+"""Identical and near frames are found among all pairs, with any block size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from timeviper_fast.evaluation.alike import find_alike, thumbnails
 
 
 def distances(thumbs):
-    """All of them, in float64."""
+    """The distances of all pairs, in float64."""
     return torch.cdist(
         thumbs.double(), thumbs.double(), compute_mode="donot_use_mm_for_euclid_dist"
     )
@@ -44,7 +44,7 @@ def test_equal_and_near_frames_are_counted(frames, block):
 
 
 def test_the_largest_distance_is_exact():
-    """Black and white are as far apart as thumbnails can be, and rounding must not shorten it."""
+    """Black and white have the largest distance, and rounding must not change it."""
     thumbs = torch.zeros(3, 108)
     thumbs[1], thumbs[2] = 255, 254
     found = find_alike(thumbs)

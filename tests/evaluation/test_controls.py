@@ -1,4 +1,4 @@
-"""What each control changes, and that the model is as before afterwards."""
+"""Each control changes the right setting, and the model is restored afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sums and heat maps hold every row once; files of a run; figures without matplotlib."""
+"""Scores and heat maps count every row once; a run's files; the error without matplotlib."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Films are joined until they are long enough; an image replaces a frame and nothing else."""
+"""Films are joined until they are long enough; an image replaces exactly one frame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run asks every cell once, goes on where it was stopped, and says what its controls show."""
+"""A run asks every cell once, continues after a stop, and runs its controls."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_every_cell_is_asked_as_often_as_another(model, tmp_path):
 
 
 def test_a_stopped_run_goes_on(model, tmp_path, monkeypatch):
-    """Nothing is asked twice, and the answers are those of a run in one piece."""
+    """No question is asked twice, and the answers equal those of an uninterrupted run."""
     whole = run(model, tmp_path / "whole")
 
     class StopError(Exception):
@@ -88,7 +88,7 @@ def test_controls(model, tmp_path):
     assert ways == dict.fromkeys([*both, ("no-video", 1.0), ("needle-only", 1.0)], 3)
     for row in rows:
         assert (row.kept is None) == (row.control in ("blind", "no-video", "needle-only"))
-    # 5 of 256 tokens, evenly spaced: of frames 0, 16, 31 or 32, 47 and 63
+    # 5 of 256 tokens, evenly spaced: they lie in frames 0, 16, 31 or 32, 47 and 63
     for row in rows:
         if (row.control, row.keep, row.task) == ("uniform", 0.02, "sign"):
             assert row.kept == (row.depth in (0, 1))
@@ -97,7 +97,7 @@ def test_controls(model, tmp_path):
 
 
 def test_what_is_asked_is_what_is_answered(model, tmp_path, monkeypatch):
-    """The needed frames' tokens and the question reach the model: told the truth, all is right."""
+    """The needed frames' tokens and the question reach the model; true answers are judged right."""
 
     def truth(self, read):
         return next(told)

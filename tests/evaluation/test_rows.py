@@ -1,4 +1,4 @@
-"""Rows survive a kill at any byte, and a folder is not shared by runs of other settings."""
+"""Rows survive a kill at any byte, and a run with other settings is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intervals against tabulated values and the definition; sums by key."""
+"""Intervals match tabulated values and the definition; scores are summed by key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_wilsons_interval(right, n, low, high):
 
 
 def test_the_interval_holds_the_shares_that_lie_within_z_deviations():
-    """Its ends solve |share - p| = z sqrt(p (1 - p) / n)."""
+    """The bounds p solve |share - p| = z sqrt(p (1 - p) / n)."""
     for right, n in ((3, 11), (1, 40), (39, 40)):
         score = Score(right, n)
         for p in score.interval:

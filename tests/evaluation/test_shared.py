@@ -1,4 +1,4 @@
-"""Questions that share a video are answered as if each were asked alone."""
+"""Questions that share a video get the same answers as when each is asked alone."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def same(model, frames=60, chunk=None):
 
 @pytest.mark.parametrize("name", ["tiny-trained", "tiny"])
 def test_shared_is_alone(name):
-    """`tiny` has an attention layer below its asking stage, whose keys the questions share."""
+    """`tiny` has an attention layer below its asking stage; the questions share its keys."""
     same(random_model(name))
 
 

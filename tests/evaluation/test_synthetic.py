@@ -1,4 +1,4 @@
-"""Scenes have their needles where they should be, one true answer, and a chain that distracts."""
+"""Scenes have needles at the given depths, one true answer, and a distractor chain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def scenes():
 
 
 def chains(scene):
-    """From each letter that begins links, the way to its end."""
+    """{first letter: the chain that starts at it}"""
     step = {n.text[0]: n.text[1] for n in scene.needles.values() if n.kind == "link"}
 
     def walk(way):

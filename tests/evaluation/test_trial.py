@@ -1,4 +1,4 @@
-"""Depths, frames, and when an answer is right."""
+"""Depths, their frames, and the judgement of answers."""
 
 from __future__ import annotations
 

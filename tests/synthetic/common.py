@@ -1,4 +1,4 @@
-"""A reader that shares no code with the model: it compares a sign with the bitmaps."""
+"""A reader of signs that compares pixels with the bitmaps; it shares no code with the model."""
 
 from __future__ import annotations
 

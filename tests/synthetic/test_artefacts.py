@@ -1,4 +1,4 @@
-"""Softening and compression do what lenses and codecs do."""
+"""Softening and compression match their definitions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_softening_repeats_the_edges():
 
 
 def cosines(block):
-    """The 8 x 8 DCT as its definition has it."""
+    """The 8 x 8 DCT by its definition."""
     at = np.arange(8)
     table = np.cos(np.pi / 8 * np.outer(at, at + 0.5)) * np.where(at, 0.5, 0.125**0.5)[:, None]
     return table @ block @ table.T

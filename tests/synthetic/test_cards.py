@@ -1,4 +1,4 @@
-"""Cards lie inside the picture, and look-alikes come as often as the level says."""
+"""Cards lie inside the picture, and look-alikes have the level's frequency."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def drawn(draws, needle, level):
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("needle", NEEDLES, ids=lambda needle: needle.kind)
 def test_cards_are_whole(needle, level):
-    """No card is cut off: all have the size that their draw says."""
+    """No card is cut off: each has the size of its draw."""
     level = LEVELS[level]
     for draws in uniform(3, 1, np.arange(50), 32):
         rows, columns = drawn(draws, needle, level).nonzero()
@@ -44,7 +44,7 @@ def test_lookalikes_come_as_often_as_the_level_says(level):
 
 
 def test_needles_of_one_kind_differ_where_they_should():
-    """A sign's text and a shape's colour are seen; the same draw gives the same card."""
+    """A sign's text and a shape's colour change the picture; the same draw gives the same card."""
     draws = uniform(3, 1, np.arange(1), 32)[0]
     pictures = []
     for needle in (Needle("sign", "K7"), Needle("sign", "K8"), Needle("sign", "K7")):

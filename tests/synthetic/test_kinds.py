@@ -1,4 +1,4 @@
-"""The world as a source of a training run: options, pools that phases share, pixels that learn."""
+"""The world as a source of a training run: options, pools that phases share, and pixels for an encoder that learns."""
 
 from __future__ import annotations
 

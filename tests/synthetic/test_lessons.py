@@ -1,4 +1,4 @@
-"""Lessons show what their labels say, and are functions of seed and number."""
+"""Lessons match their labels, and are functions of seed and number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hard level contains the study's and goes beyond it."""
+"""The ranges of the hard level contain those of the study level."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_hard_ranges_contain_the_ranges_of_study():
 
 
 def test_a_link_card_fits_the_picture_at_its_largest():
-    """15 cells, padding and borders."""
+    """Its width is 15 cells, padding and borders."""
     for level in LEVELS.values():
         assert 15 * level.cell[1] + 8 <= 48
         assert 2 * level.radius[1] + 8 <= 48

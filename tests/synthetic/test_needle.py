@@ -1,4 +1,4 @@
-"""A needle is what the world can draw, or an error says why not."""
+"""A needle that the world cannot draw raises an error with the reason."""
 
 from __future__ import annotations
 

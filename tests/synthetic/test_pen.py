@@ -1,4 +1,4 @@
-"""The pen paints where it should, and nowhere else."""
+"""The pen changes exactly the pixels of what it draws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pool gives each frame the features of a picture that shows the right thing."""
+"""A pool gives each frame the features of a picture with the right needle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from timeviper_fast.synthetic.world import World
 
 
 def small_pool(plain=40, copies=2):
-    """A pool whose features are their own numbers."""
+    """A pool whose features are the frames' indices."""
     places, count = {}, plain
     for needle in every_needle():
         places[needle] = (count, copies)
@@ -51,7 +51,7 @@ def test_videos_show_what_they_should_and_no_frame_twice():
 
 
 def test_features_are_those_of_the_worlds_frames(monkeypatch):
-    """Of frames that show the needle, and of frames that show nothing; other seeds give others."""
+    """Needle and plain frames have the features of the rendered pictures; other seeds differ."""
     needles = [Needle("sign", "K7"), Needle("ring", colour="blue"), Needle("link", "KM")]
     monkeypatch.setattr(pool_module, "every_needle", lambda: needles)
     model = TimeViperNetwork(preset("tiny-trained"))

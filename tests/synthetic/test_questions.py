@@ -1,4 +1,4 @@
-"""Every answer is right: a checker reads the scene, and knows nothing of how it was drawn."""
+"""Every answer is right, by a solver that sees only the scene and the question."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ THINGS = ("star", "ring", "heart", "sign")
 
 
 def things_of(text):
-    """What the question names, in its order."""
+    """The subjects that the question names, in order."""
     return re.findall("|".join(THINGS), text)
 
 

@@ -1,4 +1,4 @@
-"""Shapes and glyphs cover the area that geometry says, at every resolution."""
+"""Shapes and glyphs cover their geometric area at every resolution."""
 
 from __future__ import annotations
 

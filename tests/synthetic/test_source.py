@@ -1,4 +1,4 @@
-"""The source's samples show what their questions ask, cost what they say, and can be repeated."""
+"""The source's samples show the needed needles, have the stated cost, and are reproducible."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_samples_cost_what_the_source_says():
 
 
 def test_needed_frames_show_the_answer():
-    """The pool's features are frame numbers, so they tell which needle a frame shows."""
+    """The pool's features are frame numbers, so they identify a frame's needle."""
     kinds = {
         number: needle
         for needle, (first, count) in POOL.places.items()

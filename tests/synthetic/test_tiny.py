@@ -1,4 +1,4 @@
-"""The whole way to a tiny model, in a few steps: what is left, and that it continues exactly."""
+"""Training of the tiny model in a few steps: its output, and its exact continuation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from timeviper_fast.timeviper import TimeViper
 
 @pytest.fixture(autouse=True, scope="module")
 def _small():
-    """One thread, and pools that are quickly made."""
+    """One thread, and small pools."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -27,7 +27,7 @@ def _small():
 
 
 def plan(steps=2):
-    """Two short phases of videos that are not long."""
+    """Two short phases with short videos."""
     whole = TinyPlan.short(steps)
     phases = tuple(replace(p, frames=(8, 16), tokens_per_pack=200) for p in whole.phases[1:3])
     return replace(whole, vision=replace(whole.vision, batch=8), phases=phases, plain=16)

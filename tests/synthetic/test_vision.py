@@ -37,7 +37,7 @@ PLAN = VisionPlan(steps=6, batch=8, warmup=2)
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Small matrices on several threads mostly wait, and for long on a busy machine."""
+    """Run on one thread: with small matrices, threads spend most time waiting for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -57,7 +57,7 @@ def shuffled(trainer):
 
 @pytest.mark.parametrize("true", [True, False], ids=["true labels", "shuffled labels"])
 def test_a_hundred_steps_teach_kinds(true):
-    """The loss starts near 12; what shuffled labels teach is the share of each kind, 10.3."""
+    """The loss starts near 12. From shuffled labels only the share of each kind is learnt: 10.3."""
     plan = VisionPlan(steps=300, batch=48, learning_rate=8e-3, warmup=10, hard=0.0)
     trainer = VisionTrainer(SMALL, plan)
     if not true:
@@ -149,7 +149,7 @@ def test_later_steps_see_more_frames_without_a_needle():
 
 
 def test_measuring_counts_tokens_and_frames():
-    """A reader that calls everything a star is wrong about all frames but stars."""
+    """A reader that predicts a star for each token is wrong on all frames without a star."""
     reader = Reader(SMALL)
     for parameter in reader.heads.parameters():
         torch.nn.init.zeros_(parameter)

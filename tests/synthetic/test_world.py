@@ -55,7 +55,7 @@ def test_seeds_share_no_frame(level):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_no_two_frames_are_alike(level):
-    """As the model sees them, also within one moving shot: no distance is near 0."""
+    """No distance between thumbnails is near 0, also within a moving shot."""
     distances = nearest(thumbnails(World(3, level).render(range(1500))))
     assert distances.min() > np.median(distances) / 20
     assert distances.min() > 2
@@ -63,7 +63,7 @@ def test_no_two_frames_are_alike(level):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_needle_replaces_part_of_its_plain_frame(level):
-    """The card covers less than half of the picture; around it the frame stays, but for codecs."""
+    """The card covers less than half of the picture; the rest changes only by codec artefacts."""
     world, numbers = World(9, level, lookalike=0.0), range(60)
     plain = world.render(numbers).astype(int)
     shown = world.render(numbers, [SIGNS[i % 8] for i in numbers]).astype(int)
@@ -112,7 +112,7 @@ def test_a_video_file_keeps_what_frames_show(tmp_path):
 
 
 def test_thousands_of_frames_are_drawn_per_second():
-    """At least 1,000 in the process's own time; about 6,000 on a quiet machine."""
+    """At least 1,000 per second of CPU time; an idle machine draws about 6,000."""
     world, needles = World(1), ALL * 40
     world.render(range(280), needles)
     start = time.process_time()

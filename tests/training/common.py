@@ -84,11 +84,11 @@ def samples() -> list[Sample]:
 
 
 class Pictures:
-    """A source whose answer is one of four letters, told by one of its frames.
+    """A source whose answer is one of four letters; one of the frames shows it.
 
     Args:
-        shuffled: whether the answers have nothing to do with the frames.
-        texts: whether every other row has no vision.
+        shuffled: whether the answers are independent of the frames.
+        texts: whether every second row has no vision.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 """A process of a divided run, started by torchrun: `python -m tests.training.run_divided OUTPUT
-STOP_AT`. STOP_AT is a step of the last phase behind which the process is killed; 0 for none."""
+STOP_AT`. The process is killed after step STOP_AT of the last phase; 0 does not kill it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from timeviper_fast.training.trainer import train
 
 
 def divided_run(output: str):
-    """The run that the tests divide: float64, and packs without vision beside packs with it."""
+    """The sharded run of the tests: float64, with packs with and without vision."""
     source = {"name": "pictures", "kind": "pictures", "texts": True}
     run = run_of(output, dtype="float64", save_dtype="float64", save_every=2, source=[source])
     return replace(

@@ -1,4 +1,4 @@
-"""A run's TOML file: what it means, and one clear sentence for what is wrong with it."""
+"""A run's TOML file: its values, and one clear sentence for each mistake."""
 
 from __future__ import annotations
 

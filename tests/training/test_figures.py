@@ -1,4 +1,4 @@
-"""Sums over packs and the figures made of them."""
+"""Sums over packs, and their means."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from timeviper_fast.training.packed import PackedResult
 
 
 def result(right, samples, loss=2.0, selection=None):
-    """A pack whose supervised tokens are predicted right or not, each of the sample named."""
+    """A pack's result: for each supervised token, whether it is right, and its sample."""
     targets = torch.arange(len(right))
     logits = torch.nn.functional.one_hot((targets + ~torch.tensor(right)) % len(right)).float()
     packed = Packed(torch.tensor(loss), logits, targets, torch.tensor(samples), [])

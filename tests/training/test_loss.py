@@ -31,7 +31,7 @@ def samples():
 
 
 def embed(backbone, projector, data, which):
-    """Embeddings, segments and labels of the samples in `which`, one behind the other."""
+    """Embeddings, segments and labels of the samples in `which`, one after the other."""
     tokens, labels, ids, segments = [], [], data["input_ids"], []
     frame = id_start = label_start = 0
     fused_labels = data["fused_labels"][0]

@@ -1,4 +1,4 @@
-"""metrics.jsonl: appended lines, what a continued run drops, and TensorBoard's absence."""
+"""metrics.jsonl: appended lines, the lines that a continued run drops, and missing TensorBoard."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_tensorboard_is_asked_for_without_the_package(tmp_path, monkeypatch):
 
 
 def test_tensorboard_gets_every_figure(tmp_path, monkeypatch):
-    """The package's writer is stood in for: what it is called with is ours."""
+    """A stub replaces SummaryWriter; the test checks the calls that it receives."""
     written = []
 
     class Writer:

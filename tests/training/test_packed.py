@@ -58,7 +58,7 @@ def test_the_loss_of_a_pack_is_the_sum_of_each_sample_alone():
 
 @pytest.mark.parametrize("part", ["vision", "projector", "backbone"])
 def test_gradients_are_those_of_finite_differences(part):
-    """Of the whole model in float64: two samples with vision that learns, and text."""
+    """The whole model in float64, on two samples with vision and a text; the encoder learns."""
     wrapper = PackedModel(tiny(torch.float64), selection_weight=0.3)
     wrapper(samples()).loss.backward()
     generator = torch.Generator().manual_seed(1)

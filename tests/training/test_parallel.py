@@ -1,4 +1,4 @@
-"""Two processes against one: the same weights, also when a rank has no vision, killed and resumed."""
+"""Two processes give the weights of one, also if a rank has no vision, and after a kill."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def launch(processes: int, output: Path, stop_at: int = 0) -> subprocess.CompletedProcess[str]:
-    """A run divided among so many processes."""
+    """Start a run on this number of processes."""
     return subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone",
@@ -42,7 +42,7 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> dict[str, torch.Tensor]:
-    """The weights that one process finds."""
+    """The weights after a run of one process."""
     from tests.training.common import CONFIG
     from timeviper_fast import presets
 
@@ -61,7 +61,7 @@ def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
 
 @pytest.mark.slow
 def test_two_processes_find_the_weights_of_one(alone, tmp_path):
-    """One sample is a pack here: in most steps one process has vision and the other has none."""
+    """Each pack is one sample: in most steps one process has vision and the other has none."""
     done = launch(2, tmp_path / "run")
     assert done.returncode == 0, done.stderr[-3000:]
     close(weights(tmp_path / "run"), alone)

@@ -24,7 +24,7 @@ def phase_run(tmp_path, model, **changes):
 
 
 def test_packs_of_a_step_count_by_their_supervised_tokens(tmp_path):
-    """Accumulated over two packs, the step is that of both in one pack."""
+    """A step accumulated over two packs equals the step on one pack with all samples."""
     given = samples()
     weights = []
     for packs in ([given[:1], given[1:]], [given]):

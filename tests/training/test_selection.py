@@ -1,4 +1,4 @@
-"""The loss on what attention stages keep: its value by hand, its gradient, and its effect."""
+"""The selection loss: its value computed by hand, its gradient, and its effect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def record(layer, kept, log_scores=None):
 
 
 def test_it_is_minus_the_logarithm_of_the_needed_frames_share():
-    """Two tokens per frame; the uniform stage before leaves tokens 0, 2, 4 and 6 of 8."""
+    """Two tokens per frame; the uniform stage before it keeps tokens 0, 2, 4 and 6 of 8."""
     scores = [0.1, 0.2, 0.3, 0.1]
     stages = [[record(1, [0, 2, 4, 6])], [record(2, [2], list(map(math.log, scores)))]]
     loss = selection_loss(stages, [(1, 3)], tokens_per_frame=2)
@@ -55,7 +55,7 @@ def test_a_sample_without_a_needed_token_gives_no_gradient():
 
 
 def test_the_logarithms_are_those_of_the_scores_that_choose():
-    """With two key heads: training pairs query and key heads as inference does."""
+    """With two key heads, training pairs query and key heads as inference does."""
     model = tiny(torch.float64)
     packed = packed_forward(model.backbone, *embed_packed(model, samples()), log_scores=True)
     attention = packed.records[1]

@@ -1,4 +1,4 @@
-"""Snapshots: written whole, the newest found, the old removed, damage told."""
+"""Snapshots are atomic; the newest is found, old ones are removed, damage is an error."""
 
 from __future__ import annotations
 

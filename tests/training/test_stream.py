@@ -1,4 +1,4 @@
-"""The packs of each step: the same for any number of processes, continued exactly, counted."""
+"""The packs of each step: the same for any number of processes, and continued exactly."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_state_behind_a_step_continues_with_the_next_one():
     for _ in range(3):
         next(steps)
     state = begun.state_dict()
-    # another process's stream, and another number of processes
+    # the state also fits another number of processes
     for size in (1, 2):
         continued = stream(0, size)
         continued.load_state_dict(state)
@@ -46,13 +46,13 @@ def test_the_state_behind_a_step_continues_with_the_next_one():
 
 
 def test_what_reaches_the_layers_is_counted():
-    """4 layers; 10 frames of 4 tokens: all before layer 1, half before 2, a quarter behind."""
+    """4 layers; 10 frames of 4 tokens: all before layer 1, half before layer 2, then a quarter."""
     cost = Cost(frames=10, text=7)
     assert tokens_per_layer(CONFIG, cost) == -(-(47 + 27 + 17 + 17) // 4)
     assert tokens_per_layer(CONFIG, Cost(0, 7)) == 7
 
 
 def test_packs_are_planned_for_the_step_that_keeps_most():
-    """The phase keeps everything at first: three samples of 60 + 8 to 16 tokens fit 250."""
+    """The phase first keeps all tokens: three samples of 60 + 8 to 16 tokens fit into 250."""
     counts = [len(pack) for packs in stream().steps(0, 8) for pack in packs]
     assert max(counts) == 3

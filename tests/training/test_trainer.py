@@ -1,4 +1,4 @@
-"""Whole runs: what they leave behind, that they continue exactly, and what they refuse."""
+"""Whole runs: their output, their exact continuation, and the errors of wrong settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Stopped(Exception):
 
 
 def stop_at(phase: str, step: int):
-    """A progress function that ends a run, as a crash behind that step would."""
+    """A progress function that ends a run like a crash after that step."""
 
     def progress(at):
         if (at.phase, at.step) == (phase, step):
@@ -79,7 +79,7 @@ def test_a_phase_changes_the_parts_that_it_trains_and_no_others(whole):
     changed = {n for n, v in before.state_dict().items() if not torch.equal(v, aligned[n])}
     assert changed == {name for name in aligned if name.startswith("projector.")}
     same = {name for name, value in aligned.items() if torch.equal(value, tuned[name])}
-    # a transfer whose gate is closed passes no gradient on, and its weights are too small to decay
+    # a closed gate passes no gradient to its transfer, whose weights are too small to decay
     assert all(name.startswith("backbone.transv.") for name in same)
 
 
