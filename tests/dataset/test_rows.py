@@ -168,7 +168,7 @@ def test_an_array_that_breaks_off_keeps_the_rows_before(tmp_path: Path) -> None:
         .faults[0]
         .reason.startswith("a comma or")
     )
-    assert write(tmp_path / "c.json", "[] x").faults[0].reason == "there is text behind the array"
+    assert write(tmp_path / "c.json", "[] x").faults[0].reason == "there is text after the array"
     (tmp_path / "d.json").write_bytes(b'[\n"\xff"]')
     assert (
         str(Rows(tmp_path / "d.json").faults[0])

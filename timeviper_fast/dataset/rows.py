@@ -178,11 +178,11 @@ class Rows:
             line, offset, done = line + text.count("\n", at, stop), offset + size, stop
             at = _after_blanks(text, stop)
             if text[at : at + 1] not in ("]", ","):
-                self._refuse(line, "a comma or the array's end is missing behind this row")
+                self._refuse(line, "a comma or the array's end is missing after this row")
                 return
             closed, at = text[at] == "]", at + 1
         if text[at:].strip():
-            self._refuse(line, "there is text behind the array")
+            self._refuse(line, "there is text after the array")
 
     def _refuse(self, line: int, reason: str) -> None:
         self.faults.append(Fault(f"{self.path}:{line}", reason))

@@ -54,7 +54,7 @@ def find_alike(thumbs: Tensor, block: int = 1024) -> Alike:
     """Compare each frame with all others; exact, because float32 holds these whole numbers.
 
     Args:
-        thumbs: (n, 108), as `thumbnails` makes them; two frames at least.
+        thumbs: (n, 108) from `thumbnails`, for two frames or more.
         block: frames compared with all others at a time; it bounds the memory.
     """
     # sums of 108 squares of 0..255, and twice such a sum, stay below 2^24

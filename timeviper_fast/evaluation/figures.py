@@ -27,7 +27,7 @@ class Grid:
 
     Attributes:
         name: stem of its file names.
-        title: what it shows.
+        title: the title above the map.
         cells: a score for each (frames, depth).
     """
 

@@ -1,7 +1,7 @@
 """Needles in a haystack: a few frames among thousands, questions that only they answer.
 
-A needle replaces a frame, so a video has exactly as many frames as it says. Answers are generated,
-greedily, and must be right in every character (or, with options, in their letter). The questions of
+A needle replaces a frame, so a video has exactly the stated number of frames. Answers are generated
+greedily and must be right in every character (or, with options, in their letter). The questions of
 one video share the computation below the asking stage.
 """
 

@@ -38,7 +38,7 @@ class SharedVideo:
     Args:
         model: its stages must not change while questions are asked.
         before: prompt ids in front of the vision tokens.
-        visual: (frames, n, d_model), as `encode` makes them.
+        visual: (frames, n, d_model), from `encode`.
         room: most tokens of a question and its answer after the vision tokens.
         chunk: tokens per pass through the layers; None reads all at once.
 

@@ -2,7 +2,7 @@
 
 The heads predict the kind, both glyphs and the colour from each output token of `Projector.merge`;
 they are not saved. Errors are measured on an exponential moving average of the weights, which is
-also what is saved: it is usable long before the learning rate has decayed.
+saved too: the average is usable long before the learning rate has decayed.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ kinds.py      sources of samples from the tables of a run
 stream.py     the packs of each step, divided among the processes
 packed.py     samples to one packed sequence and its loss, with gradients
 loss.py       the next-token loss of packed samples
-selection.py  a loss on what attention stages keep
+selection.py  the selection loss: attention stages should keep the needed frames
 optimizer.py  which parameters learn, how fast, and the schedule
 evaluate.py   loss and accuracy on samples that are not learnt
 figures.py    sums of loss and accuracy over packs, and their means

@@ -90,7 +90,7 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class PhaseConfig:
-    """One part of a run, with an optimizer and a learning rate schedule of its own.
+    """One part of a run, with its own optimizer and learning rate schedule.
 
     Attributes:
         name: the phase's name, and part of its folder's name.
@@ -107,12 +107,12 @@ class PhaseConfig:
         learning_rate: peak learning rate of the parts without a rate of their own.
         vision_learning_rate, projector_learning_rate, transv_learning_rate: peak rates of these
             parts; None takes `learning_rate`.
-        weight_decay, betas: of AdamW; only matrices decay.
+        weight_decay, betas: AdamW's settings; only matrices decay.
         warmup: share of the steps over which the learning rate rises.
         floor: the last step's learning rate as a share of the peak.
         clip: largest norm of the gradient; 0 disables clipping.
-        selection_loss: weight of the loss on what attention stages keep, for samples that know
-            which frames they need.
+        selection_loss: weight of the selection loss, for samples that name their needed frames;
+            0 does not compute it.
     """
 
     name: str
@@ -168,7 +168,7 @@ class PhaseConfig:
     def stages_at(
         self, step: int, stages: tuple[CompressionStage, ...]
     ) -> tuple[CompressionStage, ...]:
-        """The model's `stages` with what they keep at step `step` (from 0).
+        """The model's `stages` with their keep values at step `step` (from 0).
 
         Raises:
             ValueError: `keep` has another number of stages.
@@ -298,7 +298,7 @@ def read_config(path: str | Path) -> TrainingConfig:
 
 
 def config_from_dict(values: Mapping[str, Any]) -> TrainingConfig:
-    """A run's configuration from the tables of its file; errors as `read_config`."""
+    """A run's configuration from the tables of its file; errors are those of `read_config`."""
     given = dict(values)
     given["sources"] = tuple(map(_source, _tables(given, "source")))
     given["phases"] = tuple(
@@ -329,7 +329,7 @@ def _source(table: dict[str, Any]) -> SourceConfig:
 
 
 def _keep(table: dict[str, Any]) -> dict[str, Any]:
-    """A phase's `keep` as pairs: a single share stays the same from the first step to the last."""
+    """A phase's `keep` as pairs; a single share is used for the first and the last step."""
     shares = table.get("keep")
     if not isinstance(shares, list):
         return {}

@@ -78,7 +78,7 @@ def packed_forward(
     Args:
         backbone: the language model.
         embeddings: (1, seqlen, d_model), text and vision.
-        segments: one per sample, as `training_segment` builds them.
+        segments: one per sample, from `training_segment`.
         labels: (seqlen,) int64 on the CPU; -100 at vision tokens and at each sample's first token.
         log_scores: whether the records of attention stages carry `log_scores`, which
             `selection_loss` needs.

@@ -52,8 +52,8 @@ class PhaseRun:
     """The state of one phase, and its loop.
 
     Args:
-        config: of the whole run.
-        phase: which of its phases.
+        config: the run's configuration.
+        phase: the phase to run.
         model: the model to train; its weights change in place unless they are sharded.
         stream: gives the samples of each step.
         folder: the phase's folder, for its snapshots.

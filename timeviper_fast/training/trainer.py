@@ -48,8 +48,8 @@ def train(
 ) -> Path:
     """Train a model, or continue where the run in `config.output` stopped.
 
-    A continued run computes what the uninterrupted one would have computed, bit for bit on one
-    machine with the same number of processes and threads.
+    A continued run gives the same result as an uninterrupted one, bit for bit on one machine with
+    the same number of processes and threads.
 
     Args:
         config: the run's configuration.
