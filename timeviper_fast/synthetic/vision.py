@@ -1,7 +1,7 @@
 """Pretraining of the vision encoder: linear heads read the needle from each merged token.
 
 The heads predict the kind, both glyphs and the colour from each output token of `Projector.merge`;
-they are not saved. Errors are measured on an exponential moving average of the weights, which is
+they are discarded. Errors are measured on an exponential moving average of the weights, which is
 saved too: the average is usable long before the learning rate has decayed.
 """
 
