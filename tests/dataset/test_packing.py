@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.dataset.common import Numbers
 from timeviper_fast.dataset.mixture import Mixture
-from timeviper_fast.dataset.packing import Pack, Packer, first_fit
-from timeviper_fast.dataset.sample import Cost, Draw
+from timeviper_fast.dataset.packing import Pack, Packer
+from timeviper_fast.dataset.sample import Draw
 from timeviper_fast.errors import ArgumentError, DataError
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=12)
@@ -126,14 +126,3 @@ def test_faulty_rows() -> None:
 def test_arguments_that_break_a_rule(options: dict, sentence: str) -> None:
     with pytest.raises(ArgumentError, match=f"Packer: {sentence}"):
         packer([1], **options)
-
-
-@given(SIZES, st.integers(1, 30))
-def test_given_draws_are_all_packed(sizes: list[int], tokens: int) -> None:
-    draws = [(Draw(0, i, i), Cost(0, size)) for i, size in enumerate(sizes)]
-    packs = first_fit(draws, tokens, lambda cost: cost.text)
-    assert sorted(draw.index for pack in packs for draw in pack.draws) == list(range(len(sizes)))
-    assert all(pack.tokens <= tokens or len(pack.draws) == 1 for pack in packs)
-    # no two packs would fit into one
-    totals = sorted(pack.tokens for pack in packs)
-    assert len(totals) < 2 or totals[0] + totals[1] > tokens

@@ -102,3 +102,15 @@ def test_the_page_is_of_these_kernels():
 
 def test_there_are_kernels_to_judge():
     assert CASES
+
+
+def test_a_launch_of_every_kernel_compiles():
+    """The first launch of each kernel on one target: quick enough for CI, with every release.
+
+    The interpreter takes code that a release of Triton does not compile.
+    """
+    target = TARGETS["sm_90"]
+    first = {launch.name: launch for launch in reversed(launches_on(target))}
+    assert set(first) == set(kernels())
+    builds = compile_all([(launch, target) for launch in first.values()])
+    assert [f"{build.launch.name}: {build.error}" for build in builds if build.error] == []

@@ -8,6 +8,8 @@ from tests.training.common import CONFIG
 from timeviper_fast import presets
 
 
-@pytest.fixture(autouse=True)
-def _tiny_preset(monkeypatch):
-    monkeypatch.setitem(presets.PRESETS, "tiny-for-tests", CONFIG)
+@pytest.fixture(autouse=True, scope="module")
+def _tiny_preset():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(presets.PRESETS, "tiny-for-tests", CONFIG)
+        yield

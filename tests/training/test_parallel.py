@@ -43,10 +43,6 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> dict[str, torch.Tensor]:
     """The weights after a run of one process."""
-    from tests.training.common import CONFIG
-    from timeviper_fast import presets
-
-    presets.PRESETS["tiny-for-tests"] = CONFIG
     output = tmp_path_factory.mktemp("alone") / "run"
     train(divided_run(str(output)), KINDS)
     return weights(output)

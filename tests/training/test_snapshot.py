@@ -49,9 +49,24 @@ def test_the_newest_whole_one_counts_and_old_ones_go(tmp_path):
     assert latest_snapshot(tmp_path / "none") is None
 
 
-def test_a_damaged_one_is_told(tmp_path):
+@pytest.mark.parametrize("name", ["state.json", "__0_0.distcp", ".metadata"])
+def test_a_damaged_one_is_told(tmp_path, name):
     module, optimizer = trained(1)
     path = save_snapshot(tmp_path, 1, module, optimizer, {}, ALONE, keep=1)
-    (path / "state.json").write_text("{")
+    whole = (path / name).read_bytes()
+    (path / name).write_bytes(whole[: len(whole) // 3])
     with pytest.raises(ValueError, match="output must hold whole snapshots of this run"):
         load_snapshot(path, module, optimizer, ALONE)
+
+
+@pytest.mark.parametrize("cause", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_what_ends_a_save_is_raised_as_it_is(tmp_path, monkeypatch, cause):
+    module, optimizer = trained(1)
+
+    def fail(*_given, **_more):
+        raise cause
+
+    monkeypatch.setattr("torch.distributed.checkpoint.FileSystemWriter.write_data", fail)
+    with pytest.raises(type(cause)):
+        save_snapshot(tmp_path, 1, module, optimizer, {}, ALONE, keep=1)
+    assert latest_snapshot(tmp_path) is None

@@ -42,10 +42,7 @@ def figures(output: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted run's output."""
-    from timeviper_fast import presets
-
     output = tmp_path_factory.mktemp("whole") / "run"
-    presets.PRESETS["tiny-for-tests"] = CONFIG
     return output, train(run_of(output), KINDS)
 
 

@@ -24,7 +24,7 @@ def train_tiny(
 ) -> None:
     """Train a small model of the synthetic world from random weights, on a CPU.
 
-    One thread is as quick as two on models of this size: OMP_NUM_THREADS=1.
+    OMP_NUM_THREADS=1 in the environment makes it take one thread.
     """
     with importing():
         from timeviper_fast.cli.terminal import err, say, training_bar

@@ -56,12 +56,6 @@ class Mixture:
         """Number of draws so far."""
         return self._drawn
 
-    @property
-    def epochs(self) -> dict[str, float]:
-        """Number of epochs of each source so far."""
-        pairs = zip(self.sources, self._counts, self._lengths)
-        return {source.name: count / length for source, count, length in pairs}
-
     def draw(self) -> Draw:
         """The next draw."""
         number = hash63(self.seed, "source", self._drawn) / (1 << 63) * self._bounds[-1]

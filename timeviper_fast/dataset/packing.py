@@ -14,7 +14,7 @@ from timeviper_fast.dataset.mixture import Mixture
 from timeviper_fast.dataset.sample import Cost, Draw
 from timeviper_fast.errors import DataError, fail, is_integer
 
-__all__ = ["Pack", "Packer", "first_fit"]
+__all__ = ["Pack", "Packer"]
 
 
 @dataclass(frozen=True)
@@ -149,24 +149,3 @@ class Packer:
             _Bin((Draw(*draw), tokens) for *draw, tokens in items) for items in state["open"]
         ]
         self.skipped = state["skipped"]
-
-
-def first_fit(
-    draws: Iterable[tuple[Draw, Cost]], tokens: int, count: Callable[[Cost], int]
-) -> list[Pack]:
-    """Pack all of the given draws, for an evaluation; a sample above `tokens` is a pack alone.
-
-    Args:
-        draws: with their costs.
-        tokens: most tokens of a pack.
-        count: tokens of a sample from its cost.
-    """
-    bins: list[_Bin] = []
-    for draw, cost in draws:
-        need = count(cost)
-        fitting = next((b for b in bins if b.tokens + need <= tokens), None)
-        if fitting is None:
-            bins.append(_Bin([(draw, need)]))
-        else:
-            fitting.add(draw, need)
-    return [each.pack() for each in bins]

@@ -22,9 +22,10 @@ from timeviper_fast.evaluation.controls import Variant, variants, with_variant
 from timeviper_fast.evaluation.rows import Row, RowFile, keep_settings
 from timeviper_fast.evaluation.shared import SharedVideo
 from timeviper_fast.evaluation.trial import Haystack, Probe, Trial, depth_of
+from timeviper_fast.inference.ask import stop_ids_of
 from timeviper_fast.inference.generate import Prefill, decode, prefill
 from timeviper_fast.model.model import TimeViperNetwork
-from timeviper_fast.text.prompt import Prompt, build_prompt, stop_token_ids
+from timeviper_fast.text.prompt import Prompt, build_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -146,9 +147,7 @@ class Needles:
     stop_ids: set[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        config = self.model.config
-        stops = stop_token_ids(self.tokenizer, config.template)
-        self.stop_ids = {*stops, *config.backbone.eos_token_ids}
+        self.stop_ids = stop_ids_of(self.tokenizer, self.model.config)
 
     def ask(
         self,

@@ -26,7 +26,7 @@ from timeviper_fast.video import Progress, Video, open_video
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Answer", "answer"]
+__all__ = ["Answer", "answer", "stop_ids_of"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def answer(
     if tokenizer is None:
         remedy = "set model.tokenizer, or put the tokenizer's files beside the weights"
         fail("ask", "model", "have a tokenizer", None, remedy)
-    stop_ids = _stop_ids(tokenizer, model.config)
+    stop_ids = stop_ids_of(tokenizer, model.config)
     watch = StopWatch(model.device)
     with watch.at("decode"):
         opened = video
@@ -119,7 +119,7 @@ def answer(
     )
 
 
-def _stop_ids(tokenizer: PreTrainedTokenizerBase, config: TimeViperConfig) -> set[int]:
+def stop_ids_of(tokenizer: PreTrainedTokenizerBase, config: TimeViperConfig) -> set[int]:
     """Ids that end an answer: of the tokenizer, the chat template and the LLM's config."""
     return {*stop_token_ids(tokenizer, config.template), *config.backbone.eos_token_ids}
 

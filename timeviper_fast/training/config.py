@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from timeviper_fast.config import CompressionStage
-from timeviper_fast.errors import ArgumentError, Kind, expect, fail, is_integer, is_number
+from timeviper_fast.errors import COUNT, ArgumentError, Kind, expect, fail, is_integer, is_number
 from timeviper_fast.training.optimizer import PARTS
 
 if sys.version_info >= (3, 11):
@@ -43,7 +43,6 @@ _TABLES = {"sources": "[[source]]", "phases": "[[phase]]"}
 _TEXT = Kind("be a string that is not blank", lambda v: isinstance(v, str) and v.strip() != "")
 _TEXT_OR_NONE = Kind("be a string", lambda v: v is None or isinstance(v, str))
 _BOOL = Kind("be true or false", lambda v: isinstance(v, bool))
-_COUNT = Kind("be an integer of 0 or more", lambda v: is_integer(v) and v >= 0)
 _SIZE = Kind("be an integer above 0", lambda v: is_integer(v) and v > 0)
 _RATE = Kind("be a number above 0", lambda v: is_number(v) and v > 0)
 _RATE_OR_NONE = Kind("be a number above 0", lambda v: v is None or (is_number(v) and v > 0))
@@ -249,7 +248,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         owner = "training"
         expect(owner, self, _TEXT, "model", "output")
-        expect(owner, self, _COUNT, "seed", "workers")
+        expect(owner, self, COUNT, "seed", "workers")
         expect(owner, self, _SIZE, "save_every", "keep_snapshots", "log_every")
         expect(owner, self, _BOOL, "gradient_checkpointing", "tensorboard")
         expect(owner, self, _TEXT_OR_NONE, "autocast", "tokenizer")

@@ -30,7 +30,7 @@ def evaluate(
     mixture = Mixture(list(sources.values()), weights, seed)
     draws = [mixture.draw() for _ in range(settings.samples)]
     world = run.world
-    sums = torch.zeros_like(sums_of(None))
+    sums = sums_of(None)
     run.wrapper.eval()
     # Every process must run the model equally often: gathering the weights is a collective.
     for first in range(0, len(draws), world.size):

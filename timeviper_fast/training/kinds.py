@@ -64,13 +64,13 @@ SourceBuilder = Callable[[SourceConfig, Setting], Source]
 
 def _from_rows(table: SourceConfig, setting: Setting) -> Source:
     options, config = _checked(table), setting.model.config
+    if setting.model.tokenizer is None:
+        fail("train", "model", "have a tokenizer", None)
     rows, index = Rows(options["file"], options.get("media")), _index(setting.folder)
     faults = check_rows(rows, table.kind, index)
     if faults and setting.on_error == "raise":
         rule = "have no faulty rows (timeviper-fast train --check lists them), or on_error='skip'"
         raise ArgumentError(f"source {table.name!r}", "file", rule, f"{len(faults)}: {faults[0]}")
-    if setting.model.tokenizer is None:
-        fail("train", "model", "have a tokenizer", None)
     cache = _cache(options.get("features"), setting)
     source = ConversationSource(
         table.name,

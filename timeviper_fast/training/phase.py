@@ -122,7 +122,7 @@ class PhaseRun:
             self.step += 1
             last = self.step == phase.steps
             if self.step % config.log_every == 0 or last:
-                values = self._figures(window)
+                values, window = self._figures(window), _Window()
                 if log is not None:
                     log.write(phase.name, self.step, "train", values)
                 if progress is not None:
@@ -198,9 +198,8 @@ class _Window:
         self.sums = self.sums.to(sums.device) + sums
 
     def figures(self) -> dict[str, float]:
-        """The metrics so far; then start a new window."""
+        """The metrics so far."""
         seconds = time.monotonic() - self.since
         values = {**figures_of(self.sums), "seconds": round(seconds, 3)}
         values["tokens_per_second"] = round(values["tokens"] / seconds, 1)
-        self.__init__()  # type: ignore[misc]
         return values

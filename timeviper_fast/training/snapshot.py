@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
@@ -60,7 +61,7 @@ def save_snapshot(
             shutil.rmtree(leftover)
     world.wait()
     weights, moments = get_state_dict(wrapper, optimizer)
-    with _alone_is_fine(world):
+    with _one_cause(world):
         dcp.save(
             {"weights": weights, "optimizer": moments, **_random_state(world)}, checkpoint_id=work
         )
@@ -86,11 +87,11 @@ def load_snapshot(
     """
     weights, moments = get_state_dict(wrapper, optimizer)
     random = _random_state(world)
-    known = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-    # A snapshot of fewer processes has no random state for the new ranks: they keep their own.
-    random = {name: value for name, value in random.items() if name in known}
     try:
-        with _alone_is_fine(world):
+        known = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        # A snapshot of fewer processes has no random state for the new ranks: they keep their own.
+        random = {name: value for name, value in random.items() if name in known}
+        with _one_cause(world):
             dcp.load({"weights": weights, "optimizer": moments, **random}, checkpoint_id=path)
         set_state_dict(
             wrapper,
@@ -99,7 +100,8 @@ def load_snapshot(
             optim_state_dict=moments,
         )
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    # damaged pickles can raise anything; each means that the snapshot cannot be read
+    except Exception as error:
         rule = "hold whole snapshots of this run (remove a damaged one)"
         raise ArgumentError("train", "output", rule, f"{path} ({error})") from error
     for name, value in random.items():
@@ -119,9 +121,14 @@ def _random_state(world: World) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def _alone_is_fine(world: World) -> Iterator[None]:
-    """Silence torch's warning that only a single process saves; that is intended here."""
+def _one_cause(world: World) -> Iterator[None]:
+    """Raise what a process raised, instead of torch's CheckpointException, which is no Exception
+    and holds Ctrl-C and a full disk alike. One process that saves alone is no reason to warn."""
     with warnings.catch_warnings():
         if world.size == 1:
             warnings.filterwarnings("ignore", message=".*torch.distributed.*single process.*")
-        yield
+        try:
+            yield
+        except CheckpointException as error:
+            cause, _ = next(iter(error.failures.values()))
+            raise cause from error
