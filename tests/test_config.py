@@ -94,6 +94,24 @@ TINY = preset("tiny")
         (lambda: VisionConfig(resize="stretch"), "resize must be one of 'naive'"),
         (lambda: ProjectorConfig(kind="qformer"), "kind must be one of 'gelu_mlp'"),
         (lambda: ProjectorConfig(token_order="size"), "token_order must be one of 'raw'"),
+        (lambda: VisionConfig(kind="clip"), "kind must be one of 'siglip', 'dinov2', 'umt', 'int"),
+        (lambda: VisionConfig(clip_frames=4), "clip_frames must be 1 for kind='siglip', got 4"),
+        (
+            lambda: VisionConfig(kind="umt", register_tokens=4),
+            "register_tokens must be 0 for kind='umt', got 4",
+        ),
+        (
+            lambda: ProjectorConfig(image_tokens=64),
+            r"image_tokens must be num_tokens \(16\) or None, for an image is a clip .*, got 64",
+        ),
+        (
+            lambda: TimeViperConfig(projector=ProjectorConfig(clip_frames=64, image_tokens=1024)),
+            "projector.image_tokens must be at most the 729 patches of a frame, got 1024",
+        ),
+        (
+            lambda: TimeViperConfig(vision=VisionConfig(kind="umt", clip_frames=4)),
+            r"projector.clip_frames must be a multiple of vision.clip_frames \(4\), got 1",
+        ),
         (lambda: ProjectorConfig(num_tokens=0), "num_tokens must be a positive integer .*, got 0"),
         (
             lambda: TimeViperConfig(projector=ProjectorConfig(num_tokens=730)),
@@ -125,6 +143,7 @@ NUMBERS = ["x", "1e-5", None, True, math.nan, math.inf, [1.0], -1]
 WRONG: dict[type, list] = {
     bool: ["no", "false", 0, 1, None],
     int: INTEGERS,
+    int | None: ["64", 0, -1, 2.0, True],
     float: NUMBERS,
     str: [7, None, ["M"], math.inf, ""],
     tuple[float, float]: [None, 0.5, (0.0, 1.0, 2.0), (0.0,), [0.0, 1.0], (-1.0, 1.0),
@@ -189,3 +208,15 @@ def test_keep_counts_are_float64_and_may_be_zero():
     assert CompressionStage(1, "uniform", 0.7).kept_count(720) == 503
     assert CompressionStage(1, "uniform", 0.29).kept_count(100) == 28
     assert CompressionStage(1, "uniform", 0.1).kept_count(9) == 0
+
+
+def test_visual_tokens_of_clips_and_of_an_image():
+    """A clip of 4 frames gives 64 tokens and is filled up; an image gives 64 alone."""
+    config = TimeViperConfig(
+        vision=VisionConfig(kind="umt", clip_frames=4),
+        projector=ProjectorConfig(clip_frames=4, image_tokens=64),
+    )
+    assert [config.visual_tokens(frames) for frames in (1, 2, 4, 5)] == [64, 64, 64, 128]
+    patches = replace(config, projector=ProjectorConfig("gelu_mlp"))
+    assert [patches.visual_tokens(frames) for frames in (1, 5)] == [729, 8 * 729]
+    assert [TimeViperConfig().visual_tokens(frames) for frames in (1, 5)] == [16, 80]

@@ -58,6 +58,7 @@ def _is_range(value: Any) -> bool:
 _BOOL = Kind("be True or False", lambda v: isinstance(v, bool))
 # above the bound no tensor could be allocated; this error says so more clearly than PyTorch's
 _SIZE = Kind("be a positive integer up to 2^24", lambda v: is_integer(v) and 0 < v <= 1 << 24)
+_OPTIONAL_SIZE = Kind(f"{_SIZE.rule} or None", lambda v: v is None or _SIZE.holds(v))
 _ABOVE_0 = Kind("be a finite number above 0", lambda v: is_number(v) and v > 0)
 _FROM_0 = Kind("be a finite number of 0 or more", lambda v: is_number(v) and v >= 0)
 _RATIO = Kind("lie in (0, 1]", lambda v: is_number(v) and 0 < v <= 1)
@@ -200,11 +201,15 @@ class BackboneConfig:
 class VisionConfig:
     """Vision transformer whose features feed the projector.
 
-    `feature_layer` is the block whose output is used, as an index into the list of blocks
-    (negative from the end); later blocks are never built. `hidden_act` is "gelu" (exact, erf) or
-    "gelu_pytorch_tanh". Images are scaled to [0, 1], then (pixel - mean) / std.
+    `kind` is the encoder: "siglip", "dinov2", "umt" or "internvideo2". The last two see a video in
+    clips: every patch of `clip_frames` frames attends to every other patch of the same clip.
+    `register_tokens` are DINOv2's. `feature_layer` is the block whose output is used, as an index
+    into the list of blocks (negative from the end); later blocks are never built. `hidden_act` is
+    "gelu" (exact, erf) or "gelu_pytorch_tanh". Images are scaled to [0, 1], then
+    (pixel - mean) / std.
     """
 
+    kind: str = "siglip"
     image_size: int = 384  # pixels per side
     patch_size: int = 14  # pixels per side
     hidden_size: int = 1152
@@ -217,13 +222,17 @@ class VisionConfig:
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     resize: str = "naive"
+    clip_frames: int = 1
+    register_tokens: int = 0
 
     def __post_init__(self) -> None:
         owner = "VisionConfig"
+        _expect_one_of(owner, "kind", self.kind, ("siglip", "dinov2", "umt", "internvideo2"))
         expect(
             owner, self, _SIZE, "image_size", "patch_size", "hidden_size", "intermediate_size",
-            "num_hidden_layers", "num_attention_heads",
+            "num_hidden_layers", "num_attention_heads", "clip_frames",
         )  # fmt: skip
+        expect(owner, self, COUNT, "register_tokens")
         expect(owner, self, _ABOVE_0, "layer_norm_eps")
         expect(owner, self, INTEGER, "feature_layer")
         expect(owner, self, _TRIPLE, "image_mean")
@@ -238,6 +247,10 @@ class VisionConfig:
             fail(owner, "feature_layer", rule, self.feature_layer)
         _expect_one_of(owner, "hidden_act", self.hidden_act, ("gelu", "gelu_pytorch_tanh"))
         _expect_one_of(owner, "resize", self.resize, ("naive", "crop", "letterbox"))
+        if self.clip_frames > 1 and self.kind not in ("umt", "internvideo2"):
+            fail(owner, "clip_frames", f"be 1 for kind={self.kind!r}", self.clip_frames)
+        if self.register_tokens and self.kind != "dinov2":
+            fail(owner, "register_tokens", f"be 0 for kind={self.kind!r}", self.register_tokens)
 
     @property
     def patches_per_frame(self) -> int:
@@ -257,7 +270,8 @@ class ProjectorConfig:
     `kind`: "gelu_mlp" projects every patch; "tome_mlp" first merges each frame's patches to
     `num_tokens` (ToMe), then projects with two linear layers; "fused_tome_mlp" merges, then
     projects with three. `clip_frames` frames are merged together into `clip_frames * num_tokens`
-    tokens. `token_order` sorts the merged tokens by how many patches they hold.
+    tokens; an image is merged alone, into `image_tokens` (None: `num_tokens`). `token_order` sorts
+    the merged tokens by how many patches they hold.
     """
 
     kind: str = "tome_mlp"
@@ -265,12 +279,22 @@ class ProjectorConfig:
     clip_frames: int = 1  # frames per merge
     token_order: TokenOrder = "raw"
     merge_heads: int = 16
+    image_tokens: int | None = None
 
     def __post_init__(self) -> None:
         owner = "ProjectorConfig"
         _expect_one_of(owner, "kind", self.kind, ("gelu_mlp", "tome_mlp", "fused_tome_mlp"))
         _expect_one_of(owner, "token_order", self.token_order, ("raw", "ascending", "descending"))
         expect(owner, self, _SIZE, "num_tokens", "clip_frames", "merge_heads")
+        expect(owner, self, _OPTIONAL_SIZE, "image_tokens")
+        if self.clip_frames == 1 and self.tokens_of_image != self.num_tokens:
+            rule = f"be num_tokens ({self.num_tokens}) or None, for an image is a clip of 1 frame"
+            fail(owner, "image_tokens", rule, self.image_tokens)
+
+    @property
+    def tokens_of_image(self) -> int:
+        """Tokens that an image is merged to."""
+        return self.num_tokens if self.image_tokens is None else self.image_tokens
 
     @property
     def merges(self) -> bool:
@@ -295,19 +319,37 @@ class TimeViperConfig:
         expect(owner, self, instance_of(tuple), "stages")
         _expect_one_of(owner, "template", self.template, ("nano_base", "qwen2"))
         patches = self.vision.patches_per_frame
-        if self.projector.merges and not self.projector.num_tokens <= patches:
-            rule = f"be at most the {patches} patches of a frame"
-            fail(owner, "projector.num_tokens", rule, self.projector.num_tokens)
+        if self.projector.merges:
+            clip, tokens = self.vision.clip_frames, self.projector.num_tokens
+            if self.projector.clip_frames % clip:
+                rule = f"be a multiple of vision.clip_frames ({clip})"
+                fail(owner, "projector.clip_frames", rule, self.projector.clip_frames)
+            for name, count in (("num", tokens), ("image", self.projector.tokens_of_image)):
+                if count > patches:
+                    rule = f"be at most the {patches} patches of a frame"
+                    fail(owner, f"projector.{name}_tokens", rule, count)
         if self.projector.merges and self.vision.hidden_size % self.projector.merge_heads:
             rule = f"divide vision.hidden_size ({self.vision.hidden_size})"
             fail(owner, "projector.merge_heads", rule, self.projector.merge_heads)
         check_stages(self.stages, self.backbone)
 
     @property
+    def clip_frames(self) -> int:
+        """Frames that the vision encoder or the merge takes together; a video has whole clips."""
+        return self.projector.clip_frames if self.projector.merges else self.vision.clip_frames
+
+    @property
     def tokens_per_frame(self) -> int:
-        """Visual tokens that one frame adds to the prompt."""
+        """Visual tokens that one frame of a video adds to the prompt."""
         merged = self.projector.merges
         return self.projector.num_tokens if merged else self.vision.patches_per_frame
+
+    def visual_tokens(self, frames: int) -> int:
+        """Visual tokens of `frames` frames, the last clip filled up; one frame is an image."""
+        if frames == 1:
+            merged = self.projector.merges
+            return self.projector.tokens_of_image if merged else self.vision.patches_per_frame
+        return -(-frames // self.clip_frames) * self.clip_frames * self.tokens_per_frame
 
 
 def check_stages(stages: tuple[CompressionStage, ...], backbone: BackboneConfig) -> None:

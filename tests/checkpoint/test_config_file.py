@@ -81,15 +81,28 @@ def test_presets_round_trip(name):
     assert config_from_dict(json.loads(text)) == preset(name)
 
 
-def test_a_directory_of_version_1_scores_the_raw_stream(tmp_path):
-    """Version 1 had no `score`; version 2 must give it."""
-    told = config_to_dict(CONFIG) | {"format": "timeviper_fast", "format_version": 1}
-    for stage in told["stages"]:
-        del stage["score"]
-    (tmp_path / "config.json").write_text(json.dumps(told))
+# version of the format -> the fields that it added, by part
+ADDED = {
+    2: {"stages": ["score"]},
+    3: {"vision": ["clip_frames", "kind", "register_tokens"], "projector": ["image_tokens"]},
+}
+
+
+@pytest.mark.parametrize("version", ADDED)
+def test_a_directory_of_an_older_version_means_what_it_meant(tmp_path, version):
+    """Stages scored the raw stream, and the encoder was SigLIP; from `version` on, a file says so."""
+    told = config_to_dict(CONFIG) | {"format": "timeviper_fast"}
+    for added in [fields for since, fields in ADDED.items() if since >= version]:
+        for part, names in added.items():
+            for values in told[part] if part == "stages" else [told[part]]:
+                for name in names:
+                    del values[name]
+    (tmp_path / "config.json").write_text(json.dumps(told | {"format_version": version - 1}))
     assert read_config(tmp_path) == CONFIG
-    (tmp_path / "config.json").write_text(json.dumps(told | {"format_version": 2}))
-    with pytest.raises(CheckpointError, match=r"stages\[0\] must have all of its .* no score"):
+    (tmp_path / "config.json").write_text(json.dumps(told | {"format_version": version}))
+    part, names = next(iter(ADDED[version].items()))
+    part = part.replace("stages", r"stages\[0\]")
+    with pytest.raises(CheckpointError, match=rf"{part} must have all .* no {', '.join(names)}$"):
         read_config(tmp_path)
 
 
@@ -183,7 +196,7 @@ def test_another_format_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="path must be a timeviper_fast checkpoint"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text('{"format": "timeviper_fast", "format_version": 99}')
-    with pytest.raises(CheckpointError, match="format_version must be 1 to 2, got 99"):
+    with pytest.raises(CheckpointError, match="format_version must be 1 to 3, got 99"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match=r"config.json: file must be readable JSON, got"):

@@ -19,9 +19,13 @@ from timeviper_fast.errors import ArgumentError, CheckpointError
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "config_from_dict", "config_to_dict"]
 
-FORMAT, FORMAT_VERSION = "timeviper_fast", 2
-# fields that an older version did not have, with the value it meant
-_OLDER_STAGE = {1: {"score": "raw"}}
+FORMAT, FORMAT_VERSION = "timeviper_fast", 3
+# {part: {field: (the version that added it, the value that older versions meant)}}
+_ADDED: dict[str, dict[str, tuple[int, Any]]] = {
+    "vision": {"kind": (3, "siglip"), "clip_frames": (3, 1), "register_tokens": (3, 0)},
+    "projector": {"image_tokens": (3, None)},
+    "stages": {"score": (2, "raw")},
+}
 _FILE = "config.json"
 
 C = TypeVar("C")
@@ -50,20 +54,21 @@ def config_from_dict(values: Mapping[str, Any], version: int = FORMAT_VERSION) -
     given = dict(values)
     for name, kind in parts.items():
         if name in given:
-            given[name] = _build(kind, given[name], name)
+            given[name] = _build(kind, _completed(given[name], name, version), name)
     if "stages" in given:
         stages = given["stages"]
         if not isinstance(stages, list):
             raise CheckpointError(_FILE, "stages", "be a list of objects", repr(stages))
         given["stages"] = tuple(
-            _build(CompressionStage, _stage(s, version), f"stages[{i}]")
+            _build(CompressionStage, _completed(s, "stages", version), f"stages[{i}]")
             for i, s in enumerate(stages)
         )
     return _build(TimeViperConfig, given, "config")
 
 
-def _stage(values: Any, version: int) -> Any:
-    older = _OLDER_STAGE.get(version, {})
+def _completed(values: Any, part: str, version: int) -> Any:
+    """`values` with the fields that this version of the format did not have yet."""
+    older = {name: old for name, (first, old) in _ADDED.get(part, {}).items() if version < first}
     return {**older, **values} if isinstance(values, Mapping) else values
 
 
