@@ -12,8 +12,8 @@
     ops/             every op of tvkernels
     integrations/    patched transformers models, stand-ins for mamba_ssm and causal_conv1d
     peers/           comparisons with other projects' code
-    video/ text/ model/ checkpoint/ inference/ dataset/ synthetic/ training/ cli/
-                     timeviper_fast's folders
+    video/ text/ model/ checkpoint/ embedded/ inference/ dataset/ synthetic/ training/
+    cli/             timeviper_fast's folders
     benchmarks/      the counter, the clock and the tables of benchmarks/
     machine_code/    every kernel compiled for six GPU targets and judged (`make aot`)
     examples/        the programs of examples/ run

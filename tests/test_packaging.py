@@ -11,11 +11,15 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import tvkernels
+from timeviper_fast import TimeViper
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("tvkernels", "timeviper_fast")
+MODEL = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,20 @@ def test_the_wheel_holds_both_packages_and_nothing_else(wheel):
         for package in PACKAGES
         for path in [*(ROOT / package).rglob("*.py"), ROOT / package / "py.typed"]
     }
-    assert names == sources
+    assert names == sources | {f"timeviper_fast/embedded/tiny/{name}" for name in MODEL}
+
+
+def test_the_embedded_model_in_the_wheel_is_small_and_loads(wheel, tmp_path):
+    """Every tensor of the model is in its file and has its shape; the file holds no other tensor."""
+    inside = "timeviper_fast/embedded/tiny"
+    with zipfile.ZipFile(wheel) as archive:
+        assert sum(archive.getinfo(f"{inside}/{name}").file_size for name in MODEL) < 10e6
+        archive.extractall(tmp_path, [f"{inside}/{name}" for name in MODEL])
+    model = TimeViper.from_pretrained(tmp_path / inside)
+    stored = load_file(tmp_path / inside / "model.safetensors")
+    assert stored.keys() == model.state_dict().keys()
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert len(model.tokenizer) <= model.config.backbone.vocab_size
 
 
 def test_the_wheel_says_what_it_needs(wheel):

@@ -13,6 +13,7 @@ from torch import Tensor
 from timeviper_fast.checkpoint.load import load_pretrained, load_tokenizer
 from timeviper_fast.checkpoint.save import save_pretrained
 from timeviper_fast.config import TimeViperConfig
+from timeviper_fast.embedded.models import TINY_NOTE, embedded_directory
 from timeviper_fast.errors import expect_function, fail
 from timeviper_fast.inference.ask import Answer, answer
 from timeviper_fast.inference.generate import StageCount, check_stop_ids, decode, prefill
@@ -72,7 +73,8 @@ class TimeViper(TimeViperNetwork):
         """Load a model that `save_pretrained` or `timeviper-fast convert` wrote, shard by shard.
 
         Args:
-            path_or_hub_id: a local directory, or a Hugging Face Hub id.
+            path_or_hub_id: a local directory, a Hugging Face Hub id, or "timeviper-fast/tiny": the
+                small trained model that comes with the package, always read from its files there.
             device: where the weights go; the first CUDA device, else the CPU.
             dtype: of the weights, or its name; bfloat16 on CUDA, else float32.
             progress: called with (tensors read, all tensors).
@@ -88,6 +90,8 @@ class TimeViper(TimeViperNetwork):
             cls, path_or_hub_id, device=device, dtype=dtype, progress=progress
         )
         model.tokenizer = load_tokenizer(directory)
+        if embedded_directory(path_or_hub_id) is not None:
+            model.note = TINY_NOTE
         return model.eval()
 
     def save_pretrained(

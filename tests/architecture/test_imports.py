@@ -30,16 +30,17 @@ FOLDERS = {
     "presets": "config errors",
     "video": "errors",
     "text": "errors layout",
-    "checkpoint": "config errors presets",
+    "embedded": "",
+    "checkpoint": "config embedded errors presets",
     "training": "checkpoint config dataset errors layout model presets text timeviper",
     "dataset": "config errors layout model text video",
     "evaluation": "config dataset errors inference layout model synthetic text video",
     "synthetic": "config dataset errors model presets text timeviper training",
     "model": "config errors layout stops",
     "inference": "config errors layout model stops text video",
-    "timeviper": "checkpoint config errors inference model text video",
+    "timeviper": "checkpoint config embedded errors inference model text video",
     "demo": "errors presets video text model timeviper",
-    "cli": "checkpoint demo errors evaluation inference presets stops synthetic timeviper training "
+    "cli": "checkpoint demo embedded errors evaluation inference presets stops synthetic timeviper training "
     "video",
     "__main__": "cli",
     "__init__": "config inference presets timeviper",
@@ -95,6 +96,7 @@ MODULES = {
         "load": "config_file files weights",
         "upstream": "config_file files mapping nemotron_h siglip weights",
     },
+    "embedded": {"__init__": "", "models": ""},
     "inference": {
         "__init__": "",
         "plan": "",

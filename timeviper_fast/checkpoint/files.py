@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from timeviper_fast.embedded.models import embedded_directory
 from timeviper_fast.errors import CheckpointError
 
 __all__ = [
@@ -78,9 +79,13 @@ def some(items: Sequence[str], limit: int = 6) -> str:
 def local_directory(path_or_hub_id: PathLike, patterns: Sequence[str] = _DOWNLOADED) -> Path:
     """A local directory, or the download of a Hugging Face hub id (files that match `patterns`).
 
+    The id of the embedded model comes first; the hub is never asked for it.
+
     Raises:
         CheckpointError: neither a directory nor a repository that can be reached.
     """
+    if (embedded := embedded_directory(path_or_hub_id)) is not None:
+        return embedded
     path = as_path("checkpoint", "path", path_or_hub_id)
     if path.is_dir() and str(path_or_hub_id):
         return path

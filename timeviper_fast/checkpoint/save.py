@@ -21,6 +21,7 @@ from timeviper_fast.checkpoint.config_file import FORMAT, FORMAT_VERSION, config
 from timeviper_fast.checkpoint.files import TOKENIZER_FILES, PathLike, as_path, read_json
 from timeviper_fast.checkpoint.weights import Progress, tied_names
 from timeviper_fast.config import TimeViperConfig
+from timeviper_fast.embedded.models import embedded_directory
 from timeviper_fast.errors import CheckpointError
 
 __all__ = ["free_target", "save_pretrained"]
@@ -113,6 +114,10 @@ def free_target(directory: PathLike, overwrite: bool = False) -> Path:
     """
     if not str(directory):
         raise CheckpointError("save_pretrained", "directory", "be named", "''")
+    if embedded_directory(directory) is not None:
+        # a model saved under this name could not be loaded by it
+        rule = "be another than the id of the embedded model"
+        raise CheckpointError("save_pretrained", "directory", rule, directory)
     target = as_path("save_pretrained", "directory", directory).resolve()
     if target.exists() and not (target.is_dir() and _may_replace(target, overwrite)):
         rule = "be new or empty" if not overwrite else "be new, empty or a checkpoint to overwrite"

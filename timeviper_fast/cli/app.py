@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 __all__ = [
+    "MODEL_HELP",
     "REMEDY",
     "VIDEO_HELP",
     "BackendName",
@@ -21,6 +22,7 @@ __all__ = [
 ]
 
 VIDEO_HELP = "A video file, a directory of images, an animated image, .npz or .npy; - for a pipe."
+MODEL_HELP = "A local directory, a Hugging Face Hub id, or timeviper-fast/tiny (in the package)."
 REMEDY = "--backend reference (plain PyTorch) or --device cpu runs it"
 
 

@@ -12,6 +12,7 @@ import typer
 
 from timeviper_fast.cli.app import REMEDY, Json, version
 from timeviper_fast.cli.interrupt import importing
+from timeviper_fast.embedded.models import TINY
 from timeviper_fast.errors import fail
 from timeviper_fast.presets import PRESETS, preset
 
@@ -19,16 +20,17 @@ __all__ = ["doctor", "info"]
 
 
 def _models(incomplete: str) -> list[str]:
-    """What completes the start of a model's name: presets and directories."""
-    presets = [name for name in PRESETS if name.startswith(incomplete)]
-    return presets + sorted(f"{p}/" for p in glob(f"{escape(incomplete)}*") if Path(p).is_dir())
+    """What completes the start of a model's name: presets, the embedded model and directories."""
+    known = [name for name in (*PRESETS, TINY) if name.startswith(incomplete)]
+    return known + sorted(f"{p}/" for p in glob(f"{escape(incomplete)}*") if Path(p).is_dir())
 
 
 def info(
     model: Annotated[
         str,
         typer.Argument(
-            help=f"A model directory, a Hub id or a preset: {', '.join(PRESETS)}.",
+            help=f"A model directory, a Hub id, {TINY} (in the package) or a preset: "
+            f"{', '.join(PRESETS)}.",
             autocompletion=_models,
         ),
     ],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from timeviper_fast.cli.app import BackendName, Device, Dtype, Json, named
+from timeviper_fast.cli.app import MODEL_HELP, BackendName, Device, Dtype, Json, named
 from timeviper_fast.cli.interrupt import importing
 from timeviper_fast.errors import fail
 
@@ -32,9 +32,7 @@ def needle(
         typer.Argument(help="Video files, joined; default: frames of the synthetic world."),
     ] = None,
     *,
-    model: Annotated[
-        str, typer.Option(help="A local directory or a Hugging Face Hub id.", callback=named)
-    ],
+    model: Annotated[str, typer.Option(help=MODEL_HELP, callback=named)],
     out: Annotated[
         str,
         typer.Option(help="Folder of the results; a stopped run continues.", callback=named),

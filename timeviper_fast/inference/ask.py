@@ -46,6 +46,8 @@ class Answer:
         lost_frames: with `on_error="use"`, frames that the video should hold and does not (an
             estimate where its end is cut off), and frames that were asked for and did not decode.
         notes: what was mended to read the video, in sentences, such as flawed time stamps.
+        model_note: what the model can answer, if it says so: the embedded model answers about the
+            synthetic world alone. "" for other models.
     """
 
     text: str
@@ -57,6 +59,7 @@ class Answer:
     stops: tuple[Stop, ...]
     lost_frames: int = 0
     notes: tuple[str, ...] = ()
+    model_note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
@@ -116,6 +119,7 @@ def answer(
         stops=tuple(watch.rows()),
         lost_frames=lost,
         notes=source.notes,
+        model_note=model.note,
     )
 
 

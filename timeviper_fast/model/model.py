@@ -25,8 +25,13 @@ class TimeViperNetwork(nn.Module):
     Args:
         config: what to build.
 
+    Attributes:
+        note: a sentence on what the model can answer, which every answer carries; "" for none.
+
     Source: arXiv 2511.16595.
     """
+
+    note: str = ""
 
     def __init__(self, config: TimeViperConfig) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """A training run as frozen dataclasses, read from TOML.
 
-    model = "models/timeviper-9b"          # a directory, a hub id, or "preset:NAME"
+    model = "models/timeviper-9b"  # a directory, a hub id, "timeviper-fast/tiny" or "preset:NAME"
     output = "runs/alignment"
 
     [[source]]
