@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
+import torch
 
 from tests.evaluation.common import random_model
 from timeviper_fast.config import CompressionStage
@@ -20,7 +22,7 @@ def test_each_keep_value_and_each_control():
     assert names == [
         *(("none", 0.1), ("none", 0.01), ("blind", 0.1), ("blind", 0.01), ("no-video", 1.0)),
         *(("needle-only", 1.0), ("uniform", 0.1), ("uniform", 0.01), ("raw", 0.1), ("raw", 0.01)),
-        *(("normed", 0.1), ("normed", 0.01)),
+        *(("normed", 0.1), ("normed", 0.01), ("no-transfer", 0.1), ("no-transfer", 0.01)),
     ]
     ways = dict(zip(names, found))
     assert ways["none", 0.01].stages[1].keep == 0.01
@@ -44,6 +46,7 @@ def test_the_models_own_keep():
     [
         ((ASKING,), (), ("deaf",), "controls must be some of blind, no-video, .*got 'deaf'"),
         ((UNIFORM,), (), ("uniform",), "controls must not change an attention stage"),
+        ((replace(UNIFORM, transfer=False),), (), ("no-transfer",), "controls must not turn off"),
         ((UNIFORM,), (0.1,), (), "keeps must be left out for a model without exactly one"),
         ((ASKING, ASKING), (0.1,), (), "keeps must be left out for a model without exactly one"),
     ],
@@ -61,3 +64,17 @@ def test_the_model_gets_its_stages_back():
             assert model.backbone.stages == way.stages
             raise RuntimeError
         assert model.backbone.stages == model.config.stages == own
+
+
+def test_without_transfer_the_gates_are_closed_and_the_kept_tokens_are_the_same():
+    model = random_model()
+    own = model.backbone.stages
+    with torch.no_grad():
+        for module in model.backbone.transv:
+            module.alpha.fill_(0.75)
+    (_, way) = variants(own, (), ("no-transfer",))
+    assert way.stages == own
+    with suppress(RuntimeError), with_variant(model, way):
+        assert [module.alpha.item() for module in model.backbone.transv] == [0.0, 0.0]
+        raise RuntimeError
+    assert [module.alpha.item() for module in model.backbone.transv] == [0.75, 0.75]

@@ -47,7 +47,9 @@ def needle(
     keep: Annotated[str, typer.Option(help="Keep values of the asking stage.")] = "",
     control: Annotated[
         str,
-        typer.Option(help="Some of blind, no-video, needle-only, uniform, raw, normed."),
+        typer.Option(
+            help="Some of blind, no-video, needle-only, uniform, raw, normed, no-transfer."
+        ),
     ] = "",
     level: Annotated[
         str, typer.Option(help="Level of the synthetic world: study or hard.")

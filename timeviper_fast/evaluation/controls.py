@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import torch
+
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.errors import fail
 from timeviper_fast.evaluation.shared import asking_stage
@@ -20,6 +22,7 @@ CONTROLS = {
     "uniform": "evenly spaced tokens in place of those with most attention",
     "raw": "scores from the stream before the norm",
     "normed": "scores from the stream after the norm",
+    "no-transfer": "dropped tokens add nothing to the text",
 }
 
 
@@ -67,6 +70,9 @@ def variants(
         if control in ("uniform", "raw", "normed") and not by_attention:
             rule = "not change an attention stage of a model that has none"
             fail("needle", "controls", rule, control)
+        if control == "no-transfer" and not any(stage.transfer for stage in stages):
+            rule = "not turn off the transfer of a model that has none"
+            fail("needle", "controls", rule, control)
         for keep in dict.fromkeys(keeps) or (None,):
             own = list(stages)
             if keep is not None:
@@ -92,10 +98,22 @@ def _changed(stage: CompressionStage, control: str) -> CompressionStage:
 
 @contextmanager
 def with_variant(model: TimeViperNetwork, variant: Variant) -> Iterator[None]:
-    """Give the model the variant's stages for the block, then restore its own."""
+    """Give the model the variant's stages for the block, then restore its own.
+
+    Without transfer, the gates are closed (alpha 0): the same tokens are kept.
+    """
     own = model.backbone.stages
+    gates = [weight for name, weight in model.named_parameters() if name.endswith(".alpha")]
+    alphas = [gate.detach().clone() for gate in gates]
     model.set_stages(variant.stages)
     try:
+        with torch.no_grad():
+            if variant.control == "no-transfer":
+                for gate in gates:
+                    gate.zero_()
         yield
     finally:
         model.set_stages(own)
+        with torch.no_grad():
+            for gate, alpha in zip(gates, alphas):
+                gate.copy_(alpha)
