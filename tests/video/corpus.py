@@ -20,6 +20,8 @@ FRAMES, RATE = 40, 25
 EVEN = [i / RATE for i in range(FRAMES)]
 # in whole milliseconds, with pauses of seconds, as screen recorders write them
 UNEVEN = np.cumsum([0] + [3.0 if i % 13 == 12 else 0.02 + i % 5 / 50 for i in range(39)]).tolist()
+# two pauses, of 31 s and of an hour
+PAUSED = [i / RATE + (31 if i >= 15 else 0) + (3600 if i >= 27 else 0) for i in range(FRAMES)]
 # packets in the order of their display, and with two pictures that refer to a later one
 PLAIN = {"bf": "0", "g": "10", "sc_threshold": "0"}
 REORDERED = {"bf": "2", "g": "10", "sc_threshold": "0", "b_strategy": "0"}

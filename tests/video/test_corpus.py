@@ -18,6 +18,7 @@ import pytest
 from tests.video.conftest import OUTCOME
 from tests.video.corpus import (
     EVEN,
+    PAUSED,
     PLAIN,
     RATE,
     REORDERED,
@@ -56,6 +57,8 @@ DELAYS = {
     "mpeg2.ts": 0.04,
     "mpeg2.mpg": 0.54,
     "uneven.ts": 0.06,
+    "paused, reordered.ts": 0.08,
+    "paused, h265.m2ts": 0.08,
 }
 
 
@@ -94,6 +97,10 @@ def sound_files() -> dict[str, Case]:
         "uneven.ts": {"seconds": UNEVEN, "options": REORDERED, "tick": Fraction(1, 90_000)},
         "uneven, reordered.mkv": {"seconds": UNEVEN, "options": REORDERED},
         "uneven.wmv": {"seconds": UNEVEN, "codec": "wmv1"},
+        # longer pauses than those that are taken for another clock where packets are missing
+        "paused.ts": {"seconds": PAUSED, "options": PLAIN},
+        "paused, reordered.ts": {"seconds": PAUSED, "options": REORDERED},
+        "paused, h265.m2ts": {"seconds": PAUSED, "codec": "libx265", "options": QUIET},
         # sizes and depths
         "odd size.mkv": {"codec": "ffv1", "size": (47, 63), "pixels": "yuv444p"},
         "odd size.mov": {"codec": "mjpeg", "size": (49, 71), "pixels": "yuvj444p"},

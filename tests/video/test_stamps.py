@@ -58,7 +58,8 @@ def parts_of(
     stamps: np.ndarray, *joins: int, may_leap: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """What `joined` finds in ticks of 1/100 s at 10 frames per second."""
-    return joined(stamps, np.isin(np.arange(len(stamps)), joins), 10.0, 100.0, may_leap)
+    leaps = np.full(len(stamps), may_leap)
+    return joined(stamps, np.isin(np.arange(len(stamps)), joins), 10.0, 100.0, leaps)
 
 
 def test_a_clock_that_starts_anew_goes_on() -> None:

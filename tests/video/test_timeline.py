@@ -20,7 +20,11 @@ def never(start: int, stop: int) -> list[int]:
 
 
 def build(
-    pts: np.ndarray, dts: np.ndarray, clock: Clock = CLOCK, keys: tuple[int, ...] = (0,)
+    pts: np.ndarray,
+    dts: np.ndarray,
+    clock: Clock = CLOCK,
+    keys: tuple[int, ...] = (0,),
+    leaps: tuple[int, ...] = (),
 ) -> Timeline:
     n = len(pts)
     packets = Packets(
@@ -30,6 +34,7 @@ def build(
         np.isin(np.arange(n), keys),
         np.ones(n, np.bool_),
         *np.zeros((2, n), np.bool_),
+        np.isin(np.arange(n), leaps),
     )
     return timeline(packets, clock, never)
 
@@ -63,7 +68,7 @@ def test_the_decoder_orders_what_the_stamps_do_not() -> None:
 
     clock = CLOCK._replace(reorders=True)
     n = len(stamps)
-    flags = np.isin(np.arange(n), [0, 7, 14]), np.ones(n, np.bool_), *np.zeros((2, n), np.bool_)
+    flags = np.isin(np.arange(n), [0, 7, 14]), np.ones(n, np.bool_), *np.zeros((3, n), np.bool_)
     packets = Packets(stamps, np.arange(n) * 10 - 20, np.full(n, 10), *flags)
     times = timeline(packets, clock, decode)
     assert asked == [(0, 14)]
@@ -88,7 +93,7 @@ def test_one_flaw_in_a_long_film_of_a_variable_rate_is_decoded(seconds: float) -
         return (start + np.argsort(stored[start:stop])).tolist()
 
     n = np.arange(2100)
-    flags = n % 14 == 0, np.ones(2100, np.bool_), *np.zeros((2, 2100), np.bool_)
+    flags = n % 14 == 0, np.ones(2100, np.bool_), *np.zeros((3, 2100), np.bool_)
     packets = Packets(stamps, np.sort(stamps) - 20, np.full(2100, 10), *flags)
     clock = CLOCK._replace(reorders=True, states_decoding=False)
     times = timeline(packets, clock, decode)
@@ -115,7 +120,7 @@ def test_without_presentation_stamps_frames_are_counted() -> None:
 
 
 def test_joined_parts_follow_each_other() -> None:
-    clock = CLOCK._replace(reorders=True, may_leap=True)
+    clock = CLOCK._replace(reorders=True)
     pts = np.concatenate([STORED * 10 + 140, STORED * 10 + 140])
     dts = np.concatenate([np.arange(13) * 10 + 120] * 2)
     times = build(pts, dts, clock, (0, 13))
@@ -123,6 +128,20 @@ def test_joined_parts_follow_each_other() -> None:
     assert times.notes == [
         "the time stamps start anew in 1 place; each part follows the one before"
     ]
+
+
+def test_a_clock_starts_anew_ahead_only_where_the_packets_say_that_it_may() -> None:
+    """Two halves of 2 s; the stamps of the second are a minute ahead."""
+    stamps = np.arange(40) * 10 + np.repeat([0, 6000], 20)
+    paused = build(stamps, stamps)
+    assert paused.seconds.tolist() == pytest.approx((stamps / 100).tolist())
+    assert paused.notes == []
+    followed = build(stamps, stamps, leaps=(20,))
+    assert followed.seconds.tolist() == pytest.approx([i / 10 for i in range(40)])
+    # the packet that may leap states no time; the next one does
+    stamps[20] = UNKNOWN
+    followed = build(stamps, stamps, leaps=(20,))
+    assert followed.seconds[[19, 21, 39]].tolist() == pytest.approx([1.9, 2.0, 3.8])
 
 
 @pytest.mark.parametrize(("place", "ticks"), [("first", -5000), ("last", 5000)])

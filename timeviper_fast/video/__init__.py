@@ -4,6 +4,7 @@
     source.py        what a video may be given as, and the reader of each
     file.py          decode exactly the requested frames of a video file, with PyAV
     container.py     open a video file with PyAV, and choose its video stream
+    playlist.py      refuse files that only name the pieces of a video
     packets.py       the packets of a file as columns of numbers
     continuity.py    losses and joins of transport streams
     sample_table.py  the same from an mp4 file's own table, without reading them

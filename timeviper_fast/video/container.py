@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from timeviper_fast.errors import VideoError
 from timeviper_fast.video.boxes import boxes, is_boxed
+from timeviper_fast.video.playlist import refuse_playlist
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -40,6 +41,7 @@ def ffmpeg_name(path: Path) -> str:
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file and its video stream, closed at the end of the block."""
+    refuse_playlist(path)
     av = import_av()
     try:
         # Without the pattern type, FFmpeg takes a percent sign in the name of an image for the
@@ -50,6 +52,7 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         why = NO_INDEX if lacks_index(path) else error.strerror
         raise VideoError(f"{path}: it cannot be opened as a video ({why})") from error
     with container:
+        refuse_playlist(path, container.format.name)
         # FFmpeg's tty demuxer renders text files as video
         if container.format.name == "tty":
             raise VideoError(f"{path}: it is a text file, not a video")

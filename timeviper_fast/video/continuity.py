@@ -5,6 +5,8 @@ each. A packet states its track and counts the packets of the track modulo 16. A
 not go on shows a loss, or that another stream was joined there. A joined stream begins with tables
 of its programs, whose counters do not go on either, and its first picture is a key frame. The last
 transport packet of the picture before is filled up; one that is full by chance counts as a loss.
+A clock may start anew only where a counter does not go on, or where a packet announces it with its
+discontinuity indicator. Everywhere else a leap of the time stamps is a pause.
 """
 
 from __future__ import annotations
@@ -24,11 +26,11 @@ _SIZES = (188, 192, 204)
 # number of packets that must begin with the sync byte to determine the packet size
 _PROBED = 8
 _CHUNK_PACKETS = 1 << 15
-# A transport packet with data: its offset in the file, its track and its counter; whether a picture
+# A transport packet: its offset in the file, its track and its counter; whether a picture
 # begins in it; whether it has stuffing, as at the end of a picture; whether its discontinuity
-# indicator is set.
-_HEAD = np.dtype("i8, i2, i1, ?, ?, ?")
-_HEAD.names = ("place", "track", "counter", "begins", "ends", "renewed")
+# indicator is set. A packet without data has the counter of the one before.
+_HEAD = np.dtype("i8, i2, i1, ?, ?, ?, ?")
+_HEAD.names = ("place", "track", "counter", "begins", "ends", "renewed", "has_data")
 
 
 class Breaks(NamedTuple):
@@ -37,10 +39,15 @@ class Breaks(NamedTuple):
     Attributes:
         places: (n,) int64, FFmpeg's places of the transport packets behind the breaks.
         joins: (n,) bool, another stream begins there if a key frame does; no picture before is cut.
+        clocks: (m,) int64 places where the clock may start anew: those of all breaks, also of the
+            tables' counters, and of the discontinuity indicators of any track.
+        known: the place up to which the counters were read.
     """
 
     places: np.ndarray
     joins: np.ndarray
+    clocks: np.ndarray
+    known: int
 
 
 def breaks(path: Path, track: int) -> Breaks:
@@ -49,8 +56,12 @@ def breaks(path: Path, track: int) -> Breaks:
     last = dict.fromkeys((track, *_TABLES), empty[0])
     # (before and behind, breaks) of each chunk of the file
     found = {number: [empty] for number in last}
+    clocks, known = [empty[0]["place"]], -1
     with path.open("rb") as file:
         for heads in _heads(file):
+            known = int(heads["place"].max(initial=known))
+            clocks.append(heads["place"][heads["renewed"]])
+            heads = heads[heads["has_data"]]
             for number, pairs in found.items():
                 rows = np.concatenate([last[number], heads[heads["track"] == number]])
                 last[number] = rows[-1:]
@@ -61,13 +72,15 @@ def breaks(path: Path, track: int) -> Breaks:
     tables = np.concatenate([pair for pairs in found.values() for pair in pairs], axis=1)
     restarts = np.sort(tables[1]["place"])
     first, stop = (np.searchsorted(restarts, side["place"]) for side in (before, behind))
-    return Breaks(behind["place"], before["ends"] & behind["begins"] & (stop > first))
+    joins = before["ends"] & behind["begins"] & (stop > first)
+    places = np.concatenate([*clocks, restarts, behind["place"]])
+    return Breaks(behind["place"], joins, places, known)
 
 
 def marked(
     damaged: np.ndarray, places: np.ndarray, keys: np.ndarray, found: Breaks
-) -> tuple[np.ndarray, np.ndarray]:
-    """The packets of a track that a loss damages, and those with which a joined stream begins.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The packets of a track that a loss damages, that begin a joined stream, or a clock perhaps.
 
     Args:
         damaged: (n,) bool, FFmpeg's flags. It flags joins, too, and misses losses in the first two
@@ -78,9 +91,13 @@ def marked(
         found: the breaks of the track.
 
     Returns:
-        two columns (n,) bool.
+        three columns (n,) bool: damaged by a loss; the first of a joined stream; the first behind a
+        place where the clock may start anew.
     """
     flags, joins = damaged.copy(), np.zeros(len(damaged), np.bool_)
+    leaps = places > found.known
+    behind = np.searchsorted(places, found.clocks)
+    leaps[behind[behind < len(places)]] = True
     # a break damages the packet that began before it; packets may begin at one place
     ends = np.searchsorted(places, found.places)
     joined = found.joins & (ends > 0) & np.append(keys, False)[ends]
@@ -88,7 +105,7 @@ def marked(
     flags[ends[joined] - 1] = False
     for end in ends[~joined & (ends > 0)].tolist():
         flags[np.searchsorted(places, places[end - 1]) : end] = True
-    return flags, joins
+    return flags, joins, leaps
 
 
 def ends_within_a_packet(file: BinaryIO, end: int) -> bool:
@@ -103,7 +120,7 @@ def ends_within_a_packet(file: BinaryIO, end: int) -> bool:
 
 
 def _heads(file: BinaryIO) -> Iterator[np.ndarray]:
-    """The transport packets with data, in chunks: (packets of a chunk,) of dtype `_HEAD`."""
+    """The transport packets, in chunks: (packets of a chunk,) of dtype `_HEAD`."""
     layout = _layout(file.read(_PROBED * max(_SIZES)))
     if layout is None:
         return
@@ -141,4 +158,5 @@ def _parsed(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
     heads["begins"] = rows[:, 1] & 64 != 0
     heads["ends"] = has_field & (flags & 7 == 0) & ((length > stated) | (flags == 0))
     heads["renewed"] = flags & 128 != 0
-    return heads[rows[:, 3] & 16 != 0]
+    heads["has_data"] = rows[:, 3] & 16 != 0
+    return heads

@@ -167,7 +167,8 @@ def _scan(path: Path, progress: Progress | None) -> _Scan:
     with opened(path) as (container, stream):
         clock, told = _clock(container, stream), declared(container, stream)
         packets = listed_packets(path, container, stream)
-        notes = unseen(container, stream) + unread(path, container.format.name)
+        name = container.format.name
+        notes = unseen(container, stream) + unread(path, name)
     if packets is None:
         with opened(path) as (container, stream):
             packets = read_packets(path, container, stream, faults, progress)
@@ -175,7 +176,7 @@ def _scan(path: Path, progress: Progress | None) -> _Scan:
         size = path.stat().st_size
         progress("scan", size, size)
     # A transport stream declares no length, so a damaged last packet is damage like any other.
-    is_broken = bool(faults) or (bool(packets.damaged[-1:].any()) and not clock.may_leap)
+    is_broken = bool(faults) or (bool(packets.damaged[-1:].any()) and name != "mpegts")
     with Feed(path, packets.pts, packets.dts, []) as feed:
         order = partial(display_order, feed)
         times = timeline(packets, clock, order)
@@ -194,7 +195,6 @@ def _clock(container: InputContainer, stream: VideoStream) -> Clock:
         rate=Fraction(stream.average_rate or stream.guessed_rate or 1),
         reorders=bool(stream.codec_context.has_b_frames),
         states_display=name != "avi",
-        may_leap=name == "mpegts",
         states_decoding="matroska" not in name,
     )
 

@@ -51,6 +51,7 @@ class Packets(NamedTuple):
         shown: (n,) bool, the picture is displayed.
         damaged: (n,) bool, the container lost or damaged some of the packet's bytes.
         joins: (n,) bool, a further stream begins there that was joined to the one before.
+        may_leap: (n,) bool, the clock may start anew ahead there; elsewhere a leap is a pause.
     """
 
     pts: np.ndarray
@@ -60,6 +61,7 @@ class Packets(NamedTuple):
     shown: np.ndarray
     damaged: np.ndarray
     joins: np.ndarray
+    may_leap: np.ndarray
 
     def head(self, count: int) -> Packets:
         """The first `count` packets."""
@@ -85,8 +87,8 @@ def read_packets(
     found = columns(_placed(packets, places))
     ascending = np.maximum.accumulate(np.frombuffer(places, np.int64))
     moved = _moved_by_the_parser(found.damaged)
-    damaged, joins = marked(moved, ascending, found.keys, breaks(path, stream.id))
-    return found._replace(damaged=damaged, joins=joins)
+    damaged, joins, leaps = marked(moved, ascending, found.keys, breaks(path, stream.id))
+    return found._replace(damaged=damaged, joins=joins, may_leap=leaps)
 
 
 def columns(packets: Iterable[Packet]) -> Packets:
@@ -102,8 +104,8 @@ def columns(packets: Iterable[Packet]) -> Packets:
     bits = np.frombuffer(flags, np.uint8)
     keys, shown, damaged = ((bits & bit).astype(bool) for bit in (_KEY, _SHOWN, _DAMAGED))
     stamps = [np.frombuffer(column, np.int64) for column in (pts, dts, durations)]
-    joins = np.zeros(len(bits), np.bool_)
-    return Packets(*stamps, keys, shown, damaged, joins)  # type: ignore[call-arg]
+    never = np.zeros((2, len(bits)), np.bool_)
+    return Packets(*stamps, keys, shown, damaged, *never)  # type: ignore[call-arg]
 
 
 def stream_packets(

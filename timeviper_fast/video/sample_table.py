@@ -44,7 +44,7 @@ def listed_packets(path: Path, container: InputContainer, stream: VideoStream) -
     durations = np.append(np.diff(decode), 0)
     keys, shown = ((table["f1"] & flag) == value for flag, value in ((_KEY, _KEY), (_HIDDEN, 0)))
     listed = Packets(
-        decode + offsets, decode, durations, keys, shown, *np.zeros((2, len(table)), np.bool_)
+        decode + offsets, decode, durations, keys, shown, *np.zeros((3, len(table)), np.bool_)
     )
     return _compared(listed, container, stream)
 

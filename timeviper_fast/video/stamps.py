@@ -52,7 +52,7 @@ class Mends(NamedTuple):
 
 
 def joined(
-    stamps: np.ndarray, joins: np.ndarray, step: float, second: float, may_leap: bool
+    stamps: np.ndarray, joins: np.ndarray, step: float, second: float, may_leap: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where a file's clock starts anew, and by how much it must be moved there.
 
@@ -61,8 +61,8 @@ def joined(
         joins: (n,) bool, a further stream begins there for certain.
         step: ticks of a usual frame.
         second: ticks of a second.
-        may_leap: a clock may also start anew ahead, as in transport streams: a leap of more than
-            10 s is no pause there.
+        may_leap: (n,) bool, the clock may also start anew ahead there, as where the counters of a
+            transport stream break: a leap of more than 10 s is no pause there.
 
     Returns:
         (starts, moves): packet numbers where a part starts, and the ticks to add from there on, to
@@ -75,7 +75,7 @@ def joined(
     leap = 10 * second
     # a part can be followed by an earlier one's clock only where there are several
     wide = 2 * step if (steps < 0).any() else leap
-    for at in np.flatnonzero((steps < 0) | (may_leap & (steps > wide))) + 1:
+    for at in np.flatnonzero((steps < 0) | (may_leap[1:] & (steps > wide))) + 1:
         before = stamps[max(at - _WINDOW, starts[-1] if starts else 0) : at]
         after = stamps[at : at + _WINDOW]
         low = high = before.max()
@@ -89,7 +89,7 @@ def joined(
         returns = any(0 <= after[0] - end <= _RETURN * second for end in ends)
         falls = 2 * np.count_nonzero(after < low) > len(after)
         leaps = 2 * np.count_nonzero(after > low + leap) > len(after)
-        if falls or (may_leap and (leaps or returns)):
+        if falls or (may_leap[at] and (leaps or returns)):
             ends.append(int(high))
             starts.append(int(at))
             moves.append((moves[-1] if moves else 0.0) + float(high - after[0]) + step)

@@ -39,7 +39,6 @@ class Clock(NamedTuple):
         rate: frames per second that the file declares.
         reorders: pictures are stored in another order than that of their display.
         states_display: the container stores presentation stamps (AVI stores none).
-        may_leap: the stamps may start anew anywhere, as in transport streams.
         states_decoding: the container stores decode stamps. For Matroska, which stores none, FFmpeg
             derives them from the presentation stamps, so that both have the same flaws.
     """
@@ -48,7 +47,6 @@ class Clock(NamedTuple):
     rate: Fraction
     reorders: bool
     states_display: bool
-    may_leap: bool
     states_decoding: bool = True
 
 
@@ -93,7 +91,7 @@ def timeline(packets: Packets, clock: Clock, display_order: DisplayOrder) -> Tim
     # The stamps of hidden packets repeat those of shown ones: an mp4 file with several edits stores
     # the packets between two edits again, from the second edit's key frame on.
     shown = np.where(packets.shown, ascending, UNKNOWN)
-    parts, moves = _parts(shown, packets.joins, step, clock)
+    parts, moves = _parts(shown, packets, step, clock)
     stamps, ascending = (_moved(column, parts, moves) for column in (stamps, ascending))
     order = by_time = np.arange(len(stamps))
     if reorders and not is_counted:
@@ -148,12 +146,17 @@ def _usual_step(stamps: np.ndarray, clock: Clock) -> float:
 
 
 def _parts(
-    ascending: np.ndarray, joins: np.ndarray, step: float, clock: Clock
+    ascending: np.ndarray, packets: Packets, step: float, clock: Clock
 ) -> tuple[np.ndarray, np.ndarray]:
     """The packets with which further parts of a joined file begin, and the ticks to move each."""
     known = np.flatnonzero(ascending != UNKNOWN)
     second = float(1 / clock.tick)
-    starts, moves = joined(ascending[known], joins[known], step, second, clock.may_leap)
+    # what is said of packets without a stamp holds for the next one that has a stamp
+    joins, leaps = (
+        np.diff(np.cumsum(column)[known], prepend=0) > 0
+        for column in (packets.joins, packets.may_leap)
+    )
+    starts, moves = joined(ascending[known], joins, step, second, leaps)
     return known[starts], np.rint(moves).astype(np.int64)
 
 

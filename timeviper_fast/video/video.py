@@ -238,7 +238,8 @@ def open_video(
         source: one of
 
             - a video file by its name, which is taken as it is: a colon makes no address, a percent
-              sign no series, `~` no home directory, and URLs are not read;
+              sign no series, `~` no home directory, and URLs are not read. A playlist (m3u8, DASH,
+              a list for FFmpeg's concat) is refused: it holds no video, only the names of pieces;
             - a directory of images, in natural order of their names (frame 2 before frame 10),
               turned as EXIF says, 16-bit grey by its high byte. Other files are left out and named
               in `notes`. Of a video and at most one image, its cover, the video is read;
