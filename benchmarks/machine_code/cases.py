@@ -233,7 +233,8 @@ def selections() -> Iterator[Case]:
     normed = partial(by_states, norm_weight=empty(HIDDEN))
     yield call("selection by hidden states", by_states)
     yield call("selection by normed states", normed)
-    yield call("selection by turned states", normed, rope=(empty(MANY, WIDTH),) * 2)
+    turned = {"rope": (empty(MANY, WIDTH),) * 2, "k_bias": empty(KV_HEADS * WIDTH)}
+    yield call("selection by turned states", normed, **turned)
     packed = partial(tvkernels.attention_topk, empty(1, 3, Q_HEADS, WIDTH), keys, keep, [span])
     yield call("selection of packed sequences", packed, cu_seqlens=ints(2))
 

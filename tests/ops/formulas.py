@@ -27,9 +27,11 @@ from tests.ops.tome.common import naive_tome
 Tensors = dict[str, Any]
 
 
-def hidden_topk(q: Any, hidden: Any, k_weight: Any, norm_weight: Any, rope: Any, **how: Any) -> Any:
+def hidden_topk(
+    q: Any, hidden: Any, k_weight: Any, norm_weight: Any, k_bias: Any, rope: Any, **how: Any
+) -> Any:
     x = hidden / torch.sqrt((hidden * hidden).mean(-1, keepdim=True) + 1e-6) * norm_weight
-    keys = (x @ k_weight.T).unflatten(-1, (-1, q.shape[-1]))
+    keys = (x @ k_weight.T + k_bias).unflatten(-1, (-1, q.shape[-1]))
     first, second = keys.chunk(2, -1)
     cos, sin = (table[:, None] for table in rope)
     return naive_topk(q, keys * cos + torch.cat([-second, first], -1) * sin, **how)

@@ -64,7 +64,8 @@ CASES: dict[str, Callable[[int, Callable[..., torch.Tensor]], Tensors]] = {
     },
     "attention_topk_hidden": lambda b, randn: {
         "q": randn(b, 4, 8), "hidden": randn(b, 50, 12), "k_weight": randn(16, 12),
-        "norm_weight": randn(12), "rope": (randn(50, 8), randn(50, 8)), "keep": 5, "span": (3, 40),
+        "norm_weight": randn(12), "k_bias": randn(16), "rope": (randn(50, 8), randn(50, 8)),
+        "keep": 5, "span": (3, 40),
     },
     "causal_conv1d_fn": lambda b, randn: {
         "x": randn(b, 6, 40), "weight": randn(6, 4), "bias": randn(6), "activation": "silu",

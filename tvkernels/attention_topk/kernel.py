@@ -14,11 +14,12 @@ def select_by_keys(q, k, keep, span, scale, cu):
     return _selected(q, keep, span, lambda: scores_of_keys(q, k, span, scale, cu))
 
 
-def select_by_hidden(q, hidden, weight, norm, eps, cos, sin, keep, span, scale, cu):
+def select_by_hidden(q, hidden, weight, bias, norm, eps, cos, sin, keep, span, scale, cu):
     def scores():
         if cos is None:
+            # the bias adds the same to all logits of a head: the softmax ignores it
             return scores_of_hidden(q, hidden, weight, norm, eps, span, scale, cu)
-        return scores_of_rotated(q, hidden, weight, norm, eps, cos, sin, span, scale, cu)
+        return scores_of_rotated(q, hidden, weight, bias, norm, eps, cos, sin, span, scale, cu)
 
     return _selected(q, keep, span, scores)
 

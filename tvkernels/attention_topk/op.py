@@ -122,10 +122,11 @@ def attention_topk_hidden(
     *,
     scale: float | None = None,
     norm_weight: torch.Tensor | tuple[torch.Tensor, float] | None = None,
+    k_bias: torch.Tensor | None = None,
     rope: tuple[torch.Tensor, torch.Tensor] | None = None,
     cu_seqlens: Offsets | None = None,
 ) -> TopKResult:
-    """`attention_topk` from hidden states: k = rope(k_weight rms_norm(hidden)), never stored whole.
+    """`attention_topk` from hidden states: k = rope(k_weight rms_norm(hidden) + k_bias), never stored.
 
     scores as in attention_topk; without rope q_h . (W_h x_t) = (W_h^T q_h) . x_t, so the key
     projection is folded into the query and each hidden state is read once.
@@ -138,6 +139,8 @@ def attention_topk_hidden(
         keep, span, scale, cu_seqlens: as in attention_topk, hidden in the place of k.
         norm_weight: (d_model,) of an RMSNorm on hidden with eps 1e-6, or the pair (weight, eps).
             None: hidden is taken as it is.
+        k_bias: (nkvheads * headdim,). Without rope it adds the same number to all logits of a head,
+            which the softmax ignores.
         rope: (cos, sin), each (seqlen, headdim), rows in the order of hidden's: k * cos +
             rotate_half(k) * sin, rotate_half(k) = (-second half, first half). None: no rotation.
 
@@ -155,11 +158,11 @@ def attention_topk_hidden(
     """
     op = "attention_topk_hidden"
     _check_query(op, q, "hidden", hidden, keep, span, cu_seqlens, scale)
-    _check_projection(op, q, hidden, k_weight, norm_weight, rope)
+    _check_projection(op, q, hidden, k_weight, norm_weight, k_bias, rope)
     if backend_for(q, "attention_topk") == "reference":
         return attention_topk_hidden_ref(
             q, hidden, k_weight, keep, span,
-            scale=scale, norm_weight=norm_weight, rope=rope, cu_seqlens=cu_seqlens,
+            scale=scale, norm_weight=norm_weight, k_bias=k_bias, rope=rope, cu_seqlens=cu_seqlens,
         )  # fmt: skip
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     weight, eps = norm_weight if isinstance(norm_weight, tuple) else (norm_weight, NORM_EPS)
@@ -168,12 +171,13 @@ def attention_topk_hidden(
         if cu_seqlens is None:
             return TopKResult(
                 *_by_hidden(
-                    q, hidden, k_weight, weight, eps, cos, sin, keep, list(span), factor, None
+                    q, hidden, k_weight, k_bias, weight, eps, cos, sin,
+                    keep, list(span), factor, None,
                 )
-            )
+            )  # fmt: skip
         parts = [
             _by_hidden(
-                q[i : i + 1], hidden[:, rows], k_weight, weight, eps,
+                q[i : i + 1], hidden[:, rows], k_weight, k_bias, weight, eps,
                 None if cos is None else cos[rows], None if sin is None else sin[rows],
                 count, list(span[i]), factor, cu,
             )
@@ -279,8 +283,8 @@ def _by_keys(
 
 
 def _fake_by_hidden(
-    q: Tensor, hidden: Tensor, weight: Tensor, norm: Tensor | None, eps: float,
-    cos: Tensor | None, sin: Tensor | None, keep: int, span: list[int], scale: float,
+    q: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, norm: Tensor | None,
+    eps: float, cos: Tensor | None, sin: Tensor | None, keep: int, span: list[int], scale: float,
     cu: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return _fake_selection(q, keep, span)
@@ -288,13 +292,13 @@ def _fake_by_hidden(
 
 @kernel_op("tvkernels::attention_topk_hidden", fake=_fake_by_hidden)
 def _by_hidden(
-    q: Tensor, hidden: Tensor, weight: Tensor, norm: Tensor | None, eps: float,
-    cos: Tensor | None, sin: Tensor | None, keep: int, span: list[int], scale: float,
+    q: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, norm: Tensor | None,
+    eps: float, cos: Tensor | None, sin: Tensor | None, keep: int, span: list[int], scale: float,
     cu: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     from tvkernels.attention_topk.kernel import select_by_hidden
 
-    return select_by_hidden(q, hidden, weight, norm, eps, cos, sin, keep, span, scale, cu)
+    return select_by_hidden(q, hidden, weight, bias, norm, eps, cos, sin, keep, span, scale, cu)
 
 
 def _check_query(
@@ -372,6 +376,7 @@ def _check_projection(
     hidden: torch.Tensor,
     k_weight: torch.Tensor,
     norm_weight: torch.Tensor | tuple[torch.Tensor, float] | None,
+    k_bias: torch.Tensor | None,
     rope: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> None:
     seqlen, d_model = hidden.shape[1:]
@@ -382,6 +387,10 @@ def _check_projection(
     if k_weight.shape[0] % headdim:
         fail(op, "k_weight", f"have rows in multiples of headdim {headdim}", k_weight.shape[0])
     _check_heads(op, q, "k_weight", k_weight.shape[0] // headdim)
+    if k_bias is not None:
+        expect_shape(op, "k_bias", k_bias, "(nkvheads * headdim,)", (k_weight.shape[0],))
+        expect_dtype(op, "k_bias", k_bias)
+        expect_same_device(op, q=q, k_bias=k_bias)
     if norm_weight is not None:
         pair = norm_weight if isinstance(norm_weight, tuple) else (norm_weight, NORM_EPS)
         if len(pair) != 2:

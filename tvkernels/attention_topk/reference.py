@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from tvkernels.core.plain import one_operator, widest
 
@@ -69,6 +70,7 @@ def attention_topk_hidden_ref(
     *,
     scale: float | None = None,
     norm_weight: torch.Tensor | tuple[torch.Tensor, float] | None = None,
+    k_bias: torch.Tensor | None = None,
     rope: tuple[torch.Tensor, torch.Tensor] | None = None,
     cu_seqlens: torch.Tensor | Sequence[int] | None = None,
 ) -> TopKResult:
@@ -77,7 +79,7 @@ def attention_topk_hidden_ref(
         return _packed(
             lambda i, rows: attention_topk_hidden_ref(
                 q[i : i + 1], hidden[:, rows], k_weight, _at(keep, i), span[i],
-                scale=scale, norm_weight=norm_weight,
+                scale=scale, norm_weight=norm_weight, k_bias=k_bias,
                 rope=None if rope is None else (rope[0][rows], rope[1][rows]),
             ),
             cu_seqlens,
@@ -90,11 +92,12 @@ def attention_topk_hidden_ref(
         if weight is not None:
             projection = projection * weight.to(rows.dtype)
         if rope is None:
-            # without rope fold W into q: one row of width d_model per query head
+            # Without rope fold W into q: one row of width d_model per query head. The bias adds
+            # q . b to every logit of a head then, and the softmax ignores it.
             rows = (rows @ projection.unflatten(0, (-1, headdim))).flatten(1, 2)[:, None]
         cos, sin = rope or (None, None)
         eps = None if weight is None else float(eps)
-        logits = _hidden_logits(rows, hidden, projection, eps, cos, sin)
+        logits = _hidden_logits(rows, hidden, projection, k_bias, eps, cos, sin)
         return _select(logits, keep, span)
 
 
@@ -144,6 +147,7 @@ def _hidden_logits(
     rows: torch.Tensor,
     hidden: torch.Tensor,
     projection: torch.Tensor,
+    bias: torch.Tensor | None,
     eps: float | None,
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
@@ -157,7 +161,7 @@ def _hidden_logits(
             x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
         keys = x[:, :, None]
         if cos is not None and sin is not None:
-            keys = _rotated_keys(x, projection, cos[part, None], sin[part, None])
+            keys = _rotated_keys(x, projection, bias, cos[part, None], sin[part, None])
         logits.append(_logits(rows, keys, hidden.dtype))
     return torch.cat(logits, -1)
 
@@ -172,11 +176,16 @@ def _norm(norm_weight: torch.Tensor | tuple[torch.Tensor, float] | None) -> Any:
 
 
 def _rotated_keys(
-    x: torch.Tensor, projection: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    x: torch.Tensor,
+    projection: torch.Tensor,
+    bias: torch.Tensor | None,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
 ) -> torch.Tensor:
     """(batch, block, nkvheads, headdim): the projected keys of one block, rotated by half."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    keys = (x @ projection.T).unflatten(-1, (-1, cos.shape[-1]))
+    keys = F.linear(x, projection, None if bias is None else bias.to(x.dtype))
+    keys = keys.unflatten(-1, (-1, cos.shape[-1]))
     first, second = keys.chunk(2, -1)
     return keys * cos + torch.cat([-second, first], -1) * sin
 

@@ -160,10 +160,10 @@ ROTATED_CONFIGS = {
 @tuned(ROTATED_CONFIGS, key=["WIDTH", "HEADDIM", "TERMS", "NORM"])
 @triton.jit(do_not_specialize=["total", "tiles"])
 def rotated_logits_kernel(
-    q_ptr, x_ptr, w_ptr, cos_ptr, sin_ptr, logits_ptr, max_ptr, sum_ptr, cu_ptr, total, tiles,
-    heads, n_rows, factor, eps,
+    q_ptr, x_ptr, w_ptr, bias_ptr, cos_ptr, sin_ptr, logits_ptr, max_ptr, sum_ptr, cu_ptr, total,
+    tiles, heads, n_rows, factor, eps,
     q_batch, q_head, q_row, q_channel, x_batch, x_token, x_channel, w_term, w_row, w_column,
-    cos_token, cos_channel, sin_token, sin_channel,
+    bias_channel, cos_token, cos_channel, sin_token, sin_channel,
     WIDTH: tl.constexpr, HEADDIM: tl.constexpr, HALF: tl.constexpr, TERMS: tl.constexpr,
     NORM: tl.constexpr, ACC: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -199,6 +199,11 @@ def rotated_logits_kernel(
     if NORM:
         scale = tl.rsqrt(squares / WIDTH + eps)[:, None]
         low, high = low * scale, high * scale
+    if bias_ptr is not None:
+        # the bias is rotated with the key, so it differs from token to token
+        bias = bias_ptr + (head * HEADDIM + half) * bias_channel
+        low += tl.load(bias, mask=inner, other=0.0).to(ACC)
+        high += tl.load(bias + second * bias_channel, mask=inner, other=0.0).to(ACC)
     cos_ptr += (first + token) * cos_token + half * cos_channel
     sin_ptr += (first + token) * sin_token + half * sin_channel
     mask = known & inner
@@ -290,7 +295,7 @@ def scores_of_hidden(q, hidden, weight, norm, eps, span, scale, cu):
     return _scores(rows, hidden[:, :, None], span, scale, cu, None if norm is None else eps)
 
 
-def scores_of_rotated(q, hidden, weight, norm, eps, cos, sin, span, scale, cu):
+def scores_of_rotated(q, hidden, weight, bias, norm, eps, cos, sin, span, scale, cu):
     """Scores of keys with rope: projected and rotated tile by tile, and never stored."""
     headdim, (batch, total, width) = q.shape[-1], hidden.shape
     heads = weight.shape[0] // headdim
@@ -299,9 +304,9 @@ def scores_of_rotated(q, hidden, weight, norm, eps, cos, sin, span, scale, cu):
     logits, most, sums = _workspace(hidden, batch * heads * q.shape[2])
     tiles = most.shape[1]
     rotated_logits_kernel[(tiles * heads, batch)](
-        q, hidden, weight, cos, sin, logits, most, sums, cu, total, tiles, heads, q.shape[2],
-        scale * LOG2_E.value, eps, *q.stride(), *hidden.stride(), *weight.stride(), *cos.stride(),
-        *sin.stride(),
+        q, hidden, weight, bias, cos, sin, logits, most, sums, cu, total, tiles, heads, q.shape[2],
+        scale * LOG2_E.value, eps, *q.stride(), *hidden.stride(), *weight.stride(),
+        *strides(bias, 1), *cos.stride(), *sin.stride(),
         WIDTH=width, HEADDIM=headdim, HALF=max(16, triton.next_power_of_2(headdim // 2)),
         TERMS=len(weight), NORM=norm is not None, ACC=acc, TILE=TILE,
     )  # fmt: skip

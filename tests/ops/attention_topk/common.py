@@ -60,12 +60,14 @@ def naive_hidden(
     eps: float = 1e-6,
     angles: torch.Tensor | None = None,
     scale: float | None = None,
+    bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """VideoChat-Flash's rule said plainly: norm, project, rotate as complex numbers, score."""
     x = hidden
     if norm is not None:
         x = x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * norm
-    keys = (x @ k_weight.T).unflatten(-1, (-1, q.shape[-1]))
+    keys = x @ k_weight.T
+    keys = (keys if bias is None else keys + bias).unflatten(-1, (-1, q.shape[-1]))
     if angles is not None:
         keys = rotated(keys, angles[:, None])
     return naive_topk(q, keys, keep, span, scale)

@@ -50,20 +50,25 @@ def test_contract(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("with_norm", [False, True])
 @pytest.mark.parametrize("with_rope", [False, True])
-def test_hidden_contract(dtype: torch.dtype, with_norm: bool, with_rope: bool) -> None:
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_hidden_contract(
+    dtype: torch.dtype, with_norm: bool, with_rope: bool, with_bias: bool
+) -> None:
     angles = rope_angles(60, 16) if with_rope else None
     tables = cast(
         {"q": randn(2, 6, 16), "hidden": randn(2, 60, 40), "k_weight": randn(32, 40) / 6}, dtype
     )
     norm = randn(40).to(dtype) if with_norm else None
+    bias = 2 * randn(32).to(dtype) if with_bias else None
     got = attention_topk_hidden(
-        **tables, keep=11, span=(4, 48), norm_weight=norm,
+        **tables, keep=11, span=(4, 48), norm_weight=norm, k_bias=bias,
         rope=None if angles is None else rope_tables(angles),
     )  # fmt: skip
     exact = {name: x.double() for name, x in tables.items()}
     rest = {"keep": 11, "span": (4, 48), "angles": angles}
-    truth = naive_hidden(**exact, **rest, norm=None if norm is None else norm.double())
-    plain = naive_hidden(**tables, **rest, norm=norm)
+    norms = [None if x is None else x.double() for x in (norm, bias)]
+    truth = naive_hidden(**exact, **rest, norm=norms[0], bias=norms[1])
+    plain = naive_hidden(**tables, **rest, norm=norm, bias=bias)
     assert torch.equal(got.kept, truth[0])
     assert torch.equal(got.dropped, truth[1])
     assert got.scores.dtype == torch.promote_types(dtype, torch.float32)
@@ -106,9 +111,23 @@ def test_hidden_form_is_the_keys_form(
 
 
 @pytest.mark.usefixtures("backend")
+def test_a_key_bias_counts_where_keys_are_rotated_and_only_there() -> None:
+    angles = rope_angles(60, 16)
+    given = (randn(1, 4, 16), randn(1, 60, 40), randn(32, 40) / 6, 11, (4, 48))
+    for rope in (None, rope_tables(angles)):
+        without = attention_topk_hidden(*given, rope=rope)
+        got = attention_topk_hidden(*given, rope=rope, k_bias=2 * randn(32))
+        assert torch.equal(got.scores, without.scores) == (rope is None)
+
+
+@pytest.mark.usefixtures("backend")
 def test_no_gradient_flows_through_the_selection() -> None:
     q, k = randn(1, 4, 8).requires_grad_(), randn(1, 30, 2, 8).requires_grad_()
     assert not any(t.requires_grad for t in attention_topk(q, k, 4, (0, 30)))
+    given = [randn(1, 30, 12).requires_grad_(), randn(16, 12).requires_grad_()]
+    rope, bias = rope_tables(rope_angles(30, 8)), randn(16).requires_grad_()
+    chosen = attention_topk_hidden(q, *given, 4, (0, 30), rope=rope, k_bias=bias)
+    assert not any(t.requires_grad for t in chosen)
 
 
 @pytest.mark.parametrize("form", ["keys", "hidden", "rope"])

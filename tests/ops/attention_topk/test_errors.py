@@ -178,6 +178,15 @@ TABLE = torch.ones(20, 8)
             r"norm_weight must be \(d_model,\) = \(24\), got shape \(23,\)",
         ),
         (
+            {"k_bias": torch.ones(24)},
+            r"k_bias must be \(nkvheads \* headdim,\) = \(16\), got shape \(24,\)",
+        ),
+        ({"k_bias": torch.ones(16).int()}, "k_bias must be of dtype float32, .*, got int32"),
+        (
+            {"k_bias": torch.ones(16, device="meta")},
+            r"k_bias must lie on the device of q \(cpu\), got meta",
+        ),
+        (
             {"rope": (TABLE[:19], TABLE)},
             r"rope cos must be \(seqlen, headdim\) = \(20, 8\), got shape \(19, 8\)",
         ),

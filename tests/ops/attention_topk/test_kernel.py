@@ -68,12 +68,19 @@ def by_keys(**given: Any) -> tuple[TopKResult, Any]:
 
 def by_hidden(turned: bool = False, **given: Any) -> tuple[TopKResult, Any]:
     angles = rope_angles(given["hidden"].shape[1], 20)
-    norm = randn(given["hidden"].shape[2])
+    norm, bias = randn(given["hidden"].shape[2]), 2 * randn(40, seed=1)
     got = attention_topk_hidden(
-        **given, norm_weight=(norm, 0.1), rope=rope_tables(angles) if turned else None
+        **given,
+        norm_weight=(norm, 0.1),
+        k_bias=bias if turned else None,
+        rope=rope_tables(angles) if turned else None,
     )
     want = naive_hidden(
-        **wide(given), norm=norm.double(), eps=0.1, angles=angles if turned else None
+        **wide(given),
+        norm=norm.double(),
+        eps=0.1,
+        bias=bias.double() if turned else None,
+        angles=angles if turned else None,
     )
     return got, want
 
@@ -145,6 +152,7 @@ def test_nothing_beside_a_tensor_is_read_or_written(form: str, dtype: torch.dtyp
     and half a head is shorter than the tile that loads it."""
     q, k, hidden = randn(2, 10, 12), randn(2, 150, 2, 12), randn(2, 150, 70)
     weight, norm, angles = randn(24, 70) / 8, randn(70), rope_angles(150, 12)
+    bias = randn(24).to(dtype)
     q, k, hidden, weight, norm = (x.to(dtype) for x in (q, k, hidden, weight, norm))
     cos, sin = rope_tables(angles)
     exact = [x.double() for x in (q, hidden, weight)]
@@ -155,10 +163,11 @@ def test_nothing_beside_a_tensor_is_read_or_written(form: str, dtype: torch.dtyp
             got = attention_topk(apart(q, 2), apart(k, 3), *rest)
         else:
             turns = form == "turned"
-            want = naive_hidden(*exact, *rest, norm.double(), 0.1, angles if turns else None)
+            turned = {"angles": angles if turns else None, "bias": bias.double()}
+            want = naive_hidden(*exact, *rest, norm.double(), 0.1, **turned)
             got = attention_topk_hidden(
                 apart(q, 2), apart(hidden, 3), apart(weight, 5), *rest,
-                norm_weight=(apart(norm, 7), 0.1),
+                norm_weight=(apart(norm, 7), 0.1), k_bias=apart(bias, 4),
                 rope=(apart(cos, 2), apart(sin, 3)) if turns else None,
             )  # fmt: skip
     assert_same(got, want)
@@ -244,6 +253,7 @@ def test_ends_that_lie_on_the_device_are_found_there(form: str) -> None:
     cu = torch.tensor([0, 5, 5 + 150, 220], dtype=torch.int32, device=device())
     angles = rope_tables(rope_angles(220, 16))
     q, x, weight, norm = randn(1, 6, 16), randn(1, 220, 32), randn(32, 32), randn(32)
+    bias = randn(32, seed=1)
     from tvkernels.attention_topk.op import _by_hidden, _by_keys
 
     def run(rows: slice, ends: torch.Tensor | None) -> Any:
@@ -251,7 +261,7 @@ def test_ends_that_lie_on_the_device_are_found_there(form: str) -> None:
             return _by_keys(q, x[:, rows].unflatten(-1, (2, 16)), 20, [3, 140], 0.3, ends)
         cos, sin = (t[rows] for t in angles) if form == "turned" else (None, None)
         return _by_hidden(
-            q, x[:, rows], weight, norm, 0.1, cos, sin, 20, [3, 140], 0.3, ends
+            q, x[:, rows], weight, bias, norm, 0.1, cos, sin, 20, [3, 140], 0.3, ends
         )  # fmt: skip
 
     for mine, sliced in zip(run(slice(None), cu[1:3]), run(slice(5, 155), None)):
@@ -306,8 +316,8 @@ def test_opcheck() -> None:
     torch.library.opcheck(_by_keys.op, (q, keys, 5, [3, 50], 0.3, None))
     torch.library.opcheck(_by_keys.op, (q[:1], keys[:1], 5, [3, 40], 0.3, cu))
     rest = (5, [3, 50], 0.3, None)
-    torch.library.opcheck(_by_hidden.op, (q, x, weight, None, 0.0, None, None, *rest))
-    torch.library.opcheck(_by_hidden.op, (q, x, weight, norm, 0.1, cos, sin, *rest))
+    torch.library.opcheck(_by_hidden.op, (q, x, weight, None, None, 0.0, None, None, *rest))
+    torch.library.opcheck(_by_hidden.op, (q, x, weight, norm, norm, 0.1, cos, sin, *rest))
 
 
 def test_torch_compiles_it_whole() -> None:
@@ -342,6 +352,7 @@ def test_a_graph_captures_it() -> None:
         *(("turned", name, axis) for name in ("q", "x") for axis in (1, 2)),
         *((form, "weight", axis) for form in ("hidden", "turned") for axis in (0, 1)),
         *(("turned", name, axis) for name in ("cos", "sin") for axis in (0, 1)),
+        ("turned", "bias", 0),
     ],
 )
 def test_offsets_beyond_32_bits(form: str, name: str, axis: int) -> None:
@@ -350,14 +361,15 @@ def test_offsets_beyond_32_bits(form: str, name: str, axis: int) -> None:
     inputs = {"q": randn(1, 3, 16), "x": randn(1, 5, 16), "weight": randn(48, 16)}
     if form == "keys":
         inputs["x"] = randn(1, 5, 3, 16)
-    inputs = {n: x.half() for n, x in (inputs | {"cos": cos, "sin": sin}).items()}
+    inputs |= {"bias": randn(48), "cos": cos, "sin": sin}
+    inputs = {n: x.half() for n, x in inputs.items()}
 
     def run(given: dict[str, torch.Tensor]) -> TopKResult:
-        q, x, weight, *tables = given.values()
+        q, x, weight, bias, *tables = given.values()
         if form == "keys":
             return attention_topk(q, x, 2, (1, 4))
         rope = (tables[0], tables[1]) if form == "turned" else None
-        return attention_topk_hidden(q, x, weight, 2, (1, 4), rope=rope)
+        return attention_topk_hidden(q, x, weight, 2, (1, 4), k_bias=bias, rope=rope)
 
     near = inputs[name]
     strides = list(near.stride())
