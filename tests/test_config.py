@@ -16,11 +16,13 @@ from timeviper_fast.config import (
     ProjectorConfig,
     TimeViperConfig,
     VisionConfig,
+    check_stages,
 )
 from timeviper_fast.layout import Segment, VisualSpan
-from timeviper_fast.presets import preset
+from timeviper_fast.presets import LLM_PRESETS, preset
 
 TINY = preset("tiny")
+QWEN2 = LLM_PRESETS["qwen2-7b"]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +72,35 @@ TINY = preset("tiny")
         (
             lambda: BackboneConfig(vocab_size=100, eos_token_ids=(2, 100)),
             r"eos_token_ids must lie below vocab_size \(100\), got \(2, 100\)",
+        ),
+        (
+            lambda: BackboneConfig(rope_theta=1e6),
+            "rope_theta must be 0 for family='nemotron_h', got 1000000.0",
+        ),
+        (
+            lambda: BackboneConfig(family="llama"),
+            "family must be one of 'nemotron_h', 'qwen2', got 'llama'",
+        ),
+        (
+            lambda: replace(QWEN2, pattern="*--*"),
+            r"pattern must repeat \*- for family='qwen2', got '\*--\*'",
+        ),
+        (
+            lambda: replace(QWEN2, pattern="*-*"),
+            r"pattern must repeat \*- for family='qwen2', got '\*-\*'",
+        ),
+        (
+            lambda: replace(QWEN2, rope_theta=0),
+            "rope_theta must be above 0 for family='qwen2', got 0",
+        ),
+        (lambda: replace(QWEN2, head_dim=63), "head_dim must be even for family='qwen2', got 63"),
+        (
+            lambda: check_stages((CompressionStage(3, "uniform", 0.5),), QWEN2),
+            r"stages\[0\]: layer must be a multiple of 2, the layers of a block, got 3",
+        ),
+        (
+            lambda: CompressionStage(2, "uniform", 0.5, spacing="floor"),
+            "spacing must be one of 'exact', 'linspace', got 'floor'",
         ),
         (lambda: preset([]), r"preset: name must be one of .*, got \[\]"),
         (

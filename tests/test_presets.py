@@ -9,7 +9,7 @@ import torch
 
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.model.nemotron_h import HybridBackbone
-from timeviper_fast.presets import preset
+from timeviper_fast.presets import LLM_PRESETS, preset
 from timeviper_fast.text.byte_tokenizer import SPECIAL_TOKENS
 
 
@@ -19,6 +19,8 @@ from timeviper_fast.text.byte_tokenizer import SPECIAL_TOKENS
         ("nemotron-nano-9b-v2", 8_888_227_328, (14, 21, 30, 39)),
         ("nemotron-nano-12b-v2", 12_310_001_152, (7, 16, 25, 34, 43, 52)),
         ("nemotron-h-8b", 8_100_852_736, (7, 18, 29, 40)),
+        # Qwen2.5-7B, as its card counts
+        ("timeviper-qwen2.5-7b", 7_615_616_512, tuple(range(0, 56, 2))),
     ],
 )
 def test_presets_have_the_published_size(name, parameters, attention_layers):
@@ -27,6 +29,25 @@ def test_presets_have_the_published_size(name, parameters, attention_layers):
         model = HybridBackbone(config.backbone)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert config.backbone.layers_of("*") == attention_layers
+
+
+def umt_and_projector(width: int) -> int:
+    """Parameters of UMT-L's 23 blocks and of the projector, by the shapes of the released files."""
+    c, f = 1024, 4096
+    block = 4 * c + 3 * c * c + 2 * c + c * c + c + f * c + f + c * f + c
+    tower = c * 3 * 16 * 16 + c + 23 * block + 2 * c
+    return tower + c * width + width + width * width + width
+
+
+@pytest.mark.parametrize(
+    ("llm", "published"), [("qwen2.5-1.5b", 2_071_502_336), ("qwen2-7b", 7_922_617_856)]
+)
+def test_llms_fill_videochat_flash_up_to_its_published_size(llm, published):
+    config = LLM_PRESETS[llm]
+    with torch.device("meta"):
+        model = HybridBackbone(config)
+    parameters = sum(p.numel() for p in model.parameters())
+    assert parameters + umt_and_projector(config.hidden_size) == published
 
 
 def test_transv_of_the_9b_has_about_100m_parameters():

@@ -37,6 +37,8 @@ __all__ = [
 
 Selection = Literal["uniform", "attention"]
 Score = Literal["raw", "normed"]
+Spacing = Literal["exact", "linspace"]
+Family = Literal["nemotron_h", "qwen2"]
 TokenOrder = Literal["raw", "ascending", "descending"]
 
 MAMBA, ATTENTION, MLP = "M", "*", "-"
@@ -90,9 +92,14 @@ class CompressionStage:
         transfer: True adds the dropped tokens' content to the text behind the span by gated
             cross-attention (TransV); False only drops them.
         score: the stream that an attention stage scores: "raw" is the residual stream before the
-            layer's RMSNorm, as in upstream's checkpoints; "normed" is what the layer itself reads.
-            Where the stream is large, raw scores underflow to 0 and ties decide, so a model that
-            is trained from random weights needs "normed". Uniform stages do not read it.
+            layer's RMSNorm, without rotary positions, as in TimeViper's checkpoints; "normed" is
+            what the layer itself reads, and its queries and keys have the layer's positions, as in
+            VideoChat-Flash. Where the stream is large, raw scores underflow to 0 and ties decide,
+            so a model that is trained from random weights needs "normed". Uniform stages do not
+            read it.
+        spacing: how uniform stages space their tokens: "exact" truncates exact quotients
+            (`tvkernels.uniform_topk`); "linspace" takes torch's linspace of integers on a CPU, as
+            VideoChat-Flash does, which is one off at some lengths. Attention stages ignore it.
     """
 
     layer: int
@@ -100,6 +107,7 @@ class CompressionStage:
     keep: float
     transfer: bool = True
     score: Score = "raw"
+    spacing: Spacing = "exact"
 
     def __post_init__(self) -> None:
         owner = "CompressionStage"
@@ -108,6 +116,7 @@ class CompressionStage:
         expect(owner, self, _RATIO, "keep")
         expect(owner, self, _BOOL, "transfer")
         _expect_one_of(owner, "score", self.score, ("raw", "normed"))
+        _expect_one_of(owner, "spacing", self.spacing, ("exact", "linspace"))
 
     def kept_count(self, vision_tokens: int) -> int:
         """Vision tokens that remain of `vision_tokens` original ones (float64, truncated)."""
@@ -116,12 +125,15 @@ class CompressionStage:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Hybrid LLM of the Nemotron-H family: one residual per layer, each layer one mixer.
+    """The LLM: one residual per layer, each layer one mixer.
 
-    `pattern` has one letter per layer: M Mamba-2, * attention, - MLP. Attention has no positional
-    encoding. `time_step_limit` clamps dt after softplus; the family's checkpoints use no clamp.
-    `time_step_min/max/floor` are used to initialise dt_bias only. `eos_token_ids` are the token ids
-    that end an answer.
+    `pattern` has one letter per layer: M Mamba-2, * attention, - MLP. `family` "nemotron_h": a
+    hybrid of all three; attention has no positional encoding, the MLP is down(relu(up)^2). "qwen2":
+    each of Qwen2's blocks is the two layers *-; queries and keys are rotated by their position with
+    the base `rope_theta`, the MLP is down(silu(gate) * up), `attention_bias` is that of q, k and v
+    only, and the fields of Mamba-2 are not read. `time_step_limit` clamps dt after softplus;
+    Nemotron-H's checkpoints use no clamp. `time_step_min/max/floor` are used to initialise dt_bias
+    only. `eos_token_ids` are the token ids that end an answer.
     """
 
     vocab_size: int = 131072
@@ -149,6 +161,8 @@ class BackboneConfig:
     time_step_floor: float = 1e-4
     max_position_embeddings: int = 131072
     eos_token_ids: tuple[int, ...] = (2,)
+    family: Family = "nemotron_h"
+    rope_theta: float = 0.0  # 0: no positional encoding
 
     def __post_init__(self) -> None:
         owner = "BackboneConfig"
@@ -163,7 +177,8 @@ class BackboneConfig:
             "tie_word_embeddings",
         )  # fmt: skip
         expect(owner, self, _ABOVE_0, "norm_eps", "time_step_min", "time_step_max")
-        expect(owner, self, _FROM_0, "time_step_floor")
+        expect(owner, self, _FROM_0, "time_step_floor", "rope_theta")
+        _expect_one_of(owner, "family", self.family, ("nemotron_h", "qwen2"))
         expect(owner, self, _RANGE, "time_step_limit")
         expect(owner, self, _IDS, "eos_token_ids")
         expect(owner, self, _PATTERN, "pattern")
@@ -177,10 +192,29 @@ class BackboneConfig:
             fail(
                 owner, "n_groups", f"divide mamba_num_heads ({self.mamba_num_heads})", self.n_groups
             )
+        self._check_family()
+
+    def _check_family(self) -> None:
+        owner, of = "BackboneConfig", f"for family={self.family!r}"
+        if self.family != "qwen2":
+            if self.rope_theta:
+                fail(owner, "rope_theta", f"be 0 {of}", self.rope_theta)
+            return
+        if self.pattern != "*-" * (len(self.pattern) // 2):
+            fail(owner, "pattern", f"repeat *- {of}", self.pattern)
+        if not self.rope_theta:
+            fail(owner, "rope_theta", f"be above 0 {of}", self.rope_theta)
+        if self.head_dim % 2:
+            fail(owner, "head_dim", f"be even {of}", self.head_dim)
 
     @property
     def num_hidden_layers(self) -> int:
         return len(self.pattern)
+
+    @property
+    def layers_per_block(self) -> int:
+        """Our layers in one of the layers that the family's own config and users count."""
+        return 2 if self.family == "qwen2" else 1
 
     @property
     def d_inner(self) -> int:
@@ -365,6 +399,9 @@ def check_stages(stages: tuple[CompressionStage, ...], backbone: BackboneConfig)
             fail("", owner, "be a CompressionStage", stage)
         if stage.layer > last:
             fail(owner, "layer", f"be at most {last}, the last layer", stage.layer)
+        if stage.layer % backbone.layers_per_block:
+            rule = f"be a multiple of {backbone.layers_per_block}, the layers of a block"
+            fail(owner, "layer", rule, stage.layer)
         if stage.layer <= layer_before:
             fail(
                 owner,

@@ -1,4 +1,4 @@
-"""Published shapes by name: whole models, and the vision encoders they are built with."""
+"""Published shapes by name: whole models, and the encoders and LLMs they are built with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from timeviper_fast.config import (
 )
 from timeviper_fast.errors import fail
 
-__all__ = ["PRESETS", "VISION_PRESETS", "preset"]
+__all__ = ["LLM_PRESETS", "PRESETS", "VISION_PRESETS", "preset"]
 
 _TRANSV_9B = (CompressionStage(7, "uniform", 0.5), CompressionStage(39, "attention", 0.1))
 
@@ -31,6 +31,36 @@ _NEMOTRON_H_8B = BackboneConfig(
     mamba_head_dim=64,
     max_position_embeddings=8192,
 )
+
+_QWEN2_7B = BackboneConfig(
+    family="qwen2",
+    vocab_size=152064,
+    hidden_size=3584,
+    intermediate_size=18944,
+    pattern="*-" * 28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    norm_eps=1e-6,
+    attention_bias=True,
+    rope_theta=1e6,
+    max_position_embeddings=32768,
+    eos_token_ids=(151645, 151643),
+)
+
+# Qwen2's and Qwen2.5's LLMs. TimeViper's second backbone is Qwen2.5-7B.
+LLM_PRESETS = {
+    "qwen2-7b": _QWEN2_7B,
+    "qwen2.5-7b": _QWEN2_7B,
+    # VideoChat-Flash 2B stores an lm_head of its own
+    "qwen2.5-1.5b": replace(
+        _QWEN2_7B,
+        vocab_size=151936,
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+    ),
+}
 
 # every part of the 9B model at a small width, for random weights on a laptop
 _TINY = TimeViperConfig(
@@ -101,6 +131,7 @@ PRESETS = {
     "nemotron-nano-9b-v2": TimeViperConfig(stages=_TRANSV_9B),
     "nemotron-nano-12b-v2": TimeViperConfig(backbone=_NANO_12B),
     "nemotron-h-8b": TimeViperConfig(backbone=_NEMOTRON_H_8B),
+    "timeviper-qwen2.5-7b": TimeViperConfig(backbone=_QWEN2_7B, template="qwen2"),
     "tiny": _TINY,
     "tiny-trained": _TINY_TRAINED,
 }
@@ -108,8 +139,8 @@ PRESETS = {
 
 def preset(name: str) -> TimeViperConfig:
     """A named configuration: nemotron-nano-9b-v2 (TimeViper's, with its two TransV stages),
-    nemotron-nano-12b-v2, nemotron-h-8b, tiny (for demos and tests), or tiny-trained (for training
-    on the synthetic world on a CPU).
+    nemotron-nano-12b-v2, nemotron-h-8b, timeviper-qwen2.5-7b (its second LLM, without stages), tiny
+    (for demos and tests), or tiny-trained (for training on the synthetic world on a CPU).
 
     Raises:
         ValueError: no such preset.

@@ -73,7 +73,7 @@ def test_config_round_trip(config):
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny", "nemotron-nano-9b-v2", "nemotron-nano-12b-v2", "nemotron-h-8b"]
+    "name", ["tiny", "nemotron-nano-9b-v2", "nemotron-nano-12b-v2", "timeviper-qwen2.5-7b"]
 )
 def test_presets_round_trip(name):
     text = json.dumps(config_to_dict(preset(name)), allow_nan=False)
@@ -84,7 +84,12 @@ def test_presets_round_trip(name):
 # version of the format -> the fields that it added, by part
 ADDED = {
     2: {"stages": ["score"]},
-    3: {"vision": ["clip_frames", "kind", "register_tokens"], "projector": ["image_tokens"]},
+    3: {
+        "backbone": ["family", "rope_theta"],
+        "vision": ["clip_frames", "kind", "register_tokens"],
+        "projector": ["image_tokens"],
+        "stages": ["spacing"],
+    },
 }
 
 
@@ -130,6 +135,7 @@ def test_what_is_left_out_is_not_that_of_another_model(part):
 
 
 _STAGE = {"layer": 1, "keep": 1, "select": "uniform", "transfer": True, "score": "raw"}
+_STAGE |= {"spacing": "exact"}
 
 
 @pytest.mark.parametrize(
@@ -146,7 +152,7 @@ _STAGE = {"layer": 1, "keep": 1, "select": "uniform", "transfer": True, "score":
         ({"stages": [{"layer": 1, "ratio": 1}]}, r"stages\[0\] must have only known fields"),
         (
             {"stages": [{"layer": 1}]},
-            r"config.json: stages\[0\] must have all of its fields, got no keep, score, select, transfer",
+            r"config.json: stages\[0\] must have all of its fields, got no keep, score, select, spacing, transfer",
         ),
         (
             {"stages": [{**_STAGE, "keep": 0}]},

@@ -9,12 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.goldens import golden, manifest
 from tests.inference.common import CONFIG, STAGES, build, prompt
+from tests.model.common import flash_config, flash_stages, flash_weights
 from timeviper_fast.config import CompressionStage
-from timeviper_fast.inference.generate import decode, prefill, sample
+from timeviper_fast.inference.generate import decode, penalise, prefill, sample
 from timeviper_fast.inference.request import Sampling
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.cache import HybridCache
+from timeviper_fast.model.nemotron_h import HybridBackbone
 
 MODEL = build()
 
@@ -287,3 +290,43 @@ def test_prefill_reports_the_share_of_its_passes():
     assert (done[0], done[-1]) == (0, totals[0])
     # chunks of 16 tokens through layers 0 to 7, then 8 to 11
     assert len(steps) == 1 + -(-read.lengths[0] // 16) + -(-read.lengths[8] // 16)
+
+
+@pytest.mark.parametrize(
+    ("run", "penalty"), [("drop", 1.0), ("drop_penalty", 1.1), ("nodrop", 1.0), ("image", 1.0)]
+)
+def test_answers_of_videochat_flash(run, penalty):
+    """Its "greedy" answer is that of the highest logit after the repetition penalty."""
+    data, about = golden("vcf_generate"), manifest("vcf_generate")
+    stages = flash_stages(about["hico"]) if run.startswith("drop") else ()
+    model = HybridBackbone(flash_config(about["config"]["llm"]), stages).eval()
+    model.load_state_dict(flash_weights(data))
+    kind = "image" if run == "image" else "drop"
+    embeddings = data[f"{kind}.inputs_embeds"]
+    ids = data["image_input_ids" if run == "image" else "input_ids"][0]
+    span = VisualSpan(ids.tolist().index(-200), embeddings.shape[1] - len(ids) + 1)
+    segment = Segment(embeddings.shape[1], span)
+    read = prefill(model, embeddings, segment, max_new_tokens=8)
+    logits: list[torch.Tensor] = []
+    sampling = Sampling(repetition_penalty=penalty)
+    steps = decode(model, read, max_new_tokens=8, sampling=sampling, on_logits=logits.append)
+    tokens = torch.cat(list(steps))
+    assert tokens.tolist() == data[f"{run}.generated"][0].tolist()
+    torch.testing.assert_close(torch.cat(logits), data[f"{run}.logits"], rtol=0, atol=1e-4)
+    said = torch.zeros(8, logits[0].shape[1], dtype=torch.bool)
+    for step in range(1, 8):
+        said[step:, tokens[step - 1]] = True
+    lower = penalise(torch.cat(logits), said, penalty)
+    theirs = data[f"{run}.scores_after_processors"]
+    torch.testing.assert_close(lower, theirs, rtol=0, atol=1e-4)
+    lengths = [state.length for state in read.cache.layers[::2]]
+    assert lengths == data[f"{run}.kv_lengths_after_decode"].tolist()
+
+
+def test_a_penalty_counts_each_row_and_never_the_prompt():
+    embeddings = prompt(9, batch=2, seed=4)
+    read = prefill(MODEL, embeddings, max_new_tokens=6)
+    steps = decode(MODEL, read, max_new_tokens=6, sampling=Sampling(repetition_penalty=1e9))
+    tokens = torch.stack(list(steps), dim=1)
+    assert all(len(set(row)) == 6 for row in tokens.tolist())
+    assert torch.equal(tokens[:, 0], read.logits.argmax(-1))

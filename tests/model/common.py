@@ -1,11 +1,15 @@
-"""Runs of vision tokens in a mask, and a random model with three stages."""
+"""Runs of vision tokens in a mask, a random model with three stages, and VideoChat-Flash's LLM."""
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import torch
 
+from tests.goldens import golden, manifest
 from tests.tiny import TINY
-from timeviper_fast.config import CompressionStage
+from timeviper_fast.config import BackboneConfig, CompressionStage
 from timeviper_fast.layout import VisualSpan
 from timeviper_fast.model.initialize import init_weights
 from timeviper_fast.model.nemotron_h import HybridBackbone
@@ -31,3 +35,65 @@ def random_model(stages=SCHEDULE) -> HybridBackbone:
         if stage.stage.transfer:
             torch.nn.init.constant_(stage.alpha, 0.8)
     return model.double().eval()
+
+
+def flash_stages(about: dict[str, Any]) -> tuple[CompressionStage, ...]:
+    """VideoChat-Flash's dropping, from what is written beside a recorded run of it."""
+    blocks, ratios = about["llm_compress_layer_list"] or (), about["llm_image_token_ratio_list"]
+    # stages in front that keep tokens by distance
+    by_distance = {
+        "uniform": len(blocks),
+        "uniform0_attention": 1,
+        "uniform1_attention": 2,
+    }.get(about["llm_compress_type"], 0)
+    return tuple(
+        CompressionStage(
+            2 * block,
+            "uniform" if i < by_distance else "attention",
+            keep,
+            transfer=False,
+            score="normed",
+            spacing="linspace",
+        )
+        for i, (block, keep) in enumerate(zip(blocks, ratios[1:] if blocks else ()))
+    )
+
+
+def flash_config(shape: dict[str, Any]) -> BackboneConfig:
+    return BackboneConfig(
+        vocab_size=shape["vocab_size"],
+        hidden_size=shape["hidden_size"],
+        intermediate_size=shape["intermediate_size"],
+        pattern="*-" * shape["num_hidden_layers"],
+        num_attention_heads=shape["num_attention_heads"],
+        num_key_value_heads=shape["num_key_value_heads"],
+        head_dim=shape["hidden_size"] // shape["num_attention_heads"],
+        norm_eps=shape["rms_norm_eps"],
+        attention_bias=True,
+        max_position_embeddings=32768,
+        family="qwen2",
+        rope_theta=shape["rope_theta"],
+    )
+
+
+def flash_weights(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Qwen2's weights under our names, renamed by hand (not by the product)."""
+    ours = {}
+    for name, value in theirs.items():
+        found = re.fullmatch(r"model\.layers\.(\d+)\.(\w+)\.(.+)", name)
+        if name.startswith("model.layers.") and found:
+            block, part, rest = int(found[1]), found[2], found[3]
+            layer = 2 * block + (part in ("mlp", "post_attention_layernorm"))
+            ours[f"layers.{layer}.{'norm' if 'norm' in part else 'mixer'}.{rest}"] = value
+    return ours | {
+        "embeddings.weight": theirs["model.embed_tokens.weight"],
+        "norm_f.weight": theirs["model.norm.weight"],
+        "lm_head.weight": theirs["lm_head.weight"],
+    }
+
+
+def flash_backbone(stages: tuple[CompressionStage, ...] = ()) -> HybridBackbone:
+    """The language model of the recorded runs `vcf_llm_*`."""
+    model = HybridBackbone(flash_config(manifest("vcf_llm_weights")["config"]), stages)
+    model.load_state_dict(flash_weights(golden("vcf_llm_weights")))
+    return model.eval()

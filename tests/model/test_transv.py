@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tests.goldens import golden, manifest
+from tests.model.common import flash_backbone
 from tests.tiny import TINY
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.layout import Segment, VisualSpan
@@ -45,6 +46,26 @@ def golden_original(case):
         for c in manifest("transv")["cases"]
         if c["key"] == first
     )
+
+
+def test_spacing_of_videochat_flash():
+    """Its stages and ours differ at some lengths; each keeps its own rule."""
+    data, config = golden("vcf_uniform_indices"), flash_backbone().config
+    differing = 0
+    for row in manifest("vcf_uniform_indices")["rows"]:
+        kept = {}
+        for spacing in ("linspace", "exact"):
+            keep = row["keep"] / row["visual"] or 1e-9
+            stage = TransV(CompressionStage(0, "uniform", keep, False, "normed", spacing), config)
+            hidden, span = torch.zeros(1, row["visual"] + 3, 2), VisualSpan(2, row["visual"])
+            segments = (Segment(row["visual"] + 3, span),)
+            _, _, [record] = stage(hidden, segments, nn.Identity(), nn.Identity())
+            kept[spacing] = record.kept[0]
+        assert torch.equal(kept["linspace"].int(), data[row["tensor"]])
+        moved = int((kept["linspace"] != kept["exact"]).sum())
+        assert moved == row["positions_where_exact_floor_differs"]
+        differing += moved > 0
+    assert differing >= 5
 
 
 @torch.no_grad()

@@ -22,9 +22,10 @@ __all__ = ["FORMAT", "FORMAT_VERSION", "config_from_dict", "config_to_dict"]
 FORMAT, FORMAT_VERSION = "timeviper_fast", 3
 # {part: {field: (the version that added it, the value that older versions meant)}}
 _ADDED: dict[str, dict[str, tuple[int, Any]]] = {
+    "backbone": {"family": (3, "nemotron_h"), "rope_theta": (3, 0.0)},
     "vision": {"kind": (3, "siglip"), "clip_frames": (3, 1), "register_tokens": (3, 0)},
     "projector": {"image_tokens": (3, None)},
-    "stages": {"score": (2, "raw")},
+    "stages": {"score": (2, "raw"), "spacing": (3, "exact")},
 }
 _FILE = "config.json"
 

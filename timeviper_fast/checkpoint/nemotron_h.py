@@ -45,6 +45,8 @@ _SERVED = {
     "sliding_window": (None,),
     "quantization_config": (None,),
 }
+# fields that this family does not have; some files carry an unused rope_theta
+_NOT_READ = ("family", "rope_theta")
 _LETTERS = {
     **dict.fromkeys(("M", "mamba", "linear_attention"), MAMBA),
     **dict.fromkeys(("*", "attention", "full_attention"), ATTENTION),
@@ -71,7 +73,8 @@ def backbone_config_from_hf(config: Mapping[str, Any]) -> BackboneConfig:
             not_built(owner, name, f"be {served[0]!r} (nothing else is built)", config[name])
     values: dict[str, Any] = dict(_HF_DEFAULTS, chunk_size=256 if kind == "nano" else 128)
     for field in fields(BackboneConfig):
-        values |= _read_field(config, field.name, field.default)
+        if field.name not in _NOT_READ:
+            values |= _read_field(config, field.name, field.default)
     if "pattern" not in values:
         fail(owner, "hybrid_override_pattern", "be given", None)
     if config.get("num_key_value_heads", 0) is None:

@@ -27,6 +27,7 @@ __all__ = [
     "StageCount",
     "check_stop_ids",
     "decode",
+    "penalise",
     "prefill",
     "sample",
 ]
@@ -188,17 +189,36 @@ def decode(
     stops = torch.tensor(sorted(set(stop_ids)), dtype=torch.long, device=device)
     ended = torch.zeros(len(logits), dtype=torch.bool, device=device)
     token = torch.zeros(len(logits), dtype=torch.long, device=device)
+    said = torch.zeros_like(logits, dtype=torch.bool) if sampling.repetition_penalty != 1 else None
     for step in range(max_new_tokens):
         if on_logits is not None:
             on_logits(logits)
+        if said is not None:
+            logits = penalise(logits, said, sampling.repetition_penalty)
         token = torch.where(ended, token, sample(logits, sampling, generator))
         yield token
+        if said is not None:
+            said.scatter_(1, token[:, None], True)
         ended = ended | torch.isin(token, stops)
         # The one host sync of a step. A caller that streams the token waits for it anyway.
         if bool(ended.all()) or step + 1 == max_new_tokens:
             return
         hidden, _ = backbone(backbone.embeddings(token)[:, None], cache=read.cache)
         logits = backbone.logits(hidden)[:, 0]
+
+
+def penalise(logits: Tensor, said: Tensor, penalty: float) -> Tensor:
+    """Make tokens less likely that were generated already.
+
+    Args:
+        logits: (batch, vocab) float32.
+        said: (batch, vocab) bool, the tokens of each row's answer so far.
+        penalty: divides logits above 0, multiplies the others.
+
+    Source: CTRL (arXiv 1909.05858), as in Hugging Face's samplers.
+    """
+    lower = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(said, lower, logits)
 
 
 def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:

@@ -29,6 +29,9 @@ class Sampling:
         temperature: 0 is greedy; else logits are divided by it.
         top_k: only the k most likely tokens may be drawn; 0 allows all.
         top_p: only the smallest set of tokens with at least this probability may be drawn.
+        repetition_penalty: the logit of a token that the answer already holds is divided by this if
+            it is above 0, else multiplied, before all of the above; so it changes greedy draws too.
+            The prompt's tokens do not count. 1 changes nothing.
         seed: makes a draw repeatable; None draws anew each time.
     """
 
@@ -36,6 +39,7 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     seed: int | None = None
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if not (is_number(self.temperature) and self.temperature >= 0):
@@ -44,6 +48,8 @@ class Sampling:
             fail("Sampling", "top_k", "be 0 (off) or more", self.top_k)
         if not (is_number(self.top_p) and 0 < self.top_p <= 1):
             fail("Sampling", "top_p", "lie in (0, 1]", self.top_p)
+        if not (is_number(self.repetition_penalty) and self.repetition_penalty > 0):
+            fail("Sampling", "repetition_penalty", "be above 0", self.repetition_penalty)
         if self.seed is not None and not (is_integer(self.seed) and abs(self.seed) < 2**63):
             fail("Sampling", "seed", "be an int of 64 bits", self.seed)
 

@@ -1,8 +1,9 @@
-"""The hybrid LLM of the Nemotron-H family: Mamba-2, attention and MLP layers; `stack.py` runs them.
+"""The layers of the LLM: Mamba-2, attention and MLP; `stack.py` runs them.
 
-Every layer is y = x + mixer(RMSNorm(x)). Attention has no positional encoding; the order comes from
-Mamba-2. Parameters keep Hugging Face's Nemotron-H names. A_log, D and dt_bias live in the model's
-dtype, as in upstream's checkpoints (bf16 there), and are widened to float32 where they are used.
+Every layer is y = x + mixer(RMSNorm(x)). In the Nemotron-H family attention has no positional
+encoding; the order comes from Mamba-2. `qwen2.py` has what Qwen2's layers add. Parameters keep
+Hugging Face's Nemotron-H names. A_log, D and dt_bias live in the model's dtype, as in TimeViper's
+checkpoints (bf16 there), and are widened to float32 where they are used.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from timeviper_fast.config import (
 )
 from timeviper_fast.errors import fail
 from timeviper_fast.model.cache import AttentionState, MambaState
+from timeviper_fast.model.qwen2 import GatedMlp
 from timeviper_fast.model.stack import LayerStack, Packing
 from timeviper_fast.model.transv import TransV
 from tvkernels import (
@@ -69,7 +71,7 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention without positions; scale 1 / sqrt(head_dim)."""
+    """Causal grouped-query attention, with rotary positions in Qwen2; scale 1 / sqrt(head_dim)."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -79,13 +81,16 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, q_width, bias=bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=bias)
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=bias)
-        self.o_proj = nn.Linear(q_width, config.hidden_size, bias=bias)
+        o_bias = bias and config.family != "qwen2"
+        self.o_proj = nn.Linear(q_width, config.hidden_size, bias=o_bias)
 
     def forward(self, x: Tensor, packing: Packing, state: AttentionState | None) -> Tensor:
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim))
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if packing.rotary is not None:
+            q, k = packing.rotary.turn(q), packing.rotary.turn(k)
         if state is not None:
             k, v = state.append(k, v)
             out = _attend_last(q, k, v)
@@ -219,7 +224,8 @@ class Block(nn.Module):
         super().__init__()
         self.gradient_checkpointing = False
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.mixer = {MAMBA: Mamba2, ATTENTION: Attention}.get(kind, Mlp)(config)
+        mlp = GatedMlp if config.family == "qwen2" else Mlp
+        self.mixer = {MAMBA: Mamba2, ATTENTION: Attention}.get(kind, mlp)(config)
 
     def forward(
         self, x: Tensor, packing: Packing, state: AttentionState | MambaState | None

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from timeviper_fast.config import CompressionStage
+from timeviper_fast.config import BackboneConfig, CompressionStage
 from timeviper_fast.errors import ArgumentError, fail, is_integer
 from timeviper_fast.layout import Segment
-from timeviper_fast.model.cache import HybridCache
+from timeviper_fast.model.cache import AttentionState, HybridCache
+from timeviper_fast.model.qwen2 import Rotary
 from timeviper_fast.model.transv import StageRecord
 from timeviper_fast.stops import Stop, StopWatch
 
@@ -29,10 +30,12 @@ class Packing(NamedTuple):
     Attributes:
         lengths: tokens of each sample.
         seq_idx: (batch, seqlen) int32, the sample each token belongs to; None when there is one.
+        rotary: the tokens' rotary positions; None where attention has no positions.
     """
 
     lengths: tuple[int, ...]
     seq_idx: Tensor | None
+    rotary: Rotary | None = None
 
 
 def _pack(segments: tuple[Segment, ...], hidden: Tensor) -> Packing:
@@ -63,10 +66,12 @@ class LayerStack(nn.Module):
     """Layers on one residual stream, and the compression stages in front of some of them.
 
     Attributes:
+        config: the layers' shape.
         layers: called as layer(x, packing, state); a stage reads its layer's `mixer` and `norm`.
         transv: one module per stage, in the order of their layers.
     """
 
+    config: BackboneConfig
     layers: nn.ModuleList
     transv: nn.ModuleList
 
@@ -175,11 +180,26 @@ class LayerStack(nn.Module):
         on_pass: Callable[[int], None] | None,
         x: Tensor,
     ) -> Tensor:
+        if self.config.rope_theta:
+            packing = packing._replace(rotary=self._rotary(layers, packing, cache, x))
         for i in layers:
             x = self.layers[i](x, packing, None if cache is None else cache.layers[i])
         if on_pass is not None:
             on_pass(x.shape[1] * len(layers))
         return x
+
+    def _rotary(
+        self, layers: range, packing: Packing, cache: HybridCache | None, x: Tensor
+    ) -> Rotary:
+        """Positions in every sample as it enters these layers: 0, 1, ... with no gap for dropped
+        tokens. A cache holds one sample; its keys and values say how many tokens came before."""
+        starts, lengths = [0] * len(packing.lengths), packing.lengths
+        if cache is not None:
+            # a stage stands before a whole block, which begins with its attention
+            state = cache.layers[layers.start]
+            assert isinstance(state, AttentionState)
+            starts, lengths = [state.length], (x.shape[1],)
+        return Rotary.of(self.config, starts, lengths, x)
 
 
 def _in_chunks(

@@ -4,14 +4,15 @@
 
 A stage keeps either evenly spaced tokens, or those with the highest attention from one query token
 under the projections of the layer that follows. Two choices look odd and are kept because
-upstream's checkpoints were trained with them: by default scores come from the residual stream
-BEFORE the layer's RMSNorm (`CompressionStage.score`), and the query is a single token, at inference
-the last of the prompt. Counts are relative to the original vision tokens.
+TimeViper's checkpoints were trained with them: by default scores come from the residual stream
+BEFORE the layer's RMSNorm, without positions (`CompressionStage.score`), and the query is a single
+token, at inference the last of the prompt. Counts are relative to the original vision tokens.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from timeviper_fast.config import BackboneConfig, CompressionStage
 from timeviper_fast.layout import Segment
+from timeviper_fast.model.qwen2 import Rotary
 from tvkernels import (
     attention_topk_hidden,
     compact,
@@ -65,7 +67,7 @@ class TransV(nn.Module):
 
     def __init__(self, stage: CompressionStage, config: BackboneConfig) -> None:
         super().__init__()
-        self.stage, self.head_dim = stage, config.head_dim
+        self.stage, self.config, self.head_dim = stage, config, config.head_dim
         if stage.transfer:
             q_width = config.num_attention_heads * config.head_dim
             kv_width = config.num_key_value_heads * config.head_dim
@@ -122,9 +124,25 @@ class TransV(nn.Module):
         keep = self.stage.kept_count(segment.vision_tokens)
         if self.stage.select == "attention":
             return self._by_attention(sample, segment, keep, mixer, norm)
-        kept = uniform_topk(segment.vision_present, keep, sample.device)
+        kept = self._spaced(segment.vision_present, keep, sample.device)
         dropped = dropped_indices(kept, segment.vision_present)
         return kept.expand(len(sample), -1), dropped.expand(len(sample), -1), None
+
+    def _spaced(self, length: int, keep: int, device: torch.device) -> Tensor:
+        if self.stage.spacing == "exact":
+            return uniform_topk(length, keep, device)
+        # the rule is that of a CPU's float64: a GPU rounds its step to float32
+        kept = torch.linspace(0, max(length - 1, 0), keep, dtype=torch.int64, device="cpu")
+        if device.type == "cuda":
+            # from pageable memory the copy would be a host sync
+            kept = kept.pin_memory()
+        return kept.to(device, non_blocking=True)
+
+    def _positions(self, seen: Tensor) -> Rotary | None:
+        """Rotary positions of the tokens that a stage scores; None where it scores without."""
+        if self.stage.score == "raw" or not self.config.rope_theta:
+            return None
+        return Rotary.of(self.config, [0], (seen.shape[1],), seen)
 
     def _by_attention(
         self, sample: Tensor, segment: Segment, keep: int, mixer: nn.Module, norm: Norm
@@ -139,14 +157,20 @@ class TransV(nn.Module):
             # under autocast the projection has another dtype than the residual stream
             q = mixer.q_proj(query).to(seen.dtype)  # type: ignore[operator]
             q = q.unflatten(-1, (-1, self.head_dim))
-            # A key bias adds the same number to every score of a head, so softmax ignores it.
-            weight: Tensor = mixer.k_proj.weight  # type: ignore[assignment, union-attr]
-            span = (segment.span.start, segment.span.length)
+            rotary = self._positions(seen)
+            if rotary is not None:
+                q = rotary.last.turn(q[:, None])[:, 0]
+            key: nn.Linear = mixer.k_proj  # type: ignore[assignment]
+            select = partial(
+                attention_topk_hidden, q, seen, key.weight,
+                span=(segment.span.start, segment.span.length),
+                norm_weight=on_keys, k_bias=key.bias, rope=rotary,
+            )  # fmt: skip
             if segment.index is None:
-                chosen = attention_topk_hidden(q, seen, weight, keep, span, norm_weight=on_keys)
+                chosen = select(keep=keep)
                 return chosen.kept, chosen.dropped, chosen.scores
             # The op would choose among the whole span, text included: use only its scores.
-            scores = attention_topk_hidden(q, seen, weight, 0, span, norm_weight=on_keys).scores
+            scores = select(keep=0).scores
             scores = scores.gather(1, segment.index.expand(len(sample), -1))
             # stable: equal scores keep the lower index, as in the op
             order = scores.argsort(dim=-1, descending=True, stable=True)
@@ -161,9 +185,12 @@ class TransV(nn.Module):
         seen = sample[:, : segment.length - segment.query_from_end]
         if self.stage.score == "normed":
             seen = norm(seen)
-        q = mixer.q_proj(seen[:, -1]).unflatten(-1, (-1, self.head_dim))  # type: ignore[operator]
+        q = mixer.q_proj(seen[:, -1:]).unflatten(-1, (-1, self.head_dim))  # type: ignore[operator]
         k = mixer.k_proj(seen).unflatten(-1, (-1, self.head_dim))  # type: ignore[operator]
-        grouped = q.unflatten(1, (k.shape[2], -1)) / math.sqrt(self.head_dim)
+        rotary = self._positions(seen)
+        if rotary is not None:
+            q, k = rotary.last.turn(q), rotary.turn(k)
+        grouped = q[:, 0].unflatten(1, (k.shape[2], -1)) / math.sqrt(self.head_dim)
         if k.dtype != torch.float64:
             grouped, k = grouped.float(), k.float()
         logits = torch.einsum("bkgd,bskd->bkgs", grouped, k).flatten(1, 2)

@@ -126,7 +126,9 @@ def attention_topk_hidden(
     rope: tuple[torch.Tensor, torch.Tensor] | None = None,
     cu_seqlens: Offsets | None = None,
 ) -> TopKResult:
-    """`attention_topk` from hidden states: k = rope(k_weight rms_norm(hidden) + k_bias), never stored.
+    """`attention_topk` from hidden states, with no key stored.
+
+    k = rope(k_weight rms_norm(hidden) + k_bias)
 
     scores as in attention_topk; without rope q_h . (W_h x_t) = (W_h^T q_h) . x_t, so the key
     projection is folded into the query and each hidden state is read once.
