@@ -49,7 +49,7 @@ FOLDERS = {
 MODULES = {
     "video": {
         "__init__": "video writer",
-        "sampling": "",
+        "sampling": "times",
         "times": "",
         "preprocess": "",
         "arrays": "images",
@@ -72,7 +72,7 @@ MODULES = {
         "writer": "container",
         "video": "packets sampling source times",
     },
-    "text": {"__init__": "", "prompt": "", "byte_tokenizer": ""},
+    "text": {"__init__": "", "template": "", "prompt": "template", "byte_tokenizer": ""},
     "model": {
         "__init__": "",
         "vision.__init__": "",

@@ -74,7 +74,7 @@ def test_a_duration_that_misses_a_whole_number_by_rounding() -> None:
 def test_the_rule_of_videochat_flash() -> None:
     long = timeline(400)
     chosen = Sampling("videochat-flash").choose(long, None, None, Limits(64, 512))
-    expected = VideoChatFlash(64, 512).choose(long.seconds, 2.0, 200.0)
+    expected = VideoChatFlash(64, 512, 4).choose(long.seconds, 2.0, 200.0)
     assert chosen.positions.tolist() == expected.tolist()
     assert len(chosen.positions) == 200
 

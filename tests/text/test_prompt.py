@@ -18,12 +18,12 @@ from timeviper_fast.text.byte_tokenizer import SPECIAL_TOKENS, byte_tokenizer
 from timeviper_fast.text.prompt import (
     Prompt,
     build_prompt,
-    chat_template,
     render_chat,
     stop_token_ids,
     training_prompt,
     video_sentence,
 )
+from timeviper_fast.text.template import chat_template
 from timeviper_fast.training.loss import training_segment
 
 IMAGE = 256 + SPECIAL_TOKENS.index("<image>")
@@ -310,7 +310,7 @@ def test_an_answer_begins_with_text(prefix: Any) -> None:
 
 
 def test_unknown_template() -> None:
-    sentence = "template must be one of 'nano_base', 'qwen2', got 'vicuna'"
+    sentence = "template must be one of 'nano_base', 'qwen2', 'qwen_2', got 'vicuna'"
     for call in (
         lambda: build_prompt(BYTES, "Who?", template="vicuna"),
         lambda: render_chat([user("Who?")], "vicuna"),

@@ -13,13 +13,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.goldens import manifest
+from timeviper_fast.text.prompt import vision_preface
+from timeviper_fast.video import Video
 from timeviper_fast.video.sampling import Fps, Uniform, Upstream, VideoChatFlash, parse_policy
 
+FLASH = manifest("vcf_sampling")
 LAWS = settings(max_examples=30, deadline=None, derandomize=True)
 
 
 def constant(frames: int, fps: float, start: float = 0.0) -> tuple[torch.Tensor, float, float]:
     return torch.arange(frames, dtype=torch.float64) / fps + start, fps, frames / fps
+
+
+class Still(Video):
+    """A video that only knows its times."""
+
+    def __init__(self, frames: int, fps: float, seconds: torch.Tensor | None = None) -> None:
+        own, self.fps, self.duration = constant(frames, fps)
+        self.seconds = own if seconds is None else seconds
 
 
 def upstream_in_numpy(total: int, fps: float, at_most: int = 256, at_least: int = 32) -> list[int]:
@@ -145,7 +157,7 @@ def test_uniform_is_even_and_exact_in_count(count: int, total: int) -> None:
 @LAWS
 @given(total=st.integers(1, 20_000), fps=st.floats(0.2, 60), low=st.integers(1, 64))
 def test_videochat_flash_gives_whole_clips(total: int, fps: float, low: int) -> None:
-    chosen = VideoChatFlash(4 * low, 512).choose(*constant(total, fps))
+    chosen = VideoChatFlash(4 * low, 512, 4).choose(*constant(total, fps))
     assert len(chosen) % 4 == 0
     assert bool((chosen.diff() >= 0).all())
     assert int(chosen[-1]) < total
@@ -159,7 +171,56 @@ def test_videochat_flash_takes_interval_middles() -> None:
     assert len(chosen) == 64
     assert chosen[:4].tolist() == [1, 4, 8, 12]
     assert VideoChatFlash(4).choose(*constant(250, 25)).tolist()[:2] == [15, 46]
-    assert VideoChatFlash().choose(*constant(3, 25)).tolist() == [0, 1, 2, 2]
+    assert VideoChatFlash(multiple=4).choose(*constant(3, 25)).tolist() == [0, 1, 2, 2]
+    assert VideoChatFlash().choose(*constant(3, 25)).tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("row", FLASH["public_chat"], ids=str)
+def test_videochat_flash_is_the_rule_of_the_released_models(row: dict[str, Any]) -> None:
+    video = Still(row["frames_in_file"], row["fps"])
+    start, end = row["start_end"] or (None, None)
+    policy = f"videochat-flash:max={row['max_num_frames']}"
+    chosen = video.sample(policy, start=start, end=end).tolist()
+    if row["max_num_frames"] < 64:
+        # upstream takes 64 nevertheless
+        assert len(chosen) == row["max_num_frames"] < len(row["indices"])
+        return
+    filled = -len(row["indices"]) % 4
+    assert chosen == row["indices"] + row["indices"][-1:] * filled
+    duration = video.span(start, end, policy).duration
+    message = vision_preface("qwen_2", duration, len(row["indices"]))
+    assert message == row["time_message"]
+
+
+@pytest.mark.parametrize("row", FLASH["training_variant_clip_of_4"], ids=str)
+def test_videochat_flash_has_the_rule_of_training(row: dict[str, Any]) -> None:
+    policy = VideoChatFlash(row["lower"], row["upper"], 4)
+    timeline = constant(row["frames_in_file"], row["fps"])
+    assert policy.choose(*timeline).tolist() == row["indices"]
+    assert timeline[2] == row["duration"]
+
+
+def test_videochat_flash_honours_every_limit_and_fills_the_last_clip() -> None:
+    for limit in (1, 3, 4, 30, 70):
+        chosen = VideoChatFlash(max_frames=limit).choose(*constant(18_000, 30)).tolist()
+        assert len(set(chosen)) == limit
+        assert len(chosen) % 4 == 0
+        assert set(chosen[limit:]) <= {chosen[limit - 1]}
+
+
+def test_videochat_flash_goes_by_times_where_frame_numbers_tell_none() -> None:
+    """10 s at 10 frames per second, then 10 s at 1: frame 55 of 110 is shown at 5.5 s."""
+    slow = [10.0 + i for i in range(10)]
+    seconds = torch.tensor([i / 10 for i in range(100)] + slow, dtype=torch.float64)
+    video = Still(110, 5.5, seconds)
+    assert video.span(12, 16, "videochat-flash") == video.span(12, 16) == (102, 106, 4.0)
+    # at a constant rate the first frame is the one shown at the start, as upstream has it
+    even = Still(300, 24)
+    assert even.span(1.03, 2, "videochat-flash").first == even.span(1.03, 2).first - 1 == 24
+    assert even.span(policy="videochat-flash") == even.span() == (0, 300, 12.5)
+    assert even.span(5, policy="videochat-flash").duration == pytest.approx(7.4)
+    with pytest.raises(ValueError, match="start must lie within the video"):
+        even.span(13, policy="videochat-flash")
 
 
 def test_parse_policy_reads_every_form() -> None:
@@ -172,6 +233,8 @@ def test_parse_policy_reads_every_form() -> None:
     assert parse_policy("upstream:fps=2:max=64:min=8") == Upstream(2.0, 64, 8)
     assert parse_policy("videochat-flash") == VideoChatFlash(64, 512)
     assert parse_policy("videochat-flash:max=128") == VideoChatFlash(64, 128)
+    assert parse_policy("videochat-flash:max=8") == VideoChatFlash(8, 8, 8)
+    assert parse_policy("videochat-flash:multiple=4") == VideoChatFlash(64, 512, 4)
     assert parse_policy(Uniform(3)) == Uniform(3)
 
 
@@ -210,10 +273,14 @@ def test_parse_policy_reads_every_form() -> None:
             r"policy 'upstream:max=2:min=8': min must be at most max \(2\), got 8",
         ),
         ("upstream:max=8", r"policy 'upstream:max=8': min must be at most max \(8\), got 32"),
+        (
+            "videochat-flash:multiple=6",
+            "'videochat-flash:multiple=6': multiple must be 4 or 8, got 6",
+        ),
         (Fps, "policy must be a string as 'fps:1', or an object that can choose, got <class"),
         (
-            "videochat-flash:max=8",
-            r"policy 'videochat-flash:max=8': min must be at most max \(8\), got 64",
+            "videochat-flash:max=8:min=16",
+            r"policy 'videochat-flash:max=8:min=16': min must be at most max \(8\), got 16",
         ),
     ],
 )

@@ -115,7 +115,7 @@ class Sampling:
         seconds = timeline.seconds[first:stop]
         least, most = self.bounds(limits)
         if self.rule == "videochat-flash":
-            local = VideoChatFlash(least, most).choose(seconds, timeline.fps, duration)
+            local = VideoChatFlash(least, most, 4).choose(seconds, timeline.fps, duration)
             sampled = len(local)
         else:
             count = self._count(duration, stop - first, least, most)

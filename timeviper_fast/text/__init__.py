@@ -1,6 +1,7 @@
 """Questions and conversations to token ids.
 
-    prompt.py          chat templates, and a prompt with a gap where the vision tokens go
+    prompt.py          a prompt with gaps where the vision tokens go
+    template.py        chat templates, and a conversation written in the words of one
     byte_tokenizer.py  a tokenizer without files, for the tiny model
 
 Any Hugging Face tokenizer works.

@@ -5,6 +5,7 @@ For demos and tests with random weights; it fits the tiny preset's vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ SPECIAL_TOKENS = (
 )
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
+def byte_tokenizer(special: Sequence[str] = SPECIAL_TOKENS) -> PreTrainedTokenizerFast:
     """A Hugging Face tokenizer whose ids 0..255 are the bytes of the UTF-8 text.
 
-    Ids from 256 are SPECIAL_TOKENS; the first, `</s>` (256), ends a text. Decoding restores any
-    text exactly; bytes that are not UTF-8 give U+FFFD. Nothing is read or downloaded.
+    Ids from 256 are the special tokens; the first (`</s>`) ends a text. Decoding restores any text
+    exactly; bytes that are not UTF-8 give U+FFFD. Nothing is read or downloaded.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -37,8 +38,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=_byte_vocabulary(), merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=SPECIAL_TOKENS[0])
+    tokenizer.add_special_tokens(list(special))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[0])
 
 
 def _byte_vocabulary() -> dict[str, int]:

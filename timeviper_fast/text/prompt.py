@@ -1,6 +1,6 @@
-"""A question, or a conversation, to token ids around one run of vision tokens.
+"""A question, or a conversation, to token ids around the vision tokens.
 
-In the prompt's text `<image>` stands for the run. The text is cut there and its pieces are
+In the prompt's text `<image>` stands for a run of them. The text is cut there and its pieces are
 tokenised one by one, so no placeholder is embedded. A tokenizer that has `<image>` and the role
 markers as special tokens splits there too, so the ids are those of the whole text.
 
@@ -13,63 +13,42 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from timeviper_fast.errors import ArgumentError, fail
+from timeviper_fast.errors import ArgumentError, fail, is_integer
 from timeviper_fast.layout import VisualSpan
+from timeviper_fast.text.template import (
+    PLACEHOLDER,
+    Draft,
+    Turn,
+    chat_template,
+    headers_apart,
+    render,
+    special_tokens,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
-    "ChatTemplate",
     "Message",
     "Prompt",
     "build_prompt",
-    "chat_template",
     "check_answered",
     "render_chat",
     "stop_token_ids",
     "training_prompt",
     "video_sentence",
+    "vision_preface",
 ]
 
-PLACEHOLDER = "<image>"
 IGNORE_INDEX = -100  # torch's cross entropy skips these labels
 
-# tokens of vision in the vocabularies of trained models, whether marked as special or not
-_VISION_TOKENS = ("<image>", "<video>")
 _ROLES = ("user", "assistant")
 
 Message = Mapping[str, str]  # {"role": "user" or "assistant", "content": text}
-
-
-@dataclass(frozen=True)
-class ChatTemplate:
-    """A conversation's format: the system text, then each turn between its two markers."""
-
-    system: str
-    user: tuple[str, str]
-    assistant: tuple[str, str]
-    stop_tokens: tuple[str, ...]
-
-
-_TEMPLATES = {
-    "nano_base": ChatTemplate(
-        system="<SPECIAL_10>System\n<SPECIAL_12>\n",
-        user=("<SPECIAL_11>User\n", "\n<SPECIAL_12>"),
-        assistant=("<SPECIAL_11>Assistant\n", "\n<SPECIAL_12>"),
-        stop_tokens=("<SPECIAL_12>", "</s>"),
-    ),
-    "qwen2": ChatTemplate(
-        system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>",
-        user=("\n<|im_start|>user\n", "<|im_end|>"),
-        assistant=("\n<|im_start|>assistant\n", "<|im_end|>"),
-        stop_tokens=("<|im_end|>",),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -79,50 +58,54 @@ class Prompt:
     Attributes:
         before: text ids in front of the vision tokens; empty for a prompt without vision.
         after: text ids behind them.
-        text: the tokenised text, in which one `<image>` stands for all vision tokens.
-        supervised: for each id of before + after, whether training learns it; all False in a
-            question.
+        text: the tokenised text, in which one `<image>` stands for each run of vision tokens.
+        supervised: for each id of the text, whether training learns it; all False in a question.
+        between: text ids between the runs of vision tokens; one list fewer than there are runs.
     """
 
     before: list[int]
     after: list[int]
     text: str
     supervised: list[bool]
+    between: list[list[int]] = field(default_factory=list)
 
     def span(self, vision_tokens: int) -> VisualSpan:
-        """Where `vision_tokens` tokens lie in the sequence."""
-        return VisualSpan(len(self.before), vision_tokens)
+        """From the first of `vision_tokens` tokens to the last, texts between runs included."""
+        return VisualSpan(len(self.before), vision_tokens + sum(map(len, self.between)))
 
     def length(self, vision_tokens: int) -> int:
         """Tokens of the whole sequence."""
-        return len(self.before) + vision_tokens + len(self.after)
+        return self.span(vision_tokens).stop + len(self.after)
 
     def labels(self, vision_tokens: int) -> list[int]:
-        """Training labels of the whole sequence, not shifted; -100 where nothing is learnt."""
+        """Training labels of the whole sequence, not shifted; -100 where nothing is learnt. The
+        vision tokens must form one run."""
         ids = self.before + self.after
         labels = [i if learnt else IGNORE_INDEX for i, learnt in zip(ids, self.supervised)]
         cut = len(self.before)
         return labels[:cut] + [IGNORE_INDEX] * vision_tokens + labels[cut:]
 
 
-def chat_template(name: str) -> ChatTemplate:
-    """The template of that name: nano_base (Nemotron-Nano base models) or qwen2.
-
-    Raises:
-        ValueError: no such template.
-    """
-    if name not in _TEMPLATES:
-        known = ", ".join(map(repr, _TEMPLATES))
-        fail("prompt", "template", f"be one of {known}", name)
-    return _TEMPLATES[name]
-
-
-def video_sentence(seconds: float, frames: int) -> str:
+def video_sentence(seconds: float, frames: int, template: str = "nano_base") -> str:
     """The sentence that tells the model how its frames were sampled, for questions about times."""
+    form = chat_template(template).seconds
+    written = format(seconds, form) if form else round(seconds, 2)
     return (
-        f"The video lasts for {round(seconds, 2)} seconds, "
+        f"The video lasts for {written} seconds, "
         f"and {frames} frames are uniformly sampled from it. "
     )
+
+
+def vision_preface(template: str, seconds: float | None = None, frames: int = 0) -> str:
+    """The text directly behind the vision tokens, as `build_prompt` takes it.
+
+    Args:
+        template: the chat template.
+        seconds: how long the video is; None leaves the sentence about it out.
+        frames: how many frames of it the model sees.
+    """
+    sentence = "" if seconds is None else video_sentence(seconds, frames, template)
+    return chat_template(template).behind_vision + sentence
 
 
 def build_prompt(
@@ -134,6 +117,7 @@ def build_prompt(
     preface: str = "",
     answer_prefix: str = "",
     placeholder: str | None = None,
+    runs: int = 1,
 ) -> Prompt:
     """The prompt that asks for an answer: [system][vision][preface][question][answer header].
 
@@ -141,27 +125,30 @@ def build_prompt(
         tokenizer: any Hugging Face tokenizer.
         question: text, or messages {"role", "content"} that take turns and end with the user's.
             All of it is words: a `<video>` or the name of a special token in it is text.
-        template: nano_base or qwen2.
+        template: nano_base, qwen2 or qwen_2.
         vision: whether vision tokens are part of the prompt.
-        preface: text directly behind the vision tokens, such as `video_sentence(...)`.
+        preface: text directly behind the vision tokens, such as `vision_preface(...)`.
         answer_prefix: words that the answer is forced to begin with; tokenised on their own.
         placeholder: a mark, such as "<image>", that moves the vision tokens to its place in the
             messages (repeated directly behind itself, it is one place). None, or no such mark in
             the text: they go in front of the first question.
+        runs: how many runs of vision tokens there are, such as several pictures. More than one need
+            as many marks.
 
     Raises:
-        ValueError: blank question, text that is no UTF-8, roles out of order, two places for the
-            vision tokens, a place for them without vision, or an unknown template.
+        ValueError: blank question, text that is no UTF-8, roles out of order, another number of
+            places than runs, a place for vision without vision, or an unknown template.
 
     Source: upstream TimeViper's conversation templates.
     """
-    messages = conversation(question, answer_prefix)
-    turns, chat = _place_vision(messages, vision, preface, placeholder), chat_template(template)
-    special = _special_tokens(tokenizer, chat)
-    draft = _render(turns, chat, special)
+    chat = chat_template(template)
+    messages = conversation(question, answer_prefix, open_answers=chat.open_answers)
+    turns = _place_vision(messages, vision, preface, placeholder, runs)
+    special = special_tokens(tokenizer, chat)
+    draft = render(turns, chat, special)
     # tokenise the text in one piece: a tokenizer without the role markers may merge across them
     prompt = _encode(tokenizer, draft, [(0, len(draft.text), False)])
-    forced = _Draft(special)
+    forced = Draft(special)
     forced.say(answer_prefix)
     prefix = _encode(tokenizer, forced, [(0, len(answer_prefix), False)])
     return Prompt(
@@ -169,17 +156,20 @@ def build_prompt(
         after=prompt.after + prefix.after,
         text=prompt.text + answer_prefix,
         supervised=prompt.supervised + prefix.supervised,
+        between=prompt.between,
     )
 
 
-def conversation(question: str | Sequence[Message], answer_prefix: str = "") -> Sequence[Message]:
-    """Check a question and return it as messages.
+def conversation(
+    question: str | Sequence[Message], answer_prefix: str = "", *, open_answers: bool = False
+) -> Sequence[Message]:
+    """Check a question and return it as messages; `open_answers` allows empty answers.
 
     Raises:
         ValueError: as `build_prompt` for these arguments.
     """
     messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
-    _check_turns(messages)
+    _check_turns(messages, open_answers)
     _expect_unicode("answer_prefix", answer_prefix)
     if messages[-1]["role"] == "assistant" and messages[-1]["content"]:
         raise ArgumentError(
@@ -226,18 +216,18 @@ def training_prompt(
             which is also the query at inference.
     """
     check_answered(messages)
-    turns, chat = _place_vision(messages, vision, preface, placeholder), chat_template(template)
-    draft = _render(turns, chat, _special_tokens(tokenizer, chat))
-    pieces = draft.pieces if learn_header else _headers_apart(draft.pieces, chat)
+    turns, chat = _place_vision(messages, vision, preface, placeholder, 1), chat_template(template)
+    draft = render(turns, chat, special_tokens(tokenizer, chat))
+    pieces = draft.pieces if learn_header else headers_apart(draft.pieces, chat)
     return _encode(tokenizer, draft, pieces)
 
 
 def render_chat(messages: Sequence[Message], template: str = "nano_base") -> str:
     """The conversation as text, without vision tokens. If the last turn is the user's (or an
     assistant's without content), the text ends with the header of the next answer."""
-    _check_turns(messages)
-    turns = _place_vision(messages, False, "", None)
-    return _render(turns, chat_template(template), None).text
+    chat = chat_template(template)
+    _check_turns(messages, chat.open_answers)
+    return render(_place_vision(messages, False, "", None, 1), chat, None).text
 
 
 def stop_token_ids(
@@ -256,7 +246,7 @@ def stop_token_ids(
     return tuple(sorted(ids))
 
 
-def _check_turns(messages: Sequence[Message]) -> None:
+def _check_turns(messages: Sequence[Message], open_answers: bool = False) -> None:
     if not isinstance(messages, (list, tuple)):
         _refuse_question(type(messages).__name__)
     if not messages:
@@ -274,7 +264,8 @@ def _check_turns(messages: Sequence[Message]) -> None:
         _expect_unicode("question" if role == "user" else "answer", content)
         if role == "user" and not content.strip():
             fail("prompt", "question", "not be empty or blank", content)
-        if role == "assistant" and not content and i < len(messages) - 1:
+        open_answer = role == "assistant" and not content and i < len(messages) - 1
+        if open_answer and not open_answers:
             raise ArgumentError(
                 "prompt", "answer", "not be empty before the last turn", f"turn {i}"
             )
@@ -292,22 +283,27 @@ def _refuse_question(value: str) -> NoReturn:
 
 
 def _place_vision(
-    messages: Sequence[Message], vision: bool, preface: str, placeholder: str | None
-) -> list[_Turn]:
-    """The messages as turns, one of them with a place for the vision tokens."""
+    messages: Sequence[Message], vision: bool, preface: str, placeholder: str | None, runs: int
+) -> list[Turn]:
+    """The messages as turns, one or more of them with places for the vision tokens."""
     if placeholder is not None and not (isinstance(placeholder, str) and placeholder):
         fail("prompt", "placeholder", "be a string or None", placeholder)
-    turns = [_Turn(message["role"], [message["content"]]) for message in messages]
+    if not (is_integer(runs) and runs >= 1):
+        fail("prompt", "runs", "be an integer of 1 or more", runs)
+    turns = [Turn(message["role"], [message["content"]]) for message in messages]
     if placeholder:
-        # marks one after the other count as one place, whatever the number of frames
-        run = re.compile(f"(?:{re.escape(placeholder)})+")
-        turns = [_Turn(turn.role, run.split(turn.texts[0])) for turn in turns]
+        # For one run, marks one after the other count as one place, whatever the number of frames.
+        mark = re.compile(f"(?:{re.escape(placeholder)}){'+' if runs == 1 else ''}")
+        turns = [Turn(turn.role, mark.split(turn.texts[0])) for turn in turns]
     places = sum(len(turn.texts) - 1 for turn in turns)
     if (places or preface) and not vision:
         what = "a preface" if preface else "a placeholder for vision tokens"
         raise ArgumentError("prompt", "question", "be plain text without vision", what)
-    if places > 1:
+    if runs == 1 and places > 1:
         rule = f"have one place (one run of {placeholder}; they form one contiguous span)"
+        raise ArgumentError("prompt", "vision tokens", rule, f"{places} places")
+    if runs > 1 and places != runs:
+        rule = f"have a place in the question for each of their {runs} runs"
         raise ArgumentError("prompt", "vision tokens", rule, f"{places} places")
     for i, turn in enumerate(turns):
         if turn.role == "user" and not "".join(turn.texts).strip():
@@ -315,112 +311,25 @@ def _place_vision(
     if vision and not places:
         turns[0].texts.insert(0, "")
     for turn in turns:
-        if len(turn.texts) > 1:
-            turn.texts[1] = preface + turn.texts[1]
+        turn.texts[1:] = [preface + text for text in turn.texts[1:]]
     return turns
 
 
-class _Turn(NamedTuple):
-    """One message; between its texts, if there are two, the vision tokens go."""
-
-    role: str
-    texts: list[str]
-
-
-class _Draft:
-    """A prompt's text as it is written, and where to cut it for the tokenizer.
-
-    Attributes:
-        text: so far.
-        cuts: where words would be taken for a special token.
-        vision: where the placeholder of the vision tokens begins; -1 without.
-        pieces: (start, stop, learnt in training) of each turn.
-    """
-
-    def __init__(self, special: re.Pattern[str] | None) -> None:
-        self.text, self.vision = "", -1
-        self.cuts: list[int] = []
-        self.pieces: list[tuple[int, int, bool]] = []
-        self._special = special
-
-    def say(self, words: str) -> None:
-        """Add words, in which no token is special."""
-        found = self._special.finditer(words) if self._special else ()
-        self.cuts += [len(self.text) + match.start() + 1 for match in found]
-        self.text += words
-
-    def end_piece(self, learnt: bool) -> None:
-        start = self.pieces[-1][1] if self.pieces else 0
-        self.pieces.append((start, len(self.text), learnt))
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> re.Pattern[str]:
-    """Finds where words begin that the tokenizer would take for special tokens.
-
-    Added tokens that are not marked as special are vocabulary, such as runs of spaces, unless the
-    template uses them as markers.
-    """
-    text = template.system + "".join(template.user + template.assistant)
-    markers = {*re.findall(r"<\S+?>", text), *template.stop_tokens}
-    added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
-    special = {token for token, marked in added.items() if token and (marked or token in markers)}
-    words = sorted(special | set(_VISION_TOKENS))
-    # matches may overlap, so look ahead only
-    return re.compile(f"(?={'|'.join(map(re.escape, words))})")
-
-
-def _render(
-    turns: Sequence[_Turn], template: ChatTemplate, special: re.Pattern[str] | None
-) -> _Draft:
-    """The conversation in the words of the template."""
-    draft = _Draft(special)
-    draft.text = template.system
-    draft.end_piece(False)
-    for turn in turns:
-        learnt = turn.role == "assistant"
-        head, tail = template.assistant if learnt else template.user
-        empty = turn.texts == [""]
-        if not empty:
-            draft.text += head
-            draft.say(turn.texts[0])
-            for text in turn.texts[1:]:
-                draft.vision = len(draft.text)
-                draft.text += PLACEHOLDER
-                draft.say(text)
-            draft.text += tail
-            draft.end_piece(learnt)
-    if not learnt or empty:
-        draft.text += template.assistant[0]
-        draft.end_piece(False)
-    return draft
-
-
-def _headers_apart(
-    pieces: Sequence[tuple[int, int, bool]], template: ChatTemplate
-) -> list[tuple[int, int, bool]]:
-    """The pieces with the header of each learnt one split off, not learnt."""
-    apart = []
-    for start, stop, learnt in pieces:
-        begins = start + len(template.assistant[0]) if learnt else start
-        apart += [(start, begins, False)] * learnt + [(begins, stop, learnt)]
-    return apart
-
-
 def _encode(
-    tokenizer: PreTrainedTokenizerBase, draft: _Draft, pieces: Sequence[tuple[int, int, bool]]
+    tokenizer: PreTrainedTokenizerBase, draft: Draft, pieces: Sequence[tuple[int, int, bool]]
 ) -> Prompt:
     """Tokenise the pieces one by one, each cut where the draft says."""
-    ids: list[int] = []
+    texts: list[list[int]] = [[]]
     supervised: list[bool] = []
-    before = 0
-    gap = {draft.vision, draft.vision + len(PLACEHOLDER)} if draft.vision >= 0 else set()
+    gaps = {edge for place in draft.places for edge in (place, place + len(PLACEHOLDER))}
     for start, stop, learnt in pieces:
-        inner = {cut for cut in (*draft.cuts, *gap) if start < cut < stop}
+        inner = {cut for cut in (*draft.cuts, *gaps) if start < cut < stop}
         for begin, end in pairwise(sorted({start, stop} | inner)):
-            if begin == draft.vision:
-                before = len(ids)
+            if begin in draft.places:
+                texts.append([])
                 continue
             new = tokenizer.encode(draft.text[begin:end], add_special_tokens=False)
-            ids += new
+            texts[-1] += new
             supervised += [learnt] * len(new)
-    return Prompt(ids[:before], ids[before:], draft.text, supervised)
+    before, *between, after = texts if len(texts) > 1 else ([], texts[0])
+    return Prompt(before, after, draft.text, supervised, between)

@@ -2,7 +2,7 @@
 
 A policy is a small frozen dataclass with one method, `choose(seconds, fps, duration)`, that returns
 ascending positions into `seconds`. `parse_policy` reads one from its short text form. Only
-`Upstream` and `VideoChatFlash` may repeat a position, and only to fill a whole 4-frame clip.
+`Upstream` and `VideoChatFlash` may repeat a position, and only to fill whole 4-frame clips.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from timeviper_fast.errors import ArgumentError, fail, is_integer, is_number
+from timeviper_fast.video.times import Span
 
 __all__ = ["Fps", "Policy", "Uniform", "Upstream", "VideoChatFlash", "parse_policy", "smaller"]
 
 CLIP_FRAMES = 4
+# upstream reads no frame of a part's last tenth of a second before the video's end
+_LAST_MOMENT = 0.1
 # in sampling intervals: times that differ by less count as equal (rounding)
 _TIE = 1e-6
 
@@ -124,34 +127,67 @@ class Upstream:
 
 @dataclass(frozen=True)
 class VideoChatFlash:
-    """VideoChat-Flash's duration rule: one frame per second in whole 4-frame clips.
+    """VideoChat-Flash's duration rule: one frame per second, in whole multiples.
 
-    4 * floor(duration / 4) frames, at least 4, clamped to [`min_frames`, `max_frames`] and to the
-    whole clips that the video has, each from the middle of its interval. A video of fewer than
-    4 frames is one clip that repeats its last frame.
+    multiple * floor(duration / multiple) frames, at least `multiple` and `min_frames`, at most
+    `max_frames` and the whole multiples that the video has, each from the middle of its interval.
+    The last frame is repeated to fill the last 4-frame clip, and a video of fewer frames than
+    `multiple` up to that many.
+
+    Attributes:
+        min_frames: None is 64, or `max_frames` where that is less.
+        max_frames: also honoured below 64, which upstream does not.
+        multiple: 8 is the rule of the released models, 4 the one they were trained with.
     """
 
-    min_frames: int = 64
+    min_frames: int | None = None
     max_frames: int = 512
+    multiple: int = 2 * CLIP_FRAMES
 
     def __post_init__(self) -> None:
-        _expect_counts("VideoChatFlash", self.min_frames, self.max_frames)
+        _expect_count("VideoChatFlash", "max", self.max_frames)
+        least = min(64, self.max_frames) if self.min_frames is None else self.min_frames
+        object.__setattr__(self, "min_frames", least)
+        _expect_counts("VideoChatFlash", least, self.max_frames)
+        if not (is_integer(self.multiple) and self.multiple in (4, 8)):
+            fail("VideoChatFlash", "multiple", "be 4 or 8", self.multiple)
 
     def choose(self, seconds: Tensor, fps: float, duration: float) -> Tensor:
-        total = len(seconds)
-        count = max(_whole_clips(duration), CLIP_FRAMES)
-        count = min(max(count, self.min_frames), self.max_frames)
-        if total < CLIP_FRAMES:
-            return _fill_clips(torch.arange(total))
-        edges = _edges(min(count, _whole_clips(total)), total)
-        return (edges[:-1] + edges[1:] - 1) // 2
+        total, step = len(seconds), self.multiple
+        count = max(floor(duration / step), 1) * step
+        count = min(max(count, self.min_frames or 1), self.max_frames)
+        count = min(count, max(total // step, 1) * step)
+        taken = min(count, total)
+        # as numpy's linspace, whose float64 products decide the last bit
+        edges = (torch.arange(taken + 1, dtype=torch.float64) * (total / taken)).long()
+        edges[-1] = total
+        return _filled((edges[:-1] + edges[1:] - 1) // 2, CLIP_FRAMES * ceil(count / CLIP_FRAMES))
+
+    def span(
+        self, seconds: Tensor, fps: float, duration: float, start: float | None, end: float | None
+    ) -> Span | None:
+        """Upstream's frames of a part of the video, by frame number and average rate; None where
+        the rate is not constant, so that frame numbers do not tell times.
+
+        The part begins with the frame that is shown at `start`. It ends 0.1 s before the video's
+        end at the latest.
+        """
+        elapsed = seconds - seconds[0]
+        even = torch.arange(len(seconds), dtype=torch.float64) / fps
+        if bool(((elapsed - even).abs() > 0.5 / fps).any()):
+            return None
+        since = max(start or 0.0, 0.0)
+        until = min(duration if end is None else end, duration - _LAST_MOMENT)
+        first, frames = int(since * fps), int((until - since) * fps)
+        stop = min(first + frames, len(seconds))
+        return Span(first, stop, until - since) if first < stop else None
 
 
 def parse_policy(text: str | Policy) -> Policy:
     """Read a sampling policy; one that is already built is returned as it is.
 
     The forms: `fps` or `fps:RATE[:max=N]`, `uniform:N`, `upstream[:fps=RATE][:max=N][:min=N]`,
-    `videochat-flash[:max=N][:min=N]`.
+    `videochat-flash[:max=N][:min=N][:multiple=4]`.
 
     Raises:
         ValueError: names the part of the text that breaks a rule, the rule and the value.
@@ -184,10 +220,13 @@ def smaller(policy: str | Policy, frames: int) -> str | None:
     if not isinstance(policy, (Upstream, VideoChatFlash)) or not clips:
         return None
     rate = f":fps={policy.fps:g}" if isinstance(policy, Upstream) and policy.fps != 1 else ""
-    least = min(policy.min_frames, clips)
-    least_text = "" if least == type(policy).min_frames else f":min={least}"
-    name = "upstream" if isinstance(policy, Upstream) else "videochat-flash"
-    return f"{name}{rate}:max={clips}{least_text}"
+    name, usual, rule = "upstream", Upstream.min_frames, ""
+    if isinstance(policy, VideoChatFlash):
+        name, usual = "videochat-flash", 64
+        rule = f":multiple={policy.multiple}" if policy.multiple != 2 * CLIP_FRAMES else ""
+    least = min(policy.min_frames or usual, clips)
+    least_text = "" if least == usual else f":min={least}"
+    return f"{name}{rate}:max={clips}{least_text}{rule}"
 
 
 def _parse(text: str) -> Policy:
@@ -204,7 +243,7 @@ def _parse(text: str) -> Policy:
     if name == "upstream":
         return Upstream(**_options(text, parts, ("fps", "max", "min")))
     if name == "videochat-flash":
-        return VideoChatFlash(**_options(text, parts, ("max", "min")))
+        return VideoChatFlash(**_options(text, parts, ("max", "min", "multiple")))
     fail("", "policy", "be one of fps:RATE[:max=N], uniform:N, upstream, videochat-flash", text)
 
 
@@ -220,14 +259,14 @@ def _edges(count: int, total: int) -> Tensor:
     return torch.arange(count + 1) * total // count
 
 
-def _whole_clips(frames: float) -> int:
-    return CLIP_FRAMES * floor(frames / CLIP_FRAMES)
-
-
 def _fill_clips(positions: Tensor) -> Tensor:
     """Repeat the last position up to a whole number of clips."""
-    missing = CLIP_FRAMES * ceil(len(positions) / CLIP_FRAMES) - len(positions)
-    return torch.cat([positions, positions[-1:].expand(missing)])
+    return _filled(positions, CLIP_FRAMES * ceil(len(positions) / CLIP_FRAMES))
+
+
+def _filled(positions: Tensor, count: int) -> Tensor:
+    """Repeat the last position up to `count` of them."""
+    return torch.cat([positions, positions[-1:].expand(count - len(positions))])
 
 
 def _options(text: str, parts: list[str], allowed: tuple[str, ...]) -> dict[str, Any]:
@@ -242,6 +281,8 @@ def _options(text: str, parts: list[str], allowed: tuple[str, ...]) -> dict[str,
             )
         if key == "fps":
             given[key] = _number(text, key, value)
+        elif key == "multiple":
+            given[key] = _whole(text, key, value)
         else:
             given[f"{key}_frames"] = _whole(text, key, value)
     return given

@@ -29,7 +29,7 @@ from timeviper_fast.errors import (
 from timeviper_fast.video.packets import Progress
 from timeviper_fast.video.sampling import Policy, parse_policy
 from timeviper_fast.video.source import find_source
-from timeviper_fast.video.times import Span, Time, frames_between
+from timeviper_fast.video.times import Span, Time, frames_between, parse_span
 
 __all__ = ["Frames", "Progress", "Video", "open_video", "read_video"]
 
@@ -107,9 +107,19 @@ class Video(AbstractContextManager["Video"]):
         reader = self._reader
         return reader.missing + reader.skipped + len(self._undecodable)
 
-    def span(self, start: Time | None = None, end: Time | None = None) -> Span:
-        """The frames from `start` on and before `end`: see `times.frames_between`."""
-        return frames_between(self.seconds, self.duration, start, end)
+    def span(
+        self,
+        start: Time | None = None,
+        end: Time | None = None,
+        policy: str | Policy | None = None,
+    ) -> Span:
+        """The frames from `start` on and before `end`: see `times.frames_between`. A policy with a
+        `span` of its own, as `VideoChatFlash`, may decide otherwise about frames at the borders."""
+        between = frames_between(self.seconds, self.duration, start, end)
+        own = getattr(policy and parse_policy(policy), "span", None)
+        if own is None or start is end is None:
+            return between
+        return own(self.seconds, self.fps, self.duration, *parse_span(start, end)) or between
 
     def sample(
         self,
@@ -128,7 +138,7 @@ class Video(AbstractContextManager["Video"]):
         Raises:
             ValueError: no such policy or time, or the times lie outside the video.
         """
-        first, stop, duration = self.span(start, end)
+        first, stop, duration = self.span(start, end, policy)
         return parse_policy(policy).choose(self.seconds[first:stop], self.fps, duration) + first
 
     def frames(self, indices: Tensor | Sequence[int], batch_size: int = 16) -> Iterator[Frames]:
