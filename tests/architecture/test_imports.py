@@ -191,6 +191,7 @@ MODULES = {
         "rows": "score",
         "needle": "controls rows shared trial",
         "figures": "rows score",
+        "curves": "figures",
     },
 }
 # imported inside a function, so that importing the package stays quick

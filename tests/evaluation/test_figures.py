@@ -118,5 +118,5 @@ def test_without_matplotlib_a_figure_is_refused(monkeypatch):
         return imported(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r"figures must have matplotlib.*\[evaluation\]"):
+    with pytest.raises(ValueError, match=r"matplotlib must be installed.*\[evaluation\]"):
         expect_matplotlib()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from timeviper_fast.cli.app import named
 from timeviper_fast.cli.interrupt import importing
+from timeviper_fast.errors import fail
 
 __all__ = ["train_tiny"]
 
@@ -21,6 +23,10 @@ def train_tiny(
         typer.Option(help="Most steps of each part, for a trial run.", min=1),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, frames and questions.", min=0)] = 0,
+    curves: Annotated[
+        str | None,
+        typer.Option(help="Draw the run's curves into this PNG file (needs matplotlib)."),
+    ] = None,
 ) -> None:
     """Train a small model of the synthetic world from random weights, on a CPU.
 
@@ -28,8 +34,14 @@ def train_tiny(
     """
     with importing():
         from timeviper_fast.cli.terminal import err, say, training_bar
+        from timeviper_fast.evaluation.curves import draw_curves
+        from timeviper_fast.evaluation.figures import expect_matplotlib
         from timeviper_fast.synthetic.tiny import TinyPlan, train_tiny
 
+    if curves is not None:
+        if Path(curves).suffix != ".png":
+            fail("train-tiny", "curves", "be the name of a .png file", curves)
+        expect_matplotlib()
     plan = TinyPlan(seed=seed) if steps is None else TinyPlan.short(steps, seed)
 
     def on_vision(line: dict[str, Any]) -> None:
@@ -42,4 +54,6 @@ def train_tiny(
 
     with training_bar(err) as progress:
         model = train_tiny(folder, plan, on_vision=on_vision, progress=progress)
+    if curves is not None:
+        draw_curves(folder, curves)
     typer.echo(model)

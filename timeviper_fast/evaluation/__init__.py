@@ -10,4 +10,5 @@ controls.py   control experiments: the same questions with one thing changed
 rows.py       the answers on disk
 needle.py     run_needles: plan -> videos -> questions -> rows
 figures.py    scores, heat maps, JSON
+curves.py     curves of the run that trains the tiny model
 """

@@ -127,7 +127,7 @@ def expect_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         remedy = "install timeviper-fast[evaluation], or draw none"
-        raise ArgumentError("needle", "figures", "have matplotlib", "none", remedy) from error
+        raise ArgumentError("figures", "matplotlib", "be installed", "none", remedy) from error
 
 
 def draw(grid: Grid, path: Path, foot: str) -> None:
