@@ -56,6 +56,20 @@ def test_the_loss_of_a_pack_is_the_sum_of_each_sample_alone():
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=0)
 
 
+def test_the_gradients_of_a_pack_are_the_sum_of_each_sample_alone():
+    """The vision encoder learns, and sees the frames of all samples in one batch."""
+    given, gradients = [samples()[0], Sample(turns("Who?", "Me."), pixels=pixels(6, 3))], []
+    for packs in ([given], [[sample] for sample in given]):
+        wrapper = PackedModel(tiny(torch.float64), selection_weight=0.0)
+        for pack in packs:
+            wrapper(pack).loss.backward()
+        gradients.append({name: p.grad for name, p in wrapper.model.named_parameters()})
+    together, alone = gradients
+    assert any(name.startswith("vision.") for name in together)
+    for name, gradient in together.items():
+        torch.testing.assert_close(gradient, alone[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
 @pytest.mark.parametrize("part", ["vision", "projector", "backbone"])
 def test_gradients_are_those_of_finite_differences(part):
     """The whole model in float64, on two samples with vision and a text; the encoder learns."""
@@ -147,21 +161,6 @@ def test_clips_do_not_reach_into_the_next_sample():
     together = embed_packed(model, two).embeddings
     alone = torch.cat([embed_packed(model, [one]).embeddings for one in two], dim=1)
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
-
-
-def test_an_image_between_clips_is_encoded_and_merged_alone():
-    """One frame is an image of 3 tokens; a clip of 2 frames has 8."""
-    projector = ProjectorConfig(num_tokens=4, merge_heads=4, clip_frames=2, image_tokens=3)
-    model = tiny(projector=projector)
-    mixed = [Sample(turns("a", "b"), pixels=pixels(n, n)) for n in (2, 1, 4)]
-    together = embed_packed(model, mixed)
-    assert [segment.span.length for segment in together.segments] == [8, 3, 16]
-    alone = torch.cat([embed_packed(model, [one]).embeddings for one in mixed], dim=1)
-    torch.testing.assert_close(together.embeddings, alone, rtol=0, atol=1e-6)
-    image = embed_packed(model, mixed[1:2])
-    first = image.segments[0].span.start
-    want = model.encode(mixed[1].pixels, images=True)
-    torch.testing.assert_close(image.embeddings[:, first : first + 3], want, rtol=0, atol=1e-6)
 
 
 def test_the_loss_needs_no_logits_beyond_the_supervised_tokens():
