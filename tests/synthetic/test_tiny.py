@@ -174,9 +174,9 @@ def test_a_short_run_that_is_stopped_twice_equals_itself(learnt, tmp_path, monke
         assert (tmp_path / name).read_bytes() == (learnt.parent / name).read_bytes(), name
 
 
-def bend(patch, kind, factor):
+def bend(patch, kind, factor, method="forward"):
     """Multiply the gradient of all modules of a kind by `factor`, in what comes out of them."""
-    forward = kind.forward
+    forward = getattr(kind, method)
 
     def bent(module, *given):
         out = forward(module, *given)
@@ -184,7 +184,7 @@ def bend(patch, kind, factor):
             out.register_hook(lambda gradient: factor * gradient)
         return out
 
-    patch.setattr(kind, "forward", bent)
+    patch.setattr(kind, method, bent)
 
 
 def shuffle_lessons(patch):
@@ -225,7 +225,7 @@ LANGUAGE = {
     "the scan's gradient is 0": lambda patch: bend(patch, nemotron_h.Mamba2, 0.0),
     "the scan's gradient has the wrong sign": lambda patch: bend(patch, nemotron_h.Mamba2, -1.0),
     "the projector's gradient has the wrong sign": lambda patch: bend(
-        patch, projector.Projector, -1.0
+        patch, projector.Projector, -1.0, "project"
     ),
 }
 
