@@ -8,19 +8,26 @@ projects' names of these fields appear in `checkpoint/` only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from timeviper_fast.errors import (
+    ABOVE_0,
+    BOOL,
     COUNT,
+    FROM_0,
+    IDS,
     INTEGER,
+    OPTIONAL_SIZE,
+    RANGE,
+    RATIO,
+    SCALES,
+    SIZE,
+    TRIPLE,
     Kind,
     expect,
     fail,
     instance_of,
-    is_integer,
-    is_number,
 )
 
 __all__ = [
@@ -43,35 +50,10 @@ TokenOrder = Literal["raw", "ascending", "descending"]
 
 MAMBA, ATTENTION, MLP = "M", "*", "-"
 
-
-def _all(holds: Callable[[Any], bool], value: Any, length: int | None = None) -> bool:
-    """Whether `value` is a tuple (of this length) and `holds` is true of every item."""
-    return isinstance(value, tuple) and length in (None, len(value)) and all(map(holds, value))
-
-
-def _is_range(value: Any) -> bool:
-    """Whether `value` is a tuple (low, high), 0 <= low <= high; only high may be infinite."""
-    if not (isinstance(value, tuple) and len(value) == 2):
-        return False
-    low, high = value
-    return is_number(low) and (is_number(high) or high == math.inf) and 0 <= low <= high
-
-
-_BOOL = Kind("be True or False", lambda v: isinstance(v, bool))
-# above the bound no tensor could be allocated; this error says so more clearly than PyTorch's
-_SIZE = Kind("be a positive integer up to 2^24", lambda v: is_integer(v) and 0 < v <= 1 << 24)
-_OPTIONAL_SIZE = Kind(f"{_SIZE.rule} or None", lambda v: v is None or _SIZE.holds(v))
-_ABOVE_0 = Kind("be a finite number above 0", lambda v: is_number(v) and v > 0)
-_FROM_0 = Kind("be a finite number of 0 or more", lambda v: is_number(v) and v >= 0)
-_RATIO = Kind("lie in (0, 1]", lambda v: is_number(v) and 0 < v <= 1)
-_RANGE = Kind("be a tuple (low, high) of numbers with 0 <= low <= high", _is_range)
-_TRIPLE = Kind("be a tuple of 3 finite numbers", lambda v: _all(is_number, v, 3))
-_SCALES = Kind("be a tuple of 3 finite numbers above 0", lambda v: _all(_ABOVE_0.holds, v, 3))
 _PATTERN = Kind(
     "be a non-empty string of the letters M, * and -",
     lambda v: isinstance(v, str) and v != "" and set(v) <= {MAMBA, ATTENTION, MLP},
 )
-_IDS = Kind("be a tuple of token ids (0 or more)", lambda v: _all(COUNT.holds, v))
 
 
 def _expect_one_of(owner: str, name: str, value: Any, choices: tuple[Any, ...]) -> None:
@@ -113,8 +95,8 @@ class CompressionStage:
         owner = "CompressionStage"
         expect(owner, self, COUNT, "layer")
         _expect_one_of(owner, "select", self.select, ("uniform", "attention"))
-        expect(owner, self, _RATIO, "keep")
-        expect(owner, self, _BOOL, "transfer")
+        expect(owner, self, RATIO, "keep")
+        expect(owner, self, BOOL, "transfer")
         _expect_one_of(owner, "score", self.score, ("raw", "normed"))
         _expect_one_of(owner, "spacing", self.spacing, ("exact", "linspace"))
 
@@ -167,20 +149,20 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         owner = "BackboneConfig"
         expect(
-            owner, self, _SIZE, "vocab_size", "hidden_size", "intermediate_size",
+            owner, self, SIZE, "vocab_size", "hidden_size", "intermediate_size",
             "num_attention_heads", "num_key_value_heads", "head_dim", "mamba_num_heads",
             "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel", "chunk_size",
             "max_position_embeddings",
         )  # fmt: skip
         expect(
-            owner, self, _BOOL, "attention_bias", "mlp_bias", "mamba_proj_bias", "use_conv_bias",
+            owner, self, BOOL, "attention_bias", "mlp_bias", "mamba_proj_bias", "use_conv_bias",
             "tie_word_embeddings",
         )  # fmt: skip
-        expect(owner, self, _ABOVE_0, "norm_eps", "time_step_min", "time_step_max")
-        expect(owner, self, _FROM_0, "time_step_floor", "rope_theta")
+        expect(owner, self, ABOVE_0, "norm_eps", "time_step_min", "time_step_max")
+        expect(owner, self, FROM_0, "time_step_floor", "rope_theta")
         _expect_one_of(owner, "family", self.family, ("nemotron_h", "qwen2"))
-        expect(owner, self, _RANGE, "time_step_limit")
-        expect(owner, self, _IDS, "eos_token_ids")
+        expect(owner, self, RANGE, "time_step_limit")
+        expect(owner, self, IDS, "eos_token_ids")
         expect(owner, self, _PATTERN, "pattern")
         if max(self.eos_token_ids, default=0) >= self.vocab_size:
             rule = f"lie below vocab_size ({self.vocab_size})"
@@ -268,14 +250,14 @@ class VisionConfig:
         owner = "VisionConfig"
         _expect_one_of(owner, "kind", self.kind, ("siglip", "dinov2", "umt", "internvideo2"))
         expect(
-            owner, self, _SIZE, "image_size", "patch_size", "hidden_size", "intermediate_size",
+            owner, self, SIZE, "image_size", "patch_size", "hidden_size", "intermediate_size",
             "num_hidden_layers", "num_attention_heads", "clip_frames",
         )  # fmt: skip
         expect(owner, self, COUNT, "register_tokens")
-        expect(owner, self, _ABOVE_0, "layer_norm_eps")
+        expect(owner, self, ABOVE_0, "layer_norm_eps")
         expect(owner, self, INTEGER, "feature_layer")
-        expect(owner, self, _TRIPLE, "image_mean")
-        expect(owner, self, _SCALES, "image_std")
+        expect(owner, self, TRIPLE, "image_mean")
+        expect(owner, self, SCALES, "image_std")
         if self.hidden_size % self.num_attention_heads:
             rule = f"divide hidden_size ({self.hidden_size})"
             fail(owner, "num_attention_heads", rule, self.num_attention_heads)
@@ -285,16 +267,29 @@ class VisionConfig:
             rule = f"name one of the {self.num_hidden_layers} blocks"
             fail(owner, "feature_layer", rule, self.feature_layer)
         _expect_one_of(owner, "hidden_act", self.hidden_act, ("gelu", "gelu_pytorch_tanh"))
-        _expect_one_of(owner, "resize", self.resize, ("naive", "crop", "letterbox"))
+        _expect_one_of(owner, "resize", self.resize, ("naive", "crop", "letterbox", "pillow13"))
         if self.clip_frames > 1 and self.kind not in ("umt", "internvideo2"):
             fail(owner, "clip_frames", f"be 1 for kind={self.kind!r}", self.clip_frames)
+        if self.kind == "internvideo2" and self.hidden_size % 16:
+            # a quarter of the channels is sines and cosines of time, the rest of row and column
+            fail(
+                owner,
+                "hidden_size",
+                "be a multiple of 16 for kind='internvideo2'",
+                self.hidden_size,
+            )
         if self.register_tokens and self.kind != "dinov2":
             fail(owner, "register_tokens", f"be 0 for kind={self.kind!r}", self.register_tokens)
 
     @property
+    def patches_per_side(self) -> int:
+        """Whole patches per side of a frame; pixels beyond the last one are not seen."""
+        return self.image_size // self.patch_size
+
+    @property
     def patches_per_frame(self) -> int:
-        """Patch tokens of one frame; pixels beyond the last whole patch are not seen."""
-        return (self.image_size // self.patch_size) ** 2
+        """Patch tokens of one frame."""
+        return self.patches_per_side**2
 
     @property
     def num_blocks(self) -> int:
@@ -324,8 +319,8 @@ class ProjectorConfig:
         owner = "ProjectorConfig"
         _expect_one_of(owner, "kind", self.kind, ("gelu_mlp", "tome_mlp", "fused_tome_mlp"))
         _expect_one_of(owner, "token_order", self.token_order, ("raw", "ascending", "descending"))
-        expect(owner, self, _SIZE, "num_tokens", "clip_frames", "merge_heads")
-        expect(owner, self, _OPTIONAL_SIZE, "image_tokens")
+        expect(owner, self, SIZE, "num_tokens", "clip_frames", "merge_heads")
+        expect(owner, self, OPTIONAL_SIZE, "image_tokens")
         if self.clip_frames == 1 and self.tokens_of_image != self.num_tokens:
             rule = f"be num_tokens ({self.num_tokens}) or None, for an image is a clip of 1 frame"
             fail(owner, "image_tokens", rule, self.image_tokens)

@@ -7,8 +7,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 __all__ = [
+    "ABOVE_0",
+    "BOOL",
     "COUNT",
+    "FROM_0",
+    "IDS",
     "INTEGER",
+    "OPTIONAL_SIZE",
+    "RANGE",
+    "RATIO",
+    "SCALES",
+    "SIZE",
+    "TRIPLE",
     "ArgumentError",
     "CheckpointError",
     "DataError",
@@ -164,3 +174,29 @@ def expect(owner: str, config: Any, kind: Kind, *names: str) -> None:
         value = getattr(config, name)
         if not kind.holds(value):
             fail(owner, name, kind.rule, value)
+
+
+def _all(holds: Callable[[Any], bool], value: Any, length: int | None = None) -> bool:
+    """Whether `value` is a tuple (of this length) and `holds` is true of every item."""
+    return isinstance(value, tuple) and length in (None, len(value)) and all(map(holds, value))
+
+
+def _is_range(value: Any) -> bool:
+    """Whether `value` is a tuple (low, high), 0 <= low <= high; only high may be infinite."""
+    if not (isinstance(value, tuple) and len(value) == 2):
+        return False
+    low, high = value
+    return is_number(low) and (is_number(high) or high == math.inf) and 0 <= low <= high
+
+
+BOOL = Kind("be True or False", lambda v: isinstance(v, bool))
+# above the bound no tensor could be allocated; this error says so more clearly than PyTorch's
+SIZE = Kind("be a positive integer up to 2^24", lambda v: is_integer(v) and 0 < v <= 1 << 24)
+OPTIONAL_SIZE = Kind(f"{SIZE.rule} or None", lambda v: v is None or SIZE.holds(v))
+ABOVE_0 = Kind("be a finite number above 0", lambda v: is_number(v) and v > 0)
+FROM_0 = Kind("be a finite number of 0 or more", lambda v: is_number(v) and v >= 0)
+RATIO = Kind("lie in (0, 1]", lambda v: is_number(v) and 0 < v <= 1)
+RANGE = Kind("be a tuple (low, high) of numbers with 0 <= low <= high", _is_range)
+TRIPLE = Kind("be a tuple of 3 finite numbers", lambda v: _all(is_number, v, 3))
+SCALES = Kind("be a tuple of 3 finite numbers above 0", lambda v: _all(ABOVE_0.holds, v, 3))
+IDS = Kind("be a tuple of token ids (0 or more)", lambda v: _all(COUNT.holds, v))

@@ -127,6 +127,40 @@ VISION_PRESETS = {
     for size in (224, 256, 384)
 }
 
+_DINOV2_L = VisionConfig(
+    kind="dinov2",
+    image_size=224,
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=24,
+    # ImageNet's
+    image_mean=(0.485, 0.456, 0.406),
+    image_std=(0.229, 0.224, 0.225),
+    register_tokens=4,
+)
+_UMT_L = replace(
+    _DINOV2_L, kind="umt", patch_size=16, register_tokens=0, clip_frames=4, resize="pillow13"
+)
+_INTERNVIDEO2_1B = replace(
+    _DINOV2_L,
+    kind="internvideo2",
+    hidden_size=1408,
+    intermediate_size=6144,
+    num_hidden_layers=40,
+    register_tokens=0,
+    clip_frames=4,
+    resize="pillow13",
+)
+
+# upstream's other encoders under its ids, and VideoChat-Flash's under the names in its config.json
+VISION_PRESETS |= {
+    "dinov2-vit-l": _DINOV2_L,
+    "internvideo2-1b-16-224px": _INTERNVIDEO2_1B,
+    "internvideo2": _INTERNVIDEO2_1B,
+    "umt-large": _UMT_L,
+    "umt-hd-large": replace(_UMT_L, image_size=448),
+}
+
 PRESETS = {
     "nemotron-nano-9b-v2": TimeViperConfig(stages=_TRANSV_9B),
     "nemotron-nano-12b-v2": TimeViperConfig(backbone=_NANO_12B),

@@ -43,7 +43,7 @@ def test_a_remedy_names_options():
 
 def test_what_is_not_built_names_the_option():
     with pytest.raises(NotImplementedError) as caught:
-        vision_from_upstream("dinov2")
+        vision_from_upstream("siglip-vit-so400m+dinov2-vit-l")
     said = one_line(caught.value, {"upstream.vision_backbone_id": "--vision"})
     assert said.startswith("--vision must be one of siglip-")
 

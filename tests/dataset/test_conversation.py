@@ -124,7 +124,8 @@ def test_pictures_and_text_beside_videos(home: Path) -> None:
     assert (picture.frames, picture.preface, levels(picture)) == (1, "", [25])
     assert (text.frames, text.vision, text.messages) == (0, None, turns("What?", "That."))
     clips = source(home, {"image": "c.png", **TALK}, sampling=Sampling(clip_frames=4))
-    assert agrees(clips, 0).frames == 4
+    # an image is no clip of four copies
+    assert agrees(clips, 0).frames == 1
 
 
 def test_captions_are_asked_for_by_the_draws_seed(home: Path) -> None:

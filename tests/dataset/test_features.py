@@ -51,6 +51,15 @@ def test_parts_are_encoded_one_by_one_in_batches_of_whole_clips(
     assert torch.equal(joined, torch.cat(alone))
 
 
+def test_a_part_of_one_frame_is_an_image() -> None:
+    """It has as many tokens as a clip of two frames here."""
+    made = replace(CONFIG, projector=ProjectorConfig("tome_mlp", 4, 2, image_tokens=8))
+    model, pixels = TimeViperNetwork(made).eval(), torch.randn(1, 3, 28, 28)
+    merged = encode_features(model, Sample(TALK, pixels))
+    assert merged.shape == (1, 8, 32)
+    assert torch.equal(model.projector.project(merged), model.encode(pixels, images=True))
+
+
 def test_completed_samples_are_read_back(tmp_path: Path, model: TimeViperNetwork) -> None:
     cache = FeatureCache(tmp_path, vision_key(model))
     assert cache.read("ab") is None

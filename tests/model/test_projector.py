@@ -193,3 +193,34 @@ def test_compiles_whole() -> None:
     compiled = torch.compile(projector, fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 20, 32)
     torch.testing.assert_close(compiled(x), projector(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "clip"),
+    [("vcf_merge_784", 4), ("vcf_merge_1024", 4), ("vcf_merge_3136", 4), ("vcf_merge_196", 1)],
+)
+@torch.no_grad()
+def test_equals_videochat_flash(name: str, clip: int) -> None:
+    """64 tokens of a clip of four frames, and 64 of an image."""
+    tensors = load_file(DATA / f"{name}.safetensors")
+    heads = json.loads((DATA / f"{name}.json").read_text())["config"]["merge_heads"]
+    config = ProjectorConfig(clip_frames=4, merge_heads=heads, image_tokens=64)
+    projector = with_weights(config, tensors, "model.mm_projector.mlp.")
+    x = tensors["features"]
+    features = x.reshape(len(x) * clip, -1, x.shape[-1])
+    tokens = projector(features, images=clip == 1)
+    assert tokens.shape[:2] == (len(features), 64 // clip)
+    want = tensors["projected"]
+    torch.testing.assert_close(tokens.reshape(want.shape), want, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_images_are_merged_alone() -> None:
+    """TimeViper merges an image of a clip encoder to as many tokens as a frame has."""
+    torch.manual_seed(3)
+    x = torch.randn(3, 20, 32)
+    projector = Projector(ProjectorConfig(num_tokens=5, clip_frames=2), 32, 8)
+    tokens = projector(x, images=True)
+    assert tokens.shape == (3, 5, 8)
+    torch.testing.assert_close(tokens[1:2], projector(x[1:2], images=True))
+    assert torch.equal(projector.merge(x[:2], images=True)[0], projector.merge(x[:1], True)[0])

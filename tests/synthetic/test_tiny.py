@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from timeviper_fast.model import nemotron_h, projector
-from timeviper_fast.model.vision import vit
+from timeviper_fast.model.vision import blocks
 from timeviper_fast.synthetic import kinds, tiny
 from timeviper_fast.synthetic.lessons import Lesson
 from timeviper_fast.synthetic.pool import PoolSize
@@ -215,8 +215,8 @@ def shuffle_answers(patch):
 
 ENCODER = {
     "labels of other frames": shuffle_lessons,
-    "attention's gradient is 0": lambda patch: bend(patch, vit.Attention, 0.0),
-    "the MLP's gradient has the wrong sign": lambda patch: bend(patch, vit.Mlp, -1.0),
+    "attention's gradient is 0": lambda patch: bend(patch, blocks.Attention, 0.0),
+    "the MLP's gradient has the wrong sign": lambda patch: bend(patch, blocks.Mlp, -1.0),
 }
 # Attention with a gradient of 0 is not among them: the scan alone reads videos of four frames.
 # Finite differences test every gradient (tests/training/test_packed.py).

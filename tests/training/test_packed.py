@@ -163,6 +163,21 @@ def test_clips_do_not_reach_into_the_next_sample():
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
 
 
+def test_an_image_between_clips_is_encoded_and_merged_alone():
+    """One frame is an image of 3 tokens; a clip of 2 frames has 8."""
+    projector = ProjectorConfig(num_tokens=4, merge_heads=4, clip_frames=2, image_tokens=3)
+    model = tiny(projector=projector)
+    mixed = [Sample(turns("a", "b"), pixels=pixels(n, n)) for n in (2, 1, 4)]
+    together = embed_packed(model, mixed)
+    assert [segment.span.length for segment in together.segments] == [8, 3, 16]
+    alone = torch.cat([embed_packed(model, [one]).embeddings for one in mixed], dim=1)
+    torch.testing.assert_close(together.embeddings, alone, rtol=0, atol=1e-6)
+    image = embed_packed(model, mixed[1:2])
+    first = image.segments[0].span.start
+    want = model.encode(mixed[1].pixels, images=True)
+    torch.testing.assert_close(image.embeddings[:, first : first + 3], want, rtol=0, atol=1e-6)
+
+
 def test_the_loss_needs_no_logits_beyond_the_supervised_tokens():
     model = tiny()
     packed = packed_forward(model.backbone, *embed_packed(model, samples()))

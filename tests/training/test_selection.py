@@ -26,31 +26,31 @@ def test_it_is_minus_the_logarithm_of_the_needed_frames_share():
     """Two tokens per frame; the uniform stage before it keeps tokens 0, 2, 4 and 6 of 8."""
     scores = [0.1, 0.2, 0.3, 0.1]
     stages = [[record(1, [0, 2, 4, 6])], [record(2, [2], list(map(math.log, scores)))]]
-    loss = selection_loss(stages, [(1, 3)], tokens_per_frame=2)
+    loss = selection_loss(stages, [(1, 3)], tokens_per_clip=2)
     assert loss.item() == pytest.approx(-math.log((0.2 + 0.1) / 0.7), abs=1e-6)
 
 
 def test_a_frame_of_which_no_token_is_left_does_not_count():
     logs = [math.log(0.5), math.log(0.25)]
     stages = [[record(1, [0, 2])], [record(2, [0], logs)]]
-    assert selection_loss(stages, [(3,)], tokens_per_frame=2).item() == 0
-    loss = selection_loss(stages, [(1, 3)], tokens_per_frame=2)
+    assert selection_loss(stages, [(3,)], tokens_per_clip=2).item() == 0
+    loss = selection_loss(stages, [(1, 3)], tokens_per_clip=2)
     assert loss.item() == pytest.approx(-math.log(0.25 / 0.75), abs=1e-6)
 
 
 def test_samples_that_do_not_know_their_frames_are_left_out():
     logs = list(map(math.log, [0.4, 0.6]))
     stages = [[record(2, [0], logs), record(2, [0], logs)]]
-    loss = selection_loss(stages, [(), (1,)], tokens_per_frame=1)
+    loss = selection_loss(stages, [(), (1,)], tokens_per_clip=1)
     assert loss.item() == pytest.approx(-math.log(0.6), abs=1e-6)
-    assert selection_loss(stages, [(), ()], tokens_per_frame=1) is None
-    assert selection_loss([[record(1, [0])]], [(0,)], tokens_per_frame=1) is None
+    assert selection_loss(stages, [(), ()], tokens_per_clip=1) is None
+    assert selection_loss([[record(1, [0])]], [(0,)], tokens_per_clip=1) is None
 
 
 def test_a_sample_without_a_needed_token_gives_no_gradient():
     logs = torch.zeros(1, 2, requires_grad=True)
     stage = StageRecord(2, 2, 1, torch.tensor([[0]]), logs.exp(), logs)
-    selection_loss([[stage]], [(7,)], tokens_per_frame=1).backward()
+    selection_loss([[stage]], [(7,)], tokens_per_clip=1).backward()
     assert logs.grad.tolist() == [[0, 0]]
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from tests.goldens import golden
 from timeviper_fast.video import preprocess
 from timeviper_fast.video.preprocess import resize_bicubic, resize_normalize
 
@@ -162,7 +163,10 @@ FRAME = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
         ({"mean": (0.5,)}, r"mean must have one value per channel \(3\), got \(0.5,\)"),
         ({"std": (0.5, 0.5)}, r"std must have one value per channel \(3\), got"),
         ({"std": (0.5, 0.0, 0.5)}, "std must be above 0, got"),
-        ({"strategy": "zoom"}, "strategy must be one of naive, crop, letterbox, got 'zoom'"),
+        (
+            {"strategy": "zoom"},
+            "strategy must be one of naive, crop, letterbox, pillow13, got 'zoom'",
+        ),
     ],
 )
 def test_arguments_are_refused_by_name(arguments: dict, words: str) -> None:
@@ -173,3 +177,29 @@ def test_arguments_are_refused_by_name(arguments: dict, words: str) -> None:
 def test_resize_refuses_an_empty_size() -> None:
     with pytest.raises(ValueError, match="height and width must be at least 1 pixel, got 0, 4"):
         resize_bicubic(FRAME, 0, 4)
+
+
+def test_pixels_of_videochat_flash(where: str) -> None:
+    """Frames of 152 x 80 stretched to 144 x 144, with ImageNet's mean and deviation."""
+    recorded = golden("vcf_generate")
+    pixels = resize_normalize(recorded["frames"], 144, *IMAGENET, "pillow13")
+    top, strided = recorded["pixel_values.frame0_top"], recorded["pixel_values.strided"]
+    torch.testing.assert_close(pixels[0, :, :36], top, rtol=0, atol=1e-6)
+    torch.testing.assert_close(pixels[:, :, ::9, ::7], strided, rtol=0, atol=1e-6)
+    sums = pixels.double().sum((1, 2, 3))
+    torch.testing.assert_close(sums, recorded["pixel_values.sum_per_frame"], rtol=0, atol=1e-2)
+
+
+@pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="the order is Pillow 13's")
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(60, 49), (60, 51), (41, 39), (40, 20), (30, 14), (90, 160), (120, 79), (120, 81)],
+)
+def test_the_order_of_passes_is_pillow_13s(where: str, height: int, width: int) -> None:
+    """To a square of 40 the height goes first if it shrinks by over twice as many pixels."""
+    rgb = noise(1, height, width, extreme=True)
+    one_call = Image.fromarray(rgb[0].numpy()).resize((40, 40), Image.Resampling.BICUBIC)
+    pixels = resize_normalize(rgb, 40, (0, 0, 0), (1, 1, 1), "pillow13")
+    assert torch.equal(
+        (pixels[0] * 255).round().byte().permute(1, 2, 0), torch.tensor(np.array(one_call))
+    )

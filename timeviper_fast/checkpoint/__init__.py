@@ -8,6 +8,11 @@
     mapping.py      where a stored tensor goes
     nemotron_h.py   Nemotron-H's configuration and weight names
     siglip.py       SigLIP's configuration and weight names
+    dinov2.py       DINOv2's weight names
+    umt.py          UMT's weight names
+    internvideo2.py  InternVideo2's weight names
+    encoder.py      the weight names of the encoder that a configuration names
+    videochat_flash.py  VideoChat-Flash's weight names
     upstream.py     upstream TimeViper's specifiers and checkpoints
 
 What other projects call things is known to this folder alone.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-__all__ = ["NameMap", "Piece", "own_names", "under"]
+from timeviper_fast.config import VisionConfig
+
+__all__ = ["NameMap", "Piece", "block_names", "own_names", "under"]
 
 
 class Piece(NamedTuple):
@@ -37,5 +40,24 @@ def under(prefix: str, names: NameMap) -> NameMap:
     def translate(key: str) -> Sequence[Piece] | None:
         pieces = names(key)
         return pieces and tuple(p._replace(name=prefix + p.name) for p in pieces)
+
+    return translate
+
+
+def block_names(config: VisionConfig, names: Mapping[str, str]) -> NameMap:
+    """Names `blocks.N.NAME` of a vision encoder; blocks behind the feature layer are ignored.
+
+    Args:
+        config: number of blocks.
+        names: {stored name inside a block: our name inside it}.
+    """
+
+    def translate(key: str) -> Sequence[Piece] | None:
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)", key)
+        if match is None or match[2] not in names:
+            return None
+        if config.num_blocks <= int(match[1]) < config.num_hidden_layers:
+            return ()
+        return (Piece(f"blocks.{match[1]}.{names[match[2]]}"),)
 
     return translate

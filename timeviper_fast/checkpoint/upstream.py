@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from timeviper_fast.checkpoint.config_file import FORMAT
+from timeviper_fast.checkpoint.encoder import encoder_names
 from timeviper_fast.checkpoint.files import (
     PathLike,
     has_weights,
@@ -23,7 +25,7 @@ from timeviper_fast.checkpoint.files import (
 )
 from timeviper_fast.checkpoint.mapping import NameMap, Piece, under
 from timeviper_fast.checkpoint.nemotron_h import backbone_config_from_hf, llm_names
-from timeviper_fast.checkpoint.siglip import vision_config_from_hf, vision_names
+from timeviper_fast.checkpoint.siglip import vision_config_from_hf
 from timeviper_fast.checkpoint.weights import Progress, Source, load_weights
 from timeviper_fast.config import (
     BackboneConfig,
@@ -116,17 +118,17 @@ def projector_from_upstream(arch_specifier: str) -> ProjectorConfig:
 
 
 def vision_from_upstream(vision_backbone_id: str) -> VisionConfig:
-    """Upstream's vision backbone ids, for the SigLIP family (timm weights: exact GELU).
+    """Upstream's vision backbone ids (SigLIP and DINOv2 with timm's weights: exact GELU).
 
     Raises:
-        NotImplementedError: one of upstream's other encoders, or a pair of encoders.
+        NotImplementedError: a pair of encoders, for which upstream lacks the module, too.
         ValueError: no such id.
     """
     owner, name, rule = "upstream", "vision_backbone_id", f"be one of {', '.join(VISION_PRESETS)}"
     if vision_backbone_id in VISION_PRESETS:
         return VISION_PRESETS[vision_backbone_id]
-    if re.match(r"dino|internvideo", vision_backbone_id) or "+" in vision_backbone_id:
-        not_built(owner, name, f"{rule} (no other encoder is built)", vision_backbone_id)
+    if vision_backbone_id.startswith("dinosiglip") or "+" in vision_backbone_id:
+        not_built(owner, name, f"{rule} (two encoders at once are not built)", vision_backbone_id)
     fail(owner, name, rule, vision_backbone_id)
 
 
@@ -139,7 +141,7 @@ def projector_names(key: str) -> Sequence[Piece] | None:
 def vlm_names(config: TimeViperConfig) -> NameMap:
     """Upstream's flat state dict of the whole model, with or without `module.` in front."""
     parts = {
-        "vision_backbone.featurizer.": under("vision.", vision_names(config.vision)),
+        "vision_backbone.featurizer.": under("vision.", encoder_names(config.vision)),
         "projector.": under("projector.", projector_names),
         "llm_backbone.llm.": under("backbone.", llm_names(config.stages)),
     }
@@ -194,14 +196,16 @@ def upstream_config(
             "checkpoint", "merge", "be left out without pdrop (config.json has its own)", merge
         )
     tower = Path(vision) / "config.json"
+    encoder = (
+        vision_config_from_hf(read_json(tower))
+        if tower.is_file()
+        else vision_from_upstream(str(vision))
+    )
     return TimeViperConfig(
         backbone=backbone_config_from_hf(llm),
-        vision=(
-            vision_config_from_hf(read_json(tower))
-            if tower.is_file()
-            else vision_from_upstream(str(vision))
-        ),
-        projector=projector_from_upstream(arch),
+        vision=encoder,
+        # the frames that are encoded together are merged together
+        projector=replace(projector_from_upstream(arch), clip_frames=encoder.clip_frames),
         stages=(
             stages_from_hf(llm)
             if pdrop is None
@@ -240,7 +244,7 @@ def load_upstream(
         if vlm_file is None or has_weights(directory):
             sources.append(Source(directory, under("backbone.", llm_names(config.stages))))
     if vision_file is not None:
-        sources.append(Source(vision_file, under("vision.", vision_names(config.vision))))
+        sources.append(Source(vision_file, under("vision.", encoder_names(config.vision))))
     if vlm_file is not None:
         sources.append(Source(vlm_file, vlm_names(config)))
     if not sources:

@@ -205,7 +205,11 @@ def load_weights(
     for alias, name in plan.aliases.items():
         owner, _, leaf = alias.rpartition(".")
         setattr(module.get_submodule(owner), leaf, module.get_parameter(name))
-    assert not any(b.is_meta for b in module.buffers()), "a buffer that no checkpoint holds"
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            assert not buffer.is_meta, "a buffer that no checkpoint holds"
+            # computed when the module was built, such as a table of positions
+            setattr(part, name, buffer.to(device))
     return module
 
 

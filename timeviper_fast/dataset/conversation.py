@@ -217,8 +217,8 @@ class ConversationSource:
             raise DataError(self.name, "a row without video has no frames")
         timeline = self.index.timeline(row.media)
         if row.is_image:
-            zeros = torch.zeros(self.sampling.clip_frames, dtype=torch.int64)
-            return Chosen(zeros, timeline.seconds[zeros], 0.0, 0.0, 1)
+            zero = torch.zeros(1, dtype=torch.int64)
+            return Chosen(zero, timeline.seconds[zero], 0.0, 0.0, 1)
         seed = hash63(draw.seed, "frames")
         return self.sampling.choose(timeline, row.start, row.end, self._limits, seed)
 

@@ -40,21 +40,23 @@ def vision_key(model: TimeViperNetwork) -> str:
 def encode_features(model: TimeViperNetwork, sample: Sample) -> Tensor:
     """Merged features (frames, n, vision_size) of a sample's pixels, on the model's device.
 
-    Each part of a joined sample is encoded separately, so its features are the same as alone.
+    Each part of a joined sample is encoded separately, so its features are the same as alone. A
+    part of one frame is an image.
 
     Raises:
         ArgumentError: the sample has no pixels.
     """
     if sample.pixels is None:
         raise ArgumentError("encode_features", "sample", "have pixels", sample.name or "none")
-    clip = model.config.projector.clip_frames
+    clip = model.config.clip_frames
     batch = max(_BATCH // clip, 1) * clip
     sizes = [frames for _, frames in sample.parts] or [sample.frames]
     merged = []
     for part in sample.pixels.split(sizes):
+        images = len(part) == 1
         for frames in part.split(batch):
-            features = model.vision(frames.to(model.device, model.dtype))
-            merged.append(model.projector.merge(features))
+            features = model.vision(frames.to(model.device, model.dtype), images)
+            merged.append(model.projector.merge(features, images))
     return torch.cat(merged)
 
 

@@ -26,7 +26,8 @@ class Chosen(NamedTuple):
     """Frames of a part of a video.
 
     Attributes:
-        positions: (n,) int64, ascending, into the video's frames; n is a multiple of `clip_frames`.
+        positions: (n,) int64, ascending, into the video's frames; n is a multiple of `clip_frames`,
+            and 1 for an image.
         seconds: (n,) float64, their times in the video.
         start: time of the part's first frame in the video, in seconds.
         duration: seconds from `start` to the part's end.

@@ -21,7 +21,8 @@ class Sample:
 
     Attributes:
         messages: {"role", "content"} in turns, user first; they end with an assistant's answer.
-        pixels: (frames, 3, S, S) float32, normalised for the model's vision encoder; or None.
+        pixels: (frames, 3, S, S) float32, normalised for the model's vision encoder; or None. One
+            frame is an image; a video has whole clips.
         features: (frames, n, vision_size), merged features (`Projector.merge`) instead of pixels;
             or None. Without pixels and features the sample is text only.
         preface: text directly after the vision tokens.

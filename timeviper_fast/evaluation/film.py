@@ -134,9 +134,9 @@ class FilmHaystack:
             ArgumentError: the films are too short, or the model merges frames into clips.
             VideoError: a film cannot be read.
         """
-        if model.config.projector.clip_frames != 1:
+        if model.config.clip_frames != 1:
             rule = "merge no frames into clips, or a needle would change its neighbours"
-            fail("needle", "model", rule, f"clips of {model.config.projector.clip_frames} frames")
+            fail("needle", "model", rule, f"clips of {model.config.clip_frames} frames")
         if len({Path(film).resolve() for film in films}) < len(films):
             fail("needle", "films", "name different files", list(films))
         tokens, thumbs, done = [], [], 0

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.errors import expect_function, fail
-from timeviper_fast.inference.encode import encode_video, shape_of, token_seconds
+from timeviper_fast.inference.encode import encode_video, filling_note, shape_of, token_seconds
 from timeviper_fast.inference.fit import check_fits
 from timeviper_fast.inference.generate import Prefill, StageCount, decode, prefill
 from timeviper_fast.inference.request import Request
@@ -39,13 +39,14 @@ class Answer:
         finish: "stop" when a stop token ended it, "length" at max_new_tokens.
         frame_seconds: time of every frame that was looked at, in seconds.
         kept_seconds: one time per vision token that the last layers still saw, in its order. Where
-            clips of several frames are merged together, a token holds patches of its whole clip and
-            the time only says where in the clip it lies.
+            clips of several frames are encoded or merged together, a token holds patches of its
+            whole clip, and its time is that of the clip's middle frame.
         stages: vision tokens per compression stage.
         stops: time and size of the eight stops on the way.
         lost_frames: with `on_error="use"`, frames that the video should hold and does not (an
             estimate where its end is cut off), and frames that were asked for and did not decode.
-        notes: what was mended to read the video, in sentences, such as flawed time stamps.
+        notes: what was mended to read the video, in sentences, such as flawed time stamps, and
+            how many copies of the last frame fill the last clip.
         model_note: what the model can answer, if it says so: the embedded model answers about the
             synthetic world alone. "" for other models.
     """
@@ -108,7 +109,8 @@ def answer(
     with watch.at("generate") as stop:
         ids, text = _speak(model, tokenizer, read, request, stop_ids, on_text, progress)
         stop.shape, stop.tokens = f"{len(ids)} tokens", str(len(ids))
-    seconds_of = token_seconds(times, [len(frame) for frame in visual])
+    clip = model.config.clip_frames
+    seconds_of = token_seconds(times, [len(frame) for frame in visual], clip)
     return Answer(
         text=text,
         token_ids=tuple(ids),
@@ -118,7 +120,7 @@ def answer(
         stages=read.stages,
         stops=tuple(watch.rows()),
         lost_frames=lost,
-        notes=source.notes,
+        notes=(*source.notes, *filling_note(len(times), clip)),
         model_note=model.note,
     )
 

@@ -12,7 +12,7 @@ from timeviper_fast.stops import Stop, StopWatch
 from timeviper_fast.video import Progress, Video
 from timeviper_fast.video.preprocess import resize_normalize
 
-__all__ = ["encode_video", "shape_of", "token_seconds"]
+__all__ = ["encode_video", "filling_note", "shape_of", "token_seconds"]
 
 
 def encode_video(
@@ -26,8 +26,10 @@ def encode_video(
     """Visual tokens (frames, n, d_model) of the frames at `indices`, and the frames' seconds.
 
     If the last clip lacks frames, its last frame is repeated: there are more tokens than seconds.
+    A single frame is an image: it is encoded alone.
     """
-    vision, clip = model.config.vision, model.config.projector.clip_frames
+    vision, images = model.config.vision, len(indices) == 1
+    clip = 1 if images else model.config.clip_frames
     batch = frame_batch or (256 if model.device.type == "cuda" else 16)
     tokens: list[Tensor] = []
     seconds: list[Tensor] = []
@@ -47,10 +49,10 @@ def encode_video(
             ).to(model.dtype)
             stop.shape = f"{done} x {shape_of(pixels[0])}"
         with watch.at("vision") as stop:
-            features = model.vision(pixels)
+            features = model.vision(pixels, images)
             _note(stop, features, done)
         with watch.at("merge") as stop:
-            merged = model.projector.merge(features)
+            merged = model.projector.merge(features, images)
             _note(stop, merged, done)
         with watch.at("project") as stop:
             tokens.append(model.projector.project(merged))
@@ -60,16 +62,30 @@ def encode_video(
             progress("frames", done, len(indices))
 
 
-def token_seconds(times: Tensor, counts: Sequence[int]) -> Tensor:
-    """The second of each vision token.
+def token_seconds(times: Tensor, counts: Sequence[int], clip: int = 1) -> Tensor:
+    """The second of each vision token: that of its frame, or of its clip's middle frame.
 
     Args:
         times: (frames,) seconds of the frames that were looked at.
         counts: vision tokens of each frame; frames beyond the last one repeat it, as in a clip
             that is filled up.
+        clip: frames that are merged together. Their tokens hold patches of any of them.
     """
-    frames = torch.arange(len(counts)).clamp_max(len(times) - 1)
-    return times[frames].repeat_interleave(torch.tensor(counts))
+    last = len(times) - 1
+    frames = torch.arange(len(counts)).clamp_max(last)
+    first = frames // clip * clip
+    # the earlier one of two middle frames; repeated frames do not count
+    middle = (first + (first + clip - 1).clamp_max(last)) // 2
+    return times[middle].repeat_interleave(torch.tensor(counts))
+
+
+def filling_note(frames: int, clip: int) -> tuple[str, ...]:
+    """A sentence about the copies of the last frame that fill its clip; () if there are none."""
+    missing = -frames % clip
+    if frames == 1 or not missing:
+        return ()
+    copies = "1 copy" if missing == 1 else f"{missing} copies"
+    return (f"The last clip of {clip} frames is filled with {copies} of its last frame.",)
 
 
 def _whole_clips(rgb: Tensor, clip: int) -> Tensor:

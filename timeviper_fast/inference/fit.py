@@ -32,8 +32,7 @@ def check_fits(config: TimeViperConfig, prompt: Prompt, frames: int, request: Re
     new = request.max_new_tokens
 
     def lengths(frames: int, new: int) -> list[int]:
-        clip = config.projector.clip_frames
-        vision = -(-frames // clip) * clip * config.tokens_per_frame
+        vision = config.visual_tokens(frames)
         segment = Segment(prompt.length(vision), prompt.span(vision))
         return prompt_lengths(config.backbone, config.stages, segment, new)
 

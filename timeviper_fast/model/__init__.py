@@ -1,4 +1,4 @@
-"""The network: vision transformer, projector and LLM.
+"""The network: vision encoder, projector and LLM.
 
     model.py       the three parts as one module; text and vision as one sequence, checked
     projector.py   patch features to merged visual tokens

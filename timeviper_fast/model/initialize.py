@@ -10,6 +10,7 @@ from torch import nn
 from timeviper_fast.config import BackboneConfig
 from timeviper_fast.model.nemotron_h import Conv1d, Mamba2
 from timeviper_fast.model.stack import LayerStack
+from timeviper_fast.model.vision.internvideo2 import InternVideo2
 
 __all__ = ["init_weights"]
 
@@ -19,8 +20,9 @@ def init_weights(model: nn.Module, *, seed: int, for_training: bool = False) -> 
     """Fill every parameter of `model` in place from one seeded generator on the CPU.
 
     Linear and convolution weights are normal with std 1 / sqrt(fan_in), embeddings with std 1,
-    biases 0, norms 1; A is uniform in [1, 16], dt log-uniform in [time_step_min, time_step_max], D
-    is 1, and a TransV gate starts closed (alpha 0).
+    biases 0, norms and layer scales 1, InternVideo2's positions its tables; A is uniform in
+    [1, 16], dt log-uniform in [time_step_min, time_step_max], D is 1, and a TransV gate starts
+    closed (alpha 0).
 
     Args:
         model: or a part of one.
@@ -35,7 +37,7 @@ def init_weights(model: nn.Module, *, seed: int, for_training: bool = False) -> 
         weight.copy_(torch.randn(weight.shape, generator=generator) / math.sqrt(fan_in))
 
     for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d, Conv1d)):
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d, Conv1d)):
             normal(module.weight, module.weight[0].numel())
             if module.bias is not None:
                 module.bias.zero_()
@@ -46,10 +48,11 @@ def init_weights(model: nn.Module, *, seed: int, for_training: bool = False) -> 
     for name, parameter in model.named_parameters():
         if name.endswith("pos_embed"):
             normal(parameter, parameter.shape[-1])
-    if for_training:
-        for module in model.modules():
-            if isinstance(module, LayerStack):
-                _calm(module)
+    for module in model.modules():
+        if isinstance(module, InternVideo2):
+            module.reset_positions()
+        elif isinstance(module, LayerStack) and for_training:
+            _calm(module)
 
 
 def _calm(stack: LayerStack) -> None:

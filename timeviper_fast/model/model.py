@@ -1,4 +1,4 @@
-"""The network: vision transformer, projector and hybrid LLM in one module."""
+"""The network: vision encoder, projector and hybrid LLM in one module."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from timeviper_fast.errors import ArgumentError, fail
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.model.projector import Projector
-from timeviper_fast.model.vision.vit import VisionTransformer
+from timeviper_fast.model.vision.build import build_encoder
 
 __all__ = ["TimeViperNetwork"]
 
@@ -39,7 +39,7 @@ class TimeViperNetwork(nn.Module):
             remedy = "preset() makes one, and TimeViper.from_pretrained() loads a model"
             fail("TimeViper", "config", "be a TimeViperConfig", config, remedy)
         self.config = config
-        self.vision = VisionTransformer(config.vision)
+        self.vision = build_encoder(config.vision)
         sizes = (config.vision.hidden_size, config.backbone.hidden_size)
         self.projector = Projector(config.projector, *sizes)
         self.backbone = HybridBackbone(config.backbone, config.stages)
@@ -69,16 +69,19 @@ class TimeViperNetwork(nn.Module):
         self.config = config
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor, images: bool = False) -> Tensor:
         """Normalised frames (frames, 3, size, size) -> visual tokens (frames, n, d_model).
+
+        Frames of a video come in whole clips of `config.clip_frames`. With `images=True` each frame
+        is an image, which no other frame is encoded or merged with.
 
         `preprocess.resize_normalize` makes them of uint8 frames, with the means and deviations of
         `config.vision`; `ask` does all of it.
 
         Raises:
-            ValueError: pixels of another shape, or that are no floats.
+            ValueError: pixels of another shape, that are no floats, or not whole clips.
         """
-        return self.projector(self.vision(pixels))
+        return self.projector(self.vision(pixels, images), images)
 
     def embed(
         self,

@@ -20,7 +20,8 @@ __all__ = ["Projector"]
 class Projector(nn.Module):
     """Features (frames, patches, vision_size) -> tokens (frames, n, hidden_size).
 
-    tokens = mlp(tome(features)); n is `num_tokens`, or every patch for "gelu_mlp".
+    tokens = mlp(tome(features)); n is `num_tokens`, for images `image_tokens`, or every patch for
+    "gelu_mlp".
 
     Args:
         config: which projector, and how it merges.
@@ -40,11 +41,12 @@ class Projector(nn.Module):
         rest = [module for linear in linears[1:] for module in (nn.GELU(), linear)]
         self.layers = nn.Sequential(linears[0], *rest)
 
-    def merge(self, features: torch.Tensor) -> torch.Tensor:
+    def merge(self, features: torch.Tensor, images: bool = False) -> torch.Tensor:
         """Merge similar patches into their mean: (frames, patches, vision_size) -> (frames, n, .).
 
         With `clip_frames` above 1 that many frames are merged as one set of patches. The result is
-        reshaped to n tokens per frame, but a token may hold patches of any frame of its clip.
+        reshaped to n tokens per frame, but a token may hold patches of any frame of its clip. With
+        `images=True` each frame is an image and is merged alone.
 
         Raises:
             ValueError: features of another shape, fewer patches than `num_tokens`, or frames that
@@ -61,28 +63,29 @@ class Projector(nn.Module):
         if not config.merges:
             return features
         frames, patches, _ = features.shape
-        clip = config.clip_frames
+        clip = 1 if images else config.clip_frames
+        tokens = config.tokens_of_image if images else clip * config.num_tokens
         if frames % clip:
             raise ArgumentError(
                 "Projector",
                 "frames",
                 f"come in whole clips of {clip} (they are merged together)",
                 frames,
-                "repeat the last frame or drop the rest",
+                "repeat the last frame or drop the rest; images=True merges images",
             )
         clips = features.reshape(frames // clip, clip * patches, vision_size)
         merged = tome_merge(
             clips,
-            clip * config.num_tokens,
+            tokens,
             num_heads=config.merge_heads,
             order=config.token_order,
         )
-        return merged.tokens.reshape(frames, config.num_tokens, vision_size)
+        return merged.tokens.reshape(frames, tokens // clip, vision_size)
 
     def project(self, tokens: torch.Tensor) -> torch.Tensor:
         """The MLP alone: tokens (..., vision_size) -> (..., hidden_size)."""
         return self.layers(tokens)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: torch.Tensor, images: bool = False) -> torch.Tensor:
         """merge, then project."""
-        return self.project(self.merge(features))
+        return self.project(self.merge(features, images))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from timeviper_fast.errors import fail
 from timeviper_fast.model.projector import Projector
-from timeviper_fast.model.vision.vit import VisionTransformer
+from timeviper_fast.model.vision.encoder import VisionEncoder
 from timeviper_fast.synthetic.glyphs import DIGITS, GLYPHS, LETTERS
 from timeviper_fast.synthetic.lessons import to_pixels
 from timeviper_fast.synthetic.needle import COLOURS, Needle
@@ -72,7 +72,7 @@ class FramePool:
     def encode(
         cls,
         world: World,
-        vision: VisionTransformer,
+        vision: VisionEncoder,
         projector: Projector,
         size: PoolSize | None = None,
         dtype: torch.dtype = torch.float16,

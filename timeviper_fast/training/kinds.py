@@ -81,7 +81,7 @@ def _from_rows(table: SourceConfig, setting: Setting) -> Source:
         sampling=Sampling(
             options.get("sampling", "fps:1"),
             options.get("jitter", False),
-            config.projector.clip_frames,
+            config.clip_frames,
         ),
         index=index,
         features=cache,

@@ -95,8 +95,9 @@ def _visual_tokens(model: TimeViper, samples: Sequence[Sample]) -> list[Tensor]:
 
 def _merged_features(model: TimeViper, samples: Sequence[Sample]) -> list[Tensor | None]:
     """(frames, n, vision_size) of each sample after the merge; None for one without vision."""
-    width = (model.config.tokens_per_frame, model.config.vision.hidden_size)
     for sample in samples:
+        tokens = model.config.visual_tokens(sample.frames) // max(sample.frames, 1)
+        width = (tokens, model.config.vision.hidden_size)
         if sample.features is not None and sample.features.shape[1:] != width:
             shape = f"{tuple(sample.features.shape)} in {sample.name or 'a sample'}"
             rule = f"be (frames, {width[0]}, {width[1]})"
@@ -114,20 +115,24 @@ def _merged_features(model: TimeViper, samples: Sequence[Sample]) -> list[Tensor
 
 
 def _encode(model: TimeViper, pixels: Sequence[Tensor]) -> list[Tensor]:
-    """Merged features of each sample's frames. Each sample has whole clips, so no clip spans two
-    samples."""
-    if not pixels:
-        return []
-    clip = model.config.projector.clip_frames
+    """Merged features of each sample's frames. A video has whole clips, so no clip spans two
+    samples; one frame is an image."""
+    clip = model.config.clip_frames
     for frames in pixels:
-        if len(frames) % clip:
+        if len(frames) % clip and len(frames) != 1:
             rule = f"have whole clips of {clip} frames"
             raise ArgumentError("embed_packed", "pixels", rule, f"{len(frames)} frames")
+    merged: dict[int, Tensor] = {}
     learns = any(parameter.requires_grad for parameter in model.vision.parameters())
     with nullcontext() if learns else torch.no_grad():
-        batch = torch.cat(list(pixels)).to(model.device)
-        merged = model.projector.merge(model.vision(batch))
-    return list(merged.split([len(frames) for frames in pixels]))
+        for images in (False, True):
+            alone = [len(frames) == 1 and clip > 1 for frames in pixels]
+            chosen = [i for i, image in enumerate(alone) if image is images]
+            if chosen:
+                batch = torch.cat([pixels[i] for i in chosen]).to(model.device)
+                features = model.projector.merge(model.vision(batch, images), images)
+                merged.update(zip(chosen, features.split([len(pixels[i]) for i in chosen])))
+    return [merged[i] for i in range(len(pixels))]
 
 
 class PackedResult(NamedTuple):
@@ -173,8 +178,11 @@ class PackedModel(nn.Module):
         packed = packed_forward(self.model.backbone, *inputs, log_scores=wanted)
         loss, chosen = packed.loss, None
         if wanted:
-            needed = [sample.needed for sample in samples]
-            chosen = selection_loss(packed.records, needed, self.model.config.tokens_per_frame)
+            # tokens hold patches of their whole clip: a clip with a needed frame is needed
+            clip = self.model.config.clip_frames
+            needed = [sorted({frame // clip for frame in sample.needed}) for sample in samples]
+            tokens = self.model.config.visual_tokens(clip)
+            chosen = selection_loss(packed.records, needed, tokens)
             if chosen is not None:
                 loss = loss + self.selection_weight * chosen
         return PackedResult(loss * len(packed.targets), packed, chosen, len(inputs.labels))

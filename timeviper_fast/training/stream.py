@@ -25,7 +25,7 @@ _WINDOW = 64
 
 def tokens_per_layer(config: TimeViperConfig, cost: Cost) -> int:
     """Tokens of a sample that reach a layer, on average over the layers."""
-    vision = cost.frames * config.tokens_per_frame
+    vision = config.visual_tokens(cost.frames)
     segment = Segment(cost.text + vision, VisualSpan(0, vision))
     layers = config.backbone.num_hidden_layers
     return -(-sum(tokens_before_layer((segment,), config.stages, layers)) // layers)

@@ -11,7 +11,7 @@ high as wide). Pillow 13 runs the vertical pass first if the height shrinks much
 (its pull request 9549), mainly for portrait video. One call of its `resize` then gives other pixels
 than this module, because its passes, each rounded and clamped, run in the other order. White noise
 is the worst case (some pixels differ by about 20/255); landscape frames are equal. So this module
-asks Pillow for one pass at a time.
+asks Pillow for one pass at a time. The strategy "pillow13" takes the order of Pillow 13.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def resize_normalize(
         mean, std: per channel, in units of 0..1; the defaults are SigLIP's.
         strategy: "naive" stretches to the square and ignores the aspect ratio (upstream's default);
             "crop" resizes the shorter side, then cuts the centre; "letterbox" pads to a square with
-            mean * 255, then resizes.
+            mean * 255, then resizes; "pillow13" stretches with the passes in the order of
+            Pillow 13.
 
     Returns:
         (T, 3, size, size) float32 on the device of `rgb`.
@@ -70,12 +71,16 @@ def resize_normalize(
         raise ArgumentError("resize_normalize", "std", "be above 0", tuple(std))
     if strategy == "naive":
         pixels = resize_bicubic(rgb, size, size)
+    elif strategy == "pillow13":
+        height, width = rgb.shape[1:3]
+        first = height > size and height - size > 2 * (width - size)
+        pixels = resize_bicubic(rgb, size, size, vertical_first=first)
     elif strategy == "crop":
         pixels = _resize_then_crop(rgb, size)
     elif strategy == "letterbox":
         pixels = resize_bicubic(_pad_to_square(rgb, mean), size, size)
     else:
-        rule = "be one of naive, crop, letterbox"
+        rule = "be one of naive, crop, letterbox, pillow13"
         raise ArgumentError("resize_normalize", "strategy", rule, repr(strategy))
     shift, scale = (
         torch.tensor(values, dtype=torch.float32, device=rgb.device).view(3, 1, 1)
@@ -84,7 +89,7 @@ def resize_normalize(
     return (pixels.to(torch.float32) / 255 - shift) / scale
 
 
-def resize_bicubic(rgb: Tensor, height: int, width: int) -> Tensor:
+def resize_bicubic(rgb: Tensor, height: int, width: int, *, vertical_first: bool = False) -> Tensor:
     """Bicubic, antialiased resize, equal to Pillow resizing first the width, then the height.
 
     One call of Pillow 13's `resize` takes the height of portrait frames first, and differs there.
@@ -92,6 +97,7 @@ def resize_bicubic(rgb: Tensor, height: int, width: int) -> Tensor:
     Args:
         rgb: (T, H, W, 3) uint8, any device with float64.
         height, width: pixels of the result.
+        vertical_first: resize the height, then the width.
 
     Returns:
         (T, 3, height, width) uint8, channels first.
@@ -102,8 +108,11 @@ def resize_bicubic(rgb: Tensor, height: int, width: int) -> Tensor:
     _expect_frames("resize_bicubic", rgb)
     _expect_sizes("resize_bicubic", "height and width", (height, width))
     if rgb.device.type == "cpu" and (image := _pillow()) is not None:
-        return _resized_by_pillow(image, rgb, height, width)
+        return _resized_by_pillow(image, rgb, height, width, vertical_first)
     planes = rgb.permute(0, 3, 1, 2).contiguous()
+    if vertical_first:
+        columns = _resample_last(planes.transpose(2, 3), height)
+        return _resample_last(columns.transpose(2, 3), width)
     planes = _resample_last(planes, width)
     return _resample_last(planes.transpose(2, 3), height).transpose(2, 3).contiguous()
 
@@ -113,13 +122,16 @@ def _pillow() -> ModuleType | None:
     return import_module("PIL.Image") if find_spec("PIL") else None
 
 
-def _resized_by_pillow(image: ModuleType, rgb: Tensor, height: int, width: int) -> Tensor:
+def _resized_by_pillow(
+    image: ModuleType, rgb: Tensor, height: int, width: int, vertical_first: bool
+) -> Tensor:
     """`resize_bicubic` with torch's number of threads: Pillow releases the interpreter lock."""
     pixels = np.empty((len(rgb), 3, height, width), np.uint8)
 
     def resize(frame: int) -> None:
         picture = image.fromarray(rgb[frame].contiguous().numpy())
-        for size in ((width, picture.height), (width, height)):
+        halfway = (picture.width, height) if vertical_first else (width, picture.height)
+        for size in (halfway, (width, height)):
             picture = picture.resize(size, image.Resampling.BICUBIC)
         pixels[frame] = np.asarray(picture).transpose(2, 0, 1)
 

@@ -1,0 +1,113 @@
+"""What every vision encoder has in common: frames or clips in, patch features out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from timeviper_fast.config import VisionConfig
+from timeviper_fast.errors import ArgumentError
+from timeviper_fast.model.vision.blocks import PatchEmbed, TubePatchEmbed
+
+__all__ = ["VisionEncoder", "resize_grid"]
+
+
+class VisionEncoder(nn.Module):
+    """Pixels (frames, 3, S, S) -> features (frames, patches, hidden_size) of `feature_layer`.
+
+    A video's frames are encoded in clips of `config.clip_frames`: the tokens of a clip attend to
+    each other, time first, then rows, then columns. With `images=True` each frame is an image, a
+    clip of its own. Nothing crosses clips, so a video may be encoded in batches of whole clips.
+
+    Modules behind the feature layer (later blocks, pooling) are never built. A subclass adds
+    positions in `start` and may cut or normalise in `finish`.
+
+    Args:
+        config: sizes and the block whose output is the feature.
+        patch_embed: pixels (frames, 3, S, S) -> (frames, patches, hidden_size).
+        blocks: as many as `config.num_blocks`.
+    """
+
+    def __init__(
+        self,
+        config: VisionConfig,
+        patch_embed: PatchEmbed | TubePatchEmbed,
+        blocks: Sequence[nn.Module],
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = patch_embed
+        self.blocks = nn.ModuleList(blocks)
+
+    def start(self, x: Tensor, frames: int) -> Tensor:
+        """The blocks' input from embedded patches (clips, frames * patches, hidden_size)."""
+        raise NotImplementedError
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Features (clips, frames * patches, hidden_size) from the last block's output."""
+        return x
+
+    def forward(self, pixels: Tensor, images: bool = False) -> Tensor:
+        """Features of normalised pixels (frames, 3, image_size, image_size), in the model's dtype.
+
+        Args:
+            pixels: frames of a video, in whole clips; or images.
+            images: encode each frame alone.
+
+        Raises:
+            ValueError: the pixels have another shape, are no floats, or do not fill whole clips.
+        """
+        clip = self._checked(pixels, images)
+        x = self.patch_embed(pixels.to(self.patch_embed.proj.weight.dtype))
+        frames, patches, width = x.shape
+        x = self.start(x.reshape(frames // clip, clip * patches, width), clip)
+        for block in self.blocks:
+            x = block(x)
+        return self.finish(x).reshape(frames, patches, width)
+
+    def set_image_size(self, size: int) -> None:
+        """Take pictures of another size.
+
+        Raises:
+            ValueError: a size that the config does not allow.
+        """
+        self.config = replace(self.config, image_size=size)
+
+    def _checked(self, pixels: Tensor, images: bool) -> int:
+        """Frames per clip of these pixels."""
+        owner, size = type(self).__name__, self.config.image_size
+        if not (isinstance(pixels, Tensor) and pixels.is_floating_point()):
+            rule = "be a tensor of floats (preprocess.resize_normalize makes them of uint8 frames)"
+            kind = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
+            raise ArgumentError(owner, "pixels", rule, kind)
+        if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
+            rule = f"be (frames, 3, {size}, {size})"
+            raise ArgumentError(owner, "pixels", rule, f"shape {tuple(pixels.shape)}")
+        clip = 1 if images else self.config.clip_frames
+        if len(pixels) % clip:
+            rule = f"come in whole clips of {clip} frames"
+            remedy = "repeat the last frame, or pass images=True for images"
+            raise ArgumentError(owner, "pixels", rule, f"{len(pixels)} frames", remedy)
+        return clip
+
+
+def resize_grid(positions: Tensor, before: int, after: int, antialias: bool = False) -> Tensor:
+    """Resize each frame's square of positions by bicubic interpolation, in float32.
+
+    Args:
+        positions: (1, frames * before * before, channels), time first, then rows, then columns.
+        before, after: positions per side.
+        antialias: as `torch.nn.functional.interpolate`.
+
+    Returns:
+        (1, frames * after * after, channels) of the same dtype.
+    """
+    if before == after:
+        return positions
+    grid = rearrange(positions, "one (t h w) c -> (one t) c h w", h=before, w=before).float()
+    grid = F.interpolate(grid, size=(after, after), mode="bicubic", antialias=antialias)
+    return rearrange(grid, "t c h w -> 1 (t h w) c").to(positions.dtype)
