@@ -22,7 +22,7 @@ INPUTS := pyproject.toml setup.py constraints.txt
 .SECONDARY:
 
 help:
-	@echo 'make demo    write a one-minute video, ask the tiny model about it, show the eight stops'
+	@echo 'make demo    write a one-minute video, ask the embedded model about it, check its answers'
 	@echo 'make test    the tests                 one file: make test ARGS=tests/ops/tome'
 	@echo '             and, without ARGS, the contracts of the kernels in the interpreter'
 	@echo 'make long    the tests that take minutes: marked long, on the reference and in the interpreter'

@@ -1,7 +1,7 @@
 """Ask a question about a video.
 
-Without arguments a short video is written and a tiny model with random weights is asked about it:
-the answer means nothing then.
+Without arguments a video of the synthetic world is written, and the small model of the package
+reads its sign. About other videos that model's answers mean nothing.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import tempfile
 from pathlib import Path
 
 from timeviper_fast import TimeViper
-from timeviper_fast.demo import QUESTION, tiny_model, write_demo_video
+from timeviper_fast.demo import DemoVideo
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("video", nargs="?", help="a video file; default: one is written")
-parser.add_argument("--question", default=QUESTION)
-parser.add_argument("--model", help="a model directory or Hub id; default: the random tiny model")
+parser.add_argument("--question", default="What does the sign say?")
+parser.add_argument("--model", default="timeviper-fast/tiny", help="a model directory or Hub id")
 parser.add_argument("--sample", default="fps:1", help="which frames are looked at")
 parser.add_argument("--max-new-tokens", type=int, default=32)
 arguments = parser.parse_args()
 
-model = TimeViper.from_pretrained(arguments.model) if arguments.model else tiny_model()
+model = TimeViper.from_pretrained(arguments.model)
 with tempfile.TemporaryDirectory() as folder:
-    video = arguments.video or write_demo_video(Path(folder) / "video.mp4", seconds=8, fps=8)
+    video = arguments.video or DemoVideo().write(Path(folder) / "video.mp4")
     answer = model.ask(
         video,
         arguments.question,

@@ -11,17 +11,17 @@ import argparse
 import torch
 
 from timeviper_fast.dataset.sample import Sample
-from timeviper_fast.demo import tiny_model
 from timeviper_fast.training.loss import packed_forward
 from timeviper_fast.training.optimizer import PARTS, freeze_all_but, parameter_groups
 from timeviper_fast.training.packed import embed_packed
+from timeviper_fast.training.start import initial_model
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=4)
 arguments = parser.parse_args()
 
 torch.manual_seed(0)
-model = tiny_model().train()
+model = initial_model("preset:tiny-trained").train()
 size = model.config.vision.image_size
 samples = [
     Sample(

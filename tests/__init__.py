@@ -6,6 +6,7 @@
     footprint.py     what a call allocates
     goldens.py       reads the recorded tensors of data/
     tiny.py          the tiny configurations that all tests share
+    random_model.py  a tiny model with random weights, and a video file of a moving square
 
     architecture/    rules of the house: imports, sizes, docstrings, the files of an op
     core/            tvkernels/core: backends, checks of arguments, device functions

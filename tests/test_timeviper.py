@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.goldens import golden
+from tests.random_model import square_video, tiny_model
 from tests.tiny import TINY, TRANSV, tiny_backbone
 from timeviper_fast import TimeViper, TimeViperConfig
 from timeviper_fast.config import ProjectorConfig, VisionConfig
-from timeviper_fast.demo import tiny_model, write_demo_video
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def model() -> TimeViper:
 
 @pytest.fixture
 def video(tmp_path):
-    return write_demo_video(tmp_path / "demo.mp4", seconds=12, fps=10, height=64, width=96)
+    return square_video(tmp_path / "demo.mp4", seconds=12, fps=10, height=64, width=96)
 
 
 def upstream_model() -> tuple[TimeViper, dict[str, torch.Tensor]]:

@@ -6,7 +6,7 @@
     layout.py     where vision tokens lie in a sequence, and what reaches each layer
     errors.py     the errors that users see, in one wording
     stops.py      time, tokens and memory of each stop
-    demo.py       the demo's video and tiny model
+    demo.py       the demo's video, and questions about it with their answers
     __main__.py   starts the command line; handles SIGTERM and Ctrl-C from the first moment
 
 A name is imported when it is first asked for, so the command line is there before torch is.

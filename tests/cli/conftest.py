@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from tests.random_model import square_video, tiny_model
 from timeviper_fast.cli import main as cli_main
-from timeviper_fast.demo import tiny_model, write_demo_video
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def home(tmp_path_factory):
     """A directory with a tiny model and a short video."""
     home = tmp_path_factory.mktemp("home")
     tiny_model().save_pretrained(home / "model")
-    write_demo_video(home / "video.mp4", seconds=6, fps=5, height=48, width=64)
+    square_video(home / "video.mp4", seconds=6, fps=5, height=48, width=64)
     return home
 
 

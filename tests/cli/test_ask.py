@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from tests.cli.common import one_line
+from tests.random_model import tiny_model
 from timeviper_fast import TimeViper, video
-from timeviper_fast.demo import tiny_model
+from timeviper_fast.embedded.models import TINY, TINY_NOTE, embedded_directory
 from timeviper_fast.inference import ask as inference
 from timeviper_fast.video import write_video
 
@@ -23,6 +24,24 @@ def test_ask_prints_the_answer_and_nothing_else(run, home):
     )
     assert (code, err) == (0, "")
     assert len(out.strip()) >= 1
+
+
+def test_without_a_model_the_embedded_one_answers_and_says_what_it_knows(run, home):
+    ask = ("ask", home / "video.mp4", "What does the sign say?", "--max-new-tokens", 4)
+    code, out, err = run(*ask)
+    assert (code, err.split()) == (0, TINY_NOTE.split())
+    assert run(*ask, "--quiet") == (0, out, "")
+    assert run(*ask, "--stream")[2].split() == TINY_NOTE.split()
+    code, out, err = run(*ask, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["model_note"] == TINY_NOTE
+    code, out, _ = run(*ask, "--model", home / "model", "--json")
+    assert json.loads(out)["model_note"] == ""
+
+
+def test_nothing_is_written_into_the_package(run, home):
+    target = embedded_directory(TINY) / "answer.txt"
+    one_line(run("ask", home / "video.mp4", "What?", "-o", target), "--output must be another file")
 
 
 def test_ask_as_json_with_times(run, home):

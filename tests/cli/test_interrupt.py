@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.checkpoint.parts import llm_directory, siglip_tower, vlm_state
-from timeviper_fast.demo import tiny_model, write_demo_video
+from tests.random_model import square_video, tiny_model
 from timeviper_fast.text.byte_tokenizer import byte_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +84,7 @@ def test_during_the_imports(interrupted, tmp_path, library):
 
 def test_while_an_answer_is_written(interrupted, tmp_path):
     tiny_model().save_pretrained(tmp_path / "model")
-    video = write_demo_video(tmp_path / "video.mp4", seconds=3, fps=5, height=48, width=64)
+    video = square_video(tmp_path / "video.mp4", seconds=3, fps=5, height=48, width=64)
     before = sorted(tmp_path.rglob("*"))
 
     out = interrupted(

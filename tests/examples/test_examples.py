@@ -12,8 +12,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 # what each prints
 PRINTS = {
-    "ask.py": "before layer 2: 128 -> 64 vision tokens",
-    "several_questions.py": "8 frames of 16 tokens, encoded once",
+    "ask.py": "before layer 2: 256 -> 128 vision tokens",
+    "several_questions.py": "64 frames of 4 tokens, encoded once",
     "ops_alone.py": "prefill and steps differ from one pass by at most",
     "patch_a_model.py": "tvkernels.mamba_chunk_scan_combined",
     "packed_loss.py": "step 3: loss",
@@ -43,10 +43,14 @@ def test_steps_on_the_packed_loss_lower_it(monkeypatch, capsys):
 
 
 def test_several_questions_answers_as_ask_does(monkeypatch, capsys, tmp_path):
-    from timeviper_fast.demo import tiny_model, write_demo_video
+    from timeviper_fast import TimeViper
+    from timeviper_fast.demo import DemoVideo
 
-    video = write_demo_video(tmp_path / "video.mp4", seconds=3, fps=4, height=48, width=64)
-    question = "What moves?"
-    answer = tiny_model().ask(video, question, max_new_tokens=16)
-    out = run(monkeypatch, capsys, "several_questions.py", video, "--questions", question)
-    assert out.splitlines()[1] == f"{question} -> {answer.text}"
+    demo = DemoVideo(seed=2, seconds=32)
+    video = demo.write(tmp_path / "video.mp4")
+    questions = [question.text for question in demo.questions]
+    model = TimeViper.from_pretrained("timeviper-fast/tiny")
+    answers = [model.ask(video, question, max_new_tokens=16).text for question in questions]
+    out = run(monkeypatch, capsys, "several_questions.py", video, "--questions", *questions)
+    lines = [f"{question} -> {answer}" for question, answer in zip(questions, answers)]
+    assert out.splitlines()[1:] == lines

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.random_model import square_video, tiny_model
 from timeviper_fast import TimeViper
-from timeviper_fast.demo import tiny_model, write_demo_video
 
 
 @pytest.fixture(scope="module")
@@ -16,4 +16,4 @@ def model() -> TimeViper:
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
     path = tmp_path_factory.mktemp("video") / "demo.mp4"
-    return write_demo_video(path, seconds=12, fps=10, height=64, width=96)
+    return square_video(path, seconds=12, fps=10, height=64, width=96)

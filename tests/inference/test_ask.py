@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.random_model import tiny_model
 from timeviper_fast import Sampling, TimeViper
 from timeviper_fast.config import ProjectorConfig
-from timeviper_fast.demo import tiny_model
 from timeviper_fast.stops import STOPS
 from timeviper_fast.video import open_video
 

@@ -6,15 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 SCRIPT = """
 import json, resource, sys
-from timeviper_fast.demo import tiny_model, write_demo_video
+from tests.random_model import tiny_model, square_video
 
 path, seconds = sys.argv[1], int(sys.argv[2])
-write_demo_video(path, seconds=seconds, fps=1, height=96, width=128)
+square_video(path, seconds=seconds, fps=1, height=96, width=128)
 model = tiny_model()
 model.ask(path, "What moves?", policy="uniform:4", max_new_tokens=2)  # libraries loaded, pools warm
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -31,7 +32,9 @@ def test_an_hour_at_one_frame_per_second(tmp_path):
     # them: 60 to 360 MiB, another number in each run. A fixed threshold returns every freed block,
     # so the peak is that of tensors in use.
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-    run = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    run = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, env=env
+    )
     assert run.returncode == 0, run.stderr
     answer = json.loads(run.stdout)
     assert len(answer["frame_seconds"]) == 3600

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from timeviper_fast.demo import tiny_model
+from tests.random_model import tiny_model
 from timeviper_fast.layout import VisualSpan
 
 

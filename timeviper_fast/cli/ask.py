@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from timeviper_fast.cli.app import VIDEO_HELP, BackendName, Device, Dtype, Json, named
+from timeviper_fast.cli.app import MODEL_HELP, VIDEO_HELP, BackendName, Device, Dtype, Json, named
 from timeviper_fast.cli.interrupt import importing
+from timeviper_fast.embedded.models import TINY, embedded_directory
 from timeviper_fast.inference.request import Request, Sampling
 
 __all__ = ["ask"]
@@ -20,9 +21,7 @@ _POLICIES = ("fps:1", "fps:2:max=256", "uniform:32", "upstream", "videochat-flas
 def ask(
     video: Annotated[str, typer.Argument(help=VIDEO_HELP, callback=named)],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
-    model: Annotated[
-        str, typer.Option(help="A local directory or a Hugging Face Hub id.", callback=named)
-    ],
+    model: Annotated[str, typer.Option(help=MODEL_HELP, callback=named)] = TINY,
     policy: Annotated[
         str,
         typer.Option(
@@ -79,7 +78,12 @@ def ask(
     dtype: Dtype = None,
     backend: BackendName = None,
 ) -> None:
-    """Answer a question about a video."""
+    """Answer a question about a video.
+
+    Without --model the small model of the package answers. It was trained on synthetic frames of 48
+    pixels and knows signs, coloured shapes and chains of cards (`demo` writes such a video). Its
+    answers about other videos mean nothing.
+    """
     with importing():
         from timeviper_fast.cli.output import writable
         from timeviper_fast.cli.terminal import err, out, progress_bars, say, show, speaking
@@ -101,7 +105,8 @@ def ask(
         chunk=chunk,
         on_error="use" if salvage else "raise",
     )
-    target = None if output in (None, "-") else writable(output, (video, model))
+    inputs = (video, str(embedded_directory(model) or model))
+    target = None if output in (None, "-") else writable(output, inputs)
     with (
         use_backend(backend) if backend else nullcontext(),
         progress_bars(err, hidden=stream or quiet) as progress,

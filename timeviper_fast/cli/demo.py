@@ -1,55 +1,146 @@
-"""`timeviper-fast demo`: every part at work on a tiny random model."""
+"""`timeviper-fast demo`: the embedded model answers questions whose answers are known."""
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from timeviper_fast.cli.app import VIDEO_HELP, Json, named
 from timeviper_fast.cli.interrupt import importing
-from timeviper_fast.demo import QUESTION, tiny_model, write_demo_video
+from timeviper_fast.embedded.models import TINY
+from timeviper_fast.errors import VideoError, fail
 from timeviper_fast.inference.request import Request
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from timeviper_fast.demo import DemoVideo
+    from timeviper_fast.inference.ask import Answer
+
 __all__ = ["demo"]
+
+_QUESTION = "What does the sign say?"
+_TOKENS = 24
 
 
 def demo(
     video: Annotated[
         str | None,
-        typer.Argument(help=f"{VIDEO_HELP} Default: one is written.", callback=named),
+        typer.Argument(
+            help=f"{VIDEO_HELP} Default: one of the synthetic world is written.", callback=named
+        ),
     ] = None,
-    question: Annotated[str, typer.Option(help="What to ask about it.")] = QUESTION,
+    question: Annotated[
+        str | None, typer.Option(help=f"What to ask about VIDEO; default: {_QUESTION}")
+    ] = None,
     directory: Annotated[
         str, typer.Option(help="Where the video is written.", callback=named)
     ] = "demo-output",
-    seconds: Annotated[int, typer.Option(help="Length of the video written.", min=1)] = 60,
+    seconds: Annotated[int, typer.Option(help="Length of the video written.", min=32)] = 64,
+    seed: Annotated[
+        int, typer.Option(help="Another seed: another video and other questions.", min=0)
+    ] = 0,
     as_json: Json = False,
 ) -> None:
-    """Answer a question about a real video with a tiny random model."""
+    """Ask the small trained model of the package about a video of the synthetic world.
+
+    Its answers are compared with the true ones; exit code 1 says that one is wrong. It can also be
+    asked about a VIDEO of your own, but it knows the synthetic world alone.
+    """
+    if question is not None and video is None:
+        fail("demo", "question", "be given with a video", question)
+    with importing():
+        from timeviper_fast.demo import DemoVideo
+
+    if video is not None:
+        _ask(video, Request(question or _QUESTION, max_new_tokens=_TOKENS), as_json)
+        return
+    wrong = _ask_and_check(DemoVideo(seed, seconds), Path(directory), as_json)
+    if wrong:
+        count = "an answer is" if wrong == 1 else f"{wrong} answers are"
+        typer.echo(f"timeviper-fast: {count} wrong", err=True)
+        raise typer.Exit(1)
+
+
+def _ask(video: str, request: Request, as_json: bool) -> None:
+    """Answer one question about a video of the user's own."""
     with importing():
         from timeviper_fast.cli.terminal import err, progress_bars, say, show
         from timeviper_fast.inference.ask import answer
+        from timeviper_fast.timeviper import TimeViper
         from timeviper_fast.video import open_video
-        from timeviper_fast.video.times import clock
 
-    request = Request(question, max_new_tokens=24, mention_duration=True)
-    path = video or str(Path(directory) / f"demo-{seconds}s.mp4")
-    with progress_bars(err) as progress:
-        if video is None:
-            write_demo_video(path, seconds=seconds, progress=partial(progress, "video"))
-        with open_video(path, progress=progress) as source:
-            say(
-                err,
-                f"{path}: {clock(source.duration)} of video. The model is tiny and its weights are "
-                "random (seeded): every part of TimeViper runs, but the answer means nothing.",
-                wrap=True,
-            )
-            for note in source.notes:
-                say(err, note, wrap=True)
-            model = tiny_model()
-            said = answer(model, model.tokenizer, source, request, progress=progress)
-    say(err, f"Q {question}", wrap=True)
+    with progress_bars(err) as progress, open_video(video, progress=progress) as source:
+        for note in source.notes:
+            say(err, f"{source.name}: {note}", wrap=True)
+        model = TimeViper.from_pretrained(TINY)
+        said = answer(model, model.tokenizer, source, request, progress=progress)
+    say(err, f"Q {request.question}", wrap=True)
     show(said, times=True, as_json=as_json)
+
+
+def _ask_and_check(made: DemoVideo, directory: Path, as_json: bool) -> int:
+    """Ask the questions of the demo's video, and print each answer and the true one.
+
+    Returns:
+        The number of wrong answers.
+    """
+    with importing():
+        from timeviper_fast.cli.terminal import err, progress_bars, say
+        from timeviper_fast.inference.ask import answer
+        from timeviper_fast.timeviper import TimeViper
+
+    with progress_bars(err) as progress:
+        video, sentence = _video(made, directory, partial(progress, "video"))
+        say(err, sentence, wrap=True)
+        model = TimeViper.from_pretrained(TINY)
+        say(err, model.note, wrap=True)
+        answers = []
+        for question in made.questions:
+            request = Request(question.text, max_new_tokens=_TOKENS)
+            answers.append(answer(model, model.tokenizer, video, request, progress=progress))
+    if as_json:
+        rows = [
+            {"question": q.text, "truth": q.answer, "right": a.text == q.answer, **a.to_dict()}
+            for q, a in zip(made.questions, answers)
+        ]
+        name = str(video) if isinstance(video, Path) else None
+        typer.echo(json.dumps({"video": name, "seed": made.seed, "answers": rows}))
+    else:
+        _print(made, answers)
+    return sum(a.text != q.answer for q, a in zip(made.questions, answers))
+
+
+def _print(made: DemoVideo, answers: Sequence[Answer]) -> None:
+    """The table of the answers, and the stops on the way to the last one."""
+    from timeviper_fast.cli.terminal import err, out, print_stops, print_table, say
+
+    rows = [
+        (q.text, a.text, q.answer, "right" if a.text == q.answer else "wrong")
+        for q, a in zip(made.questions, answers)
+    ]
+    print_table(out, ("question", "answer", "truth", ""), rows)
+    say(err, "\nThe stops of the last question:")
+    print_stops(err, answers[-1].stops)
+
+
+def _video(
+    made: DemoVideo, directory: Path, progress: Callable[[int, int], None]
+) -> tuple[Any, str]:
+    """The video as a file, or as an array of frames where PyAV is missing; a sentence about it."""
+    from timeviper_fast.video.container import import_av
+
+    length = f"{made.seconds} frames of the synthetic world, one per second"
+    try:
+        import_av()
+    except VideoError as error:
+        return (
+            made.frames(),
+            f"No file is written: {error.fault}. The video is an array: {length}.",
+        )
+    path = directory / f"demo-{made.seed}-{made.seconds}s.mp4"
+    return made.write(path, progress), f"{path}: {length}."

@@ -127,7 +127,7 @@ def print_stops(console: Console, stops: Sequence[Stop]) -> None:
     """A table of the stops, compression stages indented, with the total time of the eight."""
     rows = [
         (
-            re.sub(r"prefill: (\w+) stage before", r"  \1 at", stop.name),
+            re.sub(r"prefill: (\w+) stage before layer", r"  \1 at layer", stop.name),
             stop.shape,
             stop.tokens,
             f"{stop.milliseconds:,.1f}",
@@ -180,6 +180,8 @@ def show(
     target: Path | None = None,
 ) -> None:
     """Write an answer to `target` or standard output, with the optional parts."""
+    if answer.model_note and not quiet and not as_json:
+        say(err, answer.model_note, wrap=True)
     text = json.dumps(answer.to_dict()) if as_json else answer.text
     if target is not None:
         _deliver(text, target)
