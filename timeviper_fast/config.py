@@ -198,6 +198,11 @@ class BackboneConfig:
         """Our layers in one of the layers that the family's own config and users count."""
         return 2 if self.family == "qwen2" else 1
 
+    def named(self, layer: int) -> str:
+        """One of our layers as the family's users count: "layer 7", or "block 4" of Qwen2."""
+        per = self.layers_per_block
+        return f"layer {layer}" if per == 1 else f"block {layer // per}"
+
     @property
     def d_inner(self) -> int:
         """Channels inside a Mamba-2 mixer: heads times head dimension."""

@@ -18,7 +18,10 @@ def test_version(run):
 
 
 HEAVY = {"torch", "numpy", "transformers", "tvkernels", "triton", "rich", "av", "PIL"}
-COMMANDS = ("ask", "train", "train-tiny", "needle", "info", "doctor", "convert", "demo")
+COMMANDS = (
+    *("ask", "train", "train-tiny", "needle", "held-out"),
+    *("info", "doctor", "convert", "demo"),
+)
 
 
 def test_help_version_and_completion_import_nothing_heavy():

@@ -41,6 +41,7 @@ def test_a_table_with_intervals_and_files(run, model, small, tmp_path, monkeypat
         "needed",
         "frames",
         "kept",
+        "found",
     ]
     assert [line.split()[1] for line in lines] == ["colour", "sign"]
     assert all("0/1" in line and "[0.0, 79.3]" in line for line in lines)
@@ -79,7 +80,9 @@ def test_films(run, model, tmp_path):
             "--pool must have the longest video's 64 frames, got 40",
         ),
         (["--control", "deaf", "--pool", 40], "--control must be some of blind"),
-        (["--tasks", "when"], "--tasks must be different ones of sign"),
+        (["--tasks", "where"], "--tasks must be different ones of sign"),
+        (["--form", "theirs"], "--form must be one of ours, v-niah, videochat-flash"),
+        (["--form", "v-niah", "--pool", 40], "--pool must have the longest video's 3,000 frames"),
         (["--level", "soft"], "--level must be one of study, hard"),
         (["film.mp4"], "--needle must be given with video files"),
     ],

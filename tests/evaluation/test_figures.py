@@ -11,6 +11,7 @@ from timeviper_fast.evaluation.figures import (
     draw,
     expect_matplotlib,
     grids,
+    order,
     summary,
     write_results,
 )
@@ -18,14 +19,19 @@ from timeviper_fast.evaluation.rows import Row
 from timeviper_fast.evaluation.score import Score
 
 
-def row(frames=64, task="sign", depth=0.5, right=True, hops=0, control="none", kept=1, video=0):
+def row(
+    *,
+    frames=64, task="sign", depth=0.5, right=True, hops=0, control="none", kept=1, video=0,
+    needed=None, found=None,
+):  # fmt: skip
     return Row(
         *(control, 0.1, frames, video, task, hops, depth, "What?", "K7", "K7"),
         right=right,
-        needed=tuple(range(max(hops, 1))),
+        needed=tuple(range(max(hops, 1))) if needed is None else needed,
         kept=kept,
         seconds=0.1,
         video_seconds=0.2,
+        found=found,
     )
 
 
@@ -56,13 +62,41 @@ def test_heat_maps_hold_every_row_once():
     assert set(made) == {
         *("accuracy-sign-none-0.1", "kept-sign-none-0.1", "accuracy-sign-blind-0.1"),
         *("accuracy-chain-none-0.1", "kept-chain-none-0.1"),
+        *("accuracy-all-none-0.1", "kept-all-none-0.1"),
     }
+    assert made["accuracy-all-none-0.1"].mean == Score(4, 6)
     signs = made["accuracy-sign-none-0.1"]
     assert signs.cells == {(64, 0.0): Score(1, 2), (64, 1.0): Score(1, 1), (1000, 1.0): Score(1, 1)}
     assert (signs.frames, signs.depths, signs.mean) == ([64, 1000], [0.0, 1.0], Score(3, 4))
     assert signs.of_length(64) == Score(2, 3)
     assert made["kept-chain-none-0.1"].mean == Score(4, 5)
     assert "blind" in made["accuracy-sign-blind-0.1"].title
+
+
+def test_when_is_the_frame_with_the_largest_score():
+    rows = [
+        row(needed=(7,), found=7),
+        row(needed=(9,), found=8, video=1),
+        row(task="chain", hops=2, needed=(3, 5), found=5),
+        row(task="no-sign", needed=(), found=2),
+        row(control="blind", needed=(7,), kept=None),
+    ]
+    found = {(e["control"], e["task"], e["hops"]): e["when"] for e in summary(rows)}
+    assert (found["none", "sign", 0]["right"], found["none", "sign", 0]["n"]) == (1, 2)
+    assert (found["none", "chain", 2]["right"], found["none", "chain", 2]["n"]) == (1, 1)
+    assert found["none", "no-sign", 0]["n"] == found["blind", "sign", 0]["n"] == 0
+
+
+def test_order_counts_the_pairs_of_needles_of_a_video():
+    """In video 0 the sign is seen first, as it is; in video 1 both are found in one frame."""
+    rows = [
+        *(row(needed=(2,), found=3), row(task="colour", needed=(9,), found=9)),
+        *(row(needed=(8,), found=4, video=1), row(task="colour", needed=(1,), found=4, video=1)),
+        row(needed=(5,), found=5, video=2),
+    ]
+    (line,) = order(rows)
+    assert (line["control"], line["frames"], line["right"], line["n"]) == ("none", 64, 1, 2)
+    assert len(line["interval"]) == 2
 
 
 def test_the_numbers_lie_beside_the_figures(tmp_path):

@@ -6,10 +6,12 @@ import json
 from collections import Counter
 
 import pytest
+import torch
 
 from tests.evaluation.common import TASKS, haystack, random_model
 from timeviper_fast.evaluation import needle as needle_module
 from timeviper_fast.evaluation.needle import NeedlePlan, run_needles
+from timeviper_fast.text.prompt import build_prompt
 
 PLAN = NeedlePlan(frames=(40, 64), depths=4, videos=4, max_new_tokens=2)
 
@@ -35,6 +37,7 @@ def test_every_cell_is_asked_as_often_as_another(model, tmp_path):
         assert row.right == (row.answer == row.truth)
         assert 0 <= row.kept <= len(row.needed)
         assert row.seconds > 0 < row.video_seconds
+        assert 0 <= row.found < row.frames
     lines = (tmp_path / "new" / "out" / "rows.jsonl").read_text().splitlines()
     assert [json.loads(line)["question"] for line in lines] == [row.question for row in rows]
 
@@ -94,6 +97,36 @@ def test_controls(model, tmp_path):
             assert row.kept == (row.depth in (0, 1))
     assert model.backbone.stages == model.config.stages
     assert model.config.stages[1].select == "attention"
+
+
+def test_absent_things_are_asked_without_a_frame_that_answers(model, tmp_path):
+    plan = NeedlePlan((40,), depths=3, videos=1, controls=("needle-only",), max_new_tokens=1)
+    tasks = ("colour", "no-sign", "no-chain")
+    rows = run_needles(model, model.tokenizer, haystack(model, tasks), plan, tmp_path)
+    assert [(row.control, row.task) for row in rows] == [
+        (control, task) for control in ("none", "needle-only") for task in tasks
+    ]
+    for row in rows:
+        assert (row.needed == ()) == (row.task != "colour")
+        assert (row.retained.n, row.timed.n) == (
+            (1, 1) if row.needed and row.kept is not None else (0, 0)
+        )
+
+
+def test_the_frame_found_has_the_largest_score(model, tmp_path):
+    """Without a stage in front, by one pass of the model over the prompt."""
+    made = haystack(model, ("sign",))
+    plan = NeedlePlan((40,), depths=1, videos=1, max_new_tokens=1)
+    (row,) = run_needles(model, model.tokenizer, made, plan, tmp_path)
+    trial = made.trial(40, 0, 0, (0.5,))
+    prompt = build_prompt(model.tokenizer, trial.probes[0].question, vision=True)
+    ids = [torch.tensor([part]) for part in (prompt.before, prompt.after)]
+    with torch.no_grad():
+        inside, segment = model.embed(ids[0], made.visual(trial), ids[1])
+        _, records = model.backbone(inside, (segment,))
+    first, second = (stage[0] for stage in records)
+    token = first.kept[0][second.scores[0].argmax()]
+    assert row.found == int(token) // 4
 
 
 def test_what_is_asked_is_what_is_answered(model, tmp_path, monkeypatch):

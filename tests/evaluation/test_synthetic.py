@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from tests.evaluation.common import TASKS, haystack, random_model
-from timeviper_fast.evaluation.synthetic import NEEDLE_TASKS, SyntheticHaystack, draw_scene
+from timeviper_fast.evaluation.synthetic import (
+    ABSENT_TASKS,
+    NEEDLE_TASKS,
+    SyntheticHaystack,
+    draw_scene,
+)
 from timeviper_fast.evaluation.trial import frame_at
 from timeviper_fast.synthetic.pool import PoolSize
 from timeviper_fast.synthetic.wordings import HELD_OUT_WORDINGS
@@ -74,6 +79,43 @@ def test_scenes_are_functions_of_their_seed():
     assert draw_scene(3, 100, DEPTHS) != draw_scene(4, 100, DEPTHS)
 
 
+@pytest.mark.parametrize("shown", [{}, {"colour": 0.2, "chain": 0.5}])
+def test_absent_things_are_not_in_the_scene(shown):
+    for seed in range(30):
+        scene = draw_scene(seed, 64, {**shown, **dict.fromkeys(ABSENT_TASKS, 0.0)})
+        asked = {question.task: question for question in scene.questions}
+        assert set(asked) == {*shown, *ABSENT_TASKS}
+        kinds = {needle.kind for needle in scene.needles.values()}
+        firsts = {needle.text[0] for needle in scene.needles.values() if needle.kind == "link"}
+        assert asked["no-sign"].answer == "none"
+        assert "sign" not in kinds
+        for task, end in (("no-colour", "none"), ("no-count", "0")):
+            shape, said = asked[task].answer.split()
+            assert shape not in kinds
+            assert shape in asked[task].text
+            assert said == end
+        letter, said = asked["no-chain"].answer.split()
+        assert letter not in firsts
+        assert said == "none"
+        assert all(asked[task].needed == () for task in ABSENT_TASKS)
+
+
+def test_when_and_order_are_answered_from_the_places_of_the_needles():
+    answers = set()
+    for seed in range(40):
+        scene = draw_scene(seed, 200, {"when": 0.47, "order": 0.6})
+        asked = {question.task: question for question in scene.questions}
+        thing, tenth = asked["when"].answer.split()
+        assert scene.needles[93].kind == thing
+        assert tenth == "40%"
+        first, second, said = asked["order"].answer.split()
+        place = {scene.needles[i].kind: i for i in asked["order"].needed}
+        assert said == ("yes" if place[first] < place[second] else "no")
+        assert 119 in asked["order"].needed
+        answers.add(said)
+    assert answers == {"yes", "no"}
+
+
 def test_held_out_wordings():
     starts = {text.split("{")[0] for texts in HELD_OUT_WORDINGS.values() for text in texts}
     for seed in range(5):
@@ -121,8 +163,15 @@ def test_what_cannot_be_asked_is_refused():
     model = random_model()
     with pytest.raises(ValueError, match="frames must be at least 32, got 8"):
         draw_scene(0, 8, DEPTHS)
-    for tasks in ((), ("sign", "sign"), ("when",)):
+    for tasks in ((), ("sign", "sign"), ("where",)):
         with pytest.raises(ValueError, match=f"tasks must be different ones of {NEEDLE_TASKS[0]}"):
+            haystack(model, tasks)
+    for tasks in (
+        ("sign", "no-sign"),
+        ("colour", "count", "no-colour", "no-count"),
+        ("sign", "colour", "count", "order"),
+    ):
+        with pytest.raises(ValueError, match="tasks must ask about no more than a scene has"):
             haystack(model, tasks)
     with pytest.raises(ValueError, match=r"model must see pictures of 48 pixels, .*got 98"):
         SyntheticHaystack.render(random_model("tiny"), TASKS, seed=0)

@@ -185,6 +185,7 @@ class TestSampling:
         [
             ({"temperature": -1}, "temperature must be 0 or more, got -1"),
             ({"temperature": float("inf")}, "temperature must be 0 or more, got inf"),
+            ({"repetition_penalty": 0}, "repetition_penalty must be above 0, got 0"),
             ({"top_k": -2}, r"top_k must be 0 \(off\) or more, got -2"),
             ({"top_p": 0.0}, r"top_p must lie in \(0, 1\], got 0.0"),
             ({"temperature": "1"}, "temperature must be 0 or more, got '1'"),

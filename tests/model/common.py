@@ -97,3 +97,38 @@ def flash_backbone(stages: tuple[CompressionStage, ...] = ()) -> HybridBackbone:
     model = HybridBackbone(flash_config(manifest("vcf_llm_weights")["config"]), stages)
     model.load_state_dict(flash_weights(golden("vcf_llm_weights")))
     return model.eval()
+
+
+def qwen2_pair(
+    stages: tuple[CompressionStage, ...] = (), **shape: Any
+) -> tuple[Any, HybridBackbone]:
+    """A random Qwen2ForCausalLM, every bias and norm included, and ours with its weights."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    given = {
+        "vocab_size": 90,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        **shape,
+    }
+    theta = {"rope_theta": given["rope_theta"], "rope_type": "default"}
+    config = {n: v for n, v in given.items() if n != "rope_theta"}
+    theirs = Qwen2ForCausalLM(Qwen2Config(**config, rope_parameters=theta, use_cache=True)).eval()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "norm" in name:
+                parameter.copy_(1 + 0.2 * noise)
+            else:
+                parameter.copy_(noise * (0.5 if "bias" in name else parameter.shape[-1] ** -0.5))
+    ours = HybridBackbone(flash_config(given), stages)
+    missing = ours.load_state_dict(flash_weights(theirs.state_dict()), strict=False)
+    assert all(name.startswith("transv.") for name in missing.missing_keys)
+    assert not missing.unexpected_keys
+    return theirs, ours.eval()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,6 +29,11 @@ from tvkernels import attention_topk, dropped_indices, use_backend
 
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_dim", "_unique2"}
 STAGES = (CompressionStage(0, "uniform", 0.7), CompressionStage(8, "attention", 0.3))
+TINY = preset("tiny").backbone
+# its stages score at rotary positions
+QWEN2 = replace(TINY, family="qwen2", pattern="*-" * 5, rope_theta=1e6, attention_bias=True)
+Stages = tuple[CompressionStage, ...]
+QWEN2_STAGES = tuple(replace(stage, score="normed") for stage in STAGES)
 LENGTH, SPAN, ROOM = 28, VisualSpan(2, 20), 4
 
 
@@ -50,15 +56,15 @@ class NoWaiting(TorchDispatchMode):
 
 
 def read_and_answer(
-    device: str, batch: int = 2, chunk: int | None = None
+    device: str, batch: int = 2, chunk: int | None = None, stages: Stages = STAGES
 ) -> tuple[HybridBackbone, Callable[[], None]]:
     """The tiny model, and what runs its layers: a prompt with both stages, then two tokens."""
     torch.manual_seed(0)
-    model = HybridBackbone(preset("tiny").backbone, STAGES)
+    model = HybridBackbone(TINY if stages is STAGES else QWEN2, stages)
     init_weights(model, seed=1)
     model = model.to(device).eval()
     config, segment = model.config, Segment(LENGTH, SPAN)
-    lengths = tokens_before_layer((segment,), STAGES, config.num_hidden_layers)
+    lengths = tokens_before_layer((segment,), stages, config.num_hidden_layers)
     words = torch.randn(batch, LENGTH, config.hidden_size).to(device)
     answer = torch.randn(batch, 2, config.hidden_size).to(device)
 
@@ -89,11 +95,12 @@ def train(device: str) -> Callable[[], None]:
 
 RUNS: dict[str, Callable[[str], Callable[[], None]]] = {
     "prompt": lambda device: read_and_answer(device)[1],
+    "Qwen2": lambda device: read_and_answer(device, stages=QWEN2_STAGES)[1],
     "chunks": lambda device: read_and_answer(device, chunk=9)[1],
     "training": train,
 }
 # our dispatch modes do not see torch build a chunk's attention mask; the driver's sync guard does
-SEEN = ["prompt", "training"]
+SEEN = ["prompt", "Qwen2", "training"]
 
 
 @pytest.mark.parametrize("name", SEEN)

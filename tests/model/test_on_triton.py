@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.contract import TRITON, device
+from tests.contract import TRITON, device, on_device
+from tests.goldens import golden, manifest
 from tests.interpreter import poisoned_empty
+from tests.model.common import flash_backbone, flash_stages
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.inference.generate import decode, prefill
 from timeviper_fast.layout import Segment, VisualSpan
@@ -65,3 +67,18 @@ def test_kernels_give_the_logits_and_tokens_of_the_references(
     torch.testing.assert_close(prompt, expected[0], rtol=1e-4, atol=1e-4)
     assert torch.equal(tokens, expected[1])
     torch.testing.assert_close(question, expected[2], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not TRITON, reason="neither the interpreter nor a GPU")
+def test_kernels_give_the_answer_of_videochat_flash() -> None:
+    """Its recommended dropping; tests of `qwen2` look at every layer."""
+    name = "vcf_llm_uniform0_attention"
+    about, data = manifest(name), on_device(golden(name))
+    model = flash_backbone(flash_stages(about)).to(device())
+    segment = Segment(about["prompt_length"], VisualSpan(9, about["visual_tokens"]))
+    with use_backend("triton"), poisoned_empty():
+        read = prefill(model, data["inputs_embeds"], segment, max_new_tokens=3)
+        tokens = torch.cat(list(decode(model, read, max_new_tokens=3)))
+    assert torch.equal(tokens, data["generated"][0, :3])
+    torch.testing.assert_close(read.logits, data["decode.logits"][:1], rtol=0, atol=1e-4)

@@ -10,7 +10,6 @@ from timeviper_fast.model.initialize import init_weights
 from timeviper_fast.presets import preset
 from timeviper_fast.synthetic import kinds
 from timeviper_fast.synthetic.kinds import synthetic_source
-from timeviper_fast.synthetic.pool import PoolSize
 from timeviper_fast.text.byte_tokenizer import byte_tokenizer
 from timeviper_fast.timeviper import TimeViper
 from timeviper_fast.training.config import SourceConfig
@@ -25,20 +24,20 @@ def model():
 
 
 @pytest.fixture(autouse=True)
-def _small_pools(monkeypatch):
-    monkeypatch.setattr(kinds, "PoolSize", lambda plain: PoolSize(plain, 1, 5, 1))
+def _no_pools(monkeypatch):
     monkeypatch.setattr(kinds, "_POOLS", {})
 
 
 def build(model, tmp_path, learns_vision=False, **options):
-    options = {"plain": 20, **options}
+    options = {"plain": 20, "signs": 1, "shapes": 5, "links": 1, **options}
     table = SourceConfig("study", "synthetic", options)
     return synthetic_source(table, Setting(model, tmp_path, "raise", learns_vision))
 
 
 def test_a_frozen_encoder_gives_features_of_a_pool_that_is_made_once(model, tmp_path):
     first, second = (build(model, tmp_path).limits(Limits(4, 8)) for _ in range(2))
-    assert len(kinds._POOLS) == 1
+    (pool,) = kinds._POOLS.values()
+    assert len(pool.features) == 20 + 240 + 5 * 24 + 792
     samples = [source.load(0, Draw(0, 0, 7)) for source in (first, second)]
     assert samples[0].features.shape[1:] == (4, 64)
     assert torch.equal(samples[0].features, samples[1].features)

@@ -131,6 +131,15 @@ def test_another_plan_does_not_continue_a_run(tmp_path):
         next(pretrain_vision(TRAINED, PLAN, tmp_path))
 
 
+def test_a_run_that_is_older_than_a_field_of_the_encoder_continues(tmp_path):
+    """The field has its default in such a run."""
+    run(tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["vision"]["clip_frames"]
+    torch.save(state, tmp_path / "state.pt")
+    assert run(tmp_path) == []
+
+
 def test_the_rate_rises_and_falls_along_a_cosine():
     plan = VisionPlan(steps=1000, warmup=100, learning_rate=1.0)
     assert plan.rate(0) == pytest.approx(0.01)

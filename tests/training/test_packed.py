@@ -56,6 +56,20 @@ def test_the_loss_of_a_pack_is_the_sum_of_each_sample_alone():
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=0)
 
 
+def test_the_gradients_of_a_pack_are_the_sum_of_each_sample_alone():
+    """The vision encoder learns, and sees the frames of all samples in one batch."""
+    given, gradients = [samples()[0], Sample(turns("Who?", "Me."), pixels=pixels(6, 3))], []
+    for packs in ([given], [[sample] for sample in given]):
+        wrapper = PackedModel(tiny(torch.float64), selection_weight=0.0)
+        for pack in packs:
+            wrapper(pack).loss.backward()
+        gradients.append({name: p.grad for name, p in wrapper.model.named_parameters()})
+    together, alone = gradients
+    assert any(name.startswith("vision.") for name in together)
+    for name, gradient in together.items():
+        torch.testing.assert_close(gradient, alone[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
 @pytest.mark.parametrize("part", ["vision", "projector", "backbone"])
 def test_gradients_are_those_of_finite_differences(part):
     """The whole model in float64, on two samples with vision and a text; the encoder learns."""

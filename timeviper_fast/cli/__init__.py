@@ -1,4 +1,4 @@
-"""The command line: `timeviper-fast` ask, train, train-tiny, needle, info, doctor, convert, demo.
+"""The command line, `timeviper-fast`: ask, train, needle, and others.
 
     main.py        the commands together; mistakes as one line and an exit code
     mistakes.py    errors in the words of the command line
@@ -10,6 +10,7 @@
     convert.py     upstream's checkpoints to one directory
     inspect.py     what a model is made of, and which backend runs here
     needle.py      few frames among thousands
+    held_out.py    what training has not seen
     demo.py        the embedded model on a video whose answers are known
     output.py      a file that takes an answer
     terminal.py    lines, tables, progress bars, answers

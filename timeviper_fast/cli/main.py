@@ -1,4 +1,4 @@
-"""The command line: ask, train, needle, info, convert, doctor, demo.
+"""The command line: ask, train, train-tiny, needle, held-out, info, convert, doctor, demo.
 
 The answer (or JSON) goes to standard output, progress and tables to standard error. A mistake is
 one line on standard error and exit code 2; Ctrl-C is exit code 130; --debug shows tracebacks.
@@ -17,6 +17,7 @@ from timeviper_fast.cli.app import options
 from timeviper_fast.cli.ask import ask
 from timeviper_fast.cli.convert import convert
 from timeviper_fast.cli.demo import demo
+from timeviper_fast.cli.held_out import held_out
 from timeviper_fast.cli.inspect import doctor, info
 from timeviper_fast.cli.mistakes import one_line
 from timeviper_fast.cli.needle import needle
@@ -33,7 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback()(options)
-for command in (ask, train, train_tiny, needle, info, doctor, convert, demo):
+for command in (ask, train, train_tiny, needle, held_out, info, doctor, convert, demo):
     app.command()(command)
 
 

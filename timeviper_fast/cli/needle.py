@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from timeviper_fast.evaluation.trial import Haystack
     from timeviper_fast.timeviper import TimeViper
 
-__all__ = ["needle"]
+__all__ = ["items", "needle"]
 
 _Item = TypeVar("_Item", int, float, str)
 
@@ -37,11 +37,20 @@ def needle(
         str,
         typer.Option(help="Folder of the results; a stopped run continues.", callback=named),
     ] = "needles",
-    frames: Annotated[str, typer.Option(help="Lengths of videos.")] = "64,1000,10000",
-    depths: Annotated[int, typer.Option(help="Number of depths, from first to last frame.")] = 11,
+    frames: Annotated[
+        str, typer.Option(help="Lengths of videos; default: 64,1000,10000, or the form's.")
+    ] = "",
+    depths: Annotated[
+        int | None,
+        typer.Option(help="Number of depths, first to last frame; default: 11, or the form's."),
+    ] = None,
     videos: Annotated[int, typer.Option(help="Videos of each length.")] = 11,
     tasks: Annotated[
-        str, typer.Option(help="Some of sign, colour, chain and count.")
+        str,
+        typer.Option(
+            help="Some of sign, colour, chain, count, when, order; no-sign, no-colour, no-chain "
+            "and no-count ask about absent things."
+        ),
     ] = "sign,colour,chain",
     seed: Annotated[int, typer.Option(help="Seed of the frames and places.")] = 1_000_003,
     keep: Annotated[str, typer.Option(help="Keep values of the asking stage.")] = "",
@@ -51,6 +60,9 @@ def needle(
             help="Some of blind, no-video, needle-only, uniform, raw, normed, no-transfer."
         ),
     ] = "",
+    form: Annotated[
+        str, typer.Option(help="Form of the test: ours, v-niah or videochat-flash.")
+    ] = "ours",
     level: Annotated[
         str, typer.Option(help="Level of the synthetic world: study or hard.")
     ] = "study",
@@ -77,24 +89,30 @@ def needle(
 ) -> None:
     """Ask about a few frames among thousands.
 
-    Each row of the table has the share of right answers, its 95 % interval, and the counts.
+    Each row of the table has the share of right answers, its 95 % interval, and the counts; then
+    the needed frames kept, and the answers whose needed frame had the largest score.
     """
     with importing():
         from timeviper_fast.cli.terminal import err, print_table, progress_bars, say
         from timeviper_fast.cli.terminal import out as screen
         from timeviper_fast.evaluation.controls import variants
-        from timeviper_fast.evaluation.figures import expect_matplotlib, summary, write_results
+        from timeviper_fast.evaluation.figures import (
+            expect_matplotlib,
+            order,
+            summary,
+            write_results,
+        )
         from timeviper_fast.evaluation.needle import NeedlePlan, run_needles
         from timeviper_fast.timeviper import TimeViper
         from tvkernels import use_backend
     plan = NeedlePlan(
-        frames=tuple(_items(frames, int, "frames")),
-        depths=depths,
+        **_grid(form, frames, depths),
         videos=videos,
         seed=seed,
-        keeps=tuple(_items(keep, float, "keep")),
-        controls=tuple(_items(control, str, "control")),
+        keeps=tuple(items(keep, float, "keep")),
+        controls=tuple(items(control, str, "control")),
         max_new_tokens=max_new_tokens,
+        form=form,
     )
     images = _images(haystack, needle, question, options, answer)
     if figures:
@@ -118,26 +136,37 @@ def needle(
             plain = max(12_000, longest) if pool is None else pool
             if plain < longest:
                 fail("needle", "pool", f"have the longest video's {longest:,} frames", plain)
-            asked = _items(tasks, str, "tasks")
+            asked = items(tasks, str, "tasks")
             made = _world(loaded, asked, seed, level, plain, held_out, progress)
         rows = run_needles(loaded, loaded.tokenizer, made, plan, Path(out), progress=progress)
     write_results(rows, Path(out), made.foot, figures=figures)
     results = summary(rows)
     if as_json:
-        typer.echo(json.dumps({"haystack": made.foot, "results": results}))
+        told = {"haystack": made.foot, "results": results, "order": order(rows)}
+        typer.echo(json.dumps(told))
         return
-    header = ("frames", "task", "control", "keep", "right", "needed frames kept")
+    header = ("frames", "task", "control", "keep", "right", "needed frames kept", "found")
     print_table(screen, header, [_line(result) for result in results if not result["hops"]])
     if not quiet:
         say(err, f"{made.foot}\nwrote {out}")
 
 
-def _items(text: str, kind: Callable[[str], _Item], name: str) -> list[_Item]:
+def items(text: str, kind: Callable[[str], _Item], name: str) -> list[_Item]:
     """The values between commas; [] for a blank text."""
     try:
         return [kind(part.strip()) for part in text.split(",") if part.strip()]
     except ValueError:
         fail("needle", name, "be numbers with commas between them", text)
+
+
+def _grid(form: str, frames: str, depths: int | None) -> dict[str, Any]:
+    """Lengths and depths: those given, or those of the form."""
+    from timeviper_fast.evaluation.forms import form_of
+    from timeviper_fast.evaluation.needle import NeedlePlan
+
+    own = form_of(form) or NeedlePlan
+    lengths = tuple(items(frames, int, "frames"))
+    return {"frames": lengths or own.frames, "depths": own.depths if depths is None else depths}
 
 
 def _images(
@@ -153,7 +182,7 @@ def _images(
         return []
     if needle.endswith(".json"):
         return read_needles(needle)
-    return [ImageNeedle(needle, question, answer, tuple(_items(options, str, "options")))]
+    return [ImageNeedle(needle, question, answer, tuple(items(options, str, "options")))]
 
 
 def _films(
@@ -195,7 +224,9 @@ def _world(
 def _line(result: dict[str, Any]) -> tuple[str, ...]:
     from timeviper_fast.evaluation.score import Score
 
-    right, kept = (Score(result[name]["right"], result[name]["n"]) for name in ("answers", "kept"))
+    right, kept, when = (
+        Score(result[name]["right"], result[name]["n"]) for name in ("answers", "kept", "when")
+    )
     control = "" if result["control"] == "none" else result["control"]
     return (
         f"{result['frames']:,}",
@@ -204,4 +235,5 @@ def _line(result: dict[str, Any]) -> tuple[str, ...]:
         f"{result['keep']:g}",
         str(right),
         str(kept),
+        str(when),
     )

@@ -127,7 +127,7 @@ def print_stops(console: Console, stops: Sequence[Stop]) -> None:
     """A table of the stops, compression stages indented, with the total time of the eight."""
     rows = [
         (
-            re.sub(r"prefill: (\w+) stage before layer", r"  \1 at layer", stop.name),
+            re.sub(r"prefill: (\w+) stage before", r"  \1 at", stop.name),
             stop.shape,
             stop.tokens,
             f"{stop.milliseconds:,.1f}",

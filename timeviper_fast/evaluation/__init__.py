@@ -6,9 +6,11 @@ trial.py      Trial: one video and its questions; Haystack: where they come from
 synthetic.py  haystacks of the seeded world
 film.py       haystacks of films, needles of images
 shared.py     several questions about one video
+forms.py      the needle tests of V-NIAH and VideoChat-Flash
 controls.py   control experiments: the same questions with one thing changed
 rows.py       the answers on disk
 needle.py     run_needles: plan -> videos -> questions -> rows
+held_out.py   wordings, frames and lengths that training has not seen
 figures.py    scores, heat maps, JSON
 curves.py     curves of the run that trains the tiny model
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,10 @@ from timeviper_fast.evaluation.score import Score, tally
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Grid", "draw", "expect_matplotlib", "grids", "summary", "write_results"]
+__all__ = ["Grid", "draw", "expect_matplotlib", "grids", "order", "summary", "write_results"]
 
 _RED, _YELLOW, _GREEN = "#F0496E", "#EBB839", "#9ad5b3"
+_ALL = "all"
 _MEASURES = {"accuracy": "answers", "kept": "needed frames with a token kept"}
 
 
@@ -73,28 +75,69 @@ def _numbers(score: Score) -> dict[str, Any]:
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Scores for each control, keep value, length and task; for chains also for each hop count."""
+    """Scores for each control, keep value, length and task; for chains also for each hop count.
+
+    "answers" counts right answers, "kept" the needed frames that still have a token, and "when" the
+    answers whose needed frame has the largest score of all frames.
+    """
     found = []
     whole = tally(rows, lambda r: (r.control, r.keep, r.frames, r.task, 0), lambda r: r.answered)
     parts = [row for row in rows if row.hops]
     hops = tally(parts, lambda r: (*_group(r), r.hops), lambda r: r.answered)
     kept = tally(rows, lambda r: (*_group(r), 0), lambda r: r.retained)
     kept |= tally(parts, lambda r: (*_group(r), r.hops), lambda r: r.retained)
+    when = tally(rows, lambda r: (*_group(r), 0), lambda r: r.timed)
+    when |= tally(parts, lambda r: (*_group(r), r.hops), lambda r: r.timed)
     for key, score in sorted({**whole, **hops}.items()):
         names = dict(zip(("control", "keep", "frames", "task", "hops"), key))
-        found.append({**names, "answers": _numbers(score), "kept": _numbers(kept[key])})
+        scores = {"answers": score, "kept": kept[key], "when": when[key]}
+        found.append({**names, **{name: _numbers(part) for name, part in scores.items()}})
     return found
+
+
+def order(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Which of two needles comes first: the order of the frames found, for each length.
+
+    Counts all pairs of questions about one video that need one frame each; two questions that
+    find the same frame are wrong.
+    """
+    videos: dict[tuple[str, float, int, int], list[tuple[int, int]]] = {}
+    for row in rows:
+        if row.found is not None and len(row.needed) == 1:
+            videos.setdefault(row.key[:4], []).append((row.needed[0], row.found))
+    sums = tally(
+        [(key[:3], pair) for key, own in videos.items() for pair in combinations(own, 2)],
+        lambda item: item[0],
+        lambda item: Score(int(_in_order(*item[1])), 1),
+    )
+    names = ("control", "keep", "frames")
+    return [{**dict(zip(names, key)), **_numbers(score)} for key, score in sorted(sums.items())]
+
+
+def _in_order(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return (one[0] - other[0]) * (one[1] - other[1]) > 0
 
 
 def _group(row: Row) -> tuple[str, float, int, str]:
     return (row.control, row.keep, row.frames, row.task)
 
 
+def _maps(rows: Sequence[Row]) -> list[tuple[str, float, str]]:
+    """Control, keep value and task of the heat maps; "all" is the mean of several tasks."""
+    found = list(dict.fromkeys((r.control, r.keep, r.task) for r in rows))
+    ways = [way[:2] for way in found]
+    several = [way for way in dict.fromkeys(ways) if ways.count(way) > 1]
+    return found + [(*way, _ALL) for way in several]
+
+
 def grids(rows: Sequence[Row]) -> list[Grid]:
-    """Two heat maps for each variant and task of a run: right answers, and kept frames."""
+    """Two heat maps for each variant and task of a run: right answers, and kept frames.
+
+    A variant with several tasks has two more for all of them together.
+    """
     found = []
-    for control, keep, task in dict.fromkeys((r.control, r.keep, r.task) for r in rows):
-        own = [r for r in rows if (r.control, r.keep, r.task) == (control, keep, task)]
+    for control, keep, task in _maps(rows):
+        own = [r for r in rows if (r.control, r.keep) == (control, keep) and task in (r.task, _ALL)]
         way = f"keep {keep:g}" + ("" if control == "none" else f", {control}")
         for measure, words in _MEASURES.items():
             cells = tally(
@@ -110,7 +153,8 @@ def grids(rows: Sequence[Row]) -> list[Grid]:
 
 def write_results(rows: Sequence[Row], out: Path, foot: str, *, figures: bool = True) -> None:
     """Write `summary.json`, and for each heat map a JSON file and, if wanted, a PNG."""
-    _write(out / "summary.json", {"haystack": foot, "results": summary(rows)})
+    whole = {"haystack": foot, "results": summary(rows), "order": order(rows)}
+    _write(out / "summary.json", whole)
     for grid in grids(rows):
         _write(out / f"{grid.name}.json", {"haystack": foot, **grid.to_dict()})
         if figures:

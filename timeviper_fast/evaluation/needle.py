@@ -19,6 +19,7 @@ from torch import Tensor
 
 from timeviper_fast.errors import fail, is_integer
 from timeviper_fast.evaluation.controls import Variant, variants, with_variant
+from timeviper_fast.evaluation.forms import Form, form_of
 from timeviper_fast.evaluation.rows import Row, RowFile, keep_settings
 from timeviper_fast.evaluation.shared import SharedVideo
 from timeviper_fast.evaluation.trial import Haystack, Probe, Trial, depth_of
@@ -48,6 +49,7 @@ class NeedlePlan:
         keeps: keep values of the asking stage; () takes the model's own.
         controls: some of `CONTROLS`, in addition to the test itself.
         max_new_tokens: most tokens of an answer.
+        form: "ours", or one of `FORMS`, which inserts needles and supplies the answers.
     """
 
     frames: tuple[int, ...] = (64, 1000, 10_000)
@@ -57,6 +59,7 @@ class NeedlePlan:
     keeps: tuple[float, ...] = ()
     controls: tuple[str, ...] = ()
     max_new_tokens: int = 16
+    form: str = "ours"
 
     def __post_init__(self) -> None:
         for name in ("depths", "videos", "max_new_tokens"):
@@ -66,6 +69,7 @@ class NeedlePlan:
         if not self.frames or not all(is_integer(n) and n >= self.depths for n in self.frames):
             rule = f"be integers of at least the number of depths ({self.depths})"
             fail("needle", "frames", rule, list(self.frames))
+        form_of(self.form)
 
 
 def run_needles(
@@ -102,6 +106,9 @@ def run_needles(
         "max_new_tokens": plan.max_new_tokens,
         **haystack.facts,
     }
+    if form := form_of(plan.form):
+        form.check(haystack.tasks)
+        settings["form"] = form.name
     out.mkdir(parents=True, exist_ok=True)
     keep_settings(out / "settings.json", settings)
     tester = Needles(model, tokenizer, haystack, plan)
@@ -132,6 +139,13 @@ class _Ask(NamedTuple):
     probes: Sequence[Probe]
 
 
+class _Said(NamedTuple):
+    """An answer, and whether it is right."""
+
+    text: str
+    right: bool
+
+
 @dataclass
 class Needles:
     """Asks the questions of one video after the other.
@@ -145,9 +159,11 @@ class Needles:
     haystack: Haystack
     plan: NeedlePlan
     stop_ids: set[int] = field(init=False)
+    form: Form | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.stop_ids = stop_ids_of(self.tokenizer, self.model.config)
+        self.form = form_of(self.plan.form)
 
     def ask(
         self,
@@ -183,30 +199,45 @@ class Needles:
         if control == "no-video":
             yield _Ask(None, probes)
             return
-        visual = self.haystack.visual(trial, blind=control == "blind")
-        if control != "needle-only":
-            yield _Ask(visual, probes)
+        for visual, asked in self._videos(trial, probes, control == "blind"):
+            if control != "needle-only":
+                yield _Ask(visual, asked)
+                continue
+            for probe in asked:
+                # a question about an absent thing needs no frame
+                yield _Ask(visual[list(probe.needed)] if probe.needed else None, [probe])
+
+    def _videos(
+        self, trial: Trial, probes: Sequence[Probe], blind: bool
+    ) -> Iterator[tuple[Tensor, Sequence[Probe]]]:
+        """One video for all questions, or in other forms one for each."""
+        if self.form is None:
+            yield self.haystack.visual(trial, blind=blind), probes
             return
         for probe in probes:
-            yield _Ask(visual[list(probe.needed)], [probe])
+            visual, moved = self.form.video(self.haystack, trial, probe, blind)
+            yield visual, [moved]
 
     def _answers(self, group: _Ask, number: int, way: Variant, frames: int) -> Iterator[Row]:
         prompts = [self._prompt(probe, group.visual is not None) for probe in group.probes]
+        longest = max(len(self._tokens(probe.truth)) for probe in group.probes)
+        longest = max(longest, self.plan.max_new_tokens)
         started = time.perf_counter()
         video = None
         if group.visual is not None:
-            room = max(len(prompt.after) for prompt in prompts) + self.plan.max_new_tokens
+            room = max(len(prompt.after) for prompt in prompts) + longest
             video = SharedVideo(self.model, prompts[0].before, group.visual, room)
         spent = time.perf_counter() - started
         for probe, prompt in zip(group.probes, prompts):
             started = time.perf_counter()
-            read = video.read(prompt.after) if video else self._read_text(prompt)
-            answer = self._say(read)
+            read = video.read(prompt.after) if video else self._read_text(prompt, longest)
+            said = self._said(read, probe)
             seconds = time.perf_counter() - started
-            kept = None
+            kept = found = None
             if group.visual is not None and way.control not in ("blind", "needle-only"):
                 left = set((read.kept[0] // group.visual.shape[1]).tolist())
                 kept = len(left.intersection(probe.needed))
+                found = _found(read, group.visual.shape[1])
             yield Row(
                 control=way.control,
                 keep=way.keep,
@@ -217,12 +248,13 @@ class Needles:
                 depth=probe.depth,
                 question=probe.question,
                 truth=probe.truth,
-                answer=answer,
-                right=probe.judge(answer),
+                answer=said.text,
+                right=said.right,
                 needed=probe.needed,
                 kept=kept,
                 seconds=round(seconds, 4),
                 video_seconds=round(spent, 4),
+                found=found,
             )
 
     def _prompt(self, probe: Probe, vision: bool) -> Prompt:
@@ -234,21 +266,43 @@ class Needles:
             answer_prefix=probe.answer_prefix,
         )
 
-    def _read_text(self, prompt: Prompt) -> Prefill:
+    def _read_text(self, prompt: Prompt, longest: int) -> Prefill:
         ids = torch.tensor([prompt.before + prompt.after], device=self.model.device)
         embeddings, segment = self.model.embed(ids, None, ids[:, :0])
         backbone = self.model.backbone
-        return prefill(backbone, embeddings, segment, max_new_tokens=self.plan.max_new_tokens)
+        return prefill(backbone, embeddings, segment, max_new_tokens=longest)
+
+    def _said(self, read: Prefill, probe: Probe) -> _Said:
+        """The answer and its judgement; in other forms that of as many tokens as the truth has."""
+        if self.form is None:
+            text = self._say(read)
+            return _Said(text, probe.judge(text))
+        truth = self._tokens(probe.truth)
+        ids = self._generate(read, len(truth), set())
+        return _Said(self._text(ids), ids == truth)
 
     def _say(self, read: Prefill) -> str:
-        tokens = decode(
-            self.model.backbone,
-            read,
-            max_new_tokens=self.plan.max_new_tokens,
-            stop_ids=self.stop_ids,
-        )
-        ids = [int(token) for token in tokens]
+        return self._text(self._generate(read, self.plan.max_new_tokens, self.stop_ids))
+
+    def _generate(self, read: Prefill, most: int, stop_ids: set[int]) -> list[int]:
+        backbone = self.model.backbone
+        return [int(i) for i in decode(backbone, read, max_new_tokens=most, stop_ids=stop_ids)]
+
+    def _text(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+def _found(read: Prefill, tokens: int) -> int | None:
+    """The frame of the vision token with the largest score in the first stage that has scores."""
+    kept = torch.arange(read.segment.vision_present, device=read.logits.device)
+    for record in read.records:
+        if record.scores is not None:
+            return int(kept[record.scores[0].argmax()]) // tokens
+        kept = kept[record.kept[0]]
+    return None
 
 
 def _fingerprint(model: TimeViperNetwork) -> str:

@@ -32,6 +32,8 @@ class Row:
             blind, no-video and needle-only.
         seconds: time from the question to the end of the answer.
         video_seconds: time of the computation that the questions of the video share.
+        found: the frame with the largest score in the asking stage: when the model saw the answer.
+            None if no stage asks, and for the controls blind, no-video and needle-only.
     """
 
     control: str
@@ -49,6 +51,7 @@ class Row:
     kept: int | None
     seconds: float
     video_seconds: float
+    found: int | None = None
 
     @property
     def key(self) -> Key:
@@ -64,6 +67,13 @@ class Row:
     def retained(self) -> Score:
         """The share of its needed frames that still have a token, as a score."""
         return Score(0, 0) if self.kept is None else Score(self.kept, len(self.needed))
+
+    @property
+    def timed(self) -> Score:
+        """Whether the frame with the largest score is a needed one, as a score."""
+        if self.found is None or not self.needed:
+            return Score(0, 0)
+        return Score(int(self.found in self.needed), 1)
 
 
 class RowFile:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import count, pairwise
 from typing import Any
 
@@ -20,12 +20,18 @@ from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.synthetic.glyphs import DIGITS, LETTERS
 from timeviper_fast.synthetic.needle import Needle
 from timeviper_fast.synthetic.pool import FramePool, PoolSize
-from timeviper_fast.synthetic.questions import Puzzle, Question, draw_puzzle
+from timeviper_fast.synthetic.questions import TASKS, Puzzle, Question, draw_puzzle
+from timeviper_fast.synthetic.shapes import SHAPES
+from timeviper_fast.synthetic.wordings import HELD_OUT_WORDINGS, WORDINGS
 from timeviper_fast.synthetic.world import World
 
-__all__ = ["NEEDLE_TASKS", "SyntheticHaystack", "draw_scene"]
+__all__ = ["ABSENT_TASKS", "NEEDLE_TASKS", "SyntheticHaystack", "draw_scene"]
 
-NEEDLE_TASKS = ("sign", "colour", "chain", "count")
+ABSENT_TASKS = ("no-sign", "no-colour", "no-chain", "no-count")
+NEEDLE_TASKS = (*TASKS, *ABSENT_TASKS)
+# A scene has four subjects for questions that are not chains: three shapes and the sign.
+_SUBJECTS = {task: {"order": 2}.get(task, 1) for task in NEEDLE_TASKS if "chain" not in task}
+_SHAPE_TASKS = {"colour", "count", "no-colour", "no-count"}
 _FEWEST = 32  # frames, so that every needle finds a place
 Progress = Callable[[str, int, int], None]
 
@@ -36,7 +42,7 @@ class SyntheticHaystack:
     Args:
         model: projects the pool's features; its vision encoder made them.
         pool: encoded frames of a world that training has not seen.
-        tasks: some of sign, colour, chain and count, each asked once per video.
+        tasks: some of NEEDLE_TASKS, each asked once per video.
         facts: a description of the pool, kept with the run's settings.
         foot: a sentence about it, shown below figures.
         held_out: ask with the wordings that training never sees.
@@ -121,6 +127,10 @@ class SyntheticHaystack:
 def _check_tasks(tasks: Sequence[str]) -> None:
     if not tasks or not set(tasks) <= set(NEEDLE_TASKS) or len(set(tasks)) < len(tasks):
         fail("needle", "tasks", f"be different ones of {', '.join(NEEDLE_TASKS)}", list(tasks))
+    subjects = sum(_SUBJECTS.get(task, 0) for task in tasks)
+    if subjects > 4 or len(_SHAPE_TASKS.intersection(tasks)) > 3 or {"sign", "no-sign"} <= {*tasks}:
+        rule = "ask about no more than a scene has (a sign and three shapes; order takes two)"
+        fail("needle", "tasks", rule, list(tasks))
 
 
 def _probe(question: Question, depth: float) -> Probe:
@@ -135,7 +145,8 @@ def draw_scene(
     """A scene with one question per task, each with its needle at the task's depth.
 
     For a chain, the depth is that of its first card; the other cards stand anywhere. A second chain
-    of the same length, which ends in another digit, serves as a distractor.
+    of the same length, which ends in another digit, serves as a distractor. Tasks that begin with
+    "no-" ask about what is not in the scene; their depth has no meaning.
 
     Args:
         seed: any integer from 0.
@@ -145,19 +156,50 @@ def draw_scene(
     """
     if frames < _FEWEST:
         fail("needle", "frames", f"be at least {_FEWEST}", frames)
+    shown = {task: depth for task, depth in depths.items() if task not in ABSENT_TASKS}
     for attempt in count():
         draw = hash63(seed, attempt)
-        puzzle = draw_puzzle(
-            draw, frames, list(depths), turns=len(depths), absent=0, held_out=held_out
-        )
+        # without a task that needs a needle, the scene of a chain has needles that distract
+        tasks = list(shown) or ["chain"]
+        puzzle = draw_puzzle(draw, frames, tasks, turns=len(tasks), absent=0, held_out=held_out)
         asked = {question.task: question for question in puzzle.questions if question.needed}
-        if len(asked) == len(depths) == len(puzzle.questions):
-            needles = dict(puzzle.needles)
-            if "chain" in asked and not _distract(needles, asked["chain"], frames, draw):
-                continue
-            targets = {asked[task]: frame_at(depth, frames) for task, depth in depths.items()}
-            return _moved(Puzzle(frames, needles, puzzle.questions), targets)
+        if not len(asked) == len(tasks) == len(puzzle.questions):
+            continue
+        needles = dict(puzzle.needles)
+        if "chain" in shown and not _distract(needles, asked["chain"], frames, draw):
+            continue
+        targets = {asked[task]: frame_at(depth, frames) for task, depth in shown.items()}
+        scene = Puzzle(frames, needles, puzzle.questions if shown else ())
+        absent = [task.removeprefix("no-") for task in depths if task in ABSENT_TASKS]
+        if whole := _with_absent(_moved(scene, targets), absent, draw, held_out):
+            return whole
     raise AssertionError("unreachable")
+
+
+def _with_absent(puzzle: Puzzle, tasks: Sequence[str], seed: int, held_out: bool) -> Puzzle | None:
+    """Add questions about absent things; None if the scene asks about all that there is.
+
+    Needles of these kinds that belong to no question are taken out.
+    """
+    chance, needles = random.Random(hash63(seed, "absent")), dict(puzzle.needles)
+    used = {needles[i].kind for question in puzzle.questions for i in question.needed}
+    questions = list(puzzle.questions)
+    for task in tasks:
+        if task == "chain":
+            firsts = {needle.text[0] for needle in needles.values() if needle.kind == "link"}
+            free = [letter for letter in LETTERS if letter not in firsts]
+        else:
+            free = [kind for kind in (["sign"] if task == "sign" else SHAPES) if kind not in used]
+        if not free:
+            return None
+        subject = chance.choice(free)
+        used.add(subject)
+        needles = {frame: needle for frame, needle in needles.items() if needle.kind != subject}
+        answer = {"sign": "none", "count": f"{subject} 0"}.get(task, f"{subject} none")
+        text = chance.choice((HELD_OUT_WORDINGS if held_out else WORDINGS)[task])
+        text = text.format(subject=subject, letter=subject)
+        questions.append(Question(f"no-{task}", text, answer, ()))
+    return Puzzle(puzzle.frames, needles, tuple(questions))
 
 
 def _distract(needles: dict[int, Needle], chain: Question, frames: int, seed: int) -> bool:
@@ -184,10 +226,22 @@ def _moved(puzzle: Puzzle, targets: Mapping[Question, int]) -> Puzzle:
         place[first], place[there] = target, place[first]
     needles = {place[frame]: needle for frame, needle in puzzle.needles.items()}
     questions = tuple(
-        Question(q.task, q.text, q.answer, tuple(sorted(place[i] for i in q.needed)), q.hops)
+        _answered(replace(q, needed=tuple(sorted(place[i] for i in q.needed))), needles, puzzle)
         for q in puzzle.questions
     )
     return Puzzle(puzzle.frames, needles, questions)
+
+
+def _answered(question: Question, needles: Mapping[int, Needle], puzzle: Puzzle) -> Question:
+    """The question with the answer that the new places give."""
+    words = question.answer.split()
+    if question.task == "when":
+        tenth = 10 * question.needed[0] // puzzle.frames
+        return replace(question, answer=f"{words[0]} {10 * tenth}%")
+    if question.task == "order":
+        first = needles[question.needed[0]].kind == words[0]
+        return replace(question, answer=f"{words[0]} {words[1]} {'yes' if first else 'no'}")
+    return question
 
 
 def _first(puzzle: Puzzle, question: Question) -> int:

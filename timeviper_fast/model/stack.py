@@ -154,7 +154,7 @@ class LayerStack(nn.Module):
             layers = self._layers_behind(number)
             if number >= 0 and any(segment.vision_tokens for segment in segments):
                 layer = self.layers[layers.start]
-                with _timed(watch, self.stages[number]) as stop:
+                with self._timed(watch, self.stages[number]) as stop:
                     stage = self.transv[number]
                     given_to = (hidden, segments, layer.mixer, layer.norm, log_scores)
                     hidden, segments, record = stage(*given_to)
@@ -166,6 +166,12 @@ class LayerStack(nn.Module):
                 step = partial(self._step, layers, packing, cache, on_pass)
                 hidden = _in_chunks(step, hidden, None if cache is None else chunk, own)
         return Passage(hidden, segments, records)
+
+    def _timed(
+        self, watch: StopWatch | None, stage: CompressionStage
+    ) -> AbstractContextManager[Stop]:
+        name = f"prefill: {stage.select} stage before {self.config.named(stage.layer)}"
+        return nullcontext(Stop(name)) if watch is None else watch.at(name)
 
     def _layers_behind(self, number: int) -> range:
         """The layers between stage `number` (-1: the beginning) and the next one (or the end)."""
@@ -214,11 +220,6 @@ def _in_chunks(
     for start in range(0, hidden.shape[1], chunk):
         out[:, start : start + chunk] = step(hidden[:, start : start + chunk])
     return out
-
-
-def _timed(watch: StopWatch | None, stage: CompressionStage) -> AbstractContextManager[Stop]:
-    name = f"prefill: {stage.select} stage before layer {stage.layer}"
-    return nullcontext(Stop(name)) if watch is None else watch.at(name)
 
 
 def _check(

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from timeviper_fast.errors import ArgumentError, is_integer
 from timeviper_fast.model.initialize import init_weights
 from timeviper_fast.presets import preset
-from timeviper_fast.synthetic.kinds import synthetic_source
-from timeviper_fast.synthetic.vision import VisionPlan, pretrain_vision
+from timeviper_fast.synthetic.kinds import OPTIONS, synthetic_source
+from timeviper_fast.synthetic.pool import PoolSize
+from timeviper_fast.synthetic.questions import DEFAULT_TASKS
+from timeviper_fast.synthetic.vision import Mix, VisionPlan, pretrain_vision
 from timeviper_fast.text.byte_tokenizer import byte_tokenizer
 from timeviper_fast.timeviper import TimeViper
 from timeviper_fast.training.config import PhaseConfig, SourceConfig, TrainingConfig
@@ -30,8 +32,8 @@ from timeviper_fast.training.trainer import train
 __all__ = ["TinyPlan", "train_tiny"]
 
 _PRESET = "tiny-trained"
+_LEVELS = {"study": 2.0, "hard": 1.0}
 _SHARED: dict[str, Any] = {
-    "sources": {"study": 2.0, "hard": 1.0},
     "learn": ("projector", "llm", "transv"),
     "weight_decay": 0.05,
     "betas": (0.9, 0.98),
@@ -41,7 +43,7 @@ _SHARED: dict[str, Any] = {
 
 def _phase(
     name: str, steps: int, frames: tuple[int, int], keep: tuple[float, float], tokens: int,
-    rate: float, floor: float,
+    rate: float, floor: float, levels: dict[str, float] = _LEVELS,
 ) -> PhaseConfig:  # fmt: skip
     return PhaseConfig(
         name,
@@ -52,6 +54,7 @@ def _phase(
         learning_rate=rate,
         transv_learning_rate=rate,
         floor=floor,
+        sources=dict(levels),
         **_SHARED,
     )
 
@@ -72,31 +75,42 @@ class TinyPlan:
     Attributes:
         vision: plan of the vision encoder's pretraining.
         phases: training phases of the language model; the encoder is frozen.
-        plain: number of plain frames in the pool of which videos are drawn.
+        pool: number of frames of which videos are drawn.
+        tasks: tasks of the questions.
+        measured: number of frames on which the encoder's errors are measured.
         seed: seed of weights, frames and questions.
     """
 
     vision: VisionPlan = field(default_factory=VisionPlan)
     phases: tuple[PhaseConfig, ...] = _PHASES
-    plain: int = 12_000
+    pool: PoolSize = field(default_factory=PoolSize)
+    tasks: tuple[str, ...] = DEFAULT_TASKS
+    measured: int = 2048
     seed: int = 0
 
     @classmethod
     def short(cls, steps: int, seed: int = 0) -> TinyPlan:
-        """A trial run: at most `steps` steps of the encoder and of each phase.
+        """A trial run of the whole way, which learns colours within 300 steps.
+
+        The encoder takes `steps` steps, and the language model as many on videos of at most four
+        frames and a tenth of them on longer ones.
 
         Raises:
             ValueError: `steps` is not an integer above 0.
         """
         if not (is_integer(steps) and steps > 0):
             raise ArgumentError("train_tiny", "steps", "be an integer above 0", steps)
-        whole = cls(seed=seed)
-        return replace(
-            whole,
-            vision=replace(whole.vision, steps=min(steps, whole.vision.steps), seed=seed),
-            phases=tuple(replace(p, steps=min(steps, p.steps)) for p in whole.phases),
-            # the longest video needs this many plain frames
-            plain=max(p.frames[1] for p in whole.phases),
+        study = {"study": 1.0}
+        return cls(
+            VisionPlan(steps, 40, 4e-3, 10, hard=0.0, mixes=(Mix(0, 0.25, 0.4),), seed=seed),
+            (
+                _phase("shortest", steps, (1, 4), (0.5, 0.5), 480, 4e-3, 0.1, study),
+                _phase("short", max(steps // 10, 1), (4, 32), (0.5, 0.25), 720, 2e-3, 0.0, study),
+            ),
+            PoolSize(1024, signs=2, shapes=40, links=2),
+            ("colour",),
+            256,
+            seed,
         )
 
 
@@ -123,7 +137,9 @@ def train_tiny(
     """
     folder, plan = Path(folder), plan or TinyPlan()
     config = preset(_PRESET)
-    for line in pretrain_vision(config, plan.vision, folder / "vision"):
+    for line in pretrain_vision(
+        config, plan.vision, folder / "vision", measure_frames=plan.measured
+    ):
         if on_vision is not None:
             on_vision(line)
     if not (folder / "start").is_dir():
@@ -131,10 +147,11 @@ def train_tiny(
     run = TrainingConfig(
         str(folder / "start"),
         str(folder / "language"),
-        tuple(_source(level, plan) for level in ("study", "hard")),
+        tuple(_source(level, plan) for level in _LEVELS if _draws(plan, level)),
         plan.phases,
         seed=plan.seed,
-        save_every=200,
+        # a short run saves several times, too
+        save_every=max(1, min(200, plan.phases[0].steps // 4)),
         save_dtype="bfloat16",
     )
     last = train(run, {**KINDS, "synthetic": synthetic_source}, progress=progress)
@@ -147,10 +164,16 @@ def train_tiny(
     return model
 
 
+def _draws(plan: TinyPlan, level: str) -> bool:
+    return any(level in phase.sources for phase in plan.phases)
+
+
 def _source(level: str, plan: TinyPlan) -> SourceConfig:
     # other seeds than plan.seed, whose worlds the encoder was trained on
     seed = plan.seed + (1 if level == "study" else 2)
-    options = {"level": level, "seed": seed, "plain": plan.plain}
+    options = {"level": level, "seed": seed, "plain": plan.pool.plain}
+    own = {"tasks": list(plan.tasks), **asdict(plan.pool)}
+    options |= {name: value for name, value in own.items() if value != OPTIONS[name]}
     return SourceConfig(level, "synthetic", options)
 
 

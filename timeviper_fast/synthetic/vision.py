@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timeviper_fast.config import TimeViperConfig
+from timeviper_fast.config import TimeViperConfig, VisionConfig
 from timeviper_fast.errors import fail
 from timeviper_fast.model.initialize import init_weights
 from timeviper_fast.model.projector import Projector
@@ -202,8 +202,10 @@ class VisionTrainer:
         Raises:
             ValueError: the state belongs to another plan or encoder.
         """
+        # fields that are newer than the saved run have their defaults
+        saved = {"plan": state["plan"], "vision": asdict(VisionConfig(**state["vision"]))}
         for name, own in (("plan", self.plan), ("vision", self.config.vision)):
-            if state[name] != asdict(own):
+            if saved[name] != asdict(own):
                 fail("pretrain_vision", name, f"be that of the saved run, {state[name]}", own)
         self.step, self.losses, self.lines = state["step"], state["losses"], state["lines"]
         self.reader.load_state_dict(state["reader"])
