@@ -50,6 +50,27 @@ def test_llms_fill_videochat_flash_up_to_its_published_size(llm, published):
     assert parameters + umt_and_projector(config.hidden_size) == published
 
 
+@pytest.mark.parametrize(
+    ("name", "published", "tensors", "patches"),
+    [
+        ("videochat-flash-2b-448", 2_071_502_336, 646, 784),
+        ("videochat-flash-7b-224", 7_922_617_856, 646, 196),
+        ("videochat-flash-7b-448", 7_922_617_856, 646, 784),
+        ("videochat-flash-7b-internvideo2", 8_620_852_736, 855, 256),
+    ],
+)
+def test_videochat_flash_has_its_published_size(name, published, tensors, patches):
+    """Parameters of the whole model. A released file stores as many tensors as ours has."""
+    config = preset(name)
+    with torch.device("meta"):
+        model = TimeViperNetwork(config)
+    assert sum(p.numel() for p in model.parameters()) == published
+    assert len(model.state_dict()) == tensors
+    assert config.vision.patches_per_frame == patches
+    # 512 frames are 8,192 tokens, and an image has 64
+    assert (config.visual_tokens(512), config.visual_tokens(1)) == (8192, 64)
+
+
 def test_transv_of_the_9b_has_about_100m_parameters():
     config = preset("nemotron-nano-9b-v2")
     with torch.device("meta"):

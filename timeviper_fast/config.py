@@ -351,7 +351,7 @@ class TimeViperConfig:
         expect(owner, self, instance_of(VisionConfig), "vision")
         expect(owner, self, instance_of(ProjectorConfig), "projector")
         expect(owner, self, instance_of(tuple), "stages")
-        _expect_one_of(owner, "template", self.template, ("nano_base", "qwen2"))
+        _expect_one_of(owner, "template", self.template, ("nano_base", "qwen2", "qwen_2"))
         patches = self.vision.patches_per_frame
         if self.projector.merges:
             clip, tokens = self.vision.clip_frames, self.projector.num_tokens

@@ -161,11 +161,24 @@ VISION_PRESETS |= {
     "umt-hd-large": replace(_UMT_L, image_size=448),
 }
 
+# VideoChat-Flash merges 4 frames into 64 tokens, and an image into as many.
+_FLASH_2B = TimeViperConfig(
+    backbone=LLM_PRESETS["qwen2.5-1.5b"],
+    vision=VISION_PRESETS["umt-hd-large"],
+    projector=ProjectorConfig(clip_frames=4, image_tokens=64),
+    template="qwen_2",
+)
+_FLASH_7B = replace(_FLASH_2B, backbone=_QWEN2_7B)
+
 PRESETS = {
     "nemotron-nano-9b-v2": TimeViperConfig(stages=_TRANSV_9B),
     "nemotron-nano-12b-v2": TimeViperConfig(backbone=_NANO_12B),
     "nemotron-h-8b": TimeViperConfig(backbone=_NEMOTRON_H_8B),
     "timeviper-qwen2.5-7b": TimeViperConfig(backbone=_QWEN2_7B, template="qwen2"),
+    "videochat-flash-2b-448": _FLASH_2B,
+    "videochat-flash-7b-224": replace(_FLASH_7B, vision=VISION_PRESETS["umt-large"]),
+    "videochat-flash-7b-448": _FLASH_7B,
+    "videochat-flash-7b-internvideo2": replace(_FLASH_7B, vision=VISION_PRESETS["internvideo2"]),
     "tiny": _TINY,
     "tiny-trained": _TINY_TRAINED,
 }
@@ -173,8 +186,9 @@ PRESETS = {
 
 def preset(name: str) -> TimeViperConfig:
     """A named configuration: nemotron-nano-9b-v2 (TimeViper's, with its two TransV stages),
-    nemotron-nano-12b-v2, nemotron-h-8b, timeviper-qwen2.5-7b (its second LLM, without stages), tiny
-    (for demos and tests), or tiny-trained (for training on the synthetic world on a CPU).
+    nemotron-nano-12b-v2, nemotron-h-8b, timeviper-qwen2.5-7b (its second LLM, without stages),
+    videochat-flash-2b-448, -7b-224, -7b-448 and -7b-internvideo2 (as released, without stages),
+    tiny (for demos and tests), or tiny-trained (for training on the synthetic world on a CPU).
 
     Raises:
         ValueError: no such preset.

@@ -235,3 +235,12 @@ def test_upstream_config(tmp_path):
     assert upstream_config(directory, vision=tmp_path / "siglip", arch="gelu_mlp").vision == SIGLIP
     with pytest.raises(ValueError, match=r"be an attention layer \(3, 8\)"):
         upstream_config(directory, pdrop="attn_5_0.5")
+
+
+def test_clips_of_internvideo2_are_merged_together(tmp_path):
+    """1,024 patches of 4 frames to 64 tokens; an image to 16, as upstream."""
+    directory = llm_directory(tmp_path / "llm")
+    config = upstream_config(directory, vision="internvideo2-1b-16-224px")
+    assert config.clip_frames * config.vision.patches_per_frame == 1024
+    assert [config.visual_tokens(frames) for frames in (1, 4, 5)] == [16, 64, 128]
+    assert upstream_config(directory, vision="dinov2-vit-l").clip_frames == 1

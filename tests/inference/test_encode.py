@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 
-from timeviper_fast.inference.encode import filling_note, token_seconds
+from timeviper_fast.config import ProjectorConfig, VisionConfig
+from timeviper_fast.inference.encode import encode_video, filling_note, token_seconds
+from timeviper_fast.model.initialize import init_weights
+from timeviper_fast.model.model import TimeViperNetwork
+from timeviper_fast.presets import preset
+from timeviper_fast.stops import StopWatch
+from timeviper_fast.video import open_video
+from timeviper_fast.video.preprocess import resize_normalize
 
 
 def test_each_token_has_the_second_of_its_frame():
@@ -30,3 +40,37 @@ def test_copies_that_fill_a_clip_are_told():
         "The last clip of 4 frames is filled with 3 copies of its last frame.",
     )
     assert filling_note(7, 4)[0].endswith("with 1 copy of its last frame.")
+
+
+@pytest.mark.parametrize("kind", ["umt", "internvideo2"])
+@torch.no_grad()
+def test_clips_of_a_video_in_batches_and_an_image(kind):
+    """Batches hold whole clips, the last frame fills the last one, and an image is alone."""
+    vision = VisionConfig(
+        kind=kind,
+        image_size=24,
+        patch_size=6,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        clip_frames=4,
+    )
+    projector = ProjectorConfig(num_tokens=4, clip_frames=4, image_tokens=12)
+    model = TimeViperNetwork(replace(preset("tiny"), vision=vision, projector=projector))
+    init_weights(model, seed=2)
+    rgb = torch.randint(0, 256, (10, 30, 40, 3), dtype=torch.uint8)
+    pixels = resize_normalize(rgb, 24)
+
+    def encoded(indices):
+        with open_video(rgb) as source:
+            watch = StopWatch(torch.device("cpu"))
+            return encode_video(model, source, torch.tensor(indices), 3, watch, None)
+
+    tokens, seconds = encoded(range(9))
+    assert (tokens.shape, seconds.tolist()) == ((12, 4, 128), list(range(9)))
+    filled = pixels[[*range(9), 8, 8, 8]]
+    torch.testing.assert_close(tokens, model.encode(filled), rtol=0, atol=1e-5)
+    image, _ = encoded([7])
+    torch.testing.assert_close(image, model.encode(pixels[7:8], images=True), rtol=0, atol=1e-5)
+    assert image.shape == (1, 12, 128)

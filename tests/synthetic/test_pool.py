@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from timeviper_fast.config import ProjectorConfig
 from timeviper_fast.model.initialize import init_weights
 from timeviper_fast.model.model import TimeViperNetwork
+from timeviper_fast.model.projector import Projector
+from timeviper_fast.model.vision.build import build_encoder
 from timeviper_fast.presets import preset
 from timeviper_fast.synthetic import pool as pool_module
 from timeviper_fast.synthetic.lessons import to_pixels
@@ -67,6 +70,15 @@ def test_features_are_those_of_the_worlds_frames(monkeypatch):
         expected = model.projector.merge(model.vision(frames))
     torch.testing.assert_close(pool.features.float(), expected, rtol=1e-3, atol=1e-3)
     assert (pool.features != other.features).flatten(1).any(1).all()
+
+
+def test_frames_are_not_encoded_in_clips():
+    clips = Projector(ProjectorConfig(clip_frames=4), 64, 8)
+    vision = build_encoder(preset("tiny-trained").vision)
+    with pytest.raises(
+        ValueError, match="frames per clip must be 1 in encoder and projector, got 4"
+    ):
+        FramePool.encode(World(3), vision, clips)
 
 
 def test_sizes_count_copies():

@@ -83,6 +83,10 @@ class FramePool:
         Pools of different seeds share no frame. `on_frames` is called with each rendered batch,
         (n, 48, 48, 3) uint8, plain frames first, and the number of all frames.
         """
+        clip = max(vision.config.clip_frames, projector.config.clip_frames)
+        if clip > 1:
+            # neighbours of the pool are no neighbours of a video
+            fail("FramePool", "frames per clip", "be 1 in encoder and projector", clip)
         size = size or PoolSize()
         shown: list[Needle | None] = [None] * size.plain
         places = {}
