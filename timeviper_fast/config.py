@@ -226,8 +226,8 @@ class VisionConfig:
     clips: every patch of `clip_frames` frames attends to every other patch of the same clip.
     `register_tokens` are DINOv2's. `feature_layer` is the block whose output is used, as an index
     into the list of blocks (negative from the end); later blocks are never built. `hidden_act` is
-    "gelu" (exact, erf) or "gelu_pytorch_tanh". Images are scaled to [0, 1], then
-    (pixel - mean) / std.
+    "gelu" (exact, erf) or "gelu_pytorch_tanh". Images are resized by the strategy
+    `resize` (video/preprocess.py names them) and scaled to [0, 1], then (pixel - mean) / std.
     """
 
     kind: str = "siglip"

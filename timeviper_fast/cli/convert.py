@@ -23,7 +23,8 @@ def convert(
         str | None, typer.Option(help="Upstream's flat state dict of the VLM.", callback=named)
     ] = None,
     vision_weights: Annotated[
-        str | None, typer.Option(help="SigLIP file, timm or HF keys.", callback=named)
+        str | None,
+        typer.Option(help="Vision encoder's file; SigLIP: timm or HF keys.", callback=named),
     ] = None,
     vision: Annotated[
         str,

@@ -109,7 +109,8 @@ def answer(
     with watch.at("generate") as stop:
         ids, text = _speak(model, tokenizer, read, request, stop_ids, on_text, progress)
         stop.shape, stop.tokens = f"{len(ids)} tokens", str(len(ids))
-    clip = model.config.clip_frames
+    # a single frame is an image
+    clip = model.config.clip_frames if len(indices) > 1 else 1
     seconds_of = token_seconds(times, [len(frame) for frame in visual], clip)
     return Answer(
         text=text,

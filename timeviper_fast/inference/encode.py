@@ -82,7 +82,7 @@ def token_seconds(times: Tensor, counts: Sequence[int], clip: int = 1) -> Tensor
 def filling_note(frames: int, clip: int) -> tuple[str, ...]:
     """A sentence about the copies of the last frame that fill its clip; () if there are none."""
     missing = -frames % clip
-    if frames == 1 or not missing:
+    if not missing:
         return ()
     copies = "1 copy" if missing == 1 else f"{missing} copies"
     return (f"The last clip of {clip} frames is filled with {copies} of its last frame.",)

@@ -65,6 +65,8 @@ def model_facts(config: TimeViperConfig) -> dict[str, Any]:
         **sizes,
         "layers": f"{len(backbone.layers_of('M'))} Mamba-2, {len(backbone.layers_of('*'))} "
         f"attention, {len(backbone.layers_of('-'))} MLP",
+        "encoder": config.vision.kind,
+        "clip_frames": config.clip_frames,
         "tokens_per_frame": config.tokens_per_frame,
         "frame_size": config.vision.image_size,
         "window": backbone.max_position_embeddings,

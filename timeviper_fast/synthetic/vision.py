@@ -24,7 +24,7 @@ from timeviper_fast.config import TimeViperConfig, VisionConfig
 from timeviper_fast.errors import fail
 from timeviper_fast.model.initialize import init_weights
 from timeviper_fast.model.projector import Projector
-from timeviper_fast.model.vision.vit import VisionTransformer
+from timeviper_fast.model.vision.build import build_encoder
 from timeviper_fast.synthetic.glyphs import GLYPHS, LETTERS
 from timeviper_fast.synthetic.lessons import IGNORE, Lesson, lesson
 from timeviper_fast.synthetic.levels import LEVELS
@@ -105,7 +105,7 @@ class Reader(nn.Module):
 
     def __init__(self, config: TimeViperConfig) -> None:
         super().__init__()
-        self.vision = VisionTransformer(config.vision)
+        self.vision = build_encoder(config.vision)
         width = config.vision.hidden_size
         self._projector = [Projector(config.projector, width, 1)]  # in a list: not trained
         self.heads = nn.Linear(width, sum(HEADS.values()))
@@ -255,7 +255,7 @@ def pretrain_vision(
     """Train, or continue the run in `folder`; yield the lines of the log.
 
     The folder gets `state.pt` (to continue), `vision.safetensors` (the averaged encoder, under the
-    names of `VisionTransformer`) and `log.jsonl`. Each file is replaced whole.
+    names of the encoder) and `log.jsonl`. Each file is replaced whole.
 
     Args:
         config: the model whose vision encoder is trained.
