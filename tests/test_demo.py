@@ -82,29 +82,30 @@ def test_a_file_needs_pyav(monkeypatch, tmp_path):
 
 
 def test_answers_about_sixty_four_frames():
+    """Twenty videos: the sign of each, the colour in one half of them, the chain in the other."""
     counts = Counter()
     for seed in range(20):
         demo = DemoVideo(seed)
-        counts.update(right(demo, demo.frames()))
+        sign, colour, chain = demo.questions
+        counts.update(right(demo, demo.frames(), (sign, chain if seed % 2 else colour)))
     assert counts["sign"] >= 19
-    assert counts["colour"] >= 19
-    assert counts["chain"] >= 16
+    assert counts["colour"] >= 9
+    assert counts["chain"] >= 8
 
 
 def test_answers_about_a_thousand_frames():
-    """One question about each of six videos, every task twice."""
+    """One question of each task, each about a video of its own."""
     counts = Counter()
-    for seed in range(6):
+    for seed in range(3):
         demo = DemoVideo(seed, 1000)
-        asked = demo.questions[seed % 3]
-        counts.update(right(demo, demo.frames(), (asked,)))
-    assert sum(counts.values()) >= 5
+        counts.update(right(demo, demo.frames(), (demo.questions[seed],)))
+    assert sum(counts.values()) >= 2
 
 
 def test_answers_survive_the_file(tmp_path):
     """H.264, and a resize from 240 pixels to 48, cost no answer that the drawn frames give."""
     lost = 0
-    for seed in range(200, 203):
+    for seed in range(200, 202):
         demo = DemoVideo(seed)
         drawn = right(demo, demo.frames())
         filmed = right(demo, demo.write(tmp_path / f"{seed}.mp4"))
