@@ -66,6 +66,9 @@ def test_films(run, model, tmp_path):
     code, out, err = run(*words, "--frames", "4,8", "--max-new-tokens", 1)
     assert (code, err) == (0, "")
     assert len(out.splitlines()) == 3
+    words += ["--frames", 4, "--form", "v-niah", "--out", tmp_path / "theirs", "--json"]
+    told = json.loads(run(*words)[1])
+    assert told["haystack"].startswith("in the form of v-niah; film.npy at 1 per second")
     one_line(run(*words, "--frames", 20), "must hold 20 frames", "got 9; 11 seconds")
 
 

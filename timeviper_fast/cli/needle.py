@@ -139,16 +139,17 @@ def needle(
             asked = items(tasks, str, "tasks")
             made = _world(loaded, asked, seed, level, plain, held_out, progress)
         rows = run_needles(loaded, loaded.tokenizer, made, plan, Path(out), progress=progress)
-    write_results(rows, Path(out), made.foot, figures=figures)
+    foot = made.foot if form == "ours" else f"in the form of {form}; {made.foot}"
+    write_results(rows, Path(out), foot, figures=figures)
     results = summary(rows)
     if as_json:
-        told = {"haystack": made.foot, "results": results, "order": order(rows)}
+        told = {"haystack": foot, "results": results, "order": order(rows)}
         typer.echo(json.dumps(told))
         return
     header = ("frames", "task", "control", "keep", "right", "needed frames kept", "found")
     print_table(screen, header, [_line(result) for result in results if not result["hops"]])
     if not quiet:
-        say(err, f"{made.foot}\nwrote {out}")
+        say(err, f"{foot}\nwrote {out}")
 
 
 def items(text: str, kind: Callable[[str], _Item], name: str) -> list[_Item]:
