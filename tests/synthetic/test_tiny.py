@@ -1,6 +1,6 @@
 """Training of the tiny model: its output, its exact continuation, and what a short run learns.
 
-`missed` is the bar: what `timeviper-fast train-tiny --steps 300` must have learnt. A whole run takes
+`missed` is the bar: what `timeviper-fast train-tiny --steps 250` must have learnt. A whole run takes
 half a minute of one thread. Runs with wrong labels or a wrong gradient must miss the bar.
 """
 
@@ -26,7 +26,7 @@ from timeviper_fast.synthetic.tiny import TinyPlan, train_tiny
 from timeviper_fast.synthetic.vision import VisionTrainer
 from timeviper_fast.timeviper import TimeViper
 
-STEPS = 300
+STEPS = 250
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -90,7 +90,7 @@ class TinyPlan:
 
     @classmethod
     def short(cls, steps: int, seed: int = 0) -> TinyPlan:
-        """A trial run of the whole way, which learns colours within 300 steps.
+        """A trial run of the whole way, which learns colours within 250 steps.
 
         The encoder takes `steps` steps, and the language model as many on videos of at most four
         frames and a tenth of them on longer ones.
@@ -104,7 +104,7 @@ class TinyPlan:
         return cls(
             VisionPlan(steps, 40, 4e-3, 10, hard=0.0, mixes=(Mix(0, 0.25, 0.4),), seed=seed),
             (
-                _phase("shortest", steps, (1, 4), (0.5, 0.5), 480, 4e-3, 0.1, study),
+                _phase("shortest", steps, (1, 4), (0.5, 0.5), 480, 3e-3, 0.1, study),
                 _phase("short", max(steps // 10, 1), (4, 32), (0.5, 0.25), 720, 2e-3, 0.0, study),
             ),
             PoolSize(1024, signs=2, shapes=40, links=2),
