@@ -98,8 +98,9 @@ class TimeViperNetwork(nn.Module):
                 (n, d_model), one for each run of vision tokens, where frames have unequal counts;
                 None for a text-only prompt.
             between: (batch, n) token ids of the texts between the runs, such as each frame's label:
-                one fewer than there are runs. Given with a tensor, each frame is a run; without
-                it, the tensor is one run.
+                one fewer than there are runs. Given with a tensor, each frame or image is a run;
+                without it, the tensor is one run. With clips of frames it needs a list, because a
+                clip's tokens belong to no single frame.
 
         Returns:
             (batch, seqlen, d_model) embeddings and their segment.
@@ -135,6 +136,10 @@ class TimeViperNetwork(nn.Module):
         elif isinstance(visual, (list, tuple)):
             runs, rule = list(visual), f"be a tensor (n, {width}) for each run"
         elif isinstance(visual, Tensor) and visual.ndim == 3:
+            frames = visual.shape[1] == self.config.tokens_per_frame
+            if between and frames and self.config.clip_frames > 1:
+                rule = f"be a list with a tensor (n, {width}) for each clip"
+                _refuse("visual", rule, _kind(visual))
             runs = list(visual) if between else [visual.flatten(0, 1)]
         else:
             _refuse("visual", rule, _kind(visual))
