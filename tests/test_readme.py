@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 import typer
 
+from tests.checkpoint.hub import hub_directory, hub_weights, tiny_tower
 from tests.random_model import square_video, tiny_model
 from timeviper_fast import Answer
 from timeviper_fast.cli.main import app, main
 from timeviper_fast.inference.generate import StageCount
+from timeviper_fast.presets import VISION_PRESETS
 from timeviper_fast.stops import Stop
 from timeviper_fast.training.config import read_config
 
@@ -55,7 +57,11 @@ def home(tmp_path_factory):
     shutil.copy(home / "VIDEO.mp4", home / "2.mp4")
     (home / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (home / "run.toml").write_text(RUN)
-    return home
+    flash = home / "OpenGVLab/VideoChat-Flash-Qwen2_5-2B_res448"
+    hub_directory(flash, hub_weights(20), num_hidden_layers=20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VISION_PRESETS, "umt-hd-large", tiny_tower())
+        yield home
 
 
 def run(page: str) -> dict:
@@ -126,7 +132,9 @@ def test_options_exist():
     }  # fmt: skip
     # those of the program itself too, such as --debug and --install-completion
     everything = [typer.main.get_command(app), *commands.values()]
-    known = {o for command in everything for p in command.params for o in p.opts}
+    known = {
+        o for command in everything for p in command.params for o in (*p.opts, *p.secondary_opts)
+    }
     mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))
     assert mentioned - known <= {"--index-url", "--nproc-per-node", "--shm-size"}
 

@@ -3,6 +3,7 @@
     timeviper.py  TimeViper: load and save a model, ask it, generate
     config.py     the model's shape in frozen dataclasses
     presets.py    the published shapes by name
+    stages.py     compression stages in the words of users
     layout.py     where vision tokens lie in a sequence, and what reaches each layer
     errors.py     the errors that users see, in one wording
     stops.py      time, tokens and memory of each stop

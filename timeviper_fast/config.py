@@ -23,6 +23,7 @@ from timeviper_fast.errors import (
     RATIO,
     SCALES,
     SIZE,
+    TEXT,
     TRIPLE,
     Kind,
     expect,
@@ -337,13 +338,18 @@ class ProjectorConfig:
 
 @dataclass(frozen=True)
 class TimeViperConfig:
-    """The whole model: the shape of each part, and the stages that drop vision tokens."""
+    """The whole model: the shape of each part, the stages that drop vision tokens, the chat
+    template, and the defaults of asking: sampling policy, whether the model is told the video's
+    length, and the penalty for repeated tokens."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     stages: tuple[CompressionStage, ...] = ()
     template: str = "nano_base"
+    policy: str = "fps:1"
+    mention_duration: bool = False
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         owner = "TimeViperConfig"
@@ -352,6 +358,9 @@ class TimeViperConfig:
         expect(owner, self, instance_of(ProjectorConfig), "projector")
         expect(owner, self, instance_of(tuple), "stages")
         _expect_one_of(owner, "template", self.template, ("nano_base", "qwen2", "qwen_2"))
+        expect(owner, self, TEXT, "policy")
+        expect(owner, self, BOOL, "mention_duration")
+        expect(owner, self, ABOVE_0, "repetition_penalty")
         patches = self.vision.patches_per_frame
         if self.projector.merges:
             clip, tokens = self.vision.clip_frames, self.projector.num_tokens

@@ -18,6 +18,7 @@ __all__ = [
     "RATIO",
     "SCALES",
     "SIZE",
+    "TEXT",
     "TRIPLE",
     "ArgumentError",
     "CheckpointError",
@@ -189,6 +190,7 @@ def _is_range(value: Any) -> bool:
     return is_number(low) and (is_number(high) or high == math.inf) and 0 <= low <= high
 
 
+TEXT = Kind("be a text that is not empty", lambda v: isinstance(v, str) and v.strip() != "")
 BOOL = Kind("be True or False", lambda v: isinstance(v, bool))
 # above the bound no tensor could be allocated; this error says so more clearly than PyTorch's
 SIZE = Kind("be a positive integer up to 2^24", lambda v: is_integer(v) and 0 < v <= 1 << 24)

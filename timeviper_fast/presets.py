@@ -13,7 +13,7 @@ from timeviper_fast.config import (
 )
 from timeviper_fast.errors import fail
 
-__all__ = ["LLM_PRESETS", "PRESETS", "VISION_PRESETS", "preset"]
+__all__ = ["FLASH", "LLM_PRESETS", "PRESETS", "VISION_PRESETS", "preset"]
 
 _TRANSV_9B = (CompressionStage(7, "uniform", 0.5), CompressionStage(39, "attention", 0.1))
 
@@ -162,20 +162,23 @@ VISION_PRESETS |= {
 }
 
 # VideoChat-Flash merges 4 frames into 64 tokens, and an image into as many.
-_FLASH_2B = TimeViperConfig(
+FLASH = TimeViperConfig(
     backbone=LLM_PRESETS["qwen2.5-1.5b"],
     vision=VISION_PRESETS["umt-hd-large"],
     projector=ProjectorConfig(clip_frames=4, image_tokens=64),
     template="qwen_2",
+    policy="videochat-flash",
+    mention_duration=True,
+    repetition_penalty=1.1,
 )
-_FLASH_7B = replace(_FLASH_2B, backbone=_QWEN2_7B)
+_FLASH_7B = replace(FLASH, backbone=_QWEN2_7B, repetition_penalty=1.05)
 
 PRESETS = {
     "nemotron-nano-9b-v2": TimeViperConfig(stages=_TRANSV_9B),
     "nemotron-nano-12b-v2": TimeViperConfig(backbone=_NANO_12B),
     "nemotron-h-8b": TimeViperConfig(backbone=_NEMOTRON_H_8B),
     "timeviper-qwen2.5-7b": TimeViperConfig(backbone=_QWEN2_7B, template="qwen2"),
-    "videochat-flash-2b-448": _FLASH_2B,
+    "videochat-flash-2b-448": FLASH,
     "videochat-flash-7b-224": replace(_FLASH_7B, vision=VISION_PRESETS["umt-large"]),
     "videochat-flash-7b-448": _FLASH_7B,
     "videochat-flash-7b-internvideo2": replace(_FLASH_7B, vision=VISION_PRESETS["internvideo2"]),

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from timeviper_fast.checkpoint.load import load_pretrained, load_tokenizer
 from timeviper_fast.checkpoint.save import save_pretrained
-from timeviper_fast.config import TimeViperConfig
+from timeviper_fast.config import CompressionStage, TimeViperConfig
 from timeviper_fast.embedded.models import TINY_NOTE, embedded_directory
 from timeviper_fast.errors import expect_function, fail
 from timeviper_fast.inference.ask import Answer, answer
 from timeviper_fast.inference.generate import StageCount, check_stop_ids, decode, prefill
-from timeviper_fast.inference.request import Request, Sampling, check_sampling
+from timeviper_fast.inference.request import Request, Sampling, check_sampling, sampling_of
 from timeviper_fast.model.model import TimeViperNetwork
+from timeviper_fast.stages import Stages, parse_stages
 from timeviper_fast.text.prompt import Message
 from timeviper_fast.video import Progress
 from timeviper_fast.video.sampling import Policy
@@ -68,27 +69,40 @@ class TimeViper(TimeViperNetwork):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
+        stages: Stages | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> TimeViper:
-        """Load a model that `save_pretrained` or `timeviper-fast convert` wrote, shard by shard.
+        """Load a model shard by shard: one that `save_pretrained` or `timeviper-fast convert`
+        wrote, or VideoChat-Flash's released files as they are. No code of theirs runs.
 
         Args:
             path_or_hub_id: a local directory, a Hugging Face Hub id, or "timeviper-fast/tiny": the
                 small trained model that comes with the package, always read from its files there.
             device: where the weights go; the first CUDA device, else the CPU.
             dtype: of the weights, or its name; bfloat16 on CUDA, else float32.
+            stages: where vision tokens are dropped, instead of the checkpoint's stages: see `ask`.
             progress: called with (tensors read, all tensors).
 
         Raises:
-            ValueError: no such model, device or dtype, or weights that do not fit.
+            ValueError: no such model, device or dtype, stages or weights that do not fit.
         """
         expect_function("from_pretrained", progress=progress)
         device = _usable(device)
         if dtype is None:
             dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        chosen: tuple[CompressionStage, ...] | None = None
+
+        def build(config: TimeViperConfig) -> TimeViper:
+            nonlocal chosen
+            # before any weights are read
+            chosen = None if stages is None else parse_stages(stages, config.backbone)
+            return cls(config)
+
         model, _, directory = load_pretrained(
-            cls, path_or_hub_id, device=device, dtype=dtype, progress=progress
+            build, path_or_hub_id, device=device, dtype=dtype, progress=progress
         )
+        if chosen is not None:
+            model.set_stages(chosen)
         model.tokenizer = load_tokenizer(directory)
         if embedded_directory(path_or_hub_id) is not None:
             model.note = TINY_NOTE
@@ -136,7 +150,7 @@ class TimeViper(TimeViperNetwork):
                 `visual`.
             max_new_tokens: at most so many new tokens.
             stop_ids: ids that end a row.
-            sampling: greedy when None.
+            sampling: greedy when None, with the model's own repetition penalty.
             chunk: prompt tokens per pass through the layers; None reads all at once.
 
         Raises:
@@ -155,7 +169,7 @@ class TimeViper(TimeViperNetwork):
                 read,
                 max_new_tokens=max_new_tokens,
                 stop_ids=stop_ids,
-                sampling=sampling,
+                sampling=sampling_of(self.config, sampling),
             )
         )
         return Generation(torch.stack(tokens, dim=1), read.stages, read.kept)
@@ -165,16 +179,17 @@ class TimeViper(TimeViperNetwork):
         video: Any,
         question: str | Sequence[Message],
         *,
-        policy: str | Policy = Request.policy,
+        policy: str | Policy | None = Request.policy,
         start: Time | None = Request.start,
         end: Time | None = Request.end,
         max_new_tokens: int = Request.max_new_tokens,
         sampling: Sampling | None = Request.sampling,
         answer_prefix: str = Request.answer_prefix,
-        mention_duration: bool = Request.mention_duration,
+        mention_duration: bool | None = Request.mention_duration,
         frame_batch: int | None = Request.frame_batch,
         chunk: int | None = Request.chunk,
         on_error: str = Request.on_error,
+        stages: Stages | None = Request.stages,
         on_text: Callable[[str], None] | None = None,
         progress: Progress | None = None,
     ) -> Answer:
@@ -183,25 +198,31 @@ class TimeViper(TimeViperNetwork):
         The video is decoded and encoded in batches of frames, and only its visual tokens are kept.
 
         Args:
-            video: a file, a directory of images, a pipe, `-` for standard input, an .npz or .npy
-                file, a (frames, height, width, 3) uint8 tensor or array, a list of frames, the
-                bytes of a file or a binary stream, or an opened `Video`; `open_video` has the
+            video: a file, an image, a directory of images, a pipe, `-` for standard input, an .npz
+                or .npy file, a (frames, height, width, 3) uint8 tensor or array, a list of frames,
+                the bytes of a file or a binary stream, or an opened `Video`; `open_video` has the
                 details.
             question: the question, or a conversation as [{"role": ..., "content": ...}, ...] that
                 ends with the user.
             policy: which frames are looked at: "fps:1", "fps:2:max=256", "uniform:32", "upstream"
-                or "videochat-flash".
+                or "videochat-flash"; None is the model's own.
             start, end: look at the frames from `start` on and before `end` only: seconds, or text
                 as "mm:ss" or "hh:mm:ss". All times of the answer are those of the whole video.
             max_new_tokens: longest answer, in tokens.
-            sampling: how tokens are drawn; greedy when None.
+            sampling: how tokens are drawn; greedy when None, with the model's own repetition
+                penalty.
             answer_prefix: words that the answer is made to begin with.
             mention_duration: tell the model how long the video (or its part from `start` to `end`)
-                is and how many frames it sees.
+                is and how many frames it sees; None is the model's own habit.
             frame_batch: frames encoded at a time; 256 on CUDA, else 16.
             chunk: prompt tokens per pass through the LLM; the answer does not depend on it.
             on_error: "raise" on damaged video, or "use" what can be decoded (an opened `Video`
                 knows already).
+            stages: where the LLM drops vision tokens, instead of the model's own stages: text as
+                "uniform:4:0.75,attention:18:0.25:normed" (blocks of the LLM, fractions of all
+                vision tokens that stay, and the stream that attention scores), a rule
+                ("uniform0_attention", "pyramiddrop"), "none", or a tuple of `CompressionStage`,
+                which count our layers.
             on_text: called with each piece of the answer as it appears.
             progress: called with (what, done, total) during long work.
 
@@ -220,6 +241,7 @@ class TimeViper(TimeViperNetwork):
             frame_batch=frame_batch,
             chunk=chunk,
             on_error=on_error,
+            stages=stages,
         )
         return answer(self, self.tokenizer, video, request, on_text=on_text, progress=progress)
 

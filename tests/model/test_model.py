@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from tests.random_model import tiny_model
-from timeviper_fast.config import ProjectorConfig
 from timeviper_fast.layout import VisualSpan
-from timeviper_fast.model.model import TimeViperNetwork
-from timeviper_fast.presets import preset
 
 
 @pytest.fixture(scope="module")
@@ -40,23 +35,6 @@ def test_a_frame_may_keep_no_token(tiny):
     embeddings, segment = tiny.embed(ids, runs, ids, between=[ids, ids])
     assert embeddings.shape[1] == 9
     assert segment.index.tolist() == [[0, 1, 2, 5, 6]]
-
-
-def test_labels_stand_between_clips_and_not_between_their_frames():
-    """A clip's tokens hold patches of any of its frames, so a row of the tensor is no frame."""
-    config = preset("tiny")
-    projector = ProjectorConfig(num_tokens=4, clip_frames=2, image_tokens=8)
-    clips = replace(config, projector=projector)
-    model = TimeViperNetwork(clips)
-    visual, ids = torch.randn(4, 4, config.backbone.hidden_size), torch.tensor([[5]])
-    with pytest.raises(
-        ValueError, match=r"visual must be a list with a tensor \(n, 128\) for each c"
-    ):
-        model.embed(ids, visual, ids, between=[ids] * 3)
-    images = visual.view(2, 8, -1)
-    for runs in (images, list(images)):
-        _, segment = model.embed(ids, runs, ids, between=[ids])
-        assert segment.index.tolist() == [[*range(8), *range(9, 17)]]
 
 
 def test_labels_are_generated_with(tiny):

@@ -1,6 +1,6 @@
 """Models in files: our own format, and the parts that other projects publish.
 
-    load.py         a model in our own format, its configuration and its tokenizer
+    load.py         a model in our own format or as it is released, its tokenizer
     save.py         a model into a directory, all or nothing
     config_file.py  the model's shape as config.json, written and read back
     weights.py      weight files into a module: compare everything, then read shard by shard
@@ -12,7 +12,9 @@
     umt.py          UMT's weight names
     internvideo2.py  InternVideo2's weight names
     encoder.py      the weight names of the encoder that a configuration names
-    videochat_flash.py  VideoChat-Flash's weight names
+    qwen2.py        Qwen2's configuration and weight names
+    llm.py          those of the LLM that a config.json describes
+    videochat_flash.py  VideoChat-Flash's configuration and weight names
     upstream.py     upstream TimeViper's specifiers and checkpoints
 
 What other projects call things is known to this folder alone.

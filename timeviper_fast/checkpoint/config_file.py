@@ -25,6 +25,11 @@ _ADDED: dict[str, dict[str, tuple[int, Any]]] = {
     "backbone": {"family": (3, "nemotron_h"), "rope_theta": (3, 0.0)},
     "vision": {"kind": (3, "siglip"), "clip_frames": (3, 1), "register_tokens": (3, 0)},
     "projector": {"image_tokens": (3, None)},
+    "config": {
+        "policy": (3, "fps:1"),
+        "mention_duration": (3, False),
+        "repetition_penalty": (3, 1.0),
+    },
     "stages": {"score": (2, "raw"), "spacing": (3, "exact")},
 }
 _FILE = "config.json"
@@ -64,7 +69,7 @@ def config_from_dict(values: Mapping[str, Any], version: int = FORMAT_VERSION) -
             _build(CompressionStage, _completed(s, "stages", version), f"stages[{i}]")
             for i, s in enumerate(stages)
         )
-    return _build(TimeViperConfig, given, "config")
+    return _build(TimeViperConfig, _completed(given, "config", version), "config")
 
 
 def _completed(values: Any, part: str, version: int) -> Any:

@@ -29,7 +29,9 @@ __all__ = [
     "open_weights",
     "read_json",
     "reason",
+    "refuse_pickles",
     "some",
+    "stored_names",
     "weight_files",
 ]
 
@@ -201,6 +203,27 @@ def weight_files(path: PathLike) -> list[Path]:
             "load_weights", "path", rule, f"{found.parent} without {some(absent)}"
         )
     return files
+
+
+def stored_names(directory: Path) -> set[str]:
+    """Names of the tensors in a directory's safetensors, from the index or the header; empty if
+    neither is there."""
+    index, single = (directory / f"model.safetensors{end}" for end in (".index.json", ""))
+    if index.is_file():
+        names = read_json(index).get("weight_map")
+        return set(names) if isinstance(names, dict) else set()
+    if not single.is_file():
+        return set()
+    with open_weights(single) as (entries, _):
+        return set(entries)
+
+
+def refuse_pickles(path: PathLike) -> None:
+    """Raise a CheckpointError unless the weights at `path` are safetensors."""
+    for file in weight_files(path):
+        if file.suffix != ".safetensors":
+            rule = "be safetensors (pickled files of this model are not read)"
+            raise CheckpointError("load_weights", "file", rule, file)
 
 
 def has_weights(directory: Path) -> bool:

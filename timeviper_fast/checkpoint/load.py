@@ -1,10 +1,11 @@
-"""Models in our own format (written by `save.py`) from a directory or a Hugging Face hub id."""
+"""Models from a directory or a Hugging Face hub id: in our own format (written by `save.py`), or
+as VideoChat-Flash is released."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,11 +16,17 @@ from timeviper_fast.checkpoint.files import (
     PathLike,
     local_directory,
     model_json,
+    read_json,
     reason,
+    refuse_pickles,
+    stored_names,
 )
+from timeviper_fast.checkpoint.mapping import NameMap, own_names
+from timeviper_fast.checkpoint.videochat_flash import ARCHITECTURE as FLASH
+from timeviper_fast.checkpoint.videochat_flash import flash_config, flash_names
 from timeviper_fast.checkpoint.weights import Progress, Source, load_weights
 from timeviper_fast.config import TimeViperConfig
-from timeviper_fast.errors import CheckpointError
+from timeviper_fast.errors import ArgumentError, CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,16 +42,39 @@ def read_config(path_or_hub_id: PathLike) -> TimeViperConfig:
     Raises:
         CheckpointError: no such checkpoint, or another format.
     """
-    directory = local_directory(path_or_hub_id, ["*.json"])
+    return _read(local_directory(path_or_hub_id, ["*.json"]))[0]
+
+
+def _read(directory: Path) -> tuple[TimeViperConfig, NameMap]:
+    """The config of the checkpoint, and where its stored tensors go."""
     values = model_json(directory)
+    kinds = values.get("architectures")
     if values.pop("format", None) != FORMAT:
-        rule = "be a timeviper_fast checkpoint (other formats are converted first)"
-        raise CheckpointError("from_pretrained", "path", rule, f"{directory} of another format")
+        if isinstance(kinds, list) and FLASH in kinds:
+            return _read_flash(directory, values)
+        rule = f"be a timeviper_fast checkpoint, or one of the architecture {FLASH}"
+        what = f"{directory} of another format" + (f" (architectures {kinds})" if kinds else "")
+        raise CheckpointError("from_pretrained", "path", rule, what, "others are converted first")
     version = values.pop("format_version", None)
     if version not in range(1, FORMAT_VERSION + 1):
         rule = f"be 1 to {FORMAT_VERSION}"
         raise CheckpointError("config.json", "format_version", rule, version)
-    return config_from_dict(values, version)
+    return config_from_dict(values, version), own_names
+
+
+def _read_flash(directory: Path, values: dict[str, Any]) -> tuple[TimeViperConfig, NameMap]:
+    """VideoChat-Flash's released files, whatever model_type they name."""
+    generation = directory / "generation_config.json"
+    defaults = read_json(generation) if generation.is_file() else {}
+    names = stored_names(directory)
+    try:
+        config = flash_config(values, defaults, not names or "lm_head.weight" in names)
+    except ArgumentError as error:
+        owner = error.owner if error.owner_is_file else f"config.json: {error.owner}"
+        raise CheckpointError(
+            owner, error.argument, error.rule, error.value, error.remedy
+        ) from None
+    return config, flash_names(config)
 
 
 def load_tokenizer(directory: PathLike) -> PreTrainedTokenizerBase | None:
@@ -83,7 +113,7 @@ def load_pretrained(
     dtype: torch.dtype | str | None = None,
     progress: Progress | None = None,
 ) -> tuple[M, TimeViperConfig, Path]:
-    """A model in our own format: (module, config, directory with the tokenizer files).
+    """A model as it is stored: (module, config, directory with the tokenizer files).
 
     Args:
         build: makes the module from its config; it is called on the meta device.
@@ -94,8 +124,10 @@ def load_pretrained(
         CheckpointError: no such checkpoint, another format, or weights that do not fit.
     """
     directory = local_directory(path_or_hub_id)
-    config = read_config(directory)
+    config, names = _read(directory)
     with torch.device("meta"):
         module = build(config)
-    load_weights(module, Source(directory), device=device, dtype=dtype, progress=progress)
+    if names is not own_names:
+        refuse_pickles(directory)
+    load_weights(module, Source(directory, names), device=device, dtype=dtype, progress=progress)
     return module, config, directory

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from timeviper_fast.config import VisionConfig
+from timeviper_fast.config import CompressionStage, VisionConfig
 
-__all__ = ["NameMap", "Piece", "block_names", "own_names", "under"]
+__all__ = ["NameMap", "Piece", "block_names", "own_names", "transv_names", "under"]
 
 
 class Piece(NamedTuple):
@@ -59,5 +59,21 @@ def block_names(config: VisionConfig, names: Mapping[str, str]) -> NameMap:
         if config.num_blocks <= int(match[1]) < config.num_hidden_layers:
             return ()
         return (Piece(f"blocks.{match[1]}.{names[match[2]]}"),)
+
+    return translate
+
+
+def transv_names(stages: Sequence[CompressionStage]) -> NameMap:
+    """Upstream TimeViper's TransV beside the layers of its LLM: `merge_modules.N.*` and `alpha`,
+    which holds one number per stage that transfers, in order."""
+    transfers = [i for i, stage in enumerate(stages) if stage.transfer]
+
+    def translate(key: str) -> Sequence[Piece] | None:
+        if key == "alpha" and stages:
+            n = len(transfers)
+            return tuple(Piece(f"transv.{s}.alpha", take=(i, n)) for i, s in enumerate(transfers))
+        if key.startswith("merge_modules."):
+            return (Piece(key.replace("merge_modules.", "transv.", 1)),)
+        return None
 
     return translate

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
-from timeviper_fast.checkpoint.mapping import NameMap, Piece
+from timeviper_fast.checkpoint.mapping import NameMap, Piece, transv_names
 from timeviper_fast.config import ATTENTION, MAMBA, MLP, BackboneConfig, CompressionStage
 from timeviper_fast.errors import fail, not_built
 
@@ -144,10 +144,8 @@ def _pattern(name: str, value: Any) -> str:
 def llm_names(stages: Sequence[CompressionStage] = ()) -> NameMap:
     """Nemotron-H weights of Hugging Face (`backbone.` or `model.`) and upstream's TransV beside
     them. Heads for multi-token prediction (`mtp.`) are ignored.
-
-    Upstream's `alpha` holds one number per stage that transfers, in order.
     """
-    transfers = [i for i, stage in enumerate(stages) if stage.transfer]
+    transv = transv_names(stages)
 
     def translate(key: str) -> Sequence[Piece] | None:
         if key == "lm_head.weight":
@@ -158,11 +156,8 @@ def llm_names(stages: Sequence[CompressionStage] = ()) -> NameMap:
         part = name.partition(".")[0]
         if root not in ("backbone", "model"):
             return None
-        if name == "alpha" and stages:
-            n = len(transfers)
-            return tuple(Piece(f"transv.{s}.alpha", take=(i, n)) for i, s in enumerate(transfers))
-        if part == "merge_modules":
-            return (Piece(name.replace("merge_modules.", "transv.", 1)),)
+        if (transfer := transv(name)) is not None:
+            return transfer
         if part == "embedding":
             return (Piece(name.replace("embedding.", "embeddings.", 1)),)
         return (Piece(name),) if part in ("embeddings", "layers", "norm_f") else None

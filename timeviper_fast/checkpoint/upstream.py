@@ -23,8 +23,8 @@ from timeviper_fast.checkpoint.files import (
     model_json,
     read_json,
 )
+from timeviper_fast.checkpoint.llm import llm_config_from_hf, llm_names
 from timeviper_fast.checkpoint.mapping import NameMap, Piece, under
-from timeviper_fast.checkpoint.nemotron_h import backbone_config_from_hf, llm_names
 from timeviper_fast.checkpoint.siglip import vision_config_from_hf
 from timeviper_fast.checkpoint.weights import Progress, Source, load_weights
 from timeviper_fast.config import (
@@ -52,12 +52,15 @@ __all__ = [
 M = TypeVar("M", bound=nn.Module)
 
 
-def stages_from_upstream(pdrop_type: str, merge_module: str) -> tuple[CompressionStage, ...]:
+def stages_from_upstream(
+    pdrop_type: str, merge_module: str, layers_per_block: int = 1
+) -> tuple[CompressionStage, ...]:
     """Upstream's stage grammar: TYPE_LAYER_RATIO joined by "-", as "uni_7_0.5-attn_39_0.1".
 
     RATIO is the fraction of the original vision tokens that STAYS (the paper writes what is
     dropped). TYPE is matched by substring: `attn` selects by attention, otherwise `uni` uniformly;
-    `drop` never transfers. `merge_module` is "CrossAttention" (transfer) or "no_merge".
+    `drop` never transfers. `merge_module` is "CrossAttention" (transfer) or "no_merge". LAYER
+    counts the LLM's own blocks, each of `layers_per_block` layers of ours.
 
     Raises:
         ValueError: naming the stage, the rule and the value.
@@ -65,10 +68,10 @@ def stages_from_upstream(pdrop_type: str, merge_module: str) -> tuple[Compressio
     if merge_module not in ("CrossAttention", "no_merge"):
         fail("upstream", "merge_module", "be 'CrossAttention' or 'no_merge'", merge_module)
     transfers = merge_module == "CrossAttention"
-    return tuple(_stage(text, transfers) for text in pdrop_type.split("-"))
+    return tuple(_stage(text, transfers, layers_per_block) for text in pdrop_type.split("-"))
 
 
-def _stage(text: str, transfers: bool) -> CompressionStage:
+def _stage(text: str, transfers: bool, layers_per_block: int) -> CompressionStage:
     form = "be stages of the form TYPE_LAYER_RATIO joined by '-' (as uni_7_0.5-attn_39_0.1)"
     kind, *numbers = text.split("_")
     try:
@@ -81,7 +84,7 @@ def _stage(text: str, transfers: bool) -> CompressionStage:
         fail("upstream", "pdrop_type", "have stage types that contain attn or uni", text)
     try:
         return CompressionStage(
-            layer,
+            layer * layers_per_block,
             "attention" if "attn" in kind else "uniform",
             keep,
             transfer=transfers and "drop" not in kind,
@@ -98,7 +101,9 @@ def stages_from_hf(config: Mapping[str, Any]) -> tuple[CompressionStage, ...]:
     if not config.get("use_pdrop"):
         return ()
     return stages_from_upstream(
-        str(config.get("pdrop_type")), str(config.get("merge_module", "no_merge"))
+        str(config.get("pdrop_type")),
+        str(config.get("merge_module", "no_merge")),
+        2 if config.get("model_type") == "qwen2" else 1,
     )
 
 
@@ -143,7 +148,7 @@ def vlm_names(config: TimeViperConfig) -> NameMap:
     parts = {
         "vision_backbone.featurizer.": under("vision.", encoder_names(config.vision)),
         "projector.": under("projector.", projector_names),
-        "llm_backbone.llm.": under("backbone.", llm_names(config.stages)),
+        "llm_backbone.llm.": under("backbone.", llm_names(config.backbone, config.stages)),
     }
 
     def translate(key: str) -> Sequence[Piece] | None:
@@ -174,7 +179,7 @@ def upstream_config(
     arch: str = "tome_mlp-16",
     pdrop: str | None = None,
     merge: str | None = None,
-    template: str = "nano_base",
+    template: str | None = None,
 ) -> TimeViperConfig:
     """The model's shape from upstream's parts.
 
@@ -186,6 +191,7 @@ def upstream_config(
             config.json holds, if any.
         merge: how stages of `pdrop` treat dropped tokens: "CrossAttention" (also when
             None) or "no_merge".
+        template: the chat template; None takes that of the language model.
 
     Raises:
         ValueError, NotImplementedError: naming the field, the rule and the value.
@@ -195,6 +201,7 @@ def upstream_config(
         raise CheckpointError(
             "checkpoint", "merge", "be left out without pdrop (config.json has its own)", merge
         )
+    backbone = llm_config_from_hf(llm)
     tower = Path(vision) / "config.json"
     encoder = (
         vision_config_from_hf(read_json(tower))
@@ -202,16 +209,16 @@ def upstream_config(
         else vision_from_upstream(str(vision))
     )
     return TimeViperConfig(
-        backbone=backbone_config_from_hf(llm),
+        backbone=backbone,
         vision=encoder,
         # the frames that are encoded together are merged together
         projector=replace(projector_from_upstream(arch), clip_frames=encoder.clip_frames),
         stages=(
             stages_from_hf(llm)
             if pdrop is None
-            else stages_from_upstream(pdrop, merge or "CrossAttention")
+            else stages_from_upstream(pdrop, merge or "CrossAttention", backbone.layers_per_block)
         ),
-        template=template,
+        template=template or ("qwen2" if backbone.family == "qwen2" else "nano_base"),
     )
 
 
@@ -242,7 +249,8 @@ def load_upstream(
     if llm_dir is not None:
         directory = local_directory(llm_dir)
         if vlm_file is None or has_weights(directory):
-            sources.append(Source(directory, under("backbone.", llm_names(config.stages))))
+            names = llm_names(config.backbone, config.stages)
+            sources.append(Source(directory, under("backbone.", names)))
     if vision_file is not None:
         sources.append(Source(vision_file, under("vision.", encoder_names(config.vision))))
     if vlm_file is not None:
@@ -274,6 +282,7 @@ def load_backbone(
     hf = _llm_json(directory)
     stages = stages_from_hf(hf)
     with torch.device("meta"):
-        module = build(backbone_config_from_hf(hf), stages)
-    source = Source(directory, llm_names(stages))
+        backbone = llm_config_from_hf(hf)
+        module = build(backbone, stages)
+    source = Source(directory, llm_names(backbone, stages))
     return load_weights(module, source, device=device, dtype=dtype, progress=progress)

@@ -12,6 +12,7 @@ from timeviper_fast.cli.app import MODEL_HELP, VIDEO_HELP, BackendName, Device, 
 from timeviper_fast.cli.interrupt import importing
 from timeviper_fast.embedded.models import TINY, embedded_directory
 from timeviper_fast.inference.request import Request, Sampling
+from timeviper_fast.stages import STAGES_FORMS
 
 __all__ = ["ask"]
 
@@ -23,15 +24,15 @@ def ask(
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
     model: Annotated[str, typer.Option(help=MODEL_HELP, callback=named)] = TINY,
     policy: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--sample",
-            help=f"{', '.join(_POLICIES)}.",
+            help=f"{', '.join(_POLICIES)}; default: the model's.",
             autocompletion=lambda incomplete: [
                 policy for policy in _POLICIES if policy.startswith(incomplete)
             ],
         ),
-    ] = str(Request.policy),
+    ] = None,
     start: Annotated[
         str | None, typer.Option(help="Look at the video from here on: 90, 1:30 or 1:02:03.5.")
     ] = None,
@@ -45,12 +46,21 @@ def ask(
     ] = Sampling.top_k,
     top_p: Annotated[float, typer.Option(help="Draw from this much probability.")] = Sampling.top_p,
     seed: Annotated[int | None, typer.Option(help="Makes a draw repeatable.")] = Sampling.seed,
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option(help="Above 1: fewer repeated words; default: the model's."),
+    ] = Sampling.repetition_penalty,
     answer_prefix: Annotated[
         str, typer.Option(help="Words the answer must begin with.")
     ] = Request.answer_prefix,
     mention_duration: Annotated[
-        bool, typer.Option(help="Tell the model the video's length and frame count.")
-    ] = False,
+        bool | None,
+        typer.Option(help="Tell it the video's length and frame count; default: the model's."),
+    ] = Request.mention_duration,
+    stages: Annotated[
+        str | None,
+        typer.Option(help=f"Drop vision tokens: {STAGES_FORMS}; default: the model's stages."),
+    ] = None,
     salvage: Annotated[
         bool, typer.Option(help="Use what can be decoded of damaged video.")
     ] = False,
@@ -98,7 +108,7 @@ def ask(
         start=start,
         end=end,
         max_new_tokens=max_new_tokens,
-        sampling=Sampling(temperature, top_k, top_p, seed),
+        sampling=Sampling(temperature, top_k, top_p, seed, repetition_penalty),
         answer_prefix=answer_prefix,
         mention_duration=mention_duration,
         frame_batch=frame_batch,
@@ -117,7 +127,13 @@ def ask(
             say(err, f"{source.name}: {note}")
         source.span(request.start, request.end)
         loaded = TimeViper.from_pretrained(
-            model, device=device, dtype=dtype, progress=partial(progress, "weights")
+            model,
+            device=device,
+            dtype=dtype,
+            stages=stages,
+            progress=partial(progress, "weights"),
         )
         said = answer(loaded, loaded.tokenizer, source, request, on_text=on_text, progress=progress)
+        for note in () if quiet else said.notes[len(source.notes) :]:
+            say(err, f"{source.name}: {note}")
     show(said, times=times, as_json=as_json, streamed=stream, quiet=quiet, target=target)

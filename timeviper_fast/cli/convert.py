@@ -1,4 +1,4 @@
-"""`timeviper-fast convert`: upstream's checkpoints to one directory."""
+"""`timeviper-fast convert`: other projects' checkpoints to one directory of our format."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import typer
 
 from timeviper_fast.cli.app import DtypeName, named
 from timeviper_fast.cli.interrupt import importing
+from timeviper_fast.errors import fail
 
 __all__ = ["convert"]
 
 
 def convert(
     output: Annotated[str, typer.Argument(help="Directory to write.", callback=named)],
+    model: Annotated[
+        str | None,
+        typer.Option(help="A whole model that ask loads, as VideoChat-Flash's.", callback=named),
+    ] = None,
     llm: Annotated[
-        str,
+        str | None,
         typer.Option(help="Hugging Face directory of the LLM, with tokenizer.", callback=named),
-    ],
+    ] = None,
     vlm: Annotated[
         str | None, typer.Option(help="Upstream's flat state dict of the VLM.", callback=named)
     ] = None,
@@ -40,13 +45,15 @@ def convert(
         str | None,
         typer.Option(help="With --pdrop: CrossAttention, or no_merge; default: CrossAttention."),
     ] = None,
-    template: Annotated[str, typer.Option(help="nano_base or qwen2.")] = "nano_base",
+    template: Annotated[
+        str | None, typer.Option(help="nano_base or qwen2; default: that of the LLM.")
+    ] = None,
     dtype: Annotated[DtypeName, typer.Option(help="Of the weights written.")] = "bfloat16",
     overwrite: Annotated[
         bool, typer.Option(help="Replace the model in an existing directory.")
     ] = False,
 ) -> None:
-    """Turn upstream's checkpoints into one directory that `ask` loads."""
+    """Turn upstream's parts, or a whole model, into one directory that `ask` loads."""
     with importing():
         from timeviper_fast.checkpoint.files import local_directory
         from timeviper_fast.checkpoint.load import load_tokenizer
@@ -54,21 +61,33 @@ def convert(
         from timeviper_fast.checkpoint.upstream import load_upstream, upstream_config
         from timeviper_fast.cli.terminal import err, progress_bars, say
         from timeviper_fast.timeviper import TimeViper
+    parts = {"vlm": vlm, "vision_weights": vision_weights, "pdrop": pdrop, "merge": merge}
+    parts |= {"llm": llm, "template": template}
+    if model is not None:
+        for name, value in parts.items():
+            if value is not None:
+                fail("convert", name, "be left out with a whole model (--model)", value)
+    elif llm is None:
+        fail("convert", "llm", "be given, or --model for a whole model", llm)
     # fail before gigabytes are read
     free_target(output, overwrite)
-    config = upstream_config(
-        llm, vision=vision, arch=arch, pdrop=pdrop, merge=merge, template=template
-    )
     with progress_bars(err) as progress:
-        model = load_upstream(
-            TimeViper,
-            config,
-            llm_dir=llm,
-            vision_file=vision_weights,
-            vlm_file=vlm,
-            dtype=dtype,
-            progress=partial(progress, "read"),
-        )
-        model.tokenizer = load_tokenizer(local_directory(llm))
-        model.save_pretrained(output, overwrite=overwrite, progress=partial(progress, "written"))
+        read = partial(progress, "read")
+        if llm is None:
+            whole = TimeViper.from_pretrained(str(model), device="cpu", dtype=dtype, progress=read)
+        else:
+            config = upstream_config(
+                llm, vision=vision, arch=arch, pdrop=pdrop, merge=merge, template=template
+            )
+            whole = load_upstream(
+                TimeViper,
+                config,
+                llm_dir=llm,
+                vision_file=vision_weights,
+                vlm_file=vlm,
+                dtype=dtype,
+                progress=read,
+            )
+            whole.tokenizer = load_tokenizer(local_directory(llm))
+        whole.save_pretrained(output, overwrite=overwrite, progress=partial(progress, "written"))
     say(err, f"wrote {output}")

@@ -88,7 +88,8 @@ _RENAMED = {
         "needle.keeps": "--keep",
     },
     "convert": {
-        "checkpoint.path": "--llm",
+        "checkpoint.path": "--llm or --model",
+        "from_pretrained.path": "--model",
         "upstream.pdrop_type": "--pdrop",
         "upstream.merge_module": "--merge",
         "upstream.arch_specifier": "--arch",

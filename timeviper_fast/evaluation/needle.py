@@ -25,6 +25,7 @@ from timeviper_fast.evaluation.shared import SharedVideo
 from timeviper_fast.evaluation.trial import Haystack, Probe, Trial, depth_of
 from timeviper_fast.inference.ask import stop_ids_of
 from timeviper_fast.inference.generate import Prefill, decode, prefill
+from timeviper_fast.inference.request import sampling_of
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.text.prompt import Prompt, build_prompt
 
@@ -285,8 +286,14 @@ class Needles:
         return self._text(self._generate(read, self.plan.max_new_tokens, self.stop_ids))
 
     def _generate(self, read: Prefill, most: int, stop_ids: set[int]) -> list[int]:
-        backbone = self.model.backbone
-        return [int(i) for i in decode(backbone, read, max_new_tokens=most, stop_ids=stop_ids)]
+        said = decode(
+            self.model.backbone,
+            read,
+            max_new_tokens=most,
+            stop_ids=stop_ids,
+            sampling=sampling_of(self.model.config),
+        )
+        return [int(token) for token in said]
 
     def _text(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -19,8 +19,9 @@ from timeviper_fast.inference.fit import check_fits
 from timeviper_fast.inference.generate import Prefill, StageCount, decode, prefill
 from timeviper_fast.inference.request import Request
 from timeviper_fast.model.model import TimeViperNetwork
+from timeviper_fast.stages import parse_stages
 from timeviper_fast.stops import Stop, StopWatch
-from timeviper_fast.text.prompt import Prompt, build_prompt, stop_token_ids, video_sentence
+from timeviper_fast.text.prompt import Prompt, build_prompt, stop_token_ids, vision_preface
 from timeviper_fast.video import Progress, Video, open_video
 
 if TYPE_CHECKING:
@@ -86,22 +87,40 @@ def answer(
     if tokenizer is None:
         remedy = "set model.tokenizer, or put the tokenizer's files beside the weights"
         fail("ask", "model", "have a tokenizer", None, remedy)
-    stop_ids = stop_ids_of(tokenizer, model.config)
+    stop_ids, stages = stop_ids_of(tokenizer, model.config), None
+    if request.stages is not None:
+        stages = parse_stages(request.stages, model.config.backbone)
     watch = StopWatch(model.device)
     with watch.at("decode"):
         opened = video
         if not isinstance(video, Video):
             opened = open_video(video, on_error=request.on_error, progress=progress)
-    with opened as source:
-        with watch.at("decode"):
-            indices = source.sample(request.policy, start=request.start, end=request.end)
-            duration = source.span(request.start, request.end).duration
-        with watch.at("prompt"):
-            prompt = _write_prompt(tokenizer, model.config, request, duration, len(indices))
-            _check_tokenizer(model.config, prompt, stop_ids)
-            check_fits(model.config, prompt, len(indices), request)
-        visual, times = encode_video(model, source, indices, request.frame_batch, watch, progress)
-        lost = source.lost_frames
+    with opened as source, model.using_stages(stages):
+        asked = request.of_model(model.config, source.is_image)
+        return _answer(model, tokenizer, source, asked, stop_ids, watch, on_text, progress)
+
+
+def _answer(
+    model: TimeViperNetwork,
+    tokenizer: PreTrainedTokenizerBase,
+    source: Video,
+    request: Request,
+    stop_ids: set[int],
+    watch: StopWatch,
+    on_text: Callable[[str], None] | None,
+    progress: Progress | None,
+) -> Answer:
+    """Answer a request in which nothing is left to the model."""
+    assert request.policy is not None
+    with watch.at("decode"):
+        indices = source.sample(request.policy, start=request.start, end=request.end)
+        duration = source.span(request.start, request.end, request.policy).duration
+    with watch.at("prompt"):
+        prompt = _write_prompt(tokenizer, model.config, request, duration, len(indices))
+        _check_tokenizer(model.config, prompt, stop_ids)
+        check_fits(model.config, prompt, len(indices), request)
+    visual, times = encode_video(model, source, indices, request.frame_batch, watch, progress)
+    lost = source.lost_frames
     if len(times) != len(indices) and request.mention_duration:
         # Some frames did not decode. Write the prompt again, with the number that did.
         prompt = _write_prompt(tokenizer, model.config, request, duration, len(times))
@@ -111,6 +130,7 @@ def answer(
         stop.shape, stop.tokens = f"{len(ids)} tokens", str(len(ids))
     # a single frame is an image
     clip = model.config.clip_frames if len(indices) > 1 else 1
+    repeated = int((times == times[-1]).sum()) - 1
     seconds_of = token_seconds(times, [len(frame) for frame in visual], clip)
     return Answer(
         text=text,
@@ -121,7 +141,7 @@ def answer(
         stages=read.stages,
         stops=tuple(watch.rows()),
         lost_frames=lost,
-        notes=(*source.notes, *filling_note(len(times), clip)),
+        notes=(*source.notes, *filling_note(len(times), clip, repeated)),
         model_note=model.note,
     )
 
@@ -142,7 +162,9 @@ def _write_prompt(
         tokenizer,
         request.question,
         template=config.template,
-        preface=video_sentence(duration, frames) if request.mention_duration else "",
+        preface=vision_preface(
+            config.template, duration if request.mention_duration else None, frames
+        ),
         answer_prefix=request.answer_prefix,
     )
 

@@ -79,9 +79,15 @@ def token_seconds(times: Tensor, counts: Sequence[int], clip: int = 1) -> Tensor
     return times[middle].repeat_interleave(torch.tensor(counts))
 
 
-def filling_note(frames: int, clip: int) -> tuple[str, ...]:
-    """A sentence about the copies of the last frame that fill its clip; () if there are none."""
-    missing = -frames % clip
+def filling_note(frames: int, clip: int, repeated: int = 0) -> tuple[str, ...]:
+    """A sentence about the copies of the last frame that fill its clip; () if there are none.
+
+    Args:
+        frames: how many were looked at.
+        clip: frames that are encoded or merged together.
+        repeated: how many of them are copies of the last one, by the sampling policy.
+    """
+    missing = -frames % clip + repeated
     if not missing:
         return ()
     copies = "1 copy" if missing == 1 else f"{missing} copies"

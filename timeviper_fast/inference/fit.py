@@ -29,7 +29,7 @@ def check_fits(config: TimeViperConfig, prompt: Prompt, frames: int, request: Re
         ArgumentError: of `policy` or `max_new_tokens`, with the most that fits; of prompt and
             answer, where not even one frame or one new token does.
     """
-    new = request.max_new_tokens
+    new, policy = request.max_new_tokens, request.policy or config.policy
 
     def lengths(frames: int, new: int) -> list[int]:
         vision = config.visual_tokens(frames)
@@ -48,10 +48,10 @@ def check_fits(config: TimeViperConfig, prompt: Prompt, frames: int, request: Re
     shorter = f"max_new_tokens={most_new}" if most_new else ""
     rule = f"fit the model's window of {config.backbone.max_position_embeddings} tokens"
     if most_frames:
-        fewer = smaller(request.policy, most_frames)
+        fewer = smaller(policy, most_frames)
         ways = " or ".join(way for way in (f"policy={fewer}" if fewer else "", shorter) if way)
         remedy = f"at most {most_frames} frames fit" + (f": {ways}" if ways else "")
-        got = f"{request.policy} with {frames} frames: {refused.value} tokens"
+        got = f"{policy} with {frames} frames: {refused.value} tokens"
         raise ArgumentError("", "policy", rule, got, remedy)
     if most_new:
         got = f"{new} ({refused.value} tokens)"

@@ -189,12 +189,13 @@ def decode(
     stops = torch.tensor(sorted(set(stop_ids)), dtype=torch.long, device=device)
     ended = torch.zeros(len(logits), dtype=torch.bool, device=device)
     token = torch.zeros(len(logits), dtype=torch.long, device=device)
-    said = torch.zeros_like(logits, dtype=torch.bool) if sampling.repetition_penalty != 1 else None
+    penalty = sampling.repetition_penalty or 1.0
+    said = torch.zeros_like(logits, dtype=torch.bool) if penalty != 1 else None
     for step in range(max_new_tokens):
         if on_logits is not None:
             on_logits(logits)
         if said is not None:
-            logits = penalise(logits, said, sampling.repetition_penalty)
+            logits = penalise(logits, said, penalty)
         token = torch.where(ended, token, sample(logits, sampling, generator))
         yield token
         if said is not None:

@@ -6,7 +6,7 @@ Importing this imports no torch, so that `timeviper-fast ask --help` shows the d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from timeviper_fast.errors import fail, is_integer, is_number
@@ -14,11 +14,13 @@ from timeviper_fast.errors import fail, is_integer, is_number
 if TYPE_CHECKING:
     import torch
 
+    from timeviper_fast.config import TimeViperConfig
+    from timeviper_fast.stages import Stages
     from timeviper_fast.text.prompt import Message
     from timeviper_fast.video.sampling import Policy
     from timeviper_fast.video.times import Time
 
-__all__ = ["Request", "Sampling", "check_sampling"]
+__all__ = ["Request", "Sampling", "check_sampling", "sampling_of"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Sampling:
         top_p: only the smallest set of tokens with at least this probability may be drawn.
         repetition_penalty: the logit of a token that the answer already holds is divided by this if
             it is above 0, else multiplied, before all of the above; so it changes greedy draws too.
-            The prompt's tokens do not count. 1 changes nothing.
+            The prompt's tokens do not count. 1 changes nothing; None is the model's own.
         seed: makes a draw repeatable; None draws anew each time.
     """
 
@@ -39,7 +41,7 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     seed: int | None = None
-    repetition_penalty: float = 1.0
+    repetition_penalty: float | None = None
 
     def __post_init__(self) -> None:
         if not (is_number(self.temperature) and self.temperature >= 0):
@@ -48,8 +50,9 @@ class Sampling:
             fail("Sampling", "top_k", "be 0 (off) or more", self.top_k)
         if not (is_number(self.top_p) and 0 < self.top_p <= 1):
             fail("Sampling", "top_p", "lie in (0, 1]", self.top_p)
-        if not (is_number(self.repetition_penalty) and self.repetition_penalty > 0):
-            fail("Sampling", "repetition_penalty", "be above 0", self.repetition_penalty)
+        penalty = self.repetition_penalty
+        if penalty is not None and not (is_number(penalty) and penalty > 0):
+            fail("Sampling", "repetition_penalty", "be above 0", penalty)
         if self.seed is not None and not (is_integer(self.seed) and abs(self.seed) < 2**63):
             fail("Sampling", "seed", "be an int of 64 bits", self.seed)
 
@@ -71,27 +74,37 @@ def check_sampling(sampling: Sampling | None) -> None:
         fail("generate", "sampling", "be a Sampling or None", sampling)
 
 
+def sampling_of(config: TimeViperConfig, sampling: Sampling | None = None) -> Sampling:
+    """`sampling` (greedy when None) with the model's own repetition penalty, unless it has one."""
+    sampling = sampling or Sampling()
+    if sampling.repetition_penalty is not None:
+        return sampling
+    return replace(sampling, repetition_penalty=config.repetition_penalty)
+
+
 @dataclass(frozen=True)
 class Request:
     """A question about a video, and how to answer it, checked when it is made.
 
-    The options are those of `TimeViper.ask`, which documents them; their defaults stand here.
+    The options are those of `TimeViper.ask`, which documents them; their defaults stand here. Where
+    `policy` or `mention_duration` is None, the model decides: see `of_model`.
 
     Raises:
         ValueError: a value breaks its rule.
     """
 
     question: str | Sequence[Message]
-    policy: str | Policy = "fps:1"
+    policy: str | Policy | None = None
     start: Time | None = None
     end: Time | None = None
     max_new_tokens: int = 256
     sampling: Sampling | None = None
     answer_prefix: str = ""
-    mention_duration: bool = False
+    mention_duration: bool | None = None
     frame_batch: int | None = None
     chunk: int | None = 8192
     on_error: str = "raise"
+    stages: Stages | None = None
 
     def __post_init__(self) -> None:
         from timeviper_fast.text.prompt import conversation
@@ -99,7 +112,8 @@ class Request:
         from timeviper_fast.video.times import parse_span
 
         conversation(self.question, self.answer_prefix)
-        parse_policy(self.policy)
+        if self.policy is not None:
+            parse_policy(self.policy)
         parse_span(self.start, self.end)
         check_sampling(self.sampling)
         _expect_positive("max_new_tokens", self.max_new_tokens, "tokens")
@@ -109,6 +123,17 @@ class Request:
             _expect_positive("frame_batch", self.frame_batch, "frames")
         if self.on_error not in ("raise", "use"):
             fail("ask", "on_error", "be one of raise, use", self.on_error)
+
+    def of_model(self, config: TimeViperConfig, is_image: bool) -> Request:
+        """The request with this model's defaults; an image is one frame and has no duration."""
+        mention = self.mention_duration
+        return replace(
+            self,
+            policy="uniform:1" if is_image else self.policy or config.policy,
+            mention_duration=not is_image
+            and (config.mention_duration if mention is None else mention),
+            sampling=sampling_of(config, self.sampling),
+        )
 
 
 def _expect_positive(name: str, value: int, unit: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NoReturn
 
@@ -57,6 +58,25 @@ class TimeViperNetwork(nn.Module):
         self.backbone.set_stages(stages)
         self.config = replace(self.config, stages=stages)
 
+    @contextmanager
+    def using_stages(self, stages: tuple[CompressionStage, ...] | None) -> Iterator[None]:
+        """Run a block with other compression stages; None changes nothing.
+
+        Raises:
+            ValueError: as `set_stages`.
+        """
+        if stages is None:
+            yield
+            return
+        modules, config = self.backbone.transv, self.config
+        self.set_stages(stages)
+        try:
+            yield
+        finally:
+            self.backbone.transv, self.config = modules, config
+            for module, stage in zip(modules, config.stages):
+                module.stage = stage  # type: ignore[assignment]
+
     def set_image_size(self, size: int) -> None:
         """Take pictures of another size, in pixels per side; position embeddings are interpolated.
 
@@ -98,9 +118,8 @@ class TimeViperNetwork(nn.Module):
                 (n, d_model), one for each run of vision tokens, where frames have unequal counts;
                 None for a text-only prompt.
             between: (batch, n) token ids of the texts between the runs, such as each frame's label:
-                one fewer than there are runs. Given with a tensor, each frame or image is a run;
-                without it, the tensor is one run. With clips of frames it needs a list, because a
-                clip's tokens belong to no single frame.
+                one fewer than there are runs. Given with a tensor, each frame is a run; without
+                it, the tensor is one run.
 
         Returns:
             (batch, seqlen, d_model) embeddings and their segment.
@@ -136,10 +155,6 @@ class TimeViperNetwork(nn.Module):
         elif isinstance(visual, (list, tuple)):
             runs, rule = list(visual), f"be a tensor (n, {width}) for each run"
         elif isinstance(visual, Tensor) and visual.ndim == 3:
-            frames = visual.shape[1] == self.config.tokens_per_frame
-            if between and frames and self.config.clip_frames > 1:
-                rule = f"be a list with a tensor (n, {width}) for each clip"
-                _refuse("visual", rule, _kind(visual))
             runs = list(visual) if between else [visual.flatten(0, 1)]
         else:
             _refuse("visual", rule, _kind(visual))

@@ -85,7 +85,8 @@ class AnimationReader:
 class ImagesReader:
     """A video given as image files; the first one decides the size.
 
-    `timeline` is (seconds, fps, duration); `notes` say what is left out.
+    `timeline` is (seconds, fps, duration); `notes` say what is left out; `is_image` tells one image
+    given by its name from a directory.
     """
 
     def __init__(
@@ -94,8 +95,9 @@ class ImagesReader:
         files: list[Path],
         timeline: tuple[Tensor, float, float],
         notes: Sequence[str] = (),
+        is_image: bool = False,
     ) -> None:
-        self._files, self.notes = files, [*notes]
+        self._files, self.notes, self.is_image = files, [*notes], is_image
         self.missing = self.skipped = 0
         self.seconds, self.fps, self.duration = timeline
         faults: list[str] = []

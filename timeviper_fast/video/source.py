@@ -133,7 +133,7 @@ def _reader(path: Path, fps: float | None, progress: Progress | None) -> Reader:
     if path.suffix.lower() in (".npy", ".npz"):
         return ArrayReader(name, *load_array(path), fps)
     if is_image(path) and not is_animation(path):
-        return ImagesReader(name, [path], timeline(name, 1, None, fps))
+        return ImagesReader(name, [path], timeline(name, 1, None, fps), is_image=True)
     if fps is not None:
         rule = "be left out for a video file (it carries its own times)"
         raise ArgumentError("open_video", "fps", rule, fps)

@@ -76,6 +76,7 @@ class Video(AbstractContextManager["Video"]):
         size: (height, width) in pixels of the first frame.
         sizes: every (height, width) that a frame had so far, in the order of their appearance. A
             stream may change its size midway; that is seen only when it is decoded.
+        is_image: whether it is a single image, given by its name or its bytes.
         notes: what was left out or mended to read it, in sentences, such as files of a directory or
             flawed time stamps.
     """
@@ -89,6 +90,7 @@ class Video(AbstractContextManager["Video"]):
         self.sizes: tuple[tuple[int, int], ...] = (reader.size,)
         self.notes = tuple(reader.notes)
         self._reader, self._on_error = reader, on_error
+        self.is_image: bool = getattr(reader, "is_image", False)
         self._undecodable: set[int] = set()
         self._reading: Iterator[Frames] | None = None
         if reader.missing and on_error == "raise":
