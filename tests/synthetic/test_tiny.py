@@ -1,7 +1,7 @@
 """Training of the tiny model: its output, its exact continuation, and what a short run learns.
 
 `missed` is the bar: what `timeviper-fast train-tiny --steps 250` must have learnt. A whole run takes
-half a minute of one thread. Runs with wrong labels or a wrong gradient must miss the bar.
+less than a minute of one thread. Runs with wrong labels or a wrong gradient must miss the bar.
 """
 
 from __future__ import annotations
