@@ -6,7 +6,14 @@ import pickle
 
 import pytest
 
-from timeviper_fast.errors import ArgumentError, CheckpointError, NotBuilt, VideoError, fail
+from timeviper_fast.errors import (
+    ArgumentError,
+    CheckpointError,
+    NotBuilt,
+    VideoError,
+    expect_folder,
+    fail,
+)
 from timeviper_fast.video.sampling import parse_policy
 
 
@@ -26,6 +33,18 @@ def test_the_part_of_an_argument_stays_when_its_name_changes():
     assert it.value.with_name("--sample").startswith(
         "--sample 'fps:1:most=2': option must be one of"
     )
+
+
+def test_a_folder_is_where_no_file_is(tmp_path):
+    film = tmp_path / "film.mp4"
+    film.touch()
+    expect_folder("run", "out", tmp_path)
+    expect_folder("run", "out", tmp_path / "new" / "newer")
+    for path, got in ((film, "a file"), (film / "new", f"where {film} is a file")):
+        with pytest.raises(ArgumentError) as it:
+            expect_folder("run", "out", path)
+        rule = "out must be a directory or the name of a new one"
+        assert str(it.value) == f"run: {rule}, got {path}, {got}"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "NotBuilt",
     "VideoError",
     "expect",
+    "expect_folder",
     "expect_function",
     "fail",
     "instance_of",
@@ -136,6 +139,18 @@ def fail(owner: str, argument: str, rule: str, value: object, remedy: str = "") 
 def not_built(owner: str, name: str, rule: str, value: Any) -> NoReturn:
     """Raise the NotImplementedError `<owner>: <name> must <rule>, got <value>`."""
     raise NotBuilt(owner, name, rule, repr(value))
+
+
+def expect_folder(owner: str, name: str, path: str | os.PathLike[str]) -> None:
+    """Raise an ArgumentError for a path that cannot become a directory: there is a file."""
+    for place in (Path(path), *Path(path).parents):
+        if os.path.lexists(place):
+            if not place.is_dir():
+                what = (
+                    f"{path}, where {place} is a file" if place != Path(path) else f"{path}, a file"
+                )
+                raise ArgumentError(owner, name, "be a directory or the name of a new one", what)
+            return
 
 
 def expect_function(owner: str, **given: Any) -> None:

@@ -28,6 +28,9 @@ def test_what_is_there_is_not_overwritten_by_accident(tmp_path):
     save_pretrained(nn.Linear(2, 2), CONFIG, None, target)
     with pytest.raises(CheckpointError, match="directory must be new or empty, got"):
         save_pretrained(nn.Linear(2, 3), CONFIG, None, target)
+    for value in ("no", 1, None):
+        with pytest.raises(CheckpointError, match="overwrite must be True or False, got"):
+            save_pretrained(nn.Linear(2, 3), CONFIG, None, target, overwrite=value)
     save_pretrained(nn.Linear(2, 3), CONFIG, None, target, overwrite=True)
     assert load_file(target / "model.safetensors")["weight"].shape == (3, 2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -77,7 +78,13 @@ def test_films(run, model, tmp_path):
     [
         (["--frames", "x"], "--frames must be numbers with commas between them, got 'x'"),
         (["--keep", "a"], "--keep must be numbers"),
-        (["--keep", "2"], "keep must"),
+        (["--keep", "2"], "--keep must lie in (0, 1], got 2.0"),
+        (["--keep", "0.5,nan"], "--keep must lie in (0, 1], got nan"),
+        (["--depths", 2], "--depths must be at least the number of tasks (3), got 2"),
+        (
+            ["film.mp4", "--needle", __file__, "--question", "?", "--answer", "!", "--fps", 0],
+            "--fps must be",
+        ),
         (
             ["--frames", "64", "--pool", 40],
             "--pool must have the longest video's 64 frames, got 40",
@@ -90,6 +97,17 @@ def test_films(run, model, tmp_path):
         (["film.mp4"], "--needle must be given with video files"),
     ],
 )
-def test_mistakes_are_one_line(run, model, small, tmp_path, words, said):
+def test_mistakes_are_one_line(run, model, small, tmp_path, words, said, monkeypatch):
     given = ["needle", *words, "--model", model, "--no-figures", "--out", tmp_path / "out"]
     one_line(run(*given), said)
+    # before any package that draws is looked for, and before a model is
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    one_line(run("needle", *words, "--model", tmp_path / "none", "--out", tmp_path / "out"), said)
+
+
+def test_a_missing_package_is_said_before_the_work(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    given = ["needle", "--model", tmp_path / "none", "--out", tmp_path / "out"]
+    one_line(run(*given), "matplotlib must be installed, got none; install")
+    (tmp_path / "out").write_text("a file")
+    one_line(run(*given), f"--out must be a directory or the name of a new one, got {tmp_path}/out")

@@ -23,5 +23,14 @@ def test_the_plan_is_what_the_options_say(run, monkeypatch, tmp_path):
     assert asked == [(str(tmp_path), tiny.TinyPlan.short(3, 5))]
 
 
+def test_a_file_in_place_of_the_folder_is_one_line(run, tmp_path):
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"...")
+    rule = "folder must be a directory or the name of a new one, got"
+    one_line(run("train-tiny", film), f"{rule} {film}, a file")
+    one_line(run("train-tiny", film / "run"), f"{rule} {film}/run, where {film} is a file")
+    assert film.read_bytes() == b"..."
+
+
 def test_no_steps_are_one_line(run, tmp_path):
     one_line(run("train-tiny", tmp_path, "--steps", 0), "'--steps'", "greater than or equal to 1")

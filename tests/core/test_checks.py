@@ -11,6 +11,7 @@ from tvkernels.core.checks import (
     FLOAT_DTYPES,
     INDEX_DTYPES,
     expect_dtype,
+    expect_in_place,
     expect_int,
     expect_ndim,
     expect_offsets,
@@ -82,6 +83,27 @@ def test_what_is_no_tensor_is_named(value):
         expect_ndim("op", "x", value, "(dim,)", 1)
     with says(f"op: x must be a tensor, got a {type(value).__name__}"):
         expect_shape("op", "x", value, "(dim,)", (1,))
+
+
+def test_what_is_not_dense_is_named():
+    with says("op: x must be a dense tensor, got layout sparse_coo; call .to_dense() first"):
+        expect_dtype("op", "x", torch.eye(3).to_sparse())
+
+
+def test_a_place_in_memory_is_written_once():
+    x = torch.zeros(4, 5, 6)
+    # views of which no two elements are one
+    for view in (x, x[::2, 1:], x.permute(2, 0, 1)[..., ::3], x.diagonal(), x[:, :0], x[0, 0, 0]):
+        expect_in_place("op", "x", view)
+    # an expanded dimension of one element is expanded in name only
+    expect_in_place("op", "x", torch.zeros(4, 1, 6)[:1].expand(1, 1, 6))
+    for shape, strides in [((4, 6), (0, 1)), ((4, 6), (5, 1)), ((4, 6), (1, 1)), ((2, 3), (2, 2))]:
+        shared = torch.zeros(99).as_strided(shape, strides)
+        with says(
+            "op: x must have no two elements at one place in memory (it is written in place), "
+            f"got shape {shape} with strides {strides}; call .contiguous() first"
+        ):
+            expect_in_place("op", "x", shared)
 
 
 @pytest.mark.parametrize("value", [0, 4, 2.0, True, None, "2"])

@@ -15,6 +15,7 @@ import pytest
         ({"max_new_tokens": True}, "max_new_tokens must be a positive number of tokens, got True"),
         ({"max_new_tokens": 2.5}, "max_new_tokens must be a positive number of tokens, got 2.5"),
         ({"max_new_tokens": 0}, "max_new_tokens must be a positive number of tokens, got 0"),
+        ({"mention_duration": "no"}, "mention_duration must be True or False, got 'no'"),
         ({"chunk": 0}, "chunk must be a positive number of tokens, got 0"),
         ({"frame_batch": 0}, "frame_batch must be a positive number of frames, got 0"),
         ({"start": "soon"}, "^start must be a time of 0 or more, as seconds, mm:ss or hh:mm:ss"),

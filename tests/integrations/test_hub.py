@@ -13,7 +13,7 @@ from transformers.utils import is_kernels_available
 import tvkernels
 from tests.integrations.models import MODELS, build, tokens
 from tests.integrations.test_patched_models import CONV, SCAN, STEP, UPDATE, close
-from tvkernels.integrations.hub import LAYERS
+from tvkernels.integrations.hub import LAYERS, KernelLayer
 
 # kernels warns about the tiny models' other layers, for which there is no kernel
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:kernels")
@@ -23,6 +23,19 @@ fits = pytest.mark.skipif(not KERNELS, reason="no release of kernels that transf
 
 def modeling():
     return import_module("transformers.models.mamba2.modeling_mamba2")
+
+
+@pytest.mark.parametrize("devices", ["cuda", None, 3, ["cpu", 0]])
+def test_devices_are_a_list_of_names(devices):
+    with pytest.raises(
+        ValueError, match=r"^kernel_mapping: devices must be a list of device types"
+    ):
+        tvkernels.kernel_mapping(devices)
+
+
+def test_a_layer_that_there_is_not():
+    with pytest.raises(ValueError, match=r"^KernelLayer: name must be one of causal_conv1d_fn, "):
+        KernelLayer("rms_norm")
 
 
 @fits

@@ -16,7 +16,7 @@ import tvkernels
 from tests.architecture.common import DROP_INS
 from tests.integrations.models import MODELS, build, tokens
 from tvkernels import provide
-from tvkernels.integrations import stand_ins
+from tvkernels.integrations import references, stand_ins
 
 BOTH = ("mamba_ssm", "causal_conv1d")
 ROOT = Path(__file__).parents[2]
@@ -228,6 +228,15 @@ def test_a_real_package_is_not_hidden_unless_asked(imported):
     assert metadata.version("causal_conv1d") == "9.9"
     assert import_module("causal_conv1d").causal_conv1d_fn == "real"
     assert sys.modules.get("causal_conv1d.more") is before
+
+
+@pytest.mark.parametrize("value", ["no", "", None, 2, [True]])
+def test_an_option_that_is_no_bool_hides_nothing(value):
+    with pytest.raises(ValueError, match=r"^provide: force must be True or False, got "):
+        provide(*BOTH, force=value)
+    assert not any(name in sys.modules for name in BOTH)
+    with pytest.raises(ValueError, match="upcast must be True or False"):
+        references.rms_norm_ref(torch.ones(2), torch.ones(2), None, upcast=value)
 
 
 def test_providing_twice_is_providing_once():

@@ -164,21 +164,35 @@ def test_inductor_compiles_once_for_all_lengths(op: str) -> None:
     assert_compiles_once(getattr(tvkernels, op), lambda n: make(op, n), True, "inductor", lengths)
 
 
-@pytest.mark.parametrize("learns", [False, True])
-def test_a_patched_model_compiles_once_for_all_lengths(learns: bool) -> None:
+def patched_model(learns: bool, device: str, lengths: tuple[int, ...]) -> None:
+    """A patched model of one layer compiles once for all lengths, and every call is on an op."""
     config = transformers.Mamba2Config(
         vocab_size=61, hidden_size=32, num_hidden_layers=1, num_heads=4, head_dim=16,
         state_size=8, n_groups=2, chunk_size=8,
     )  # fmt: skip
-    model = transformers.Mamba2ForCausalLM(config).eval()
+    model = transformers.Mamba2ForCausalLM(config).eval().to(device)
 
     def logits(inputs_embeds: torch.Tensor) -> torch.Tensor:
         return model(inputs_embeds=inputs_embeds, use_cache=False).logits
 
     def embedded(length: int) -> Tensors:
         generator = torch.Generator().manual_seed(length)
-        return {"inputs_embeds": torch.randn(2, length, 32, generator=generator)}
+        return {"inputs_embeds": torch.randn(2, length, 32, generator=generator).to(device)}
 
     with torch.set_grad_enabled(learns), tvkernels.patch_transformers("mamba2") as patch:
-        assert_compiles_once(logits, embedded, learns)
+        assert_compiles_once(logits, embedded, learns, lengths=lengths)
     assert not patch.fallbacks
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_patched_model_compiles_once_for_all_lengths(learns: bool) -> None:
+    patched_model(learns, "cpu", LENGTHS)
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_patched_model_compiles_once_on_the_kernels_path(
+    learns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_obstacle", lambda device: None)
+    with tvkernels.use_backend("triton"):
+        patched_model(learns, "meta", LENGTHS[:3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +76,29 @@ GOOD = np.zeros((4, 6, 3), np.uint8)
         ([GOOD, GOOD[..., 0]], r"frame 1 must be .*, got shape \(4, 6\) uint8"),
         ([GOOD / 255], r"frame 0 must be .*, got shape \(4, 6, 3\) float64"),
         ([torch.zeros(3, 4, 6)], r"frame 0 must be .*, got shape \(3, 4, 6\) float32"),
+        ([torch.tensor(GOOD).to_sparse()], "frame 0 must be a dense tensor, got layout sparse_coo"),
+        (
+            [torch.tensor(GOOD, device="meta")],
+            "frame 0 must be a dense tensor, got one on the meta",
+        ),
         ([GOOD, GOOD[:2]], "frame 1 must be 6x4 as the first one, got 6x2"),
     ],
 )
 def test_lists_are_refused_by_frame(frames: list, words: str) -> None:
     with pytest.raises(VideoError, match=f"^frames: {words}"):
         open_video(frames)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda x: x.to_sparse(), "a dense tensor, got layout sparse_coo"),
+        (lambda x: torch.nested.nested_tensor(list(x)), "a dense tensor, got a nested one"),
+        (lambda x: x.to("meta"), "a dense tensor, got one on the meta device, which has no values"),
+        (lambda x: x.bfloat16(), "of dtype uint8, got bfloat16"),
+    ],
+)
+def test_a_tensor_that_numpy_cannot_hold(make: Callable, words: str) -> None:
+    with pytest.raises(VideoError, match=f"^frames: frames must be {words}$"):
+        open_video(make(torch.zeros(2, 4, 6, 3, dtype=torch.uint8)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -158,6 +159,29 @@ def test_what_holds_no_video_is_named(source: object, words: str) -> None:
 def test_a_device_is_refused() -> None:
     with pytest.raises(VideoError, match=r"^/dev/null: it is a device, not a file or a pipe"):
         open_video("/dev/null")
+
+
+def test_a_stream_that_cannot_be_read(folder: Path, tmp_path: Path) -> None:
+    path = folder / "clip.mp4"
+    with path.open("rb") as closed:
+        pass
+    memory = io.BytesIO(path.read_bytes())
+    memory.close()
+    for stream, name in ((closed, str(path)), (memory, "stream")):
+        rule = f"open_video: source must be an open stream, got the closed {name}"
+        with pytest.raises(ValueError, match=f"^{re.escape(rule)}$"):
+            open_video(stream)
+    target = (tmp_path / "new").open("wb")
+    with target, pytest.raises(ValueError, match="source must be a stream to read"):
+        open_video(target)
+
+
+def test_standard_input_that_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(b"..."))
+    monkeypatch.setattr(sys, "stdin", stream)
+    stream.buffer.close()
+    with pytest.raises(VideoError, match=r"^standard input: it is closed$"):
+        open_video("-")
 
 
 def test_text_is_no_stream_of_bytes() -> None:

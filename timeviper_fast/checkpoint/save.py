@@ -112,6 +112,8 @@ def free_target(directory: PathLike, overwrite: bool = False) -> Path:
     Raises:
         CheckpointError: it holds something that must not be replaced, or cannot be written.
     """
+    if not isinstance(overwrite, bool):
+        raise CheckpointError("save_pretrained", "overwrite", "be True or False", repr(overwrite))
     if not str(directory):
         raise CheckpointError("save_pretrained", "directory", "be named", "''")
     if embedded_directory(directory) is not None:

@@ -12,7 +12,7 @@ import typer
 
 from timeviper_fast.cli.app import MODEL_HELP, BackendName, Device, Dtype, Json, named
 from timeviper_fast.cli.interrupt import importing
-from timeviper_fast.errors import fail
+from timeviper_fast.errors import expect_folder, fail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -114,7 +114,14 @@ def needle(
         max_new_tokens=max_new_tokens,
         form=form,
     )
+    # refuse every wrong option before the extras are imported and the weights are loaded
     images = _images(haystack, needle, question, options, answer)
+    longest = max(plan.frames)
+    asked, plain = ([], 0) if haystack else _of_world(tasks, level, pool, longest)
+    plan.expect_tasks(len(images or asked))
+    expect_folder("needle", "out", out)
+    if not fps > 0:
+        fail("needle", "fps", "be a number above 0", fps)
     if figures:
         expect_matplotlib()
     with (
@@ -128,15 +135,10 @@ def needle(
             fail("needle", "model", "have a tokenizer", model)
         # raise the errors of keep and control before thousands of frames are encoded
         variants(loaded.backbone.stages, plan.keeps, plan.controls)
-        longest = max(plan.frames)
         made: Haystack
         if haystack:
             made = _films(loaded, haystack, images, longest, fps, progress)
         else:
-            plain = max(12_000, longest) if pool is None else pool
-            if plain < longest:
-                fail("needle", "pool", f"have the longest video's {longest:,} frames", plain)
-            asked = items(tasks, str, "tasks")
             made = _world(loaded, asked, seed, level, plain, held_out, progress)
         rows = run_needles(loaded, loaded.tokenizer, made, plan, Path(out), progress=progress)
     foot = made.foot if form == "ours" else f"in the form of {form}; {made.foot}"
@@ -168,6 +170,18 @@ def _grid(form: str, frames: str, depths: int | None) -> dict[str, Any]:
     own = form_of(form) or NeedlePlan
     lengths = tuple(items(frames, int, "frames"))
     return {"frames": lengths or own.frames, "depths": own.depths if depths is None else depths}
+
+
+def _of_world(tasks: str, level: str, pool: int | None, longest: int) -> tuple[list[str], int]:
+    """The tasks of the synthetic world, and the number of its plain frames, checked."""
+    from timeviper_fast.evaluation.synthetic import expect_world
+
+    asked = items(tasks, str, "tasks")
+    expect_world(asked, level)
+    plain = max(12_000, longest) if pool is None else pool
+    if plain < longest:
+        fail("needle", "pool", f"have the longest video's {longest:,} frames", plain)
+    return asked, plain
 
 
 def _images(

@@ -13,7 +13,7 @@ from timeviper_fast.errors import fail
 from timeviper_fast.evaluation.shared import asking_stage
 from timeviper_fast.model.model import TimeViperNetwork
 
-__all__ = ["CONTROLS", "Variant", "variants", "with_variant"]
+__all__ = ["CONTROLS", "Variant", "expect_controls", "variants", "with_variant"]
 
 CONTROLS = {
     "blind": "the needed frames are plain ones",
@@ -44,6 +44,12 @@ class Variant:
         return f"keep {self.keep:g}" + ("" if self.control == "none" else f", {self.control}")
 
 
+def expect_controls(controls: Sequence[str]) -> None:
+    """Raise an ArgumentError for a control that is unknown."""
+    if unknown := set(controls) - set(CONTROLS):
+        fail("needle", "controls", f"be some of {', '.join(CONTROLS)}", sorted(unknown)[0])
+
+
 def variants(
     stages: tuple[CompressionStage, ...], keeps: Sequence[float], controls: Sequence[str]
 ) -> list[Variant]:
@@ -58,8 +64,7 @@ def variants(
         ArgumentError: a control is unknown, or needs an attention stage and the model has none, or
             `keeps` is given for a model without exactly one attention stage.
     """
-    if unknown := set(controls) - set(CONTROLS):
-        fail("needle", "controls", f"be some of {', '.join(CONTROLS)}", sorted(unknown)[0])
+    expect_controls(controls)
     asking = asking_stage(stages)
     by_attention = [stage for stage in stages if stage.select == "attention"]
     if keeps and len(by_attention) != 1:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from timeviper_fast.errors import fail, is_integer
-from timeviper_fast.evaluation.controls import Variant, variants, with_variant
+from timeviper_fast.errors import expect_folder, fail, is_integer, is_number
+from timeviper_fast.evaluation.controls import Variant, expect_controls, variants, with_variant
 from timeviper_fast.evaluation.forms import Form, form_of
 from timeviper_fast.evaluation.rows import Row, RowFile, keep_settings
 from timeviper_fast.evaluation.shared import SharedVideo
@@ -71,6 +71,15 @@ class NeedlePlan:
             rule = f"be integers of at least the number of depths ({self.depths})"
             fail("needle", "frames", rule, list(self.frames))
         form_of(self.form)
+        for keep in self.keeps:
+            if not (is_number(keep) and 0 < keep <= 1):
+                fail("needle", "keeps", "lie in (0, 1]", keep)
+        expect_controls(self.controls)
+
+    def expect_tasks(self, tasks: int) -> None:
+        """Raise an ArgumentError if a video has fewer depths than so many tasks."""
+        if tasks > self.depths:
+            fail("needle", "depths", f"be at least the number of tasks ({tasks})", self.depths)
 
 
 def run_needles(
@@ -94,11 +103,11 @@ def run_needles(
         progress: called with ("answers", done, all).
 
     Raises:
-        ValueError: the folder holds rows of other settings, or a video does not fit the model.
+        ValueError: `out` is a file or holds rows of other settings, or a video does not fit the
+            model.
     """
-    if len(haystack.tasks) > plan.depths:
-        rule = f"be at least the number of tasks ({len(haystack.tasks)})"
-        fail("needle", "depths", rule, plan.depths)
+    expect_folder("needle", "out", out)
+    plan.expect_tasks(len(haystack.tasks))
     ways = variants(model.backbone.stages, plan.keeps, plan.controls)
     settings = {
         "model": _fingerprint(model),

@@ -18,6 +18,7 @@ from timeviper_fast.evaluation.alike import find_alike, thumbnails
 from timeviper_fast.evaluation.trial import Probe, Trial, frame_at
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.synthetic.glyphs import DIGITS, LETTERS
+from timeviper_fast.synthetic.levels import LEVELS
 from timeviper_fast.synthetic.needle import Needle
 from timeviper_fast.synthetic.pool import FramePool, PoolSize
 from timeviper_fast.synthetic.questions import TASKS, Puzzle, Question, draw_puzzle
@@ -25,7 +26,7 @@ from timeviper_fast.synthetic.shapes import SHAPES
 from timeviper_fast.synthetic.wordings import HELD_OUT_WORDINGS, WORDINGS
 from timeviper_fast.synthetic.world import World
 
-__all__ = ["ABSENT_TASKS", "NEEDLE_TASKS", "SyntheticHaystack", "draw_scene"]
+__all__ = ["ABSENT_TASKS", "NEEDLE_TASKS", "SyntheticHaystack", "draw_scene", "expect_world"]
 
 ABSENT_TASKS = ("no-sign", "no-colour", "no-chain", "no-count")
 NEEDLE_TASKS = (*TASKS, *ABSENT_TASKS)
@@ -58,7 +59,7 @@ class SyntheticHaystack:
         foot: str = "",
         held_out: bool = False,
     ) -> None:
-        _check_tasks(tasks)
+        _expect_tasks(tasks)
         self.tasks, self.foot, self._held_out = tuple(tasks), foot, held_out
         self.facts = {**(facts or {}), "tasks": list(tasks), "held_out": held_out}
         self._model, self._pool = model, pool
@@ -85,7 +86,7 @@ class SyntheticHaystack:
             size: how many frames the pool has.
             progress: called with ("frames", done, all).
         """
-        _check_tasks(tasks)
+        expect_world(tasks, level)
         side = model.config.vision.image_size
         if side != 48:
             remedy = "give haystack files instead"
@@ -124,7 +125,14 @@ class SyntheticHaystack:
         return self._model.projector.project(features.to(self._model.device, self._model.dtype))
 
 
-def _check_tasks(tasks: Sequence[str]) -> None:
+def expect_world(tasks: Sequence[str], level: str) -> None:
+    """Raise an ArgumentError for unknown tasks or an unknown level, without a model."""
+    _expect_tasks(tasks)
+    if level not in LEVELS:
+        fail("needle", "level", f"be one of {', '.join(LEVELS)}", level)
+
+
+def _expect_tasks(tasks: Sequence[str]) -> None:
     if not tasks or not set(tasks) <= set(NEEDLE_TASKS) or len(set(tasks)) < len(tasks):
         fail("needle", "tasks", f"be different ones of {', '.join(NEEDLE_TASKS)}", list(tasks))
     subjects = sum(_SUBJECTS.get(task, 0) for task in tasks)

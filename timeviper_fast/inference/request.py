@@ -116,6 +116,8 @@ class Request:
             parse_policy(self.policy)
         parse_span(self.start, self.end)
         check_sampling(self.sampling)
+        if not isinstance(self.mention_duration, bool):
+            fail("ask", "mention_duration", "be True or False", self.mention_duration)
         _expect_positive("max_new_tokens", self.max_new_tokens, "tokens")
         if self.chunk is not None:
             _expect_positive("chunk", self.chunk, "tokens")

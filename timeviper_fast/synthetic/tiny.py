@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from timeviper_fast.errors import ArgumentError, is_integer
+from timeviper_fast.errors import ArgumentError, expect_folder, is_integer
 from timeviper_fast.model.initialize import init_weights
 from timeviper_fast.presets import preset
 from timeviper_fast.synthetic.kinds import OPTIONS, synthetic_source
@@ -133,8 +133,9 @@ def train_tiny(
         The folder of the trained model (bfloat16), which `TimeViper.from_pretrained` loads.
 
     Raises:
-        ValueError: `folder` holds a run with another plan.
+        ValueError: `folder` is a file, or holds a run with another plan.
     """
+    expect_folder("train_tiny", "folder", folder)
     folder, plan = Path(folder), plan or TinyPlan()
     config = preset(_PRESET)
     for line in pretrain_vision(

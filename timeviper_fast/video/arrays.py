@@ -30,7 +30,7 @@ class ArrayReader:
         seconds: np.ndarray | None,
         fps: float | None,
     ) -> None:
-        array = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else frames
+        array = _values(f"{name}: frames", frames) if isinstance(frames, Tensor) else frames
         if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
             have = f"shape {tuple(array.shape)}"
             raise VideoError(f"{name}: frames must be (frames, height, width, 3), got {have}")
@@ -68,11 +68,33 @@ class ListReader:
         for position in positions:
             frame = self._frames[position]
             if isinstance(frame, Tensor):
-                yield position, frame.detach().cpu().numpy()
+                yield position, _values(f"frame {position}", frame)
             elif isinstance(frame, np.ndarray):
                 yield position, frame
             else:
                 yield position, rgb_of(frame)
+
+
+def _values(name: str, x: Tensor) -> np.ndarray:
+    """The values of a tensor, which must have some that NumPy can hold."""
+    _expect_dense(name, x)
+    if x.dtype != torch.uint8:
+        raise VideoError(
+            f"{name} must be of dtype uint8, got {str(x.dtype).removeprefix('torch.')}"
+        )
+    return x.detach().cpu().numpy()
+
+
+def _expect_dense(name: str, x: Tensor) -> None:
+    kind = ""
+    if x.is_meta:
+        kind = "one on the meta device, which has no values"
+    elif x.is_nested:
+        kind = "a nested one"
+    elif x.layout != torch.strided:
+        kind = f"layout {str(x.layout).removeprefix('torch.')}"
+    if kind:
+        raise VideoError(f"{name} must be a dense tensor, got {kind}")
 
 
 def _size(name: str, frame: Any) -> tuple[int, int]:
@@ -84,6 +106,8 @@ def _size(name: str, frame: Any) -> tuple[int, int]:
     rule = "must be (height, width, 3) uint8, or a Pillow image"
     if not isinstance(frame, (Tensor, np.ndarray)):
         raise VideoError(f"{name} {rule}, got {type(frame).__name__}")
+    if isinstance(frame, Tensor):
+        _expect_dense(name, frame)
     shape, dtype = tuple(frame.shape), str(frame.dtype).removeprefix("torch.")
     if len(shape) != 3 or shape[-1] != 3 or 0 in shape or dtype != "uint8":
         raise VideoError(f"{name} {rule}, got shape {shape} {dtype}")

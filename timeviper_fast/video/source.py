@@ -83,7 +83,7 @@ def find_source(source: Any, fps: float | None, progress: Progress | None) -> So
 
 def _standard_input() -> IO[bytes]:
     stream = getattr(sys.stdin, "buffer", None)
-    if stream is None:
+    if stream is None or stream.closed:
         raise VideoError(f"{_STDIN}: it is closed")
     if stream.isatty():
         raise VideoError(f"{_STDIN}: it is a terminal; pipe a video into it, or redirect a file")
@@ -92,6 +92,11 @@ def _standard_input() -> IO[bytes]:
 
 def _copied(name: str, stream: Any, fps: float | None, progress: Progress | None) -> Source:
     """The source that a stream holds, from a temporary copy: a video is read more than once."""
+    if getattr(stream, "closed", False):
+        raise ArgumentError("open_video", "source", "be an open stream", f"the closed {name}")
+    if not getattr(stream, "readable", lambda: True)():
+        rule = "be a stream to read (a file opened with mode 'rb')"
+        raise ArgumentError("open_video", "source", rule, name)
     directory = TemporaryDirectory(prefix="timeviper-fast-")
     path = Path(directory.name) / "video"
     if getattr(stream, "seekable", bool)():

@@ -27,6 +27,7 @@ from tvkernels.attention_topk.reference import (
 from tvkernels.core.backend import backend_for
 from tvkernels.core.checks import (
     Offsets,
+    expect_device,
     expect_dtype,
     expect_int,
     expect_ndim,
@@ -202,7 +203,7 @@ def uniform_topk(length: int, keep: int, device: torch.device | str | None) -> t
         (keep,) int64, ascending. `dropped_indices` gives the rest.
 
     Raises:
-        ValueError: keep is not between 0 and length.
+        ValueError: keep is not between 0 and length, or there is no such device.
 
     Numerics: integers, equal to truncating the float64 quotient. Upstream TimeViper truncates
     torch.linspace, whose rounded step can end one index off: at few pairs on the CPU (27 of 55 is
@@ -210,8 +211,7 @@ def uniform_topk(length: int, keep: int, device: torch.device | str | None) -> t
     """
     expect_int("uniform_topk", "length", length, "be an int of at least 0", 0)
     _check_keep("uniform_topk", keep, length)
-    if not (device is None or isinstance(device, (str, int, torch.device))):
-        fail("uniform_topk", "device", "be a device or None", f"a {type(device).__name__}")
+    expect_device("uniform_topk", "device", device)
     return uniform_topk_ref(length, keep, device)
 
 
@@ -229,7 +229,7 @@ def dropped_indices(kept: torch.Tensor, length: int) -> torch.Tensor:
 
     Raises:
         ValueError: kept is not int64, holds more than length indices or, on the CPU, one outside
-            [0, length).
+            [0, length) or one twice.
     """
     op = "dropped_indices"
     expect_int(op, "length", length, "be an int of at least 0", 0)
@@ -240,6 +240,11 @@ def dropped_indices(kept: torch.Tensor, length: int) -> torch.Tensor:
         fail(
             op, "kept", f"hold indices in [0, {length})", f"{int(kept.min())} to {int(kept.max())}"
         )
+    if on_host(kept) and kept.shape[-1] > 1:
+        ascending = kept.sort(dim=-1).values
+        twice = ascending[..., 1:][ascending.diff(dim=-1) == 0]
+        if twice.numel():
+            fail(op, "kept", "hold distinct indices", f"{int(twice[0])} twice")
     return dropped_indices_ref(kept, length)
 
 

@@ -21,6 +21,7 @@ from tvkernels.core.checks import (
     expect_choice,
     expect_dtype,
     expect_flags,
+    expect_in_place,
     expect_int,
     expect_ndim,
     expect_offsets,
@@ -61,8 +62,8 @@ def causal_conv1d_fn(
         return_final_states: also return the last width - 1 inputs. With seq_idx they are those of
             the row's last sequence: inputs of other sequences and padding count 0 (causal-conv1d
             refuses the two together).
-        final_states_out: (batch, dim, width - 1), dtype of x: where the final states are written
-            if they are returned.
+        final_states_out: (batch, dim, width - 1), dtype of x, strides that do not overlap, no leaf
+            that requires gradients: where the final states are written if they are returned.
         activation: None, "silu" or "swish" (the same).
 
     Returns:
@@ -89,6 +90,8 @@ def causal_conv1d_fn(
                 op, name, states, "(batch, dim, width - 1)", (batch, dim, weight.shape[1] - 1)
             )
             expect_dtype(op, name, states, (x.dtype,))
+    if final_states_out is not None:
+        expect_in_place(op, "final_states_out", final_states_out)
     if seq_idx is not None:
         expect_shape(op, "seq_idx", seq_idx, "(batch, seqlen)", (batch, seqlen))
         expect_dtype(op, "seq_idx", seq_idx, INDEX_DTYPES)
@@ -130,9 +133,9 @@ def causal_conv1d_update(
 
     Args:
         x: (batch, dim) or (batch, dim, seqlen), any strides.
-        conv_state: (batch, dim, state_len), dtype of x, state_len at least width - 1, any strides:
-            the last inputs, oldest first; written in place. Its first size is free if
-            conv_state_indices is given.
+        conv_state: (batch, dim, state_len), dtype of x, state_len at least width - 1, any strides
+            that do not overlap: the last inputs, oldest first; written in place. Its first size is
+            free if conv_state_indices is given.
         weight: (dim, width), any float dtype.
         bias: (dim,) or None.
         activation: None, "silu" or "swish" (the same).
@@ -225,6 +228,7 @@ def _check_state(
     rows = batch if indices is None else None
     expect_shape(op, "conv_state", conv_state, "(batch, dim, state_len)", (rows, dim, None))
     expect_dtype(op, "conv_state", conv_state, (x.dtype,))
+    expect_in_place(op, "conv_state", conv_state)
     if conv_state.shape[2] < weight.shape[1] - 1:
         fail(
             op,
@@ -236,7 +240,8 @@ def _check_state(
         expect_shape(op, "cache_seqlens", cache_seqlens, "(batch,)", (batch,))
         expect_dtype(op, "cache_seqlens", cache_seqlens, INDEX_DTYPES)
     if indices is not None:
-        expect_rows(op, "conv_state_indices", indices, batch, len(conv_state))
+        writes = x.shape[2] > 0
+        expect_rows(op, "conv_state_indices", indices, batch, len(conv_state), writes=writes)
     expect_same_device(
         op, x=x, conv_state=conv_state, cache_seqlens=cache_seqlens, conv_state_indices=indices
     )

@@ -16,8 +16,10 @@ __all__ = [
     "ArgumentError",
     "Offsets",
     "expect_choice",
+    "expect_device",
     "expect_dtype",
     "expect_flags",
+    "expect_in_place",
     "expect_int",
     "expect_limits",
     "expect_ndim",
@@ -104,7 +106,7 @@ def expect_same_device(op: str, **tensors: torch.Tensor | None) -> None:
 
 
 def expect_tensors(op: str, **values: Any) -> None:
-    """Each value is a tensor."""
+    """Each value is a dense tensor."""
     for name, value in values.items():
         _expect_tensor(op, name, value)
 
@@ -114,6 +116,33 @@ def expect_flags(op: str, **values: Any) -> None:
     for name, value in values.items():
         if not (isinstance(value, int) and value in (0, 1)):
             fail(op, name, "be True or False", _named(value))
+
+
+def expect_in_place(op: str, argument: str, x: torch.Tensor) -> None:
+    """`x` can be written in place: no two elements share memory, and autograd allows it."""
+    # a test of the usual layouts saves most of the host time
+    if not (x.is_contiguous() or (x.ndim > 1 and x.mT.is_contiguous())) and _overlaps(x):
+        rule = "have no two elements at one place in memory (it is written in place)"
+        got = f"shape {tuple(x.shape)} with strides {x.stride()}"
+        fail(op, argument, rule, got, "call .contiguous() first")
+    if x.requires_grad and torch.is_grad_enabled():
+        owner = x if x._base is None else x._base
+        if owner.is_leaf:
+            rule = "not be a leaf that requires gradients (it is written in place)"
+            fail(op, argument, rule, "requires_grad=True", "pass its .detach()")
+
+
+def expect_device(op: str, argument: str, value: Any) -> None:
+    """`value` is None or names a device that PyTorch can use here."""
+    if not (value is None or isinstance(value, (str, torch.device)) or is_int(value)):
+        fail(op, argument, "be a device or None", _named(value))
+    if value is None or torch.compiler.is_compiling():
+        return
+    try:
+        torch.empty(0, device=value)
+    # PyTorch raises AssertionError for a backend that it was built without
+    except (RuntimeError, AssertionError):
+        fail(op, argument, "be a device that PyTorch can use here, or None", repr(value))
 
 
 def expect_choice(op: str, argument: str, value: Any, choices: Sequence[str | None]) -> None:
@@ -173,13 +202,18 @@ def expect_offsets(op: str, argument: str, offsets: Offsets, total: int, *, exac
         fail(op, argument, f"rise from 0 to {end} (the packed length)", values)
 
 
-def expect_rows(op: str, argument: str, indices: torch.Tensor, batch: int, rows: int) -> None:
-    """`indices` (batch,) are rows of a tensor that has `rows` of them, or negative for none. Values
-    that lie on a device are not read."""
+def expect_rows(
+    op: str, argument: str, indices: torch.Tensor, batch: int, rows: int, *, writes: bool = True
+) -> None:
+    """`indices` (batch,) are rows of a tensor that has `rows` of them, or negative for none, each
+    named once if it is written. Values that lie on a device are not read."""
     expect_shape(op, argument, indices, "(batch,)", (batch,))
     expect_dtype(op, argument, indices, INDEX_DTYPES)
-    if batch and on_host(indices) and int(indices.max()) >= rows:
+    named = sorted(row for row in indices.tolist() if row >= 0) if on_host(indices) else []
+    if named and named[-1] >= rows:
         fail(op, argument, f"be below {rows} (the rows of the state)", indices.tolist())
+    if writes and any(a == b for a, b in pairwise(named)):
+        fail(op, argument, "name each row at most once (it is written)", indices.tolist())
 
 
 def is_int(value: Any) -> bool:
@@ -196,6 +230,18 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, Real)) and not isinstance(value, bool)
 
 
+def _overlaps(x: torch.Tensor) -> bool:
+    """Whether elements of `x` may share memory: not if each stride is longer than all that lies
+    within the shorter ones, as in every view of a contiguous tensor but expanded and unfolded ones.
+    """
+    # no sort: torch.compile cannot sort dynamic sizes
+    dims = [(stride, size) for stride, size in zip(x.stride(), x.shape) if size > 1]
+    return any(
+        stride <= sum((n - 1) * s for j, (s, n) in enumerate(dims) if s <= stride and j != i)
+        for i, (stride, _) in enumerate(dims)
+    )
+
+
 def _named(value: Any) -> str:
     """What a sentence says of a value of the wrong kind: a tensor's kind, not its elements."""
     return f"a {type(value).__name__}" if hasattr(value, "shape") else repr(value)
@@ -204,3 +250,8 @@ def _named(value: Any) -> str:
 def _expect_tensor(op: str, argument: str, x: Any) -> None:
     if not isinstance(x, torch.Tensor):
         fail(op, argument, "be a tensor", f"a {type(x).__name__}")
+    if x.is_nested:
+        fail(op, argument, "be a dense tensor", "a nested one", "pad it, or pack it in one row")
+    if x.layout != torch.strided:
+        got = f"layout {str(x.layout).removeprefix('torch.')}"
+        fail(op, argument, "be a dense tensor", got, "call .to_dense() first")

@@ -18,6 +18,7 @@ from tvkernels.core.checks import (
     INDEX_DTYPES,
     expect_choice,
     expect_dtype,
+    expect_in_place,
     expect_limits,
     expect_ndim,
     expect_rows,
@@ -63,13 +64,13 @@ def mamba2_decode_step(
     Args:
         zxbcdt: (batch, 2 * dim + 2 * ngroups * d_state + nheads), the input projection's columns
             [z | x, B, C | dt] with dim = nheads * headdim; any strides.
-        conv_state: (batch, dim + 2 * ngroups * d_state, state_len), dtype of zxbcdt, any strides;
-            fastest where the channels are contiguous. A circular buffer of the last inputs: this
+        conv_state: (batch, dim + 2 * ngroups * d_state, state_len), dtype of zxbcdt, any strides
+            that do not overlap, fastest where the channels are contiguous. A circular buffer: this
             token goes to slot cache_seqlens % state_len, the one before it is in the slot before.
             state_len is at least width: the slot that is written holds no input that is still read,
             by whichever part of the launch. Its first size is free with state_batch_indices.
-        ssm_state: (batch, nheads, headdim, d_state), float32 or 16 bit, any strides. Its first size
-            is free with state_batch_indices.
+        ssm_state: (batch, nheads, headdim, d_state), float32 or 16 bit, any strides that do not
+            overlap. Its first size is free with state_batch_indices.
         cache_seqlens: (batch,) int32 or int64, tokens that conv_state has taken in before this one,
             also modulo state_len; the caller counts on.
         conv1d_weight: (dim + 2 * ngroups * d_state, width), any float dtype.
@@ -130,6 +131,8 @@ def _check_states(
     layout = "(batch, dim + 2 * ngroups * d_state, state_len)"
     expect_shape(OP, "conv_state", conv_state, layout, (rows, None, None))
     expect_dtype(OP, "conv_state", conv_state, (zxbcdt.dtype,))
+    for name, state in {"conv_state": conv_state, "ssm_state": ssm_state}.items():
+        expect_in_place(OP, name, state)
     expect_shape(OP, "cache_seqlens", cache_seqlens, "(batch,)", (batch,))
     expect_dtype(OP, "cache_seqlens", cache_seqlens, INDEX_DTYPES)
     if indices is not None:

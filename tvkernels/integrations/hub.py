@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tvkernels.core.checks import fail
 from tvkernels.integrations.patching import FUSED, SERVED, decline
 from tvkernels.integrations.serving import Fallback, Fallbacks, serving, words_of
 
@@ -30,9 +31,17 @@ class KernelLayer:
 
     `load()` returns a layer with the arguments of transformers' own function; `kernelize` replaces
     that function's forward by the layer's.
+
+    Args:
+        name: that of the layer in kernels, one of the keys of `kernel_mapping()`.
+
+    Raises:
+        ValueError: there is no such layer.
     """
 
     def __init__(self, name: str) -> None:
+        if not (isinstance(name, str) and name in LAYERS):
+            fail("KernelLayer", "name", f"be one of {', '.join(LAYERS)}", repr(name))
         self.name = name
         self._fallbacks = Fallbacks()
 
@@ -82,5 +91,11 @@ def kernel_mapping(
 
     Args:
         devices: device types, in the library's names, on which to use the ops.
+
+    Raises:
+        ValueError: `devices` is no list of names.
     """
+    names = isinstance(devices, Sequence) and not isinstance(devices, str)
+    if not (names and all(isinstance(device, str) for device in devices)):
+        fail("kernel_mapping", "devices", "be a list of device types, as ['cuda']", repr(devices))
     return {name: {device: KernelLayer(name) for device in devices} for name in LAYERS}

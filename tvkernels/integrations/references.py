@@ -16,6 +16,7 @@ from torch import Tensor
 from tvkernels.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
 from tvkernels.causal_conv1d import causal_conv1d_varlen_states as _varlen_states
 from tvkernels.core.backend import use_backend
+from tvkernels.core.checks import expect_flags
 from tvkernels.rmsnorm import rmsnorm_fn
 from tvkernels.selective_state_update import selective_state_update
 from tvkernels.split_conv1d_scan import mamba_split_conv1d_scan_combined
@@ -85,6 +86,7 @@ def rms_norm_ref(
     upcast: bool = True,
 ) -> Tensor:
     """rmsnorm_fn in plain PyTorch, which always computes in float32 (float64 for float64 x)."""
+    expect_flags("rms_norm_ref", upcast=upcast)
     return rmsnorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate)
 
 

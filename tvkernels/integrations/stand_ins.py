@@ -17,7 +17,7 @@ from tvkernels.causal_conv1d import (
     causal_conv1d_update,
     causal_conv1d_varlen_states,
 )
-from tvkernels.core.checks import fail
+from tvkernels.core.checks import expect_flags, fail
 from tvkernels.core.holds import LOCK, Holds, called, entered, left
 from tvkernels.integrations import references
 from tvkernels.rmsnorm import layernorm_fn, rmsnorm_fn
@@ -151,11 +151,13 @@ def provide(*packages: str, force: bool = False) -> Provision:
         A `Provision`: `remove()`, or leaving a `with` block, undoes this call.
 
     Raises:
-        ValueError: an unknown package, or an installed one without `force`.
+        ValueError: an unknown package, an installed one without `force`, or a `force` that is no
+            bool.
 
     Numerics: those of the ops.
     Source: mamba-ssm 2.3.2, causal-conv1d 1.7.
     """
+    expect_flags(_OP, force=force)
     if not packages:
         fail(_OP, "packages", f"be some of {', '.join(sorted(SERVED))}", "none")
     for package in packages:

@@ -15,6 +15,7 @@ from tvkernels.core.backend import backend_for
 from tvkernels.core.checks import (
     expect_dtype,
     expect_flags,
+    expect_in_place,
     expect_ndim,
     expect_rows,
     expect_same_device,
@@ -52,7 +53,8 @@ def selective_state_update(
 
     Args:
         state: (batch, nheads, dim, dstate) or, one head, (batch, dim, dstate); float32 or 16 bit,
-            any strides; written in place. Its first size is free if state_batch_indices is given.
+            any strides that do not overlap; written in place. Its first size is free if
+            state_batch_indices is given.
         x: (batch, nheads, dim) or (batch, dim).
         dt: shape of x, the step size before bias and softplus.
         A: (nheads, dim, dstate) or (dim, dstate), negative for a decay.
@@ -131,6 +133,7 @@ def _check(
     for name, t in tensors.items():
         if t is not None:
             expect_dtype(OP, name, t)
+    expect_in_place(OP, "state", state)
     expect_same_device(OP, **tensors, state_batch_indices=indices)
     if indices is not None:
         expect_rows(OP, "state_batch_indices", indices, batch, rows)
