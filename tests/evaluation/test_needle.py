@@ -164,6 +164,8 @@ def test_other_settings_and_weights_are_refused(model, tmp_path):
         ({"frames": ()}, "frames must be integers"),
         ({"videos": 0}, "videos must be an integer of 1 or more"),
         ({"max_new_tokens": 0}, "max_new_tokens must be an integer of 1 or more"),
+        ({"keeps": (0.5, 2.0)}, r"keeps must lie in \(0, 1\], got 2.0"),
+        ({"controls": ("deaf",)}, "controls must be some of blind, .*, got 'deaf'"),
     ],
 )
 def test_a_plan_is_checked(options, match):
