@@ -13,7 +13,8 @@ from tests.checkpoint.hub import ABOUT, hub_directory, tiny_tower
 from tests.goldens import golden
 from timeviper_fast import Sampling, TimeViper
 from timeviper_fast.inference import ask
-from timeviper_fast.inference.generate import decode
+from timeviper_fast.inference.generate import decode, prefill
+from timeviper_fast.inference.tiles import encode_tiles
 from timeviper_fast.presets import VISION_PRESETS
 from timeviper_fast.stages import parse_stages
 
@@ -75,6 +76,31 @@ def test_an_image(model: TimeViper, logits: list[torch.Tensor], tmp_path: Path) 
     answer = model.ask(tmp_path / "one.png", "What moves?", max_new_tokens=8, sampling=GREEDY)
     assert_answer("image", answer, logits)
     assert (answer.frame_seconds, len(answer.kept_seconds)) == ((0.0,), 64)
+
+
+@torch.no_grad()
+def test_an_image_and_its_tiles(model: TimeViper) -> None:
+    """The recorded run takes seven frames as the whole image and its tiles."""
+    columns, rows = ABOUT["tiles"]["grid_wh"]
+    visual = encode_tiles(model, GOLDEN["frames"][: 1 + rows * columns], rows, columns)
+    ids = GOLDEN["image_input_ids"]
+    cut = ids[0].tolist().index(-200)
+    embeddings, segment = model.embed(ids[:, :cut], visual, ids[:, cut + 1 :])
+    read = prefill(model.backbone, embeddings, segment, max_new_tokens=8)
+    steps: list[torch.Tensor] = []
+    said = decode(model.backbone, read, max_new_tokens=8, on_logits=steps.append)
+    assert torch.stack(list(said), 1).tolist() == GOLDEN["tiles.generated"].tolist()
+    torch.testing.assert_close(torch.cat(steps), GOLDEN["tiles.logits"], rtol=0, atol=1e-4)
+
+
+def test_a_picture_in_tiles(model: TimeViper, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    picture = GOLDEN["frames"][:2, :100].flatten(0, 1).numpy()  # 200 x 80: 2 x 1 tiles of 144
+    image.fromarray(picture).save(tmp_path / "one.png")
+    answer = model.ask(tmp_path / "one.png", "What moves?", max_new_tokens=1, tiles=True)
+    assert len(answer.kept_seconds) == 3 * 64
+    with pytest.raises(ValueError, match="tiles must be left out but for a single image, got True"):
+        model.ask(GOLDEN["frames"], "What moves?", tiles=True)
 
 
 def test_stages_at_load_time(home: Path, logits: list[torch.Tensor]) -> None:

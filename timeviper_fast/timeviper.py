@@ -190,6 +190,7 @@ class TimeViper(TimeViperNetwork):
         chunk: int | None = Request.chunk,
         on_error: str = Request.on_error,
         stages: Stages | None = Request.stages,
+        tiles: bool = Request.tiles,
         on_text: Callable[[str], None] | None = None,
         progress: Progress | None = None,
     ) -> Answer:
@@ -223,6 +224,7 @@ class TimeViper(TimeViperNetwork):
                 vision tokens that stay, and the stream that attention scores), a rule
                 ("uniform0_attention", "pyramiddrop"), "none", or a tuple of `CompressionStage`,
                 which count our layers.
+            tiles: show a single image whole and cut into tiles, up to 6 x 6, for small details.
             on_text: called with each piece of the answer as it appears.
             progress: called with (what, done, total) during long work.
 
@@ -242,6 +244,7 @@ class TimeViper(TimeViperNetwork):
             chunk=chunk,
             on_error=on_error,
             stages=stages,
+            tiles=tiles,
         )
         return answer(self, self.tokenizer, video, request, on_text=on_text, progress=progress)
 

@@ -117,10 +117,11 @@ MODULES = {
         "__init__": "",
         "plan": "",
         "encode": "",
+        "tiles": "",
         "request": "",
         "generate": "plan request",
         "fit": "plan request",
-        "ask": "encode fit generate request",
+        "ask": "encode fit generate request tiles",
     },
     "cli": {
         "__init__": "",

@@ -50,6 +50,9 @@ def ask(
         float | None,
         typer.Option(help="Above 1: fewer repeated words; default: the model's."),
     ] = Sampling.repetition_penalty,
+    tiles: Annotated[
+        bool, typer.Option("--tiles", help="Show a single image whole and cut into tiles.")
+    ] = Request.tiles,
     answer_prefix: Annotated[
         str, typer.Option(help="Words the answer must begin with.")
     ] = Request.answer_prefix,
@@ -114,6 +117,7 @@ def ask(
         frame_batch=frame_batch,
         chunk=chunk,
         on_error="use" if salvage else "raise",
+        tiles=tiles,
     )
     inputs = (video, str(embedded_directory(model) or model))
     target = None if output in (None, "-") else writable(output, inputs)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from timeviper_fast.inference.encode import encode_video, filling_note, shape_of
 from timeviper_fast.inference.fit import check_fits
 from timeviper_fast.inference.generate import Prefill, StageCount, decode, prefill
 from timeviper_fast.inference.request import Request
+from timeviper_fast.inference.tiles import best_grid, cut_tiles, encode_tiles
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.stages import parse_stages
 from timeviper_fast.stops import Stop, StopWatch
@@ -118,8 +120,13 @@ def _answer(
     with watch.at("prompt"):
         prompt = _write_prompt(tokenizer, model.config, request, duration, len(indices))
         _check_tokenizer(model.config, prompt, stop_ids)
-        check_fits(model.config, prompt, len(indices), request)
-    visual, times = encode_video(model, source, indices, request.frame_batch, watch, progress)
+        size = model.config.vision.image_size
+        grid = best_grid(*source.size, size) if request.tiles else (0, 0)
+        check_fits(model.config, prompt, len(indices), request, 1 + prod(grid))
+    if request.tiles:
+        visual, times = _encode_tiles(model, source, grid, watch)
+    else:
+        visual, times = encode_video(model, source, indices, request.frame_batch, watch, progress)
     lost = source.lost_frames
     if len(times) != len(indices) and request.mention_duration:
         # Some frames did not decode. Write the prompt again, with the number that did.
@@ -144,6 +151,19 @@ def _answer(
         notes=(*source.notes, *filling_note(len(times), clip, repeated)),
         model_note=model.note,
     )
+
+
+def _encode_tiles(
+    model: TimeViperNetwork, source: Video, grid: tuple[int, int], watch: StopWatch
+) -> tuple[Tensor, Tensor]:
+    """Visual tokens (1, n, d_model) of a single image and its tiles, and its second."""
+    with watch.at("decode"):
+        frame = next(source.frames([0], 1))
+    with watch.at("vision") as stop:
+        crops = cut_tiles(frame.rgb[0], model.config.vision.image_size, *grid)
+        visual = encode_tiles(model, crops, *grid)
+        stop.shape, stop.tokens = f"{len(crops)} images", str(visual.shape[1])
+    return visual, frame.seconds
 
 
 def stop_ids_of(tokenizer: PreTrainedTokenizerBase, config: TimeViperConfig) -> set[int]:

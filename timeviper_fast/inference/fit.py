@@ -16,13 +16,16 @@ from timeviper_fast.video.sampling import smaller
 __all__ = ["check_fits"]
 
 
-def check_fits(config: TimeViperConfig, prompt: Prompt, frames: int, request: Request) -> None:
+def check_fits(
+    config: TimeViperConfig, prompt: Prompt, frames: int, request: Request, images: int = 1
+) -> None:
     """Refuse a prompt that the model cannot read before an hour of video is encoded for it.
 
     Args:
         config: of the model.
         prompt: the text around the vision tokens.
         frames: how many the request's policy has chosen.
+        images: pictures that a single image is cut into, itself included.
         request: its `policy` and `max_new_tokens`.
 
     Raises:
@@ -32,7 +35,7 @@ def check_fits(config: TimeViperConfig, prompt: Prompt, frames: int, request: Re
     new, policy = request.max_new_tokens, request.policy or config.policy
 
     def lengths(frames: int, new: int) -> list[int]:
-        vision = config.visual_tokens(frames)
+        vision = config.visual_tokens(frames) * images
         segment = Segment(prompt.length(vision), prompt.span(vision))
         return prompt_lengths(config.backbone, config.stages, segment, new)
 

@@ -105,6 +105,7 @@ class Request:
     chunk: int | None = 8192
     on_error: str = "raise"
     stages: Stages | None = None
+    tiles: bool = False
 
     def __post_init__(self) -> None:
         from timeviper_fast.text.prompt import conversation
@@ -128,6 +129,8 @@ class Request:
 
     def of_model(self, config: TimeViperConfig, is_image: bool) -> Request:
         """The request with this model's defaults; an image is one frame and has no duration."""
+        if self.tiles and not is_image:
+            fail("ask", "tiles", "be left out but for a single image", self.tiles)
         mention = self.mention_duration
         return replace(
             self,
