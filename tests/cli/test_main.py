@@ -50,7 +50,7 @@ def test_help_version_and_completion_import_nothing_heavy():
     ("words", "found"),
     [
         ("d", ["doctor", "demo"]),
-        ("ask v.mp4 What? --st", ["--start", "--stream"]),
+        ("ask v.mp4 What? --st", ["--start", "--stages", "--stream"]),
         ("ask v.mp4 What? --dtype b", ["bfloat16"]),
         ("ask v.mp4 What? --sample up", ["upstream"]),
         ("info nemotron-nano", ["nemotron-nano-9b-v2", "nemotron-nano-12b-v2"]),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from timeviper_fast.errors import fail, is_integer, is_number
+from timeviper_fast.errors import BOOL, expect, fail, is_integer, is_number
 
 if TYPE_CHECKING:
     import torch
@@ -117,8 +117,9 @@ class Request:
             parse_policy(self.policy)
         parse_span(self.start, self.end)
         check_sampling(self.sampling)
-        if not isinstance(self.mention_duration, bool):
-            fail("ask", "mention_duration", "be True or False", self.mention_duration)
+        if self.mention_duration is not None:
+            expect("ask", self, BOOL, "mention_duration")
+        expect("ask", self, BOOL, "tiles")
         _expect_positive("max_new_tokens", self.max_new_tokens, "tokens")
         if self.chunk is not None:
             _expect_positive("chunk", self.chunk, "tokens")
