@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from timeviper_fast.errors import ArgumentError, expect_folder, is_integer
 from timeviper_fast.model.initialize import init_weights
@@ -80,6 +82,8 @@ class TinyPlan:
         pool: number of frames of which videos are drawn.
         tasks: tasks of the questions.
         measured: number of frames on which the encoder's errors are measured.
+        keep: keep value of the attention stage in the model that is left; None leaves that of
+            the last phase's end.
         seed: seed of weights, frames and questions.
     """
 
@@ -88,6 +92,7 @@ class TinyPlan:
     pool: PoolSize = field(default_factory=PoolSize)
     tasks: tuple[str, ...] = DEFAULT_TASKS
     measured: int = 2048
+    keep: float | None = 0.1
     seed: int = 0
 
     @classmethod
@@ -112,6 +117,7 @@ class TinyPlan:
             PoolSize(1024, signs=2, shapes=40, links=2),
             ("colour",),
             256,
+            None,
             seed,
         )
 
@@ -162,8 +168,17 @@ def train_tiny(
     if not model.is_dir():
         partial = folder / ".model"
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(last, partial)
+        _last_model(last, plan.keep).save_pretrained(partial)
         partial.rename(model)
+    return model
+
+
+def _last_model(trained: Path, keep: float | None) -> TimeViper:
+    """The trained model, with this keep value in its attention stage."""
+    model = TimeViper.from_pretrained(trained, dtype=torch.bfloat16)
+    if keep is not None:
+        *stages, asking = model.config.stages
+        model.set_stages((*stages, replace(asking, keep=keep)))
     return model
 
 
