@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from timeviper_fast.errors import ArgumentError, expect_folder, is_integer
 from timeviper_fast.model.initialize import init_weights
@@ -39,12 +37,13 @@ _SHARED: dict[str, Any] = {
     "learn": ("projector", "llm", "transv"),
     "weight_decay": 0.05,
     "betas": (0.9, 0.98),
+    "selection_loss": 0.1,
 }
 
 
 def _phase(
     name: str, steps: int, frames: tuple[int, int], keep: tuple[float, float], tokens: int,
-    rate: float, floor: float, levels: dict[str, float] = _LEVELS, selection: float = 0.1,
+    rate: float, floor: float, levels: dict[str, float] = _LEVELS,
 ) -> PhaseConfig:  # fmt: skip
     return PhaseConfig(
         name,
@@ -56,19 +55,16 @@ def _phase(
         transv_learning_rate=rate,
         floor=floor,
         sources=dict(levels),
-        selection_loss=selection,
         **_SHARED,
     )
 
 
-# From short videos with a large keep value to long videos with a small one. The last phase weighs
-# the selection loss more: before it, one of a hundred cards of a chain was lost at 10,000 frames.
+# from short videos with a large keep value to long videos with keep 0.1
 _PHASES = (
     _phase("short", 1500, (8, 32), (0.5, 0.3), 1500, 2e-3, 0.3),
     _phase("middle", 700, (16, 64), (0.3, 0.1), 1500, 2e-3, 0.5),
     _phase("long", 1400, (48, 256), (0.1, 0.1), 2000, 1.5e-3, 0.3),
     _phase("longest", 2000, (128, 1024), (0.1, 0.1), 3000, 1e-3, 0.0),
-    _phase("farthest", 500, (512, 3000), (0.1, 0.02), 4500, 5e-4, 0.0, selection=0.3),
 )
 
 
@@ -82,8 +78,6 @@ class TinyPlan:
         pool: number of frames of which videos are drawn.
         tasks: tasks of the questions.
         measured: number of frames on which the encoder's errors are measured.
-        keep: keep value of the attention stage in the model that is left; None leaves that of
-            the last phase's end.
         seed: seed of weights, frames and questions.
     """
 
@@ -92,7 +86,6 @@ class TinyPlan:
     pool: PoolSize = field(default_factory=PoolSize)
     tasks: tuple[str, ...] = DEFAULT_TASKS
     measured: int = 2048
-    keep: float | None = 0.1
     seed: int = 0
 
     @classmethod
@@ -117,7 +110,6 @@ class TinyPlan:
             PoolSize(1024, signs=2, shapes=40, links=2),
             ("colour",),
             256,
-            None,
             seed,
         )
 
@@ -168,17 +160,8 @@ def train_tiny(
     if not model.is_dir():
         partial = folder / ".model"
         shutil.rmtree(partial, ignore_errors=True)
-        _last_model(last, plan.keep).save_pretrained(partial)
+        shutil.copytree(last, partial)
         partial.rename(model)
-    return model
-
-
-def _last_model(trained: Path, keep: float | None) -> TimeViper:
-    """The trained model, with this keep value in its attention stage."""
-    model = TimeViper.from_pretrained(trained, dtype=torch.bfloat16)
-    if keep is not None:
-        *stages, asking = model.config.stages
-        model.set_stages((*stages, replace(asking, keep=keep)))
     return model
 
 
