@@ -56,7 +56,7 @@ def test_no_stages_and_stages_that_are_built() -> None:
         ("uniform:0:0.75", "stages 'uniform:0:0.75' must stand before one of the blocks 1 to 27"),
         ("uniform:28:0.75", "must stand before one of the blocks 1 to 27, got 28"),
         ("uniform:4:1.5", r"stages 'uniform:4:1.5': keep must lie in \(0, 1\], got 1.5"),
-        ("uniform:18:0.5,uniform:4:0.2", r"stages\[1\]: layer must lie behind the stage before it"),
+        ("uniform:18:0.5,uniform:4:0.2", r"\]: block must .* before it \(block 18\), got 4"),
         ("uniform:4:0.5,uniform:18:0.7", r"stages\[1\]: keep must not exceed the stage before it"),
         (7, "stages must be text .* or a tuple of CompressionStage, got 7"),
     ],

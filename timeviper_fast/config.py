@@ -402,22 +402,19 @@ def check_stages(stages: tuple[CompressionStage, ...], backbone: BackboneConfig)
         ValueError: naming the stage, the rule and the value.
     """
     layer_before, keep_before = -1, 1.0
+    per = backbone.layers_per_block
+    unit = "layer" if per == 1 else "block"
     for i, stage in enumerate(stages):
         owner, last = f"stages[{i}]", backbone.num_hidden_layers - 1
         if not isinstance(stage, CompressionStage):
             fail("", owner, "be a CompressionStage", stage)
+        if stage.layer % per:
+            fail(owner, "layer", f"be a multiple of {per}, the layers of a block", stage.layer)
         if stage.layer > last:
-            fail(owner, "layer", f"be at most {last}, the last layer", stage.layer)
-        if stage.layer % backbone.layers_per_block:
-            rule = f"be a multiple of {backbone.layers_per_block}, the layers of a block"
-            fail(owner, "layer", rule, stage.layer)
+            fail(owner, unit, f"be at most {last // per}, the last {unit}", stage.layer // per)
         if stage.layer <= layer_before:
-            fail(
-                owner,
-                "layer",
-                f"lie behind the stage before it (layer {layer_before})",
-                stage.layer,
-            )
+            rule = f"lie behind the stage before it ({backbone.named(layer_before)})"
+            fail(owner, unit, rule, stage.layer // per)
         if stage.keep > keep_before:
             fail(owner, "keep", f"not exceed the stage before it ({keep_before})", stage.keep)
         if stage.select == "attention" and backbone.pattern[stage.layer] != ATTENTION:

@@ -89,7 +89,10 @@ def test_published_shapes(name: str) -> None:
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu' (nothing else is built), got 'gelu'"),
         ({"use_sliding_window": True}, "use_sliding_window must be False"),
         ({"rope_scaling": {"type": "yarn"}}, "rope_scaling must be None"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type must be 'default', got 'yarn'"),
+        (
+            {"rope_parameters": {"rope_type": "yarn"}},
+            "rope_parameters must be None or of the rope_type 'default'",
+        ),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive integer, got 0"),
         ({"num_attention_heads": "4"}, "num_attention_heads must be a positive integer, got '4'"),
         ({"hidden_size": 30}, "hidden_size must be a multiple of num_attention_heads (4), got 30"),

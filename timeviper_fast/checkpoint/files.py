@@ -130,8 +130,11 @@ def open_weights(path: Path) -> Iterator[tuple[dict[str, Entry], Callable[[str],
         try:
             file = safe_open(path, framework="pt")
         except SafetensorError as error:
+            with path.open("rb") as opened:
+                pointer = opened.read(40).startswith(b"version https://git-lfs")
+            why = "a pointer of Git LFS; `git lfs pull` fetches the weights" if pointer else error
             raise CheckpointError(
-                "load_weights", "file", "be readable safetensors", f"{path} ({error})"
+                "load_weights", "file", "be readable safetensors", f"{path} ({why})"
             ) from None
         with file as tensors:
             slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118

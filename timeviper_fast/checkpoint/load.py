@@ -94,6 +94,8 @@ def load_tokenizer(directory: PathLike) -> PreTrainedTokenizerBase | None:
             # model type it does not know.
             config=PreTrainedConfig(),
             local_files_only=True,
+            # Left out, transformers asks on the terminal whether to run code that the files name.
+            trust_remote_code=False,
         )
     # damaged files can make transformers raise anything; each means there is no tokenizer
     except Exception as error:

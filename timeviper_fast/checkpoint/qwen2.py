@@ -25,7 +25,6 @@ _FIELDS: dict[str, tuple[str, Any]] = {
 }
 _SERVED = {
     "hidden_act": ("silu",),
-    "rope_scaling": (None,),
     # a sliding window is ignored unless it is switched on
     "use_sliding_window": (False, None),
     "quantization_config": (None,),
@@ -55,10 +54,16 @@ def qwen2_config_from_hf(config: Mapping[str, Any]) -> BackboneConfig:
     if type(width) is not int or width % heads:
         fail("config.json", "hidden_size", f"be a multiple of num_attention_heads ({heads})", width)
     # transformers 5 writes the base among the rotary parameters
-    rotary = config.get("rope_parameters") or {}
-    if rotary.get("rope_type", "default") != "default":
-        not_built("config.json", "rope_type", "be 'default'", rotary["rope_type"])
-    theta = config.get("rope_theta", rotary.get("rope_theta", 10000.0))
+    theta = config.get("rope_theta")
+    for name in ("rope_scaling", "rope_parameters"):
+        rotary = config.get(name) or {}
+        if not isinstance(rotary, Mapping):
+            fail("config.json", name, "be an object or null", rotary)
+        if rotary.get("rope_type", rotary.get("type", "default")) != "default":
+            rule = "be None or of the rope_type 'default' (nothing else is built)"
+            not_built("config.json", name, rule, rotary)
+        theta = rotary.get("rope_theta") if theta is None else theta
+    theta = 10000.0 if theta is None else theta
     return BackboneConfig(
         **values,
         pattern="*-" * blocks,

@@ -26,6 +26,7 @@ from timeviper_fast.checkpoint.files import (
 from timeviper_fast.checkpoint.llm import llm_config_from_hf, llm_names
 from timeviper_fast.checkpoint.mapping import NameMap, Piece, under
 from timeviper_fast.checkpoint.siglip import vision_config_from_hf
+from timeviper_fast.checkpoint.videochat_flash import ARCHITECTURE as FLASH
 from timeviper_fast.checkpoint.weights import Progress, Source, load_weights
 from timeviper_fast.config import (
     BackboneConfig,
@@ -168,6 +169,11 @@ def _llm_json(llm_dir: PathLike) -> dict[str, Any]:
         rule = "be the language model's Hugging Face directory"
         raise CheckpointError(
             "checkpoint", "llm", rule, f"{llm_dir}, a timeviper_fast checkpoint already"
+        )
+    if FLASH in (values.get("architectures") or ()):
+        rule = "be the language model's Hugging Face directory"
+        raise CheckpointError(
+            "checkpoint", "llm", rule, f"{llm_dir}, a whole model (convert --model takes it)"
         )
     return values
 

@@ -51,6 +51,7 @@ def flash_config(
     for name, served in _SERVED.items():
         if values.get(name, served[0]) not in served:
             not_built(_FILE, name, f"be {served[0]!r} (nothing else is built)", values[name])
+    penalty = generation.get("repetition_penalty")
     llm, tower = qwen2_config_from_hf(values), _tower(values)
     ends = (*llm.eos_token_ids, *token_ids("eos_token_id", generation.get("eos_token_id")))
     longest = values.get("tokenizer_model_max_length") or llm.max_position_embeddings
@@ -68,7 +69,7 @@ def flash_config(
         vision=tower,
         projector=replace(FLASH.projector, merge_heads=tower.num_attention_heads),
         stages=_stages(values),
-        repetition_penalty=generation.get("repetition_penalty", 1.0),
+        repetition_penalty=1.0 if penalty is None else penalty,
     )
 
 
@@ -94,9 +95,10 @@ def _stages(values: Mapping[str, Any]) -> tuple[CompressionStage, ...]:
     ratios = values.get("llm_image_token_ratio_list", [1.0, 0.5, 0.25, 0.125])
     if kind not in _UNIFORM:
         fail(_FILE, "llm_compress_type", f"be one of {', '.join(_UNIFORM)}", kind)
-    if not (isinstance(blocks, list) and all(type(block) is int for block in blocks)):
+    if not (isinstance(blocks, list) and all(type(b) is int and b > 0 for b in blocks)):
         fail(_FILE, "llm_compress_layer_list", "be a list of blocks", blocks)
-    if not isinstance(ratios, list) or len(ratios) != len(blocks) + 1 or ratios[0] != 1:
+    numbers = isinstance(ratios, list) and all(type(ratio) in (int, float) for ratio in ratios)
+    if not numbers or len(ratios) != len(blocks) + 1 or ratios[0] != 1:
         rule = f"be a list of {len(blocks) + 1} ratios, the first of them 1"
         fail(_FILE, "llm_image_token_ratio_list", rule, ratios)
     first = _UNIFORM[kind]

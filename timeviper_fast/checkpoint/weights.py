@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -60,6 +60,8 @@ class _Plan:
     stored: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     misfits: dict[str, str] = field(default_factory=dict)
+    # computed where no file holds them
+    tables: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, source: Source) -> None:
         """Later sources replace what earlier ones had for the same parameter."""
@@ -106,7 +108,7 @@ class _Plan:
 
     def problems(self) -> str:
         """Every mismatch in one line; empty if everything fits."""
-        names = [name for name in self.shapes if name not in self.aliases]
+        names = [n for n in self.shapes if n not in self.aliases and n not in self.tables]
         lacks = {name: lack for name in names if (lack := self._lack(name))}
         strangers = {key: key for key in self.unexpected}
         found = (
@@ -191,6 +193,7 @@ def load_weights(
     plan = _Plan(shapes, tied_names(module))
     for source in sources:
         plan.add(source)
+    plan.tables = _tables(module, plan.reads)
     problems = plan.problems()
     if problems:
         where = " + ".join(str(source.path) for source in sources)
@@ -198,6 +201,7 @@ def load_weights(
             "load_weights", where, "hold exactly the weights of this model", problems
         )
     state = _read(plan, torch.device(device), dtype, progress)
+    state |= {name: table.to(device, dtype) for name, table in plan.tables.items()}
     _check_twins(plan, state)
     for alias, name in plan.aliases.items():
         state[alias] = state[name]
@@ -211,6 +215,15 @@ def load_weights(
             # computed when the module was built, such as a table of positions
             setattr(part, name, buffer.to(device))
     return module
+
+
+def _tables(module: nn.Module, stored: Container[str]) -> dict[str, Tensor]:
+    """{name: values} of the parameters that no file holds and a part of the module computes."""
+    made: dict[str, Tensor] = {}
+    for prefix, part in module.named_modules():
+        tables: Callable[[], dict[str, Tensor]] = getattr(part, "tables", dict)
+        made |= {f"{prefix}.{name}".lstrip("."): table for name, table in tables().items()}
+    return {name: table for name, table in made.items() if name not in stored}
 
 
 def _float_dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -13,6 +13,8 @@ from timeviper_fast.errors import fail
 
 __all__ = ["convert"]
 
+_VISION, _ARCH = "siglip-vit-so400m-384px", "tome_mlp-16"
+
 
 def convert(
     output: Annotated[str, typer.Argument(help="Directory to write.", callback=named)],
@@ -32,12 +34,17 @@ def convert(
         typer.Option(help="Vision encoder's file; SigLIP: timm or HF keys.", callback=named),
     ] = None,
     vision: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Upstream's id of the vision backbone, or a SigLIP directory.", callback=named
+            help="Upstream's id of the vision backbone, or a SigLIP directory. "
+            f"Default: {_VISION}.",
+            callback=named,
         ),
-    ] = "siglip-vit-so400m-384px",
-    arch: Annotated[str, typer.Option(help="Projector, as upstream writes it.")] = "tome_mlp-16",
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help=f"Projector, as upstream writes it; default: {_ARCH}."),
+    ] = None,
     pdrop: Annotated[
         str | None, typer.Option(help="Stages, as uni_7_0.5-attn_39_0.1; default: the config's.")
     ] = None,
@@ -62,7 +69,7 @@ def convert(
         from timeviper_fast.cli.terminal import err, progress_bars, say
         from timeviper_fast.timeviper import TimeViper
     parts = {"vlm": vlm, "vision_weights": vision_weights, "pdrop": pdrop, "merge": merge}
-    parts |= {"llm": llm, "template": template}
+    parts |= {"llm": llm, "template": template, "vision": vision, "arch": arch}
     if model is not None:
         for name, value in parts.items():
             if value is not None:
@@ -77,7 +84,12 @@ def convert(
             whole = TimeViper.from_pretrained(str(model), device="cpu", dtype=dtype, progress=read)
         else:
             config = upstream_config(
-                llm, vision=vision, arch=arch, pdrop=pdrop, merge=merge, template=template
+                llm,
+                vision=vision or _VISION,
+                arch=arch or _ARCH,
+                pdrop=pdrop,
+                merge=merge,
+                template=template,
             )
             whole = load_upstream(
                 TimeViper,

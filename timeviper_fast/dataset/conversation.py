@@ -22,7 +22,7 @@ from timeviper_fast.dataset.randomness import hash63
 from timeviper_fast.dataset.rows import Row, Rows
 from timeviper_fast.dataset.sample import Cost, Draw, Limits, Sample
 from timeviper_fast.errors import ArgumentError, DataError, fail
-from timeviper_fast.text.prompt import Message, training_prompt, video_sentence
+from timeviper_fast.text.prompt import Message, training_prompt, vision_preface
 from timeviper_fast.video import open_video
 from timeviper_fast.video.preprocess import resize_normalize
 
@@ -82,6 +82,7 @@ class ConversationSource:
         mention_duration: whether `video_sentence` follows the vision tokens; None means only for
             grounding.
         leave_out: rows of the file that are never drawn, such as those with faults.
+        template: the chat template, which says what stands directly behind the vision tokens.
 
     Raises:
         ValueError: an argument breaks its rule.
@@ -100,6 +101,7 @@ class ConversationSource:
         features: FeatureCache | None = None,
         mention_duration: bool | None = None,
         leave_out: Sequence[int] = (),
+        template: str = "nano_base",
     ) -> None:
         if kind not in KINDS:
             fail("ConversationSource", "kind", f"be one of {', '.join(KINDS)}", kind)
@@ -113,6 +115,7 @@ class ConversationSource:
             raise ArgumentError("ConversationSource", "sampling.jitter", rule, "True")
         self._rows, self._count_text, self._features = rows, count_text, features
         self._left_out = frozenset(leave_out)
+        self.template = template
         self._limits = Limits(max_frames=max(64, self.sampling.unit))
         self._drawable: Sequence[int] | None = None
         self._filtered = 0
@@ -264,9 +267,10 @@ class ConversationSource:
         return row
 
     def _preface(self, row: Row, chosen: Chosen) -> str:
-        if not self.mention_duration or row.is_image:
+        if row.media is None:
             return ""
-        return video_sentence(chosen.duration, chosen.sampled)
+        told = self.mention_duration and not row.is_image
+        return vision_preface(self.template, chosen.duration if told else None, chosen.sampled)
 
     def _hit(self, numbers: Sequence[int]) -> list[int]:
         """Drop rows whose span no sampled frame shows.

@@ -21,7 +21,7 @@ from timeviper_fast.dataset.randomness import hash63, permuted
 from timeviper_fast.dataset.rows import Row
 from timeviper_fast.dataset.sample import Cost, Draw, Limits, Sample
 from timeviper_fast.errors import ArgumentError, DataError, fail, is_integer
-from timeviper_fast.text.prompt import video_sentence
+from timeviper_fast.text.prompt import vision_preface
 
 __all__ = ["JoinedSource"]
 
@@ -187,7 +187,9 @@ class JoinedSource:
     def _preface(self, join: _Join) -> str:
         starts, number = join.starts, join.asked
         told = sum(chosen.sampled for chosen in join.chosen)
-        lasts = video_sentence(starts[-1], told) if self._source.mention_duration else ""
+        source = self._source
+        seconds = starts[-1] if source.mention_duration else None
+        lasts = vision_preface(source.template, seconds, told)
         return (
             f"{lasts}The video is made of {len(join.rows)} clips, one behind the other. "
             f"The question is about clip {number + 1}, "

@@ -34,20 +34,33 @@ def encode_video(
     tokens: list[Tensor] = []
     seconds: list[Tensor] = []
     done = 0
+    # frames of a clip that is not whole yet: a batch ends early where the frames' size changes
+    left = torch.empty(0, device=model.device, dtype=model.dtype)
     batches = source.frames(indices, -(-batch // clip) * clip)
     while True:
         with watch.at("decode") as stop:
             frames = next(batches, None)
         if frames is None:
-            return torch.cat(tokens), torch.cat(seconds)
-        done += len(frames.seconds)
-        stop.shape = f"{done} x {shape_of(frames.rgb[0])}"
-        with watch.at("resize") as stop:
-            rgb = _whole_clips(frames.rgb, clip).to(model.device)
-            pixels = resize_normalize(
-                rgb, vision.image_size, vision.image_mean, vision.image_std, vision.resize
-            ).to(model.dtype)
-            stop.shape = f"{done} x {shape_of(pixels[0])}"
+            left = _whole_clips(left, clip)
+        else:
+            done += len(frames.seconds)
+            seconds.append(frames.seconds)
+            stop.shape = f"{done} x {shape_of(frames.rgb[0])}"
+            with watch.at("resize") as stop:
+                pixels = resize_normalize(
+                    frames.rgb.to(model.device),
+                    vision.image_size,
+                    vision.image_mean,
+                    vision.image_std,
+                    vision.resize,
+                ).to(model.dtype)
+                stop.shape = f"{done} x {shape_of(pixels[0])}"
+            left = torch.cat([left, pixels]) if len(left) else pixels
+        pixels, left = left.split([len(left) // clip * clip, len(left) % clip])
+        if not len(pixels):
+            if frames is None:
+                return torch.cat(tokens), torch.cat(seconds)
+            continue
         with watch.at("vision") as stop:
             features = model.vision(pixels, images)
             _note(stop, features, done)
@@ -57,7 +70,6 @@ def encode_video(
         with watch.at("project") as stop:
             tokens.append(model.projector.project(merged))
             _note(stop, tokens[-1], done)
-        seconds.append(frames.seconds)
         if progress is not None:
             progress("frames", done, len(indices))
 
@@ -88,7 +100,7 @@ def filling_note(frames: int, clip: int, repeated: int = 0) -> tuple[str, ...]:
         repeated: how many of them are copies of the last one, by the sampling policy.
     """
     missing = -frames % clip + repeated
-    if not missing:
+    if clip == 1 or not missing:
         return ()
     copies = "1 copy" if missing == 1 else f"{missing} copies"
     return (f"The last clip of {clip} frames is filled with {copies} of its last frame.",)

@@ -112,7 +112,7 @@ class Request:
         from timeviper_fast.video.sampling import parse_policy
         from timeviper_fast.video.times import parse_span
 
-        conversation(self.question, self.answer_prefix)
+        conversation(self.question, self.answer_prefix, open_answers=True)
         if self.policy is not None:
             parse_policy(self.policy)
         parse_span(self.start, self.end)

@@ -85,7 +85,8 @@ def _from_rows(table: SourceConfig, setting: Setting) -> Source:
         ),
         index=index,
         features=cache,
-        mention_duration=options.get("mention_duration"),
+        mention_duration=options.get("mention_duration", config.mention_duration or None),
+        template=config.template,
         leave_out=[fault.row for fault in faults if fault.row is not None],
     )
     if "join" in options:

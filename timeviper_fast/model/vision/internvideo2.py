@@ -43,9 +43,17 @@ class InternVideo2(VisionEncoder):
     @torch.no_grad()
     def reset_positions(self) -> None:
         """Set both position parameters to the tables that training begins with."""
+        for name, table in self.tables().items():
+            self.get_parameter(name).copy_(table)
+
+    def tables(self) -> dict[str, Tensor]:
+        """Parameters that may be computed where no checkpoint holds them."""
         config = self.config
-        for parameter, frames in ((self.pos_embed, config.clip_frames), (self.img_pos_embed, 1)):
-            parameter.copy_(position_table(config.hidden_size, config.patches_per_side, frames))
+        width, side = config.hidden_size, config.patches_per_side
+        return {
+            "pos_embed": position_table(width, side, config.clip_frames),
+            "img_pos_embed": position_table(width, side, 1),
+        }
 
     def start(self, x: Tensor, frames: int) -> Tensor:
         positions = self.img_pos_embed if frames == 1 else self.pos_embed
