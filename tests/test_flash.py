@@ -127,11 +127,15 @@ def test_our_own_format_answers_alike(
 
 def test_a_clip_that_lacks_frames_is_filled_and_says_so(model: TimeViper) -> None:
     answer = model.ask(GOLDEN["frames"][:6], "What moves?", max_new_tokens=1, policy="uniform:6")
-    assert answer.notes == ("The last clip of 4 frames is filled with 2 copies of its last frame.",)
+    assert answer.notes == (
+        "To fill clips of 4 frames, the video ends with 2 copies of its last frame.",
+    )
     assert len(answer.kept_seconds) == 2 * 64
     # fewer than 8 frames: the model's policy repeats the last one
     answer = model.ask(GOLDEN["frames"][:6], "What moves?", max_new_tokens=1)
-    assert answer.notes == ("The last clip of 4 frames is filled with 2 copies of its last frame.",)
+    assert answer.notes == (
+        "To fill clips of 4 frames, the video ends with 2 copies of its last frame.",
+    )
     assert answer.frame_seconds == (0, 1, 2, 3, 4, 5, 5, 5)
 
 

@@ -93,6 +93,7 @@ def test_published_shapes(name: str) -> None:
             {"rope_parameters": {"rope_type": "yarn"}},
             "rope_parameters must be None or of the rope_type 'default'",
         ),
+        ({"rope_scaling": ["yarn"]}, "rope_scaling must be an object or null, got ['yarn']"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive integer, got 0"),
         ({"num_attention_heads": "4"}, "num_attention_heads must be a positive integer, got '4'"),
         ({"hidden_size": 30}, "hidden_size must be a multiple of num_attention_heads (4), got 30"),
@@ -103,6 +104,18 @@ def test_published_shapes(name: str) -> None:
 def test_mistakes(change: dict[str, Any], words: str) -> None:
     with pytest.raises((ValueError, NotImplementedError), match=re.escape(words)):
         qwen2_config_from_hf(SHAPE | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "theta"),
+    [
+        ({"rope_scaling": {"type": "default"}, "rope_theta": 5e5}, 5e5),
+        ({"rope_scaling": {"rope_type": "default"}, "rope_theta": None}, 1e4),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 3e5}, "rope_theta": None}, 3e5),
+    ],
+)
+def test_default_rotary_positions(change: dict[str, Any], theta: float) -> None:
+    assert qwen2_config_from_hf(SHAPE | change).rope_theta == theta
 
 
 def test_a_block_is_two_layers() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import pytest
 import torch
 
 from tests.checkpoint.hub import hub_config, hub_directory, hub_weights, tiny_tower
+from tests.goldens import golden
+from tests.model.encoders import flat, tower_config, tower_pixels
 from timeviper_fast import TimeViper
-from timeviper_fast.checkpoint.load import read_config
+from timeviper_fast.checkpoint.load import load_tokenizer, read_config
 from timeviper_fast.checkpoint.videochat_flash import flash_config
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.model.model import TimeViperNetwork
+from timeviper_fast.model.vision.internvideo2 import position_table
 from timeviper_fast.presets import VISION_PRESETS, preset
 
 NAMES = ("model.embed_tokens.weight", "model.layers.2.self_attn.q_proj.bias")
@@ -60,6 +64,60 @@ def test_without_a_head_the_embedding_serves(tmp_path: Path, tiny: None) -> None
     again = TimeViper.from_pretrained(tmp_path / "ours")
     assert again.config == model.config
     assert torch.equal(again.backbone.lm_head.weight, weights["model.embed_tokens.weight"])
+
+
+def internvideo2_weights() -> dict[str, torch.Tensor]:
+    """The recorded tower, a projector of its width, and the recorded runs' language model."""
+    kept = {k: v for k, v in hub_weights().items() if ".vision_tower." not in k}
+    kept["model.mm_projector.mlp.0.weight"] = kept["model.mm_projector.mlp.2.weight"].clone()
+    recorded = golden("vcf_internvideo2_tower")
+    return kept | {k: v for k, v in recorded.items() if k.startswith("model.vision_tower.")}
+
+
+@torch.no_grad()
+def test_internvideo2_in_the_same_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features are upstream's; without stored positions the tables that training begins with serve."""
+    tower = replace(tower_config("internvideo2"), resize="pillow13")
+    monkeypatch.setitem(VISION_PRESETS, "internvideo2", tower)
+    about = {"mm_vision_tower": "internvideo2", "mm_hidden_size": 48}
+    weights = internvideo2_weights()
+    model = TimeViper.from_pretrained(hub_directory(tmp_path / "m", weights, **about))
+    frames = golden("vcf_umt_tower")["frames_224"]
+    want = golden("vcf_internvideo2_tower")["features_clip_224"]
+    features = model.vision(tower_pixels(frames))
+    torch.testing.assert_close(flat(features), want, rtol=0, atol=1e-5)
+    video = frames.movedim(1, -1) if frames.shape[1] == 3 else frames
+    answer = model.ask(video, "What?", max_new_tokens=2, stages="uniform:2:0.5", policy="uniform:4")
+    assert [(s.before, s.after) for s in answer.stages] == [(64, 32)]
+    positions = [name for name in weights if name.endswith("pos_embed")]
+    for name in positions:
+        del weights[name]
+    model = TimeViper.from_pretrained(hub_directory(tmp_path / "n", weights, **about))
+    assert len(positions) == 2
+    assert torch.equal(model.vision.pos_embed, position_table(48, 16, 4))
+    assert torch.equal(model.vision.img_pos_embed, position_table(48, 16, 1))
+
+
+def test_a_tokenizer_that_names_code_is_refused_without_asking(
+    tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+    path = hub_directory(tmp_path / "m")
+    about = path / "tokenizer_config.json"
+    changed = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    about.write_text(json.dumps(json.loads(about.read_text()) | changed))
+    (path / "own.py").write_text("raise SystemExit('remote code ran')")
+    with pytest.raises(ValueError, match="directory must hold a Hugging Face tokenizer"):
+        load_tokenizer(path)
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, tiny: None) -> None:
+    path = hub_directory(tmp_path / "m", shards=1)
+    (path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 7\n")
+    with pytest.raises(
+        ValueError, match=r"model.safetensors \(a pointer of Git LFS; `git lfs pull`"
+    ):
+        TimeViper.from_pretrained(path)
 
 
 def change(fault: str) -> dict[str, torch.Tensor]:
@@ -144,6 +202,14 @@ def test_another_architecture_is_named(tmp_path: Path) -> None:
             {"mm_llm_compress": True, "llm_compress_layer_list": ["4"]},
             "llm_compress_layer_list must be a list of blocks, got ['4']",
         ),
+        (
+            {"mm_llm_compress": True, "llm_compress_layer_list": [0, 2, 4]},
+            "llm_compress_layer_list must be a list of blocks, got [0, 2, 4]",
+        ),
+        (
+            {"mm_llm_compress": True, "llm_image_token_ratio_list": [1, 0.5, "x", 0.1]},
+            "llm_image_token_ratio_list must be a list of 4 ratios, the first of them 1",
+        ),
     ],
 )
 def test_mistakes_in_config_json(
@@ -159,6 +225,7 @@ def test_a_penalty_that_is_none(tmp_path: Path, tiny: None) -> None:
     path = hub_directory(tmp_path / "m", penalty=-1)
     with pytest.raises(ValueError, match="repetition_penalty must be a finite number above 0"):
         read_config(path)
+    assert flash_config(hub_config(), {"repetition_penalty": None}).repetition_penalty == 1.0
 
 
 def test_stages_that_a_config_switches_on() -> None:

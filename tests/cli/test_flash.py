@@ -54,7 +54,7 @@ def test_ask_answers_as_the_project_does(ask: Any) -> None:
 def test_a_clip_that_is_filled_is_said(ask: Any) -> None:
     code, _, err = ask("--end", "0:06", "--sample", "uniform:6")
     assert code == 0
-    said = "frames.npy: The last clip of 4 frames is filled with 2 copies of its last frame."
+    said = "frames.npy: To fill clips of 4 frames, the video ends with 2 copies of its last frame."
     assert said in err
     assert said not in ask("--end", "0:06", "--sample", "uniform:6", "--quiet")[2]
 

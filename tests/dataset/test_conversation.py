@@ -24,7 +24,7 @@ from timeviper_fast.inference.encode import encode_video
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.stops import StopWatch
 from timeviper_fast.text.byte_tokenizer import byte_tokenizer
-from timeviper_fast.text.prompt import training_prompt
+from timeviper_fast.text.prompt import training_prompt, vision_preface
 from timeviper_fast.video import open_video
 
 TOKENIZER = byte_tokenizer()
@@ -116,6 +116,8 @@ def test_a_part_a_mark_and_the_sentence(home: Path) -> None:
         == "The video lasts for 2.0 seconds, and 2 frames are uniformly sampled from it. "
     )
     assert sample.placeholder == "<video>"
+    flash = source(home, row, mention_duration=True, template="qwen_2")
+    assert flash.load(0, DRAW).preface == vision_preface("qwen_2", 2.0, 2)
 
 
 def test_pictures_and_text_beside_videos(home: Path) -> None:

@@ -150,7 +150,9 @@ def test_clips_of_four_frames_are_filled(video):
     assert len(answer.frame_seconds) == 6
     assert answer.stages[0].before == 8 * 16
     assert set(answer.kept_seconds) <= set(answer.frame_seconds)
-    assert answer.notes == ("The last clip of 4 frames is filled with 2 copies of its last frame.",)
+    assert answer.notes == (
+        "To fill clips of 4 frames, the video ends with 2 copies of its last frame.",
+    )
     # the middle frame of four, and of the two that are no copies
     seconds = answer.frame_seconds
     assert set(answer.kept_seconds) == {seconds[1], seconds[4]}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -37,11 +39,15 @@ def test_tokens_of_a_clip_have_the_second_of_its_middle_frame():
 def test_copies_that_fill_a_clip_are_told():
     assert filling_note(8, 4) == filling_note(7, 1) == ()
     assert filling_note(5, 4) == (
-        "The last clip of 4 frames is filled with 3 copies of its last frame.",
+        "To fill clips of 4 frames, the video ends with 3 copies of its last frame.",
     )
     assert filling_note(7, 4)[0].endswith("with 1 copy of its last frame.")
     # the policy may have filled it
     assert filling_note(8, 4, repeated=1) == filling_note(7, 4)
+    # 3 frames make two clips by VideoChat-Flash's rule
+    assert "4 frames, the video ends with 5 copies" in filling_note(8, 4, repeated=5)[0]
+    # a still video has equal times, and nothing is filled where frames stand alone
+    assert filling_note(8, 1, repeated=2) == ()
 
 
 @pytest.mark.parametrize("kind", ["umt", "internvideo2"])
@@ -73,6 +79,17 @@ def test_clips_of_a_video_in_batches_and_an_image(kind):
     assert (tokens.shape, seconds.tolist()) == ((12, 4, 128), list(range(9)))
     filled = pixels[[*range(9), 8, 8, 8]]
     torch.testing.assert_close(tokens, model.encode(filled), rtol=0, atol=1e-5)
+    # Pictures change their size behind frame 6, which ends a batch. Clips go on: only the last one
+    # holds copies.
+    small = torch.randint(0, 256, (4, 16, 20, 3), dtype=torch.uint8)
+    mixed = torch.cat([pixels[:6], resize_normalize(small, 24)])[[*range(9), 8, 8, 8]]
+    parts = [(rgb[:4], 0), (rgb[4:6], 4), (small[:3], 6)]
+    batches = [SimpleNamespace(rgb=p, seconds=torch.arange(at, at + len(p))) for p, at in parts]
+    video: Any = SimpleNamespace(frames=lambda *_: iter(batches))
+    watch = StopWatch(torch.device("cpu"))
+    tokens, seconds = encode_video(model, video, torch.arange(9), 4, watch, None)
+    assert seconds.tolist() == list(range(9))
+    torch.testing.assert_close(tokens, model.encode(mixed), rtol=0, atol=1e-5)
     image, _ = encoded([7])
     torch.testing.assert_close(image, model.encode(pixels[7:8], images=True), rtol=0, atol=1e-5)
     assert image.shape == (1, 12, 128)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from timeviper_fast.inference.request import Request
+
 
 @pytest.mark.parametrize(
     ("kwargs", "words"),
@@ -37,3 +39,12 @@ def test_mistakes_are_one_sentence_before_any_frame_is_encoded(model, video, kwa
         model.ask(video, **arguments)
     # opening the file is cheap; nothing behind it has begun
     assert {what for what, _, _ in seen} <= {"scan"}
+
+
+def test_an_empty_earlier_answer_is_left_to_the_chat_template(model, video):
+    """VideoChat-Flash's template takes it; a template that does not refuses it in `ask`."""
+    turns = [("user", "What?"), ("assistant", ""), ("user", "And?")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    assert Request(messages).question == messages
+    with pytest.raises(ValueError, match="answer must not be empty before the last turn"):
+        model.ask(video, messages)

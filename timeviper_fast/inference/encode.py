@@ -92,7 +92,7 @@ def token_seconds(times: Tensor, counts: Sequence[int], clip: int = 1) -> Tensor
 
 
 def filling_note(frames: int, clip: int, repeated: int = 0) -> tuple[str, ...]:
-    """A sentence about the copies of the last frame that fill its clip; () if there are none.
+    """A sentence about the copies of the last frame that fill clips; () if there are none.
 
     Args:
         frames: how many were looked at.
@@ -103,7 +103,7 @@ def filling_note(frames: int, clip: int, repeated: int = 0) -> tuple[str, ...]:
     if clip == 1 or not missing:
         return ()
     copies = "1 copy" if missing == 1 else f"{missing} copies"
-    return (f"The last clip of {clip} frames is filled with {copies} of its last frame.",)
+    return (f"To fill clips of {clip} frames, the video ends with {copies} of its last frame.",)
 
 
 def _whole_clips(rgb: Tensor, clip: int) -> Tensor:
