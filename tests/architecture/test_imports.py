@@ -110,7 +110,7 @@ MODULES = {
         "weights": "files mapping",
         "save": "config_file files weights",
         "load": "config_file files mapping videochat_flash weights",
-        "upstream": "config_file encoder files llm mapping siglip weights",
+        "upstream": "config_file encoder files llm mapping siglip videochat_flash weights",
     },
     "embedded": {"__init__": "", "models": ""},
     "inference": {
