@@ -105,7 +105,7 @@ def test_a_picture_in_tiles(model: TimeViper, tmp_path: Path) -> None:
 
 def test_stages_at_load_time(home: Path, logits: list[torch.Tensor]) -> None:
     model = TimeViper.from_pretrained(home, device="cpu", stages=HICO)
-    assert model.config.stages == parse_stages(HICO, model.config.backbone)
+    assert model.config.stages == parse_stages(HICO, model.config)
     answer = model.ask(GOLDEN["frames"], "What moves?", max_new_tokens=8)
     assert_answer("drop_penalty", answer, logits)
     whole = model.ask(GOLDEN["frames"], "What moves?", max_new_tokens=1, stages="none")

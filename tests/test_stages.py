@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 
 from timeviper_fast.config import CompressionStage
-from timeviper_fast.presets import LLM_PRESETS, preset
+from timeviper_fast.presets import preset
 from timeviper_fast.stages import parse_stages
 
-QWEN2 = LLM_PRESETS["qwen2-7b"]
-NANO = preset("nemotron-nano-9b-v2").backbone
+QWEN2 = preset("videochat-flash-7b-448")
+NANO = preset("nemotron-nano-9b-v2")
 
 
-def drop(layer: int, select: Any, keep: float, score: Any = "normed", family: str = "qwen2") -> Any:
-    spacing: Any = "linspace" if family == "qwen2" else "exact"
+def drop(
+    layer: int, select: Any, keep: float, score: Any = "normed", spacing: Any = "linspace"
+) -> Any:
     return CompressionStage(layer, select, keep, transfer=False, score=score, spacing=spacing)
 
 
@@ -34,8 +35,13 @@ def test_the_defaults_of_pyramiddrop() -> None:
 
 def test_other_llms_count_our_layers() -> None:
     stages = parse_stages("uniform:7:0.5,attention:39:0.1:raw", NANO)
-    assert stages[0] == drop(7, "uniform", 0.5, family="nemotron_h")
-    assert stages[1] == drop(39, "attention", 0.1, "raw", "nemotron_h")
+    assert stages[0] == drop(7, "uniform", 0.5, spacing="exact")
+    assert stages[1] == drop(39, "attention", 0.1, "raw", "exact")
+
+
+def test_timeviper_on_qwen2_counts_blocks_and_spaces_exactly() -> None:
+    stages = parse_stages("uniform:4:0.75", preset("timeviper-qwen2.5-7b"))
+    assert stages == (drop(8, "uniform", 0.75, spacing="exact"),)
 
 
 def test_no_stages_and_stages_that_are_built() -> None:
@@ -72,3 +78,5 @@ def test_attention_stages_stand_before_attention() -> None:
         parse_stages("attention:7:0.5:raw", NANO)
     with pytest.raises(ValueError, match=r"stages\[0\]: layer must be a multiple of 2"):
         parse_stages((CompressionStage(5, "uniform", 0.5, transfer=False),), QWEN2)
+    with pytest.raises(ValueError, match=r"\]: block must be at most 27, the last block, got 28"):
+        parse_stages((CompressionStage(56, "uniform", 0.5, transfer=False),), QWEN2)

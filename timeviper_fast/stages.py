@@ -8,8 +8,9 @@ Qwen2 are two layers of ours each. Such stages have no weights: they only drop t
 
 from __future__ import annotations
 
-from timeviper_fast.config import BackboneConfig, CompressionStage, check_stages
+from timeviper_fast.config import CompressionStage, TimeViperConfig, check_stages
 from timeviper_fast.errors import ArgumentError
+from timeviper_fast.presets import FLASH
 
 __all__ = ["STAGES_FORMS", "parse_stages"]
 
@@ -25,12 +26,13 @@ STAGES_FORMS = f"none, {', '.join(_NAMED)}, or a list as {_NAMED['uniform0_atten
 Stages = str | tuple[CompressionStage, ...] | list[CompressionStage]
 
 
-def parse_stages(stages: Stages, backbone: BackboneConfig) -> tuple[CompressionStage, ...]:
+def parse_stages(stages: Stages, config: TimeViperConfig) -> tuple[CompressionStage, ...]:
     """Read stages; those that are built already are returned as they are.
 
     Args:
         stages: text of the form above, or stages with our layer numbers.
-        backbone: the LLM that they are for.
+        config: the model that they are for. VideoChat-Flash's, known by its chat template, space
+            tokens as that project does; all others exactly.
 
     Raises:
         ArgumentError: of `stages`: another form, or they do not fit the LLM.
@@ -41,11 +43,11 @@ def parse_stages(stages: Stages, backbone: BackboneConfig) -> tuple[CompressionS
     if isinstance(stages, str):
         words = _NAMED.get(stages.strip(), stages.strip())
         pieces = [] if words in ("", "none") else words.split(",")
-        built = tuple(_parse(piece.strip(), backbone) for piece in pieces)
+        built = tuple(_parse(piece.strip(), config) for piece in pieces)
     else:
         built = tuple(stages)
     try:
-        check_stages(built, backbone)
+        check_stages(built, config.backbone)
     except ArgumentError as error:
         part = f" {stages!r}: {error.owner}: {error.argument}" if isinstance(stages, str) else ""
         if not part:
@@ -54,7 +56,8 @@ def parse_stages(stages: Stages, backbone: BackboneConfig) -> tuple[CompressionS
     return built
 
 
-def _parse(text: str, backbone: BackboneConfig) -> CompressionStage:
+def _parse(text: str, config: TimeViperConfig) -> CompressionStage:
+    backbone = config.backbone
     select, *rest = text.split(":")
     score = rest.pop() if select == "attention" and len(rest) == 3 else ""
     if select not in ("uniform", "attention") or len(rest) != 2:
@@ -77,7 +80,7 @@ def _parse(text: str, backbone: BackboneConfig) -> CompressionStage:
             keep,
             transfer=False,
             score="raw" if score == "raw" else "normed",
-            spacing="linspace" if backbone.family == "qwen2" else "exact",
+            spacing="linspace" if config.template == FLASH.template else "exact",
         )
     except ArgumentError as error:
         part = f" {text!r}: {error.argument}"

@@ -95,7 +95,7 @@ class TimeViper(TimeViperNetwork):
         def build(config: TimeViperConfig) -> TimeViper:
             nonlocal chosen
             # before any weights are read
-            chosen = None if stages is None else parse_stages(stages, config.backbone)
+            chosen = None if stages is None else parse_stages(stages, config)
             return cls(config)
 
         model, _, directory = load_pretrained(

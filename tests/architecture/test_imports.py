@@ -28,7 +28,7 @@ FOLDERS = {
     "config": "errors",
     "layout": "config errors",
     "presets": "config errors",
-    "stages": "config errors",
+    "stages": "config errors presets",
     "video": "errors",
     "text": "errors layout",
     "embedded": "",

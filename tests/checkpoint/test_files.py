@@ -13,6 +13,7 @@ from torch import nn
 
 from tests.checkpoint.parts import Whole, meta, randomise
 from tests.tiny import CONFIG
+from timeviper_fast import TimeViper
 from timeviper_fast.checkpoint.files import local_directory, weight_files
 from timeviper_fast.checkpoint.load import load_pretrained, read_config
 from timeviper_fast.checkpoint.save import save_pretrained
@@ -50,6 +51,11 @@ def test_a_hub_id_is_downloaded(tmp_path, monkeypatch):
     assert directory == tmp_path / "m"
     assert asked[0] == ("someone/timeviper", ["*.json"])
     assert "*.safetensors" in asked[-1][1]
+    # what does not fit the config is found before any weights are downloaded
+    asked.clear()
+    with pytest.raises(ValueError, match="stages must be none"):
+        TimeViper.from_pretrained("someone/timeviper", stages="hico")
+    assert asked == [("someone/timeviper", ["*.json"])]
 
 
 class Malicious:

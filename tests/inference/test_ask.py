@@ -46,6 +46,21 @@ def test_ask_walks_through_every_stop(model, video):
     assert json.loads(json.dumps(answer.to_dict()))["stages"][0]["layer"] == 2
 
 
+def test_other_stages_for_one_question(model, video):
+    """Before layers of a Mamba-2 hybrid; attention scores the residual stream. No weights of
+    stages take part, and the model's own stages serve the next question."""
+    own = model.config.stages
+    words = "uniform:2:0.5,attention:8:0.1:raw"
+    answer = model.ask(video, "What moves?", max_new_tokens=4, stages=words)
+    assert [(s.layer, s.before, s.after) for s in answer.stages] == [(2, 192, 96), (8, 96, 19)]
+    drops = tuple(replace(stage, transfer=False) for stage in own)
+    assert {stage.score for stage in drops} == {"raw"}
+    same = model.ask(video, "What moves?", max_new_tokens=4, stages=drops)
+    assert (same.token_ids, same.kept_seconds) == (answer.token_ids, answer.kept_seconds)
+    assert model.config.stages == own
+    assert model.backbone.stages == own
+
+
 def test_batches_and_chunks_do_not_change_the_answer(model, video):
     one = model.ask(video, "What moves?", max_new_tokens=8, frame_batch=64, chunk=None)
     two = model.ask(video, "What moves?", max_new_tokens=8, frame_batch=3, chunk=50)

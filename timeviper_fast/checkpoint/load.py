@@ -107,6 +107,15 @@ def load_tokenizer(directory: PathLike) -> PreTrainedTokenizerBase | None:
         ) from None
 
 
+def _built(
+    build: Callable[[TimeViperConfig], M], directory: Path
+) -> tuple[M, TimeViperConfig, NameMap]:
+    """The module without weights, its config, and where stored tensors go."""
+    config, names = _read(directory)
+    with torch.device("meta"):
+        return build(config), config, names
+
+
 def load_pretrained(
     build: Callable[[TimeViperConfig], M],
     path_or_hub_id: PathLike,
@@ -125,10 +134,13 @@ def load_pretrained(
     Raises:
         CheckpointError: no such checkpoint, another format, or weights that do not fit.
     """
+    # a mistake in the config, or of `build`, is found before weights are downloaded
+    about = local_directory(path_or_hub_id, ["*.json"])
+    module, config, names = _built(build, about)
     directory = local_directory(path_or_hub_id)
-    config, names = _read(directory)
-    with torch.device("meta"):
-        module = build(config)
+    # a single file of weights tells whether there is an lm_head, and is not there before
+    if _read(directory)[0] != config:
+        module, config, names = _built(build, directory)
     if names is not own_names:
         refuse_pickles(directory)
     load_weights(module, Source(directory, names), device=device, dtype=dtype, progress=progress)

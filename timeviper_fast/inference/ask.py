@@ -91,7 +91,7 @@ def answer(
         fail("ask", "model", "have a tokenizer", None, remedy)
     stop_ids, stages = stop_ids_of(tokenizer, model.config), None
     if request.stages is not None:
-        stages = parse_stages(request.stages, model.config.backbone)
+        stages = parse_stages(request.stages, model.config)
     watch = StopWatch(model.device)
     with watch.at("decode"):
         opened = video
