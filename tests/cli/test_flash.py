@@ -105,6 +105,11 @@ def test_convert_writes_our_format(ask: Any, run: Any, tmp_path: Path) -> None:
     both = ("convert", tmp_path / "new", "--model", name)
     one_line(run(*both, "--llm", name), "--llm must be left out with a whole model (--model)")
     one_line(run(*both, "--pdrop", "uni_2_0.5"), "--pdrop must be left out with a whole model")
+    for option in ("--arch", "--vision"):
+        words = f"{option} must be left out with a whole model (--model)"
+        one_line(run(*both, option, "tome_mlp-16"), words)
+    words = "language model's Hugging Face directory, got"
+    one_line(run("convert", tmp_path / "new", "--llm", name), words)
     one_line(run("convert", tmp_path / "new"), "--llm must be given, or --model for a whole model")
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.training.common import run_of, tiny
 from timeviper_fast.dataset.sample import Draw, Limits
+from timeviper_fast.text.prompt import vision_preface
 from timeviper_fast.training.kinds import KINDS, Setting, check_sources, complete_with
 from timeviper_fast.video import write_video
 
@@ -41,6 +43,17 @@ def test_rows_become_samples_and_faulty_ones_are_left_out(tmp_path, films):
     sample = source.limits(Limits(1, 8)).load(0, Draw(0, 0, 0))
     assert sample.pixels.shape == (4, 3, 16, 16)
     assert sample.messages[0]["content"] == "What?"
+
+
+@pytest.mark.parametrize("options", [{}, {"mention_duration": False}])
+def test_the_words_behind_the_frames_are_those_of_the_models_family(tmp_path, films, options):
+    """As in `ask`: VideoChat-Flash is told the length unless the source says otherwise."""
+    _, run, setting = build(tmp_path, films, **options)
+    config = setting.model.config
+    setting.model.config = replace(config, template="qwen_2", mention_duration=True)
+    source = KINDS[run.sources[0].kind](run.sources[0], setting)
+    sample = source.limits(Limits(1, 8)).load(0, Draw(0, 0, 0))
+    assert sample.preface == vision_preface("qwen_2", None if options else 4.0, 4)
 
 
 def test_faulty_rows_stop_a_run_that_does_not_skip(tmp_path, films):
