@@ -86,6 +86,10 @@ def test_demo_takes_a_video_and_a_question_of_ones_own(run, home, tmp_path, monk
     assert json.loads(out)["model_note"] == TINY_NOTE
     assert os.listdir(tmp_path) == []
     one_line(run("demo", home / "video.mp4", "--question", " "), "must not be empty or blank")
+    one_line(run("demo", home / "video.mp4", "--question", ""), "must not be empty or blank")
+    for option, value in (("--seed", 4), ("--seconds", 50), ("--directory", "x")):
+        said = f"{option} must be given without a video of your own, got"
+        one_line(run("demo", home / "video.mp4", option, value), said)
     one_line(run("demo", home / "nothing.mp4"), "nothing.mp4: no such file or directory")
     one_line(
         run("demo", "--question", "Where?"), "--question must be given with a video, got 'Where?'"
@@ -93,7 +97,14 @@ def test_demo_takes_a_video_and_a_question_of_ones_own(run, home, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--seed", -1), ("--seed", "x"), ("--seed", 2**63), ("--seconds", 31)]
+    ("option", "value"),
+    [
+        ("--directory", __file__),
+        ("--seed", -1),
+        ("--seed", "x"),
+        ("--seed", 2**63),
+        ("--seconds", 31),
+    ],
 )
 def test_numbers_that_cannot_be(run, tmp_path, monkeypatch, option, value):
     monkeypatch.chdir(tmp_path)

@@ -27,7 +27,20 @@ def test_the_plan_is_what_the_options_say_and_a_loss_is_exit_code_1(run, words, 
         return {"sets": [{**line, "holds": holds[0]}]}
 
     monkeypatch.setattr(held_out, "run_held_out", run_held_out)
-    words += ["--frames", "50,60", "--videos", 2, "--tasks", "sign", "--pool", 99, "--points", 2]
+    words += [
+        "--frames",
+        "50,60",
+        "--other-frames",
+        "40,99",
+        "--videos",
+        2,
+        "--tasks",
+        "sign",
+        "--pool",
+        99,
+        "--points",
+        2,
+    ]
     code, out, _ = run(*words)
     assert code == 0
     assert out.splitlines()[1].split()[:2] == ["drawn", "all"]
@@ -46,3 +59,21 @@ def test_mistakes_are_one_line(run, words):
     one_line(run(*words, "--frames", "x"), "--frames must be numbers with commas between them")
     one_line(run(*words, "--seed", 1), "--seed must differ from the seed of training, got 1")
     one_line(run(*words, "--other-frames", 128), "--other-frames must be lengths")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--tasks", "foo"), "--tasks must be different ones of sign"),
+        (("--level", "soft"), "--level must be one of study, hard"),
+        (("--frames", ""), "--frames must be integers of 32 or more, got []"),
+        (("--other-frames", "31"), "--other-frames must be integers of 32 or more, got [31]"),
+        (("--pool", 50), "--pool must have the longest video's 3,000 frames, got 50"),
+        (("--points", "inf"), "--points must be a finite number of 0 or more, got inf"),
+        (("--out", __file__), "--out must be a directory or the name of a new one"),
+        (("--model", "nomodel"), "--model must be"),
+    ],
+)
+def test_nothing_is_rendered_for_a_mistake(run, words, monkeypatch, given, said):
+    monkeypatch.setattr(held_out.FramePool, "encode", None)
+    one_line(run(*words, *given), said)

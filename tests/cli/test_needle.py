@@ -51,7 +51,10 @@ def test_a_table_with_intervals_and_files(run, model, small, tmp_path, monkeypat
     code, again, _ = run(*words, "--json")
     assert (tmp_path / "needles/rows.jsonl").read_text() == rows
     assert [r["answers"]["n"] for r in json.loads(again)["results"]] == [1, 1]
-    one_line(run(*words, "--seed", 2), "--out must hold rows of the same")
+    # before the pool is rendered
+    monkeypatch.setattr(pool.FramePool, "encode", None)
+    one_line(run(*words, "--seed", 2), "--out must hold rows of the same seed (2), got 1000003")
+    one_line(run(*words, "--level", "hard"), '--out must hold rows of the same world ("hard")')
 
 
 def test_films(run, model, tmp_path):
@@ -95,6 +98,16 @@ def test_films(run, model, tmp_path):
         (["--form", "v-niah", "--pool", 40], "--pool must have the longest video's 3,000 frames"),
         (["--level", "soft"], "--level must be one of study, hard"),
         (["film.mp4"], "--needle must be given with video files"),
+        (["--question", "?"], "--question must be given with --needle and an image"),
+        (["--options", "a,b"], "--options must be given with --needle and an image"),
+        (["--answer", "a"], "--answer must be given with --needle and an image"),
+        (["f.mp4", "--needle", "a.json", "--answer", "a"], "--answer must be given with --needle"),
+        (["f.mp4", "--tasks", "sign"], "--tasks must be given without video files, got 'sign'"),
+        (["f.mp4", "--level", "hard"], "--level must be given without video files"),
+        (["f.mp4", "--pool", 99], "--pool must be given without video files, got 99"),
+        (["f.mp4", "--held-out"], "--held-out must be given without video files, got True"),
+        (["--fps", 2], "--fps must be given with video files, got 2.0"),
+        (["--frames", 20], "--frames must be at least 32, got 20"),
     ],
 )
 def test_mistakes_are_one_line(run, model, small, tmp_path, words, said, monkeypatch):

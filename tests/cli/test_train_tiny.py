@@ -32,5 +32,12 @@ def test_a_file_in_place_of_the_folder_is_one_line(run, tmp_path):
     assert film.read_bytes() == b"..."
 
 
+def test_a_folder_of_other_files_is_one_line(run, tmp_path):
+    (tmp_path / "film.mp4").write_bytes(b"...")
+    rule = "folder must be new or empty, or the folder of a run that stopped, got"
+    one_line(run("train-tiny", tmp_path, "--steps", 1), f"{rule} {tmp_path}")
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
+
+
 def test_no_steps_are_one_line(run, tmp_path):
     one_line(run("train-tiny", tmp_path, "--steps", 0), "'--steps'", "greater than or equal to 1")

@@ -17,6 +17,8 @@ from timeviper_fast.checkpoint.load import read_config
 from timeviper_fast.embedded.models import TINY, TINY_NOTE, embedded_directory
 from timeviper_fast.errors import CheckpointError
 from timeviper_fast.presets import preset
+from timeviper_fast.synthetic.needle import Needle
+from timeviper_fast.synthetic.world import World
 from timeviper_fast.training.start import first_config, initial_model
 
 # the hub is on, and every try to reach it is noted
@@ -82,6 +84,18 @@ def test_a_directory_of_that_name_is_meant_by_its_path(tmp_path, monkeypatch):
     path.write_text(json.dumps({**config, "template": "qwen2"}))
     assert read_config(TINY).template == "nano_base"
     assert read_config(f"./{TINY}").template == read_config(tmp_path / TINY).template == "qwen2"
+
+
+def test_a_single_sign_is_read_without_stages_and_is_said_to_be_lost_with_them():
+    model = TimeViper.from_pretrained(TINY)
+    sign = World(77).render([0], [Needle("sign", "B5")], 48)
+    whole = model.ask(sign, "What does the sign say?", stages="none")
+    assert (whole.text, len(whole.kept_seconds), whole.notes) == ("B5", 4, ())
+    lost = model.ask(sign, "What does the sign say?")
+    assert lost.kept_seconds == ()
+    (note,) = lost.notes
+    assert note.startswith("No vision token was left: 1 frame is too few for these stages; ")
+    assert 'stages="none"' in note
 
 
 def test_an_answer_of_it_says_what_it_knows():

@@ -44,6 +44,8 @@ def test_every_set_is_asked_and_a_second_run_asks_nothing(tmp_path, monkeypatch)
         model, model.tokenizer, PLAN, tmp_path, progress=lambda *c: calls.append(c)
     )
     assert (again["sets"], calls) == (found["sets"], [])
+    # before any frame is rendered
+    monkeypatch.setattr(pool_module.FramePool, "encode", None)
     with pytest.raises(ValueError, match="out must hold rows of the same trained_seed"):
         run_held_out(model, model.tokenizer, replace(PLAN, trained_seed=5), tmp_path)
 

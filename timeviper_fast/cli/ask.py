@@ -94,8 +94,8 @@ def ask(
     """Answer a question about a video.
 
     Without --model the small model of the package answers. It was trained on synthetic frames of 48
-    pixels and knows signs, coloured shapes and chains of cards (`demo` writes such a video). Its
-    answers about other videos mean nothing.
+    pixels: it knows signs, coloured shapes and chains of cards, and counts shapes, less well
+    (`demo` writes such a video). Its answers about other videos mean nothing.
     """
     with importing():
         from timeviper_fast.cli.output import writable

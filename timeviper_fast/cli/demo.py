@@ -12,7 +12,7 @@ import typer
 from timeviper_fast.cli.app import VIDEO_HELP, Json, named
 from timeviper_fast.cli.interrupt import importing
 from timeviper_fast.embedded.models import TINY
-from timeviper_fast.errors import VideoError, fail
+from timeviper_fast.errors import VideoError, expect_folder, fail
 from timeviper_fast.inference.request import Request
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 _QUESTION = "What does the sign say?"
+_DIRECTORY = "demo-output"
 _TOKENS = 24
 
 
@@ -38,12 +39,16 @@ def demo(
         str | None, typer.Option(help=f"What to ask about VIDEO; default: {_QUESTION}")
     ] = None,
     directory: Annotated[
-        str, typer.Option(help="Where the video is written.", callback=named)
-    ] = "demo-output",
-    seconds: Annotated[int, typer.Option(help="Length of the video written.", min=32)] = 64,
+        str | None,
+        typer.Option(help=f"Where the video is written; default: {_DIRECTORY}.", callback=named),
+    ] = None,
+    seconds: Annotated[
+        int | None, typer.Option(help="Length of the video written; default: 64.", min=32)
+    ] = None,
     seed: Annotated[
-        int, typer.Option(help="Another seed: another video and other questions.", min=0)
-    ] = 0,
+        int | None,
+        typer.Option(help="Another seed: another video and other questions; default: 0.", min=0),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask the small trained model of the package about a video of the synthetic world.
@@ -57,9 +62,16 @@ def demo(
         from timeviper_fast.demo import DemoVideo
 
     if video is not None:
-        _ask(video, Request(question or _QUESTION, max_new_tokens=_TOKENS), as_json)
+        for name, value in (("directory", directory), ("seconds", seconds), ("seed", seed)):
+            if value is not None:
+                fail("demo", name, "be given without a video of your own", value)
+        asked = _QUESTION if question is None else question
+        _ask(video, Request(asked, max_new_tokens=_TOKENS), as_json)
         return
-    wrong = _ask_and_check(DemoVideo(seed, seconds), Path(directory), as_json)
+    directory = _DIRECTORY if directory is None else directory
+    expect_folder("demo", "directory", directory)
+    made = DemoVideo(0 if seed is None else seed, 64 if seconds is None else seconds)
+    wrong = _ask_and_check(made, Path(directory), as_json)
     if wrong:
         count = "an answer is" if wrong == 1 else f"{wrong} answers are"
         typer.echo(f"timeviper-fast: {count} wrong", err=True)
@@ -79,6 +91,8 @@ def _ask(video: str, request: Request, as_json: bool) -> None:
             say(err, f"{source.name}: {note}", wrap=True)
         model = TimeViper.from_pretrained(TINY)
         said = answer(model, model.tokenizer, source, request, progress=progress)
+        for note in said.notes[len(source.notes) :]:
+            say(err, f"{source.name}: {note}", wrap=True)
     say(err, f"Q {request.question}", wrap=True)
     show(said, times=True, as_json=as_json)
 

@@ -11,14 +11,15 @@ import typer
 from timeviper_fast.cli.app import MODEL_HELP, Json, named
 from timeviper_fast.cli.interrupt import importing
 from timeviper_fast.cli.needle import items
-from timeviper_fast.errors import fail
+from timeviper_fast.embedded.models import TINY
+from timeviper_fast.errors import expect_folder, fail
 
 __all__ = ["held_out"]
 
 
 def held_out(
     *,
-    model: Annotated[str, typer.Option(help=MODEL_HELP, callback=named)],
+    model: Annotated[str, typer.Option(help=MODEL_HELP, callback=named)] = TINY,
     out: Annotated[
         str, typer.Option(help="Folder of the results; a stopped run continues.", callback=named)
     ] = "held-out",
@@ -68,6 +69,7 @@ def held_out(
         points=points,
         pool=PoolSize() if pool is None else PoolSize(plain=pool),
     )
+    expect_folder("held_out", "out", out)
     loaded = TimeViper.from_pretrained(model)
     if loaded.tokenizer is None:
         fail("held_out", "model", "have a tokenizer", model)

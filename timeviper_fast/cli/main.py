@@ -79,6 +79,7 @@ def _complain(line: str) -> None:
 # what the library calls by another name than the command's own function
 _RENAMED = {
     "ask": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
+    "held-out": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
     "info": {"checkpoint.path": "model", "from_pretrained.path": "model"},
     "needle": {
         "checkpoint.path": "--model",

@@ -15,8 +15,8 @@ __all__ = ["TINY", "TINY_NOTE", "embedded_directory"]
 TINY = "timeviper-fast/tiny"
 TINY_NOTE = (
     "timeviper-fast/tiny is a small model that was trained on synthetic frames of 48 pixels: it "
-    "reads signs, names the colours of shapes and follows chains of cards in such videos. Its "
-    "answers about other videos mean nothing."
+    "reads signs, names the colours of shapes, follows chains of cards and, less well, counts "
+    "shapes in such videos. Its answers about other videos mean nothing."
 )
 
 

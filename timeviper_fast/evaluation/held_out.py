@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from timeviper_fast.dataset.randomness import hash63
-from timeviper_fast.errors import fail
-from timeviper_fast.evaluation.needle import NeedlePlan, run_needles
-from timeviper_fast.evaluation.rows import Row
+from timeviper_fast.errors import COUNT, FROM_0, expect, expect_folder, fail, is_integer
+from timeviper_fast.evaluation.needle import NeedlePlan, run_needles, settings_of
+from timeviper_fast.evaluation.rows import Row, expect_settings
 from timeviper_fast.evaluation.score import Score
-from timeviper_fast.evaluation.synthetic import SyntheticHaystack
+from timeviper_fast.evaluation.synthetic import FEWEST, SyntheticHaystack, expect_world
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.synthetic.pool import FramePool, PoolSize
 from timeviper_fast.synthetic.world import World
@@ -55,6 +55,9 @@ class HeldOutPlan:
         tasks: some of `NEEDLE_TASKS`.
         points: largest difference from the drawn set, in percent points, that counts as equal.
         pool: numbers of frames of each pool; training's, or its frames would be others.
+
+    Raises:
+        ValueError: a set that cannot be asked or is not held out.
     """
 
     trained_seed: int = 1
@@ -68,11 +71,23 @@ class HeldOutPlan:
     pool: PoolSize = field(default_factory=PoolSize)
 
     def __post_init__(self) -> None:
+        expect("held_out", self, COUNT, "trained_seed", "seed")
+        expect("held_out", self, FROM_0, "points")
+        expect_world(self.tasks, self.level)
+        for name in ("frames", "other_frames"):
+            lengths = getattr(self, name)
+            if not lengths or not all(is_integer(n) and n >= FEWEST for n in lengths):
+                fail("held_out", name, f"be integers of {FEWEST} or more", list(lengths))
+        NeedlePlan(self.frames, videos=self.videos, seed=self.seed).expect_tasks(len(self.tasks))
         if self.trained_seed == self.seed:
             fail("held_out", "seed", "differ from the seed of training", self.seed)
         if shared := set(self.frames) & set(self.other_frames):
             rule = "be lengths that are not among `frames`"
             fail("held_out", "other_frames", rule, sorted(shared))
+        longest = max(self.frames + self.other_frames)
+        if self.pool.plain < longest:
+            rule = f"have the longest video's {longest:,} frames"
+            fail("held_out", "pool", rule, self.pool.plain)
 
 
 def run_held_out(
@@ -92,8 +107,15 @@ def run_held_out(
         progress: called with ("answers", done, all) for each set.
 
     Raises:
-        ValueError: the folder holds rows of other settings.
+        ValueError: `out` is a file or holds rows of other settings.
     """
+    expect_folder("held_out", "out", out)
+    facts = {**asdict(plan), "videos": None, "points": None}
+    # compare the settings before the pools are rendered
+    for name, changes in SETS.items():
+        own = facts | {"set": name, "held_out": "wordings" in changes}
+        needles = NeedlePlan(plan.frames, videos=plan.videos, seed=plan.seed)
+        expect_settings(out / name / "settings.json", settings_of(model, needles) | own)
     pools = {
         other: FramePool.encode(
             World(hash63("held out", plan.seed) if other else plan.trained_seed, plan.level),
@@ -109,7 +131,7 @@ def run_held_out(
             model,
             pools["seeds" in changes],
             plan.tasks,
-            facts={**asdict(plan), "videos": None, "points": None, "set": name},
+            facts={**facts, "set": name},
             held_out="wordings" in changes,
         )
         lengths = plan.other_frames if "sizes" in changes else plan.frames

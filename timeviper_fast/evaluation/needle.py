@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from timeviper_fast.text.prompt import Prompt, build_prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["NeedlePlan", "Needles", "run_needles"]
+__all__ = ["NeedlePlan", "Needles", "run_needles", "settings_of"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -109,16 +109,9 @@ def run_needles(
     expect_folder("needle", "out", out)
     plan.expect_tasks(len(haystack.tasks))
     ways = variants(model.backbone.stages, plan.keeps, plan.controls)
-    settings = {
-        "model": _fingerprint(model),
-        "depths": plan.depths,
-        "seed": plan.seed,
-        "max_new_tokens": plan.max_new_tokens,
-        **haystack.facts,
-    }
+    settings = settings_of(model, plan) | haystack.facts
     if form := form_of(plan.form):
         form.check(haystack.tasks)
-        settings["form"] = form.name
     out.mkdir(parents=True, exist_ok=True)
     keep_settings(out / "settings.json", settings)
     tester = Needles(model, tokenizer, haystack, plan)
@@ -140,6 +133,18 @@ def run_needles(
                         progress("answers", done, len(wanted))
         chosen = set(wanted)
         return [row for row in rows if row.key in chosen]
+
+
+def settings_of(model: TimeViperNetwork, plan: NeedlePlan) -> dict[str, Any]:
+    """The settings of a run that do not depend on its haystack, as in `settings.json`."""
+    settings = {
+        "model": _fingerprint(model),
+        "depths": plan.depths,
+        "seed": plan.seed,
+        "max_new_tokens": plan.max_new_tokens,
+    }
+    form = form_of(plan.form)
+    return settings | ({"form": form.name} if form else {})
 
 
 class _Ask(NamedTuple):

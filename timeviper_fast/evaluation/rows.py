@@ -128,6 +128,22 @@ def _row(line: bytes, where: str) -> Row:
         raise ArgumentError("needle", "out", "hold rows of a needle run", where, remedy) from error
 
 
+def expect_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Compare settings that are known before the videos with those in the file, if there is one.
+
+    Raises:
+        ArgumentError: the folder holds rows of other settings.
+    """
+    if not path.exists():
+        return
+    own, held = json.loads(json.dumps(settings)), json.loads(path.read_text(encoding="utf-8"))
+    for name in own:
+        if held.get(name) != own[name]:
+            rule = f"hold rows of the same {name} ({_short(own[name])})"
+            remedy = "give another folder"
+            raise ArgumentError("needle", "out", rule, _short(held.get(name)), remedy)
+
+
 def keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings of the videos and the model, or compare them with those in the file.
 
@@ -139,11 +155,7 @@ def keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
         path.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
         return
     held = json.loads(path.read_text(encoding="utf-8"))
-    for name in {**held, **own}:
-        if held.get(name) != own.get(name):
-            rule = f"hold rows of the same {name} ({_short(own.get(name))})"
-            remedy = "give another folder"
-            raise ArgumentError("needle", "out", rule, _short(held.get(name)), remedy)
+    expect_settings(path, dict.fromkeys(held) | own)
 
 
 def _short(value: object) -> str:

@@ -26,14 +26,21 @@ from timeviper_fast.synthetic.shapes import SHAPES
 from timeviper_fast.synthetic.wordings import HELD_OUT_WORDINGS, WORDINGS
 from timeviper_fast.synthetic.world import World
 
-__all__ = ["ABSENT_TASKS", "NEEDLE_TASKS", "SyntheticHaystack", "draw_scene", "expect_world"]
+__all__ = [
+    "ABSENT_TASKS",
+    "FEWEST",
+    "NEEDLE_TASKS",
+    "SyntheticHaystack",
+    "draw_scene",
+    "expect_world",
+]
 
 ABSENT_TASKS = ("no-sign", "no-colour", "no-chain", "no-count")
 NEEDLE_TASKS = (*TASKS, *ABSENT_TASKS)
 # A scene has four subjects for questions that are not chains: three shapes and the sign.
 _SUBJECTS = {task: {"order": 2}.get(task, 1) for task in NEEDLE_TASKS if "chain" not in task}
 _SHAPE_TASKS = {"colour", "count", "no-colour", "no-count"}
-_FEWEST = 32  # frames, so that every needle finds a place
+FEWEST = 32  # frames, so that every needle finds a place
 Progress = Callable[[str, int, int], None]
 
 
@@ -162,8 +169,8 @@ def draw_scene(
         depths: one for each task's needle.
         held_out: ask with the wordings that training never sees.
     """
-    if frames < _FEWEST:
-        fail("needle", "frames", f"be at least {_FEWEST}", frames)
+    if frames < FEWEST:
+        fail("needle", "frames", f"be at least {FEWEST}", frames)
     shown = {task: depth for task, depth in depths.items() if task not in ABSENT_TASKS}
     for attempt in count():
         draw = hash63(seed, attempt)

@@ -49,7 +49,7 @@ class Answer:
         lost_frames: with `on_error="use"`, frames that the video should hold and does not (an
             estimate where its end is cut off), and frames that were asked for and did not decode.
         notes: what was mended to read the video, in sentences, such as flawed time stamps, and
-            how many copies of the last frame fill the last clip.
+            how many copies of the last frame fill the last clip; and that no vision token was left.
         model_note: what the model can answer, if it says so: the embedded model answers about the
             synthetic world alone. "" for other models.
     """
@@ -148,8 +148,23 @@ def _answer(
         stages=read.stages,
         stops=tuple(watch.rows()),
         lost_frames=lost,
-        notes=(*source.notes, *filling_note(len(times), clip, repeated)),
+        notes=(
+            *source.notes,
+            *filling_note(len(times), clip, repeated),
+            *_nothing_left(len(times), read.kept.shape[1]),
+        ),
         model_note=model.note,
+    )
+
+
+def _nothing_left(frames: int, kept: int) -> tuple[str, ...]:
+    """A sentence that says that the stages dropped every vision token; () if one is left."""
+    if kept:
+        return ()
+    few = "1 frame is" if frames == 1 else f"{frames} frames are"
+    return (
+        f"No vision token was left: {few} too few for these stages; "
+        '--stages none (stages="none" in Python) keeps all.',
     )
 
 

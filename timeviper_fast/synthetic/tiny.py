@@ -133,10 +133,13 @@ def train_tiny(
         The folder of the trained model (bfloat16), which `TimeViper.from_pretrained` loads.
 
     Raises:
-        ValueError: `folder` is a file, or holds a run with another plan.
+        ValueError: `folder` is a file, holds other files, or holds a run with another plan.
     """
     expect_folder("train_tiny", "folder", folder)
     folder, plan = Path(folder), plan or TinyPlan()
+    if folder.exists() and any(folder.iterdir()) and not (folder / "vision").is_dir():
+        rule = "be new or empty, or the folder of a run that stopped"
+        raise ArgumentError("train_tiny", "folder", rule, folder)
     config = preset(_PRESET)
     for line in pretrain_vision(
         config, plan.vision, folder / "vision", measure_frames=plan.measured

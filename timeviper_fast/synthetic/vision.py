@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timeviper_fast.config import TimeViperConfig, VisionConfig
-from timeviper_fast.errors import fail
+from timeviper_fast.errors import ArgumentError
 from timeviper_fast.model.initialize import init_weights
 from timeviper_fast.model.projector import Projector
 from timeviper_fast.model.vision.build import build_encoder
@@ -205,8 +205,13 @@ class VisionTrainer:
         # fields that are newer than the saved run have their defaults
         saved = {"plan": state["plan"], "vision": asdict(VisionConfig(**state["vision"]))}
         for name, own in (("plan", self.plan), ("vision", self.config.vision)):
-            if saved[name] != asdict(own):
-                fail("pretrain_vision", name, f"be that of the saved run, {state[name]}", own)
+            before, now = saved[name], asdict(own)
+            if differ := [key for key in now if before.get(key) != now[key]]:
+                old, new = (
+                    ", ".join(f"{key}={some.get(key)}" for key in differ) for some in (before, now)
+                )
+                rule = f"be that of the saved run ({old})"
+                raise ArgumentError("pretrain_vision", name, rule, new)
         self.step, self.losses, self.lines = state["step"], state["losses"], state["lines"]
         self.reader.load_state_dict(state["reader"])
         self.averaged.load_state_dict(state["averaged"])
