@@ -37,10 +37,10 @@ def test_points_are_means_of_training_lines_and_steps_go_on_through_phases(tmp_p
 
 
 def test_the_figure_has_its_numbers_beside_it(tmp_path):
-    run, out = _run(tmp_path), tmp_path / "curves.png"
+    run, out = _run(tmp_path), tmp_path / "new" / "curves.png"
     draw_curves(run, out)
     assert out.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert json.loads((tmp_path / "curves.json").read_text()) == read_curves(run)
+    assert json.loads(out.with_suffix(".json").read_text()) == read_curves(run)
 
 
 def test_a_folder_without_logs_is_refused(tmp_path):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from timeviper_fast.training.config import read_config
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 # what each prints
@@ -54,3 +56,12 @@ def test_several_questions_answers_as_ask_does(monkeypatch, capsys, tmp_path):
     out = run(monkeypatch, capsys, "several_questions.py", video, "--questions", *questions)
     lines = [f"{question} -> {answer}" for question, answer in zip(questions, answers)]
     assert out.splitlines()[1:] == lines
+
+
+def test_the_runs_name_what_training_knows():
+    files = sorted(EXAMPLES.glob("*.toml"))
+    assert files
+    for file in files:
+        run = read_config(file)
+        assert [source.kind for source in run.sources] == ["synthetic"]
+        assert run.stages[0].keep == run.phases[0].keep[0][0] == 0.05

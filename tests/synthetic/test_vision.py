@@ -19,6 +19,7 @@ from timeviper_fast.synthetic.vision import (
     measure,
     pretrain_vision,
     reading_loss,
+    saved_reader,
 )
 
 TRAINED = preset("tiny-trained")
@@ -121,6 +122,7 @@ def test_the_folder_holds_an_encoder_and_its_curves(tmp_path):
     vision = VisionTransformer(SMALL.vision)
     vision.load_state_dict(load_file(tmp_path / "vision.safetensors"))
     assert run(tmp_path) == []
+    assert measure(saved_reader(SMALL, tmp_path), "study", 4) == line["study"]
 
 
 def test_another_plan_does_not_continue_a_run(tmp_path):

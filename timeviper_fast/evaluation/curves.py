@@ -58,6 +58,7 @@ def draw_curves(folder: str | Path, path: str | Path) -> None:
     from matplotlib.figure import Figure
 
     curves, path = read_curves(folder), Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(9, 3.4), dpi=150)
     left, right = figure.subplots(1, 2)
     steps = [point["step"] for point in curves["vision"]]

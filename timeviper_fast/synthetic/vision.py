@@ -31,7 +31,15 @@ from timeviper_fast.synthetic.levels import LEVELS
 from timeviper_fast.synthetic.needle import COLOURS, KINDS
 from timeviper_fast.synthetic.world import World
 
-__all__ = ["Mix", "Reader", "VisionPlan", "VisionTrainer", "measure", "pretrain_vision"]
+__all__ = [
+    "Mix",
+    "Reader",
+    "VisionPlan",
+    "VisionTrainer",
+    "measure",
+    "pretrain_vision",
+    "saved_reader",
+]
 
 HEADS = {"kind": len(KINDS), "first": len(LETTERS), "second": len(GLYPHS), "colour": len(COLOURS)}
 # seed of the frames on which errors are measured, far from any training seed
@@ -246,6 +254,19 @@ def measure(reader: Reader, level: str, frames: int, *, seed: int = HELD_OUT) ->
         false += int(named.any(-1).sum())
     errors = {name: wrong[name] / max(counted[name], 1) for name in HEADS}
     return errors | {"false": false / frames}
+
+
+def saved_reader(config: TimeViperConfig, folder: Path) -> Reader:
+    """The averaged encoder and heads of the run in `folder`, for `measure`.
+
+    Args:
+        config: the model whose vision encoder was trained.
+        folder: the folder of `pretrain_vision`.
+    """
+    reader = Reader(config)
+    state = torch.load(folder / "state.pt", weights_only=True)
+    reader.load_state_dict(state["averaged"])
+    return reader
 
 
 def pretrain_vision(
