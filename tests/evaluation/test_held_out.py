@@ -89,3 +89,10 @@ def test_sets_that_are_not_held_out_are_refused():
         HeldOutPlan(seed=1)
     with pytest.raises(ValueError, match=r"other_frames must be lengths .*got \[512\]"):
         HeldOutPlan(other_frames=(512,))
+
+
+def test_a_model_of_larger_pictures_is_refused(tmp_path):
+    model = random_model("tiny")
+    with pytest.raises(ValueError, match=r"model must see pictures of 48 pixels, .*got 98"):
+        run_held_out(model, model.tokenizer, PLAN, tmp_path)
+    assert list(tmp_path.iterdir()) == []

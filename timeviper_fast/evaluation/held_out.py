@@ -19,7 +19,12 @@ from timeviper_fast.errors import COUNT, FROM_0, expect, expect_folder, fail, is
 from timeviper_fast.evaluation.needle import NeedlePlan, run_needles, settings_of
 from timeviper_fast.evaluation.rows import Row, expect_settings
 from timeviper_fast.evaluation.score import Score
-from timeviper_fast.evaluation.synthetic import FEWEST, SyntheticHaystack, expect_world
+from timeviper_fast.evaluation.synthetic import (
+    FEWEST,
+    SyntheticHaystack,
+    expect_pictures,
+    expect_world,
+)
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.synthetic.pool import FramePool, PoolSize
 from timeviper_fast.synthetic.world import World
@@ -107,8 +112,10 @@ def run_held_out(
         progress: called with ("answers", done, all) for each set.
 
     Raises:
-        ValueError: `out` is a file or holds rows of other settings.
+        ValueError: the model sees pictures of another size, or `out` is a file or holds rows of
+            other settings.
     """
+    expect_pictures(model)
     expect_folder("held_out", "out", out)
     facts = {**asdict(plan), "videos": None, "points": None}
     # compare the settings before the pools are rendered

@@ -20,6 +20,7 @@ from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.synthetic.glyphs import DIGITS, LETTERS
 from timeviper_fast.synthetic.levels import LEVELS
 from timeviper_fast.synthetic.needle import Needle
+from timeviper_fast.synthetic.pen import SIDE
 from timeviper_fast.synthetic.pool import FramePool, PoolSize
 from timeviper_fast.synthetic.questions import TASKS, Puzzle, Question, draw_puzzle
 from timeviper_fast.synthetic.shapes import SHAPES
@@ -32,6 +33,7 @@ __all__ = [
     "NEEDLE_TASKS",
     "SyntheticHaystack",
     "draw_scene",
+    "expect_pictures",
     "expect_world",
 ]
 
@@ -94,10 +96,7 @@ class SyntheticHaystack:
             progress: called with ("frames", done, all).
         """
         expect_world(tasks, level)
-        side = model.config.vision.image_size
-        if side != 48:
-            remedy = "give haystack files instead"
-            fail("needle", "model", "see pictures of 48 pixels, as the world draws", side, remedy)
+        expect_pictures(model)
         size = size or PoolSize()
         thumbs: list[Tensor] = []
 
@@ -137,6 +136,15 @@ def expect_world(tasks: Sequence[str], level: str) -> None:
     _expect_tasks(tasks)
     if level not in LEVELS:
         fail("needle", "level", f"be one of {', '.join(LEVELS)}", level)
+
+
+def expect_pictures(model: TimeViperNetwork) -> None:
+    """Raise an ArgumentError for a model that does not see pictures of the world's size."""
+    side = model.config.vision.image_size
+    if side != SIDE:
+        remedy = "needle with video files takes any model"
+        rule = f"see pictures of {SIDE} pixels, as the world draws"
+        fail("needle", "model", rule, side, remedy)
 
 
 def _expect_tasks(tasks: Sequence[str]) -> None:
