@@ -152,7 +152,7 @@ MODULES = {
         "parallel": "",
         "snapshot": "parallel",
         "start": "",
-        "kinds": "config",
+        "kinds": "config start",
         "stream": "config parallel",
         "phase": "config figures metrics optimizer packed parallel snapshot stream",
         "evaluate": "config figures phase",
@@ -192,7 +192,7 @@ MODULES = {
         "vision": "glyphs lessons levels needle world",
         "pool": "glyphs lessons needle shapes world",
         "source": "lessons pen pool questions world",
-        "kinds": "pool questions source world",
+        "kinds": "levels pen pool questions source world",
         "tiny": "kinds pool questions vision",
     },
     "evaluation": {

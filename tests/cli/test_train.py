@@ -64,6 +64,30 @@ def test_the_check_lists_faulty_rows_and_trains_nothing(run, config, tmp_path):
     assert not (tmp_path / "run" / "1-talk").exists()
 
 
+def test_a_run_starts_in_the_folder_of_its_check(run, config, tmp_path):
+    words = tmp_path / "words.json"
+    words.write_text(json.dumps(json.loads(words.read_text())[:2]))
+    (tmp_path / "run" / "media").mkdir(parents=True)
+    code, _, err = run("train", config("raise"), "--check")
+    assert code == 0
+    assert err.split()[-2:] == ["no", "fault"]
+    assert run("train", config("raise"))[0] == 0
+
+
+def test_the_check_of_a_synthetic_run_says_what_it_read(run, config, tmp_path):
+    path = config("raise")
+    text = (tmp_path / "run.toml").read_text()
+    given = text.replace('kind = "text"', 'kind = "synthetic"')
+    given = "".join(line for line in given.splitlines(True) if not line.startswith("file"))
+    (tmp_path / "run.toml").write_text(given)
+    code, _, err = run("train", path, "--check")
+    assert (code, err.split()[-2:]) == (0, ["no", "fault"])
+    (tmp_path / "run.toml").write_text(given.replace("tiny-trained", "tiny-trainde"))
+    one_line(run("train", path, "--check"), "tiny-trainde")
+    (tmp_path / "run.toml").write_text(given.replace('"synthetic"', '"synthetic"\nlevel = "hart"'))
+    one_line(run("train", path), "source 'words': level must be one of study, hard, got 'hart'")
+
+
 def test_faulty_rows_are_one_line(run, config):
     one_line(run("train", config("raise")), "file must have no faulty rows", "--check lists them")
 

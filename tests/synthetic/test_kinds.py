@@ -9,7 +9,7 @@ from timeviper_fast.dataset.sample import Draw, Limits
 from timeviper_fast.model.initialize import init_weights
 from timeviper_fast.presets import preset
 from timeviper_fast.synthetic import kinds
-from timeviper_fast.synthetic.kinds import synthetic_source
+from timeviper_fast.synthetic.kinds import check_synthetic, synthetic_source
 from timeviper_fast.text.byte_tokenizer import byte_tokenizer
 from timeviper_fast.timeviper import TimeViper
 from timeviper_fast.training.config import SourceConfig
@@ -58,3 +58,26 @@ def test_tasks_are_those_asked_for(model, tmp_path):
 def test_an_unknown_option_is_refused(model, tmp_path):
     with pytest.raises(ValueError, match="source 'study': size must be one of level, seed"):
         build(model, tmp_path, size=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": "a"}, "seed must be an integer, got 'a'"),
+        ({"absent": "x"}, "absent must lie in .* got 'x'"),
+        ({"held_out": 3}, "held_out must be True or False, got 3"),
+        ({"tasks": "sign"}, "tasks must be a list of some of sign, .* got 'sign'"),
+        ({"level": "hart"}, "level must be one of study, hard, got 'hart'"),
+        ({"plain": 2.5}, "plain must be a positive integer"),
+    ],
+)
+def test_an_option_of_a_wrong_type_is_refused(options, message):
+    table = SourceConfig("study", "synthetic", options)
+    with pytest.raises(ValueError, match=f"source 'study': {message}"):
+        check_synthetic(table, preset("tiny-trained"), Limits())
+
+
+def test_a_picture_size_that_the_world_does_not_have_is_refused():
+    table = SourceConfig("study", "synthetic")
+    with pytest.raises(ValueError, match=r"source 'study': image_size must be 48, .* got 96"):
+        check_synthetic(table, preset("tiny-trained"), Limits(image_size=96))

@@ -11,7 +11,13 @@ import torch
 from tests.training.common import run_of, tiny
 from timeviper_fast.dataset.sample import Draw, Limits
 from timeviper_fast.text.prompt import vision_preface
-from timeviper_fast.training.kinds import KINDS, Setting, check_sources, complete_with
+from timeviper_fast.training.kinds import (
+    KINDS,
+    Setting,
+    check_settings,
+    check_sources,
+    complete_with,
+)
 from timeviper_fast.video import write_video
 
 
@@ -108,3 +114,28 @@ def test_a_vision_encoder_that_learns_keeps_no_features(tmp_path, films):
 def test_mistakes(tmp_path, films, options, message):
     with pytest.raises(ValueError, match=message):
         build(tmp_path, films, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "films"}, "source 'films': kind must be one of caption, conversation"),
+        ({"sampling": "fps:x"}, "source 'films': sampling must be one of fps:RATE"),
+        ({"join": [1, 3]}, "source 'films': join must be a tuple"),
+        ({"kind": "grounding", "jitter": True}, "source 'films': jitter must be left out"),
+        ({"kind": "text", "join": [2, 3]}, "source 'films': kind must be of a kind whose"),
+    ],
+)
+def test_the_check_of_settings_names_the_source_and_its_option(tmp_path, films, options, message):
+    table = {"name": "films", "file": str(films)} | options
+    phase = {"name": "a", "steps": 1, "sources": {"films": 1.0}}
+    with pytest.raises(ValueError, match=message):
+        check_settings(run_of(tmp_path / "run", source=[table], phase=[phase]))
+
+
+def test_a_file_without_rows_is_a_fault(tmp_path):
+    (tmp_path / "none.jsonl").write_text("\n")
+    table = {"name": "none", "file": str(tmp_path / "none.jsonl")}
+    phase = {"name": "a", "steps": 1, "sources": {"none": 1.0}}
+    [(_, faults)] = check_sources(run_of(tmp_path / "run", source=[table], phase=[phase]))
+    assert [fault.reason for fault in faults] == ["it has no rows"]

@@ -69,6 +69,33 @@ def test_a_first_pack_without_samples_is_an_error(tmp_path):
         phase_run(tmp_path, tiny()).take_step([[]])
 
 
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+@pytest.mark.parametrize("dead", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_ends_the_run_before_anything_is_saved(tmp_path, clip, dead):
+    run = phase_run(tmp_path, tiny(), clip=clip, learning_rate=1e-5)
+    run.take_step([samples()])
+    run.step = 1
+    with torch.no_grad():
+        run.model.backbone.norm_f.weight.fill_(dead)
+    run.take_step([samples()])
+    run.step = 2
+    sentence = "phase 'tuning', step 2: loss and gradient norm must be finite, got nan and nan"
+    for then in (run.save, lambda: run.take_step([samples()])):
+        with pytest.raises(ValueError, match=sentence):
+            then()
+    assert not list(tmp_path.glob("*step-*"))
+
+
+def test_a_gradient_that_overflows_ends_the_run_too(tmp_path):
+    run = phase_run(tmp_path, tiny(), clip=0.0)
+    weight = run.model.projector.layers[0].weight
+    weight.register_hook(lambda gradient: gradient * float("inf"))
+    run.take_step([samples()])
+    run.step = 1
+    with pytest.raises(ValueError, match=r"step 1: .* must be finite, got \d"):
+        run.save()
+
+
 def test_keep_follows_the_schedule(tmp_path):
     run = run_of(tmp_path)
     world = World(0, 1, torch.device("cpu"))

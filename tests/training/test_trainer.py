@@ -127,6 +127,28 @@ def test_another_run_does_not_continue_in_its_folder(whole):
         train(run_of(output, seed=1), KINDS)
 
 
+def test_a_changed_run_names_what_differs(whole):
+    output, _ = whole
+    run = run_of(output)
+    changed = replace(run, phases=(run.phases[0], replace(run.phases[1], steps=4)))
+    with pytest.raises(ValueError, match=r"got phases\.tuning\.steps = 4 \(was 6\)$"):
+        train(changed, KINDS)
+
+
+def test_a_start_that_failed_does_not_claim_the_folder(tmp_path):
+    (tmp_path / "run" / "media").mkdir(parents=True)
+    with pytest.raises(ValueError, match="preset"):
+        train(run_of(tmp_path / "run", model="preset:tiny-for-test"), KINDS)
+    assert not (tmp_path / "run" / "run.json").exists()
+    with pytest.raises(Stopped):
+        train(run_of(tmp_path / "run", seed=1), KINDS, progress=stop_at("alignment", 1))
+    # no snapshot yet, so another configuration may begin
+    with pytest.raises(Stopped):
+        train(run_of(tmp_path / "run", seed=2), KINDS, progress=stop_at("alignment", 2))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["seed"] == 2
+    assert [line["step"] for line in figures(tmp_path / "run")] == [1, 2]
+
+
 def test_a_folder_with_other_things_is_left_alone(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="output must be new or empty, or the folder of a run"):

@@ -27,13 +27,16 @@ def train(
     """Train a model; a stopped run continues from its last snapshot."""
     with importing():
         from timeviper_fast.cli.terminal import err, say, training_bar
-        from timeviper_fast.synthetic.kinds import synthetic_source
+        from timeviper_fast.synthetic.kinds import check_synthetic, synthetic_source
         from timeviper_fast.training.config import read_config
-        from timeviper_fast.training.kinds import KINDS, check_sources
+        from timeviper_fast.training.kinds import CHECKS, KINDS, check_settings, check_sources
         from timeviper_fast.training.trainer import train
 
     run = read_config(config)
+    kinds = {**KINDS, "synthetic": synthetic_source}
+    checks = {**CHECKS, "synthetic": check_synthetic}
     if check:
+        check_settings(run, kinds, checks)
         wrong = 0
         for source, faults in check_sources(run):
             wrong += len(faults)
@@ -42,9 +45,11 @@ def train(
                 say(err, f"  {fault.where}: {fault.reason}", wrap=True)
             if len(faults) > _SHOWN:
                 say(err, f"  and {len(faults) - _SHOWN} more")
+        found = f"{wrong} faulty rows" if wrong else "no fault"
+        say(err, f"{config}: the model's config, the options and the rows were read: {found}")
         raise typer.Exit(2 if wrong else 0)
     with training_bar(err) as progress:
-        last = train(run, {**KINDS, "synthetic": synthetic_source}, progress=progress)
+        last = train(run, kinds, checks=checks, progress=progress)
     # under torchrun every process runs this line; rank 0 prints
     if os.environ.get("RANK", "0") == "0":
         typer.echo(last)

@@ -13,9 +13,11 @@ features = "cache/films"    # keep encoded frames there
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.dataset.check import check_rows
 from timeviper_fast.dataset.conversation import ConversationSource, TextCounter
 from timeviper_fast.dataset.features import FeatureCache, vision_key
@@ -24,12 +26,23 @@ from timeviper_fast.dataset.joined import JoinedSource
 from timeviper_fast.dataset.kinds import KINDS as ROW_KINDS
 from timeviper_fast.dataset.media import MediaIndex
 from timeviper_fast.dataset.rows import Fault, Rows
-from timeviper_fast.dataset.sample import Sample, Source
+from timeviper_fast.dataset.sample import Limits, Sample, Source
 from timeviper_fast.errors import ArgumentError, fail
 from timeviper_fast.timeviper import TimeViper
 from timeviper_fast.training.config import SourceConfig, TrainingConfig
+from timeviper_fast.training.start import first_config
 
-__all__ = ["KINDS", "Setting", "SourceBuilder", "check_sources", "complete_with"]
+__all__ = [
+    "CHECKS",
+    "KINDS",
+    "Setting",
+    "SourceBuilder",
+    "SourceCheck",
+    "check_settings",
+    "check_sources",
+    "complete_with",
+    "naming",
+]
 
 _TEXT, _SWITCH = ("a string", str), ("true or false", bool)
 _OPTIONS: dict[str, tuple[str, type]] = {
@@ -40,6 +53,16 @@ _OPTIONS: dict[str, tuple[str, type]] = {
     "join": ("a list [fewest, most] of clips", list),
     "features": _TEXT,
     "mention_duration": _SWITCH,
+}
+# what the tables of a run call the arguments of the classes below them
+_NAMES = {
+    "rule": "sampling",
+    "sampling.jitter": "jitter",
+    "clips": "join",
+    "source": "kind",
+    "max_frames": "frames",
+    "limits.max_frames": "frames",
+    "limits.image_size": "image_size",
 }
 
 
@@ -60,10 +83,26 @@ class Setting(NamedTuple):
 
 
 SourceBuilder = Callable[[SourceConfig, Setting], Source]
+# checks a table for a model and the limits of a phase, with its picture size
+SourceCheck = Callable[[SourceConfig, TimeViperConfig, Limits], None]
+
+
+@contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Name the source and its option in every ArgumentError of the classes it is made of."""
+    try:
+        yield
+    except ArgumentError as error:
+        if error.owner == "train" or error.owner.startswith("source "):
+            raise
+        argument = _NAMES.get(error.argument, error.argument)
+        rule = error.rule.replace("rule=", "sampling=")
+        owner = f"source {source!r}"
+        raise ArgumentError(owner, argument, rule, error.value, error.remedy, error.part) from error
 
 
 def _from_rows(table: SourceConfig, setting: Setting) -> Source:
-    options, config = _checked(table), setting.model.config
+    options = _checked(table)
     if setting.model.tokenizer is None:
         fail("train", "model", "have a tokenizer", None)
     rows, index = Rows(options["file"], options.get("media")), _index(setting.folder)
@@ -71,30 +110,79 @@ def _from_rows(table: SourceConfig, setting: Setting) -> Source:
     if faults and setting.on_error == "raise":
         rule = "have no faulty rows (timeviper-fast train --check lists them), or on_error='skip'"
         raise ArgumentError(f"source {table.name!r}", "file", rule, f"{len(faults)}: {faults[0]}")
-    cache = _cache(options.get("features"), setting)
+    return _over(
+        table,
+        rows,
+        setting.model.config,
+        TextCounter(setting.model.tokenizer, setting.model.config.template),
+        index=index,
+        features=_cache(options.get("features"), setting),
+        leave_out=[fault.row for fault in faults if fault.row is not None],
+    )
+
+
+def _over(
+    table: SourceConfig,
+    rows: Rows,
+    shape: TimeViperConfig,
+    count_text: Callable[..., int],
+    **more: Any,
+) -> Source:
+    """The source of a table over its rows; `more` are arguments of `ConversationSource`."""
+    options = table.options
+    sampling = Sampling(
+        options.get("sampling", "fps:1"), options.get("jitter", False), shape.clip_frames
+    )
     source = ConversationSource(
         table.name,
         rows,
-        config.vision,
-        TextCounter(setting.model.tokenizer, config.template),
+        shape.vision,
+        count_text,
         kind=table.kind,
-        sampling=Sampling(
-            options.get("sampling", "fps:1"),
-            options.get("jitter", False),
-            config.clip_frames,
-        ),
-        index=index,
-        features=cache,
-        mention_duration=options.get("mention_duration", config.mention_duration or None),
-        template=config.template,
-        leave_out=[fault.row for fault in faults if fault.row is not None],
+        sampling=sampling,
+        mention_duration=options.get("mention_duration", shape.mention_duration or None),
+        template=shape.template,
+        **more,
     )
     if "join" in options:
         return JoinedSource(source, tuple(options["join"]), table.name)
     return source
 
 
+def _check_table(table: SourceConfig, shape: TimeViperConfig, limits: Limits) -> None:
+    options = _checked(table)
+    rows = Rows(options["file"], options.get("media"))
+    _over(table, rows, shape, lambda *_: 0).limits(limits)
+
+
 KINDS: dict[str, SourceBuilder] = dict.fromkeys(ROW_KINDS, _from_rows)
+CHECKS: dict[str, SourceCheck] = dict.fromkeys(ROW_KINDS, _check_table)
+
+
+def check_settings(
+    config: TrainingConfig,
+    kinds: Mapping[str, SourceBuilder] = KINDS,
+    checks: Mapping[str, SourceCheck] = CHECKS,
+) -> None:
+    """Check the model's name and every source's table. No weights and no media are read.
+
+    Raises:
+        ValueError: there is no such model or kind, or an option breaks its rule.
+    """
+    tables = {table.name: table for table in config.sources}
+    for name, table in tables.items():
+        if table.kind not in kinds:
+            fail(f"source {name!r}", "kind", f"be one of {', '.join(kinds)}", table.kind)
+    shape = first_config(config.model)
+    size = shape.vision.image_size
+    held = config.evaluation.sources if config.evaluation else {}
+    for phase in config.phases:
+        size = phase.image_size or size
+        for name in {**phase.sources, **held}:
+            check = checks.get(tables[name].kind)
+            if check is not None:
+                with naming(name):
+                    check(tables[name], shape, Limits(*phase.frames, size))
 
 
 def _checked(table: SourceConfig) -> dict[str, Any]:
@@ -128,7 +216,10 @@ def check_sources(config: TrainingConfig) -> Iterator[tuple[SourceConfig, list[F
         if table.kind in KINDS:
             options = _checked(table)
             rows = Rows(options["file"], options.get("media"))
-            yield table, check_rows(rows, table.kind, _index(Path(config.output)))
+            faults = check_rows(rows, table.kind, _index(Path(config.output)))
+            if not len(rows) and not faults:
+                faults = [Fault(str(rows.path), "it has no rows")]
+            yield table, faults
 
 
 def complete_with(

@@ -17,10 +17,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from timeviper_fast.model.model import TimeViperNetwork
 
-__all__ = ["World", "divide", "flatten_gates", "whole_weights"]
+__all__ = ["World", "divide", "flatten_gates", "whole", "whole_weights"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,11 @@ def divide(wrapper: nn.Module, model: TimeViperNetwork) -> None:
         if number not in read_by_stages:
             fully_shard(layer)
     fully_shard(wrapper)
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor with the same value on every rank; a sharded one is gathered or reduced."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def whole_weights(wrapper: nn.Module) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from timeviper_fast.dataset.sample import Sample
-from timeviper_fast.errors import DataError
+from timeviper_fast.errors import ArgumentError, DataError
 from timeviper_fast.timeviper import TimeViper
 from timeviper_fast.training.config import PhaseConfig, TrainingConfig
 from timeviper_fast.training.figures import SUPERVISED, figures_of, sums_of
@@ -23,7 +24,7 @@ from timeviper_fast.training.optimizer import (
     parameter_groups,
 )
 from timeviper_fast.training.packed import PackedModel, PackedResult
-from timeviper_fast.training.parallel import World, divide, flatten_gates
+from timeviper_fast.training.parallel import World, divide, flatten_gates, whole
 from timeviper_fast.training.snapshot import latest_snapshot, load_snapshot, save_snapshot
 from timeviper_fast.training.stream import StepStream
 
@@ -87,6 +88,8 @@ class PhaseRun:
         self.optimizer = torch.optim.AdamW(groups, lr=phase.learning_rate, betas=phase.betas)
         self.step = 0
         self._last: list[Sample] = []
+        # the last step's loss and gradient norm, on the device
+        self._finite: Tensor | None = None
 
     def restore(self) -> None:
         """Continue from the phase's newest snapshot, if there is one."""
@@ -97,6 +100,7 @@ class PhaseRun:
             self.stream.load_state_dict(state["stream"])
 
     def save(self) -> None:
+        self._expect_finite()
         state = {"step": self.step, "stream": self.stream.state_dict()}
         save_snapshot(
             self.folder,
@@ -129,6 +133,7 @@ class PhaseRun:
                     progress(TrainingProgress(phase.name, self.step, phase.steps, values))
             every = config.evaluation.every if config.evaluation else 0
             if evaluate is not None and every and (self.step % every == 0 or last):
+                self._expect_finite()
                 found = evaluate(self)
                 if log is not None:
                     log.write(phase.name, self.step, "evaluation", found)
@@ -144,6 +149,8 @@ class PhaseRun:
         if phase.keep is not None:
             self.model.set_stages(phase.stages_at(self.step, self.stages))
         sums = sums_of(None).to(self.world.device)
+        # the copy above has waited for the last step already
+        self._expect_finite()
         for samples in packs:
             result = self._loss_of(samples)
             sums += sums_of(result if samples else None).to(sums.device)
@@ -153,11 +160,31 @@ class PhaseRun:
         scale = self.world.size / sums[SUPERVISED].clamp_min(1)
         for parameter in parameters:
             parameter.grad.mul_(scale.to(parameter.grad.dtype))  # type: ignore[union-attr]
-        if phase.clip:
-            nn.utils.clip_grad_norm_(parameters, phase.clip)
+        # an infinite limit clips nothing and gives the norm
+        norm = whole(nn.utils.clip_grad_norm_(parameters, phase.clip or math.inf))
+        self._finite = torch.stack([sums[0], norm.to(sums)])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return sums
+
+    def _expect_finite(self) -> None:
+        """Raise an ArgumentError if the last step's loss or gradient norm is NaN or infinite.
+
+        The values are equal on all ranks, so all of them raise. The host reads them where it waits
+        for the device anyway: before the next step's forward pass, metrics and a snapshot.
+        """
+        if self._finite is None:
+            return
+        loss, norm = self._finite.tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            owner = f"phase {self.phase.name!r}, step {self.step}"
+            raise ArgumentError(
+                owner,
+                "loss and gradient norm",
+                "be finite",
+                f"{loss} and {norm}",
+                "try a lower learning_rate or another dtype",
+            )
 
     def _loss_of(self, samples: list[Sample]) -> PackedResult:
         """Loss and gradients of one pack.
@@ -174,6 +201,7 @@ class PhaseRun:
         return result
 
     def _figures(self, window: _Window) -> dict[str, float]:
+        self._expect_finite()
         rates = {
             group["name"].partition(",")[0]: group["lr"] for group in self.optimizer.param_groups
         }

@@ -14,20 +14,30 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from timeviper_fast.checkpoint.save import save_pretrained
 from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.dataset.sample import Limits, Source
-from timeviper_fast.errors import ArgumentError, fail
+from timeviper_fast.errors import ArgumentError
 from timeviper_fast.timeviper import TimeViper
 from timeviper_fast.training.config import PhaseConfig, TrainingConfig
 from timeviper_fast.training.evaluate import evaluate
-from timeviper_fast.training.kinds import KINDS, Setting, SourceBuilder, complete_with
+from timeviper_fast.training.kinds import (
+    CHECKS,
+    KINDS,
+    Setting,
+    SourceBuilder,
+    SourceCheck,
+    check_settings,
+    complete_with,
+    naming,
+)
 from timeviper_fast.training.metrics import MetricsLog
 from timeviper_fast.training.parallel import World, whole_weights
 from timeviper_fast.training.phase import PhaseRun, Progress
@@ -44,6 +54,7 @@ def train(
     config: TrainingConfig,
     kinds: Mapping[str, SourceBuilder] = KINDS,
     *,
+    checks: Mapping[str, SourceCheck] = CHECKS,
     progress: Progress | None = None,
 ) -> Path:
     """Train a model, or continue where the run in `config.output` stopped.
@@ -54,18 +65,21 @@ def train(
     Args:
         config: the run's configuration.
         kinds: {kind of source: function that makes it}; by default those of annotation files.
+        checks: {kind of source: function that checks a table before the run begins}.
         progress: called in the first process with each line of metrics.
 
     Returns:
         The folder of the last phase's model, which `TimeViper.from_pretrained` loads.
 
     Raises:
-        ValueError: the configuration, the model and the data do not fit together, or `output` holds
-            another run.
+        ValueError: the configuration, the model and the data do not fit together, `output` holds
+            another run, or a loss or gradient is not finite.
     """
     world = World.join()
     output = Path(config.output)
     if world.first:
+        if not _has_begun(output):
+            check_settings(config, kinds, checks)
         _claim(config, output)
     world.wait()
     model_at: str | Path = config.model
@@ -80,26 +94,63 @@ def train(
     return Path(model_at)
 
 
+def _has_begun(output: Path) -> bool:
+    """Whether the folder holds a snapshot or a model of a run."""
+    noted = output / "run.json"
+    if not noted.exists():
+        return False
+    phases = json.loads(noted.read_text(encoding="utf-8")).get("phases")
+    if phases is None:
+        return True
+    return any((output / f"{i}-{phase['name']}").exists() for i, phase in enumerate(phases, 1))
+
+
 def _claim(config: TrainingConfig, output: Path) -> None:
-    """Write the run's configuration into its folder, or compare it with the one there.
+    """Write the run's configuration into its folder, or compare it with that of a run that began.
+
+    A folder that holds only the index of the media files (from `--check`) counts as empty.
 
     Raises:
         ValueError: the folder belongs to another run, or holds other files.
     """
     values = json.loads(json.dumps(asdict(config)))
     noted = output / "run.json"
-    if not noted.exists():
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if not _has_begun(output):
+        held = {path.name for path in output.iterdir()} if output.is_dir() else set()
+        is_foreign = not noted.exists() and bool(held - {"media"})
+        if is_foreign or (output.exists() and not output.is_dir()):
             rule = "be new or empty, or the folder of a run that stopped"
             raise ArgumentError("train", "output", rule, output)
         output.mkdir(parents=True, exist_ok=True)
+        # metrics of a run without a snapshot: nothing can continue them
+        (output / "metrics.jsonl").unlink(missing_ok=True)
         noted.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         return
     before = json.loads(noted.read_text(encoding="utf-8"))
     other = sorted(n for n in values if n not in _FREE and before.get(n) != values[n])
     if other:
         rule = f"be those of the run in {output}, or a new output"
-        raise ArgumentError("train", ", ".join(other), rule, "others")
+        changes = (
+            line for name in other for line in _changes(name, before.get(name), values[name])
+        )
+        raise ArgumentError("train", ", ".join(other), rule, "; ".join(changes))
+
+
+def _changes(name: str, before: Any, now: Any) -> Iterator[str]:
+    """The values that differ, as "phases.tuning.steps = 4 (was 2)"."""
+    if isinstance(before, list) and isinstance(now, list):
+        tables = [
+            {t["name"]: t for t in side if isinstance(t, dict) and "name" in t}
+            for side in (before, now)
+        ]
+        if [len(before), len(now)] == list(map(len, tables)):
+            before, now = tables
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*before, *now]):
+            if before.get(key) != now.get(key):
+                yield from _changes(f"{name}.{key}", before.get(key), now.get(key))
+    else:
+        yield f"{name} = {now!r} (was {before!r})" if before != now else f"{name} in another order"
 
 
 def _run_phase(
@@ -157,11 +208,8 @@ def _sources(
     made = {}
     for source in config.sources:
         if source.name in names:
-            if source.kind not in kinds:
-                fail(
-                    f"source {source.name!r}", "kind", f"be one of {', '.join(kinds)}", source.kind
-                )
-            made[source.name] = kinds[source.kind](source, setting).limits(limits)
+            with naming(source.name):
+                made[source.name] = kinds[source.kind](source, setting).limits(limits)
     return made
 
 
