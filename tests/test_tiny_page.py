@@ -10,7 +10,7 @@ import pytest
 from timeviper_fast.evaluation.score import Score
 
 DOCS = Path(__file__).parents[1] / "docs"
-OTHERS = ("curves", "encoder")
+OTHERS = ("curves", "encoder", "held_out")
 RECORDED = [path for path in sorted((DOCS / "tiny").glob("*.json")) if path.stem not in OTHERS]
 
 
@@ -58,3 +58,14 @@ def test_the_page_has_the_encoders_false_needles():
     assert counts["study", 17_469] == (20, 300_000)
     assert "takes 1 of 300,000 plain frames for a needle, and none of 50,000 on the harder" in page
     assert "at 17,469 steps, it was 20 of 300,000" in page
+
+
+def test_the_page_has_what_training_has_not_seen():
+    page = (DOCS / "tiny.md").read_text(encoding="utf-8")
+    found = json.loads((DOCS / "tiny" / "held_out.json").read_text(encoding="utf-8"))["sets"]
+    whole = [result for result in found if result["task"] == "all"]
+    assert len(whole) == 5
+    for result in whole:
+        score = Score(result["right"], result["n"])
+        assert f"| {score} | {result['difference']:+.1f} |" in page
+        assert result["holds"]
