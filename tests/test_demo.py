@@ -13,7 +13,7 @@ import pytest
 
 from tests.cli.common import without_pyav
 from timeviper_fast import TimeViper
-from timeviper_fast.demo import DemoVideo
+from timeviper_fast.demo import DemoVideo, write_demo_video
 from timeviper_fast.errors import VideoError
 from timeviper_fast.video import read_video
 
@@ -111,3 +111,8 @@ def test_answers_survive_the_file(tmp_path):
         filmed = right(demo, demo.write(tmp_path / f"{seed}.mp4"))
         lost += sum(drawn[task] and not filmed[task] for task in drawn)
     assert lost == 0
+
+
+def test_a_moving_square_that_cannot_be(tmp_path):
+    with pytest.raises(ValueError, match=r"write_demo_video: .* got 0 s, 24 fps, 360 x 640"):
+        write_demo_video(tmp_path / "square.mp4", seconds=0)

@@ -1,4 +1,7 @@
-"""A short video of the synthetic world, and three questions about it with their true answers."""
+"""A short video of the synthetic world, and three questions about it with their true answers.
+
+For tests and examples also a tiny model with random weights, and a video of a moving square.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from timeviper_fast.dataset.randomness import hash63
-from timeviper_fast.errors import fail, is_integer
+from timeviper_fast.errors import ArgumentError, fail, is_integer
 from timeviper_fast.evaluation.synthetic import draw_scene
+from timeviper_fast.model.initialize import init_weights
+from timeviper_fast.presets import preset
 from timeviper_fast.synthetic.pen import SIDE
 from timeviper_fast.synthetic.world import World
+from timeviper_fast.text.byte_tokenizer import byte_tokenizer
+from timeviper_fast.timeviper import TimeViper
 from timeviper_fast.video import write_video
 
-__all__ = ["DemoVideo"]
+__all__ = ["DemoVideo", "tiny_model", "write_demo_video"]
 
 _TASKS = ("sign", "colour", "chain")
 _SHORTEST = 32  # seconds, so that every needle finds a frame of its own
@@ -83,3 +91,70 @@ class DemoVideo:
         for start in range(0, self.seconds, _FRAMES):
             numbers = range(start, min(start + _FRAMES, self.seconds))
             yield self._world.render(numbers, [self._needles.get(i) for i in numbers], side)
+
+
+def tiny_model(seed: int = 0) -> TimeViper:
+    """A tiny TimeViper with every part of the real model and seeded random weights.
+
+    The TransV gates are open (alpha 0.5), so the transfer has an effect. The vocabulary head
+    favours printable ASCII, so a terminal can show a greedy answer.
+    """
+    model = TimeViper(preset("tiny"), byte_tokenizer())
+    init_weights(model, seed=seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".alpha"):
+                parameter.fill_(0.5)
+        model.backbone.lm_head.weight[127:] = 0
+        model.backbone.lm_head.weight[:32] = 0
+    return model.eval()
+
+
+def write_demo_video(
+    path: str | Path,
+    *,
+    seconds: int = 60,
+    fps: int = 24,
+    height: int = 360,
+    width: int = 640,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write an H.264 file of a bright square that crosses a sky of changing colours and back.
+
+    Args:
+        path: the file to write; its directory is made.
+        seconds, fps: length and rate.
+        height, width: pixels, even numbers.
+        progress: called with (frames written, all frames).
+
+    Raises:
+        ValueError: a length, rate or size that no such file can have.
+    """
+    if seconds < 1 or fps < 1 or height < 16 or width < 16 or height % 2 or width % 2:
+        raise ArgumentError(
+            "write_demo_video",
+            "seconds and fps",
+            "be positive, height and width even and at least 16",
+            f"{seconds} s, {fps} fps, {height} x {width}",
+        )
+    path = Path(path)
+    scene = _scene(seconds * fps, height, width, progress or (lambda done, total: None))
+    write_video(path, scene, fps, options={"preset": "ultrafast"})
+    return path
+
+
+def _scene(
+    frames: int, height: int, width: int, progress: Callable[[int, int], None]
+) -> Iterator[torch.Tensor]:
+    """(height, width, 3) uint8 frames, the same for the same arguments."""
+    rows = torch.linspace(0, 1, height).view(-1, 1, 1)
+    side = height // 5
+    for i in range(frames):
+        turn = torch.tensor([0.0, 2.1, 4.2]) + 6.28 * i / frames
+        sky = (127 + 80 * torch.sin(turn + 2 * rows)).expand(height, width, 3)
+        picture = sky.to(torch.uint8).clone()
+        way = abs((2 * i / frames) % 2 - 1)  # 1 -> 0 -> 1
+        left = int((1 - way) * (width - side))
+        picture[2 * side : 3 * side, left : left + side] = torch.tensor([250, 230, 60])
+        yield picture
+        progress(i + 1, frames)

@@ -40,7 +40,7 @@ FOLDERS = {
     "model": "config errors layout stops",
     "inference": "config errors layout model stages stops text video",
     "timeviper": "checkpoint config embedded errors inference model stages text video",
-    "demo": "dataset errors evaluation synthetic video",
+    "demo": "dataset errors evaluation model presets synthetic text timeviper video",
     "cli": "checkpoint demo embedded errors evaluation inference presets stages stops synthetic "
     "timeviper training video",
     "__main__": "cli",
