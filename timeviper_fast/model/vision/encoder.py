@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -70,12 +71,21 @@ class VisionEncoder(nn.Module):
         return self.finish(x).reshape(frames, patches, width)
 
     def set_image_size(self, size: int) -> None:
-        """Take pictures of another size.
+        """Take pictures of another size: position parameters are interpolated (bicubic).
+
+        At the size that it has, the encoder keeps its parameters, and an optimizer its state.
 
         Raises:
             ValueError: a size that the config does not allow.
         """
+        before = self.config.patches_per_side
         self.config = replace(self.config, image_size=size)
+        if self.config.patches_per_side != before:
+            with torch.no_grad():
+                self.resize(before, self.config.patches_per_side)
+
+    def resize(self, before: int, after: int) -> None:
+        """Fit position parameters to `after` patches per side; computed positions need nothing."""
 
     def _checked(self, pixels: Tensor, images: bool) -> int:
         """Frames per clip of these pixels."""

@@ -63,16 +63,7 @@ class InternVideo2(VisionEncoder):
     def finish(self, x: Tensor) -> Tensor:
         return x[:, 1:]
 
-    @torch.no_grad()
-    def set_image_size(self, size: int) -> None:
-        """Take pictures of another size: position parameters are interpolated (bicubic).
-
-        Raises:
-            ValueError: a size that the config does not allow.
-        """
-        before = self.config.patches_per_side
-        super().set_image_size(size)
-        after = self.config.patches_per_side
+    def resize(self, before: int, after: int) -> None:
         for name in ("pos_embed", "img_pos_embed"):
             old = self.get_parameter(name)
             grid = torch.cat([old[:, :1], resize_grid(old[:, 1:], before, after)], dim=1)

@@ -47,13 +47,7 @@ class UMT(VisionEncoder):
     def finish(self, x: Tensor) -> Tensor:
         return self.vision_layernorm(x)
 
-    def set_image_size(self, size: int) -> None:
-        """Take pictures of another size: the positions are computed anew.
-
-        Raises:
-            ValueError: a size that the config does not allow.
-        """
-        super().set_image_size(size)
+    def resize(self, before: int, after: int) -> None:
         self._set_positions()
 
     def _set_positions(self) -> None:

@@ -37,15 +37,6 @@ class VisionTransformer(VisionEncoder):
     def start(self, x: torch.Tensor, frames: int) -> torch.Tensor:
         return x + self.pos_embed
 
-    @torch.no_grad()
-    def set_image_size(self, size: int) -> None:
-        """Take pictures of another size: position embeddings are interpolated (bicubic).
-
-        Raises:
-            ValueError: a size that the config does not allow.
-        """
-        before = self.config.patches_per_side
-        super().set_image_size(size)
-        grid = resize_grid(self.pos_embed, before, self.config.patches_per_side, antialias=True)
-        if grid is not self.pos_embed:
-            self.pos_embed = nn.Parameter(grid, requires_grad=self.pos_embed.requires_grad)
+    def resize(self, before: int, after: int) -> None:
+        grid = resize_grid(self.pos_embed, before, after, antialias=True)
+        self.pos_embed = nn.Parameter(grid, requires_grad=self.pos_embed.requires_grad)
