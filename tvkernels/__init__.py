@@ -36,6 +36,7 @@ from tvkernels.integrations import (
     providers,
     unpatch_transformers,
 )
+from tvkernels.prefix_attention import prefix_attention
 from tvkernels.relu2 import relu2
 from tvkernels.rmsnorm import layernorm_fn, rms_norm, rmsnorm_fn
 from tvkernels.selective_state_update import selective_state_update
@@ -70,6 +71,7 @@ __all__ = [
     "mamba_chunk_scan_combined",
     "mamba_split_conv1d_scan_combined",
     "patch_transformers",
+    "prefix_attention",
     "provide",
     "providers",
     "relu2",

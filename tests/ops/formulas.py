@@ -18,6 +18,7 @@ from tests.ops.causal_conv1d.test_update import naive_update
 from tests.ops.compact.common import naive as naive_compact
 from tests.ops.decode_step.common import naive_step as naive_decode_step
 from tests.ops.gated_cross_attention.common import naive as naive_attention
+from tests.ops.prefix_attention.common import naive as naive_prefix_attention
 from tests.ops.rmsnorm.common import naive_norm
 from tests.ops.selective_state_update.common import naive_step
 from tests.ops.ssd.common import naive_scan
@@ -76,6 +77,7 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "mamba2_decode_step": naive_decode_step,
     "mamba_chunk_scan_combined": naive_scan,
     "mamba_split_conv1d_scan_combined": naive_mixer,
+    "prefix_attention": naive_prefix_attention,
     "relu2": lambda x: torch.where(x <= 0, 0.0, x) ** 2,
     "rms_norm": rms_norm,
     "rmsnorm_fn": lambda **given: naive_norm(**given, is_rms_norm=True),

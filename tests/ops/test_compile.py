@@ -67,6 +67,10 @@ PACKED: dict[str, Callable[[int, Randn], Tensors]] = {
         "v": randn(1, n, 2, 8), "alpha": randn(1), "cu_seqlens_q": torch.tensor([0, 17, n]),
         "cu_seqlens_k": torch.tensor([0, 9, n]),
     },
+    "prefix_attention": lambda n, randn: {
+        "q": randn(2, 3, 4, 8), "key": randn(2, n, 2, 8), "value": randn(2, n, 2, 8),
+        "lengths": torch.tensor([n, 5]), "prefix": (randn(1, 2 * n, 2, 8), randn(1, 2 * n, 2, 8)),
+    },
     "mamba2_decode_step": lambda n, randn: {**CASES["mamba2_decode_step"](n, randn),
         "conv_state": randn(n, 44, 4), "ssm_state": randn(n, 4, 6, 5)},
     "causal_conv1d_update": lambda n, randn: {**CASES["causal_conv1d_update"](n, randn),

@@ -15,10 +15,11 @@ from tests.contract import NOT_OPS, as_tuple, on_device
 
 Tensors = dict[str, Any]
 
-# tensors that an op writes in place; they have no gradient
+# tensors that an op of inference writes in place; it has no gradient
 STATES = {
     "causal_conv1d_update": ("conv_state",),
     "mamba2_decode_step": ("conv_state", "ssm_state"),
+    "prefix_attention": (),
     "selective_state_update": ("state",),
 }
 MATRICES = ("mamba_chunk_scan_combined", "gated_cross_attention")
@@ -91,6 +92,10 @@ CASES: dict[str, Callable[[int, Callable[..., torch.Tensor]], Tensors]] = {
     "mamba2_decode_step": decode_step,
     "mamba_chunk_scan_combined": scan,
     "mamba_split_conv1d_scan_combined": mixer,
+    "prefix_attention": lambda b, randn: {
+        "q": randn(b, 3, 4, 8), "key": randn(b, 20, 2, 8), "value": randn(b, 20, 2, 8),
+        "lengths": torch.tensor([20, 7, 3])[:b], "prefix": (randn(1, 40, 2, 8), randn(1, 40, 2, 8)),
+    },
     "relu2": lambda b, randn: {"x": randn(b, 40, 6)},
     "rms_norm": lambda b, randn: {
         "x": randn(b, 40, 6), "weight": randn(6), "eps": 1e-5, "residual": randn(b, 40, 6),

@@ -15,6 +15,7 @@ KERNELS = (
     "attention_topk",
     "compact",
     "gated_cross_attention",
+    "prefix_attention",
     "relu2",
 )
 
@@ -37,5 +38,6 @@ OPS: dict[str, tuple[str, ...]] = {
     "dropped_indices": (),
     "compact": ("compact",),
     "gated_cross_attention": ("gated_cross_attention",),
+    "prefix_attention": ("prefix_attention",),
     "relu2": ("relu2",),
 }
