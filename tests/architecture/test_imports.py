@@ -71,7 +71,8 @@ MODULES = {
         "directory": "container images",
         "source": "arrays directory file images packets",
         "writer": "container",
-        "video": "packets sampling source times",
+        "ahead": "",
+        "video": "ahead packets sampling source times",
     },
     "text": {"__init__": "", "template": "", "prompt": "template", "byte_tokenizer": ""},
     "model": {

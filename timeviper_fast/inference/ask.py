@@ -126,7 +126,8 @@ def _answer(
     if request.tiles:
         visual, times = _encode_tiles(model, source, grid, watch)
     else:
-        visual, times = encode_video(model, source, indices, request.frame_batch, watch, progress)
+        batches = encode_video(model, source, indices, request.frame_batch, watch, progress)
+        visual, times = (torch.cat(parts) for parts in zip(*batches))
     lost = source.lost_frames
     if len(times) != len(indices) and request.mention_duration:
         # Some frames did not decode. Write the prompt again, with the number that did.

@@ -1,6 +1,7 @@
 """Read videos from any source as frames with their times, and turn frames into pixel values.
 
     video.py         open a video of any kind; read its frames in batches
+    ahead.py         decode in a background thread, ahead of the reader
     source.py        what a video may be given as, and the reader of each
     file.py          decode exactly the requested frames of a video file, with PyAV
     container.py     open a video file with PyAV, and choose its video stream

@@ -11,8 +11,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
+from threading import Event
 from typing import Any, NoReturn, Protocol
+from weakref import ref
 
 import numpy as np
 import torch
@@ -26,6 +29,7 @@ from timeviper_fast.errors import (
     is_integer,
     is_number,
 )
+from timeviper_fast.video.ahead import read_ahead
 from timeviper_fast.video.packets import Progress
 from timeviper_fast.video.sampling import Policy, parse_policy
 from timeviper_fast.video.source import find_source
@@ -92,7 +96,9 @@ class Video(AbstractContextManager["Video"]):
         self._reader, self._on_error = reader, on_error
         self.is_image: bool = getattr(reader, "is_image", False)
         self._undecodable: set[int] = set()
-        self._reading: Iterator[Frames] | None = None
+        # Weak, because a thread that reads ahead holds this object: a reading that its user forgets
+        # is collected nevertheless, and ends its thread.
+        self._reading: ref[Any] | None = None
         if reader.missing and on_error == "raise":
             verb = "is" if reader.missing == 1 else "are"
             self._refuse(f"it ends early: {reader.missing} of its frames {verb} missing")
@@ -143,12 +149,23 @@ class Video(AbstractContextManager["Video"]):
         first, stop, duration = self.span(start, end, policy)
         return parse_policy(policy).choose(self.seconds[first:stop], self.fps, duration) + first
 
-    def frames(self, indices: Tensor | Sequence[int], batch_size: int = 16) -> Iterator[Frames]:
+    def frames(
+        self,
+        indices: Tensor | Sequence[int],
+        batch_size: int = 16,
+        *,
+        ahead: int = 0,
+        pin_memory: bool = False,
+    ) -> Iterator[Frames]:
         """Decode the frames at `indices`, `batch_size` at a time.
 
         Args:
             indices: positions in 0 .. num_frames - 1, ascending; a repeated one repeats its frame.
             batch_size: most frames per batch; it bounds the memory.
+            ahead: a background thread decodes while the caller works, up to so many batches ahead;
+                with 0, decoding waits for the caller. `ahead + 2` batches may be in memory. The
+                thread ends with the iterator and with `close`.
+            pin_memory: put the frames in page-locked memory, for asynchronous copies to a GPU.
 
         Returns:
             Batches in order; where the frames' size changes, a batch ends early. With
@@ -163,29 +180,39 @@ class Video(AbstractContextManager["Video"]):
             raise ArgumentError("frames", "indices", "be a list of integers", f"{wanted!r:.60}")
         if not (is_integer(batch_size) and batch_size >= 1):
             fail("frames", "batch_size", "be an integer above 0", batch_size)
+        if not (is_integer(ahead) and ahead >= 0):
+            fail("frames", "ahead", "be an integer of 0 or more", ahead)
         if any(late < early for early, late in pairwise(wanted)):
             raise ArgumentError("frames", "indices", "ascend", "a smaller one after a larger one")
         if wanted and not 0 <= wanted[0] <= wanted[-1] < self.num_frames:
             rule = f"lie in 0 .. {self.num_frames - 1}"
             raise ArgumentError("frames", "indices", rule, f"{wanted[0]} .. {wanted[-1]}")
         self.close()
-        self._reading = reading = self._batches(Counter(wanted), batch_size)
+        batches = partial(self._batches, Counter(wanted), batch_size, pin_memory)
+        reading = read_ahead(batches, ahead) if ahead else batches(Event())
+        self._reading = ref(reading)
         return reading
 
     def close(self) -> None:
         """End the reading in progress, if any, and close its file."""
-        if self._reading is not None:
-            self._reading.close()  # type: ignore[attr-defined]
-            self._reading = None
+        reading = self._reading() if self._reading else None
+        if reading is not None:
+            reading.close()
+        self._reading = None
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _batches(self, wanted: Counter[int], batch_size: int) -> Iterator[Frames]:
+    def _batches(
+        self, wanted: Counter[int], batch_size: int, pin_memory: bool, ended: Event
+    ) -> Iterator[Frames]:
+        """The wanted frames in batches; none any more once `ended` is set."""
         length = min(batch_size, wanted.total())
         positions: list[int] = []
-        rgb, decoded = np.empty((0, 0, 0, 3), np.uint8), False
+        rgb, decoded = torch.empty((0, 0, 0, 3), dtype=torch.uint8), False
         for position, picture in self._pictures(wanted):
+            if ended.is_set():
+                return
             height, width, _ = picture.shape
             if (height, width) not in self.sizes:
                 self.sizes += ((height, width),)
@@ -194,8 +221,9 @@ class Video(AbstractContextManager["Video"]):
                     yield self._batch(rgb[: len(positions)], positions)
                     positions = []
                 if not positions:
-                    rgb = np.empty((length, *picture.shape), np.uint8)
-                rgb[len(positions)] = picture
+                    size = (length, *picture.shape)
+                    rgb = torch.empty(size, dtype=torch.uint8, pin_memory=pin_memory)
+                rgb.numpy()[len(positions)] = picture
                 positions.append(position)
                 if len(positions) == length:
                     yield self._batch(rgb, positions)
@@ -206,8 +234,8 @@ class Video(AbstractContextManager["Video"]):
         if wanted and not decoded:
             raise VideoError(f"{self.name}: none of the {len(wanted)} frames can be decoded")
 
-    def _batch(self, rgb: np.ndarray, positions: list[int]) -> Frames:
-        return Frames(torch.from_numpy(rgb), self.seconds[positions], self.lost_frames)
+    def _batch(self, rgb: Tensor, positions: list[int]) -> Frames:
+        return Frames(rgb, self.seconds[positions], self.lost_frames)
 
     def _pictures(self, wanted: Counter[int]) -> Iterator[tuple[int, np.ndarray]]:
         """The wanted frames that decode; the others are counted, or raise."""
