@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -143,3 +144,32 @@ def test_a_grid_is_resized_frame_by_frame() -> None:
 def test_more_frames_than_the_table_was_made_for() -> None:
     model = build_encoder(replace(small("umt"), clip_frames=8))
     assert model(pixels(8)).shape == (8, 16, 48)
+
+
+class Graphs:
+    """A backend of torch.compile that runs the graphs as they are, and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        self.count += 1
+        return graph.forward
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_blocks_compile_once_and_for_their_batch_alone(kind: str) -> None:
+    torch._dynamo.reset()
+    model, graphs = encoder(kind), Graphs()
+    batch, rest = pixels(4), pixels(2)
+    expected, expected_rest = model(batch), model(rest)
+    names = [*model.state_dict()]
+    model.compile_blocks(4, graphs)
+    assert torch.equal(model(rest), expected_rest)
+    assert graphs.count == 0
+    for _ in range(2):
+        torch.testing.assert_close(model(batch), expected)
+        assert graphs.count == 1
+    assert [*model.state_dict()] == names
+    torch._dynamo.reset()

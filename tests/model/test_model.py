@@ -60,3 +60,34 @@ def test_embed_checks_its_runs(tiny, visual, between, words):
     ids = torch.zeros(1, 2).long()
     with pytest.raises(ValueError, match=words):
         tiny.embed(ids, visual, ids, between=between)
+
+
+@torch.no_grad()
+def test_vision_compiles_on_request_only(monkeypatch):
+    """Tokens of a compiled batch are equal within rounding; nothing else is compiled."""
+    compiled = []
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **options: compiled.append((module, options))
+    )
+    model = tiny_model()
+    size = model.config.vision.image_size
+    model.encode(torch.randn(2, 3, size, size))
+    assert not compiled
+    with pytest.raises(ValueError, match=r"frame_batch must be a positive multiple .*, got 0"):
+        model.compile_vision(0)
+    assert not compiled
+    model.compile_vision(2)
+    options = {"dynamic": False, "backend": "inductor"}
+    assert compiled == [(block, options) for block in model.vision.blocks]
+
+
+@pytest.mark.long
+@torch.no_grad()
+def test_compiled_vision_agrees():
+    model = tiny_model()
+    size = model.config.vision.image_size
+    pixels = torch.randn(4, 3, size, size)
+    expected = model.vision(pixels)
+    model.compile_vision(4)
+    torch.testing.assert_close(model.vision(pixels), expected)
+    torch._dynamo.reset()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from timeviper_fast.config import CompressionStage, TimeViperConfig
-from timeviper_fast.errors import ArgumentError, fail
+from timeviper_fast.errors import ArgumentError, fail, is_integer
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.model.projector import Projector
@@ -87,6 +87,29 @@ class TimeViperNetwork(nn.Module):
         config = replace(self.config, vision=replace(self.config.vision, image_size=size))
         self.vision.set_image_size(size)
         self.config = config
+
+    def compile_vision(
+        self, frame_batch: int, *, backend: str | Callable[..., Any] = "inductor"
+    ) -> None:
+        """Run the vision encoder's blocks through `torch.compile`, which nothing else here does.
+
+        Only batches of exactly `frame_batch` frames, the `frame_batch` of `ask` too, run compiled:
+        their shapes are static, and the block is compiled once, with the first of them (and once
+        more if they are images). A video's last batch has any other number of frames, and runs as
+        before. Compiled blocks round otherwise, so tokens are equal within rounding only.
+
+        Args:
+            frame_batch: frames per compiled batch; it must fill whole clips.
+            backend: of `torch.compile`.
+
+        Raises:
+            ValueError: `frame_batch` does not fill whole clips.
+        """
+        clip = self.config.clip_frames
+        if not is_integer(frame_batch) or frame_batch < 1 or frame_batch % clip:
+            rule = f"be a positive multiple of the frames per clip ({clip})"
+            fail("compile_vision", "frame_batch", rule, frame_batch)
+        self.vision.compile_blocks(frame_batch, backend)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, images: bool = False) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,7 @@ class VisionEncoder(nn.Module):
         self.config = config
         self.patch_embed = patch_embed
         self.blocks = nn.ModuleList(blocks)
+        self._compiled_frames: int | None = None
 
     def start(self, x: Tensor, frames: int) -> Tensor:
         """The blocks' input from embedded patches (clips, frames * patches, hidden_size)."""
@@ -66,9 +68,17 @@ class VisionEncoder(nn.Module):
         x = self.patch_embed(pixels.to(self.patch_embed.proj.weight.dtype))
         frames, patches, width = x.shape
         x = self.start(x.reshape(frames // clip, clip * patches, width), clip)
+        runs_compiled = self._compiled_frames in (None, len(pixels))
         for block in self.blocks:
-            x = block(x)
+            # `forward` is the block as it was built, a call the compiled one
+            x = block(x) if runs_compiled else block.forward(x)
         return self.finish(x).reshape(frames, patches, width)
+
+    def compile_blocks(self, frames: int, backend: str | Callable[..., Any]) -> None:
+        """Compile the blocks for batches of exactly `frames` frames; others run as before."""
+        self._compiled_frames = frames
+        for block in self.blocks:
+            block.compile(dynamic=False, backend=backend)
 
     def set_image_size(self, size: int) -> None:
         """Take pictures of another size: position parameters are interpolated (bicubic).
