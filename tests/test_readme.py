@@ -128,7 +128,8 @@ def test_every_line_of_a_shell_that_names_the_program_is_a_command():
 def test_options_exist():
     commands = typer.main.get_group(app).commands
     assert {word for command in COMMANDS for word in commands if f" {word} " in f"{command} "} == {
-        "ask", "convert", "demo", "doctor", "held-out", "info", "needle", "train", "train-tiny",
+        "ask", "convert", "demo", "doctor", "held-out", "info", "needle", "plan", "train",
+        "train-tiny",
     }  # fmt: skip
     # those of the program itself too, such as --debug and --install-completion
     everything = [typer.main.get_command(app), *commands.values()]

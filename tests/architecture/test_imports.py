@@ -41,8 +41,8 @@ FOLDERS = {
     "inference": "config errors layout model stages stops text video",
     "timeviper": "checkpoint config embedded errors inference model stages text video",
     "demo": "dataset errors evaluation model presets synthetic text timeviper video",
-    "cli": "checkpoint demo embedded errors evaluation inference presets stages stops synthetic "
-    "timeviper training video",
+    "cli": "checkpoint config demo embedded errors evaluation inference presets stages stops "
+    "synthetic timeviper training video",
     "__main__": "cli",
     "__init__": "config inference presets timeviper",
 }
@@ -116,7 +116,13 @@ MODULES = {
     "embedded": {"__init__": "", "models": ""},
     "inference": {
         "__init__": "",
-        "plan": "",
+        "facts": "",
+        "flow": "",
+        "gpus": "",
+        "memory": "flow",
+        "work": "flow",
+        "budget": "flow gpus memory work",
+        "plan": "budget flow gpus memory",
         "encode": "",
         "tiles": "",
         "request": "",
@@ -135,11 +141,12 @@ MODULES = {
         "convert": "app interrupt terminal",
         "demo": "app interrupt terminal",
         "inspect": "app interrupt terminal",
+        "plan": "app inspect interrupt terminal",
         "needle": "app interrupt terminal",
         "held_out": "app interrupt needle terminal",
         "train": "app interrupt terminal",
         "train_tiny": "app interrupt terminal",
-        "main": "app ask convert demo held_out inspect mistakes needle train train_tiny",
+        "main": "app ask convert demo held_out inspect mistakes needle plan train train_tiny",
     },
     "training": {
         "__init__": "",

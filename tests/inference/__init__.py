@@ -2,5 +2,6 @@
 
 common.py      a small random language model with two stages, and prompts for it
 conftest.py    the tiny model, and a short video to ask it about
+opening.py     a random LLM that reads a video and a question in two passes, counted
 test_hour.py   an hour of video from the file to the answer, in bounded memory
 """

@@ -12,14 +12,15 @@ import typer
 
 from timeviper_fast.cli.app import REMEDY, Json, version
 from timeviper_fast.cli.interrupt import importing
+from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.embedded.models import TINY
 from timeviper_fast.errors import fail
 from timeviper_fast.presets import PRESETS, preset
 
-__all__ = ["doctor", "info"]
+__all__ = ["config_of", "doctor", "info", "model_names"]
 
 
-def _models(incomplete: str) -> list[str]:
+def model_names(incomplete: str) -> list[str]:
     """What completes the start of a model's name: presets, the embedded model and directories."""
     known = [name for name in (*PRESETS, TINY) if name.startswith(incomplete)]
     return known + sorted(f"{p}/" for p in glob(f"{escape(incomplete)}*") if Path(p).is_dir())
@@ -31,22 +32,18 @@ def info(
         typer.Argument(
             help=f"A model directory, a Hub id, {TINY} (in the package) or a preset: "
             f"{', '.join(PRESETS)}.",
-            autocompletion=_models,
+            autocompletion=model_names,
         ),
     ],
     as_json: Json = False,
 ) -> None:
     """What a model is made of, without loading its weights."""
-    if model not in PRESETS and "/" not in model and not Path(model or "-").exists():
-        kinds = f"a preset ({', '.join(PRESETS)}), a model directory or a Hub id (owner/name)"
-        fail("", "MODEL", f"be {kinds}", model)
     with importing():
         from timeviper_fast.checkpoint.config_file import config_to_dict
-        from timeviper_fast.checkpoint.load import read_config
         from timeviper_fast.cli.terminal import out, say
-        from timeviper_fast.inference.plan import model_facts
+        from timeviper_fast.inference.facts import model_facts
 
-    config = preset(model) if model in PRESETS else read_config(model)
+    config = config_of(model, "MODEL")
     facts = model_facts(config)
     if as_json:
         typer.echo(json.dumps({"config": config_to_dict(config), **facts}))
@@ -54,6 +51,21 @@ def info(
     for name, value in facts.items():
         text = f"{value:,}" if isinstance(value, int) else value
         say(out, f"{name.replace('_', ' ')}: {text}", wrap=True)
+
+
+def config_of(model: str, argument: str) -> TimeViperConfig:
+    """The config of a preset, a model directory or a Hub id; no weights are read.
+
+    Raises:
+        ArgumentError: of `argument`: none of these.
+    """
+    if model not in PRESETS and "/" not in model and not Path(model or "-").exists():
+        kinds = f"a preset ({', '.join(PRESETS)}), a model directory or a Hub id (owner/name)"
+        fail("", argument, f"be {kinds}", model)
+    with importing():
+        from timeviper_fast.checkpoint.load import read_config
+
+    return preset(model) if model in PRESETS else read_config(model)
 
 
 def doctor(as_json: Json = False) -> None:

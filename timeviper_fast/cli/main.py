@@ -1,4 +1,4 @@
-"""The command line: ask, train, train-tiny, needle, held-out, info, convert, doctor, demo.
+"""The command line: ask, plan, train, train-tiny, needle, held-out, info, convert, doctor, demo.
 
 The answer (or JSON) goes to standard output, progress and tables to standard error. A mistake is
 one line on standard error and exit code 2; Ctrl-C is exit code 130; --debug shows tracebacks.
@@ -21,6 +21,7 @@ from timeviper_fast.cli.held_out import held_out
 from timeviper_fast.cli.inspect import doctor, info
 from timeviper_fast.cli.mistakes import one_line
 from timeviper_fast.cli.needle import needle
+from timeviper_fast.cli.plan import plan
 from timeviper_fast.cli.train import train
 from timeviper_fast.cli.train_tiny import train_tiny
 
@@ -34,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback()(options)
-for command in (ask, train, train_tiny, needle, held_out, info, doctor, convert, demo):
+for command in (ask, plan, train, train_tiny, needle, held_out, info, doctor, convert, demo):
     app.command()(command)
 
 
@@ -80,6 +81,7 @@ def _complain(line: str) -> None:
 _RENAMED = {
     "ask": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
     "held-out": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
+    "plan": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
     "info": {"checkpoint.path": "model", "from_pretrained.path": "model"},
     "needle": {
         "checkpoint.path": "--model",

@@ -5,8 +5,14 @@
     encode.py    a video to visual tokens, batch by batch
     tiles.py     a large image as tiles
     generate.py  prefill, decode, sampling
-    fit.py       whether a question fits the model, and the numbers that do
-    plan.py      what a model and a request need, known before anything runs
+    fit.py       whether a question fits the model's window, and the numbers that do
+    plan.py      what a video and its questions need, known before anything runs
+    budget.py    bytes, FLOPs and floors of one request, as the plan takes them
+    memory.py    bytes of sessions, questions and activations
+    work.py      FLOPs of encoding, opening, asking and decoding
+    flow.py      rows that pass through each layer, and the layer where questions begin to matter
+    gpus.py      GPUs by name, with their data sheets' figures
+    facts.py     a model's sizes and settings, for `timeviper-fast info`
 
 `TimeViper.ask` and `TimeViper.generate` are the public ways in.
 """

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable
-
 from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.errors import ArgumentError
-from timeviper_fast.inference.plan import prompt_lengths
+from timeviper_fast.inference.plan import most, prompt_lengths
 from timeviper_fast.inference.request import Request
 from timeviper_fast.layout import Segment
 from timeviper_fast.text.prompt import Prompt
@@ -46,8 +43,8 @@ def check_fits(
         if error.argument != "prompt and answer":
             raise
         refused = error
-    most_frames = _most(frames, lambda n: lengths(n, new))
-    most_new = _most(new, lambda n: lengths(frames, n))
+    most_frames = most(frames, lambda n: lengths(n, new))
+    most_new = most(new, lambda n: lengths(frames, n))
     shorter = f"max_new_tokens={most_new}" if most_new else ""
     rule = f"fit the model's window of {config.backbone.max_position_embeddings} tokens"
     if most_frames:
@@ -60,16 +57,3 @@ def check_fits(
         got = f"{new} ({refused.value} tokens)"
         raise ArgumentError("", "max_new_tokens", rule, got, f"at most {most_new} fit: {shorter}")
     raise refused
-
-
-def _most(given: int, need: Callable[[int], object]) -> int:
-    """The largest number of 1 to `given` that `need` does not refuse; 0 if there is none."""
-
-    def refuses(number: int) -> bool:
-        try:
-            need(number)
-        except ArgumentError:
-            return True
-        return False
-
-    return bisect_left(range(1, given + 1), True, key=refuses)

@@ -1,0 +1,185 @@
+"""Bytes: exact ones equal to what is allocated, bounds at most a quarter above what was held."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.footprint import Footprint
+from tests.inference.opening import SCHEDULES, Opened, config_of
+from timeviper_fast import TimeViper
+from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig, VisionConfig
+from timeviper_fast.inference.flow import flow
+from timeviper_fast.inference.memory import (
+    block_bytes,
+    encoder_bytes,
+    fork_bytes,
+    item_bytes,
+    logits_bytes,
+    passing_bytes,
+    session_bytes,
+    weights,
+)
+from timeviper_fast.model.cache import AttentionState, HybridCache, MambaState
+from timeviper_fast.model.nemotron_h import Block
+from timeviper_fast.model.stack import Packing
+from timeviper_fast.model.vision.build import build_encoder
+from timeviper_fast.presets import PRESETS, preset
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_session_has_the_bytes_of_its_tensors(name):
+    config, before, frames = config_of(name), 3, 5
+    opened = Opened(config, before, frames, room=0)
+    held = session_bytes(config, before, frames, "float32")
+    states = opened.cache.layers
+    mamba = [s for s in states if isinstance(s, MambaState)]
+    below = config.backbone.pattern[: len(states) if opened.rows is None else asking(config)]
+    assert held["states"] == sum(s.nbytes for s in mamba[: below.count(MAMBA)])
+    written = [s for s in states if isinstance(s, AttentionState)][: below.count(ATTENTION)]
+    assert held["kv"] == sum(s.key[:, : s.length].nbytes * 2 for s in written)
+    assert held["rows"] == (0 if opened.rows is None else opened.rows.nbytes)
+    assert held["source"] == (0 if opened.rows is None else 4 * opened.rows.shape[1])
+    assert held["seconds"] == torch.empty(frames, dtype=torch.float64).nbytes
+    keys = [
+        2 * stage.k_proj(rows).nbytes
+        for stage, rows in zip(opened.model.transv, opened.dropped)
+        if stage.stage.transfer
+    ]
+    assert held["dropped_kv"] == sum(keys)
+
+
+def asking(config):
+    return next(stage.layer for stage in config.stages if stage.select == "attention")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["shipped", "none", "qwen2"])
+def test_a_fork_has_the_bytes_of_a_cache_that_holds_question_and_answer(name, dtype):
+    config, text, new = config_of(name), 7, 11
+    before, frames = 3, 5
+    rows = flow(config, before, frames)
+    own = [text + new + (rows.rows(i) if i >= rows.asking else 0) for i in range(len(rows.vision))]
+    cache = HybridCache(config.backbone, own, dtype=dtype)
+    held = fork_bytes(config, before, frames, text, new, str(dtype).removeprefix("torch."))
+    assert sum(held.values()) == cache.nbytes
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-trained"])
+def test_weights_are_those_of_the_model(name):
+    config = preset(name)
+    model = TimeViper(config)
+    count = weights(config)
+    assert count.total == sum(p.numel() for p in model.parameters())
+    assert count.layers[0] == sum(p.numel() for p in model.backbone.layers[0].parameters())
+    tied = replace(config, backbone=replace(config.backbone, tie_word_embeddings=True))
+    assert count.total - weights(tied).total == model.backbone.lm_head.weight.numel()
+
+
+def test_an_encoder_without_stored_positions_holds_them_all_the_same():
+    vision = replace(preset("tiny").vision, kind="umt", resize="pillow13")
+    config = replace(preset("tiny"), vision=vision)
+    model = TimeViper(config)
+    stored = sum(p.numel() for p in model.vision.parameters())
+    assert weights(config).vision == stored + model.vision.positions.numel()
+
+
+# activations
+
+WIDE = BackboneConfig(
+    hidden_size=448,
+    intermediate_size=1568,
+    pattern="M-*",
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    mamba_num_heads=16,
+    mamba_head_dim=64,
+    n_groups=1,
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pattern", ["-", "M", "*"])
+def test_a_block_holds_at_most_its_bound(pattern, dtype):
+    rows, backbone = 4096, replace(WIDE, pattern=pattern)
+    config = replace(preset("tiny"), backbone=backbone, stages=())
+    peak = _peak(pattern, backbone, rows, dtype)
+    bound = block_bytes(config, rows, str(dtype).removeprefix("torch."))
+    assert peak <= bound
+    # an attention layer alone is none of a model's; its share of the scratch is large
+    assert peak >= 0.8 * bound or pattern == "*"
+
+
+def _peak(kind, backbone, rows, dtype):
+    layer = Block(kind, backbone).to(dtype)
+    state = None
+    if kind == MAMBA:
+        state = MambaState(1, backbone, None, dtype)
+    if kind == ATTENTION:
+        shape = (1, rows, backbone.num_key_value_heads, backbone.head_dim)
+        state = AttentionState(shape, None, dtype)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_(std=0.02)
+        with Footprint() as memory:
+            layer(
+                torch.ones(1, rows, backbone.hidden_size, dtype=dtype),
+                Packing((rows,), None),
+                state,
+            )
+    return memory.peak(besides=() if state is None else vars(state))
+
+
+@pytest.mark.parametrize("kind", ["siglip", "dinov2", "umt", "internvideo2"])
+def test_an_encoder_holds_at_most_its_bound(kind):
+    clip = 4 if kind in ("umt", "internvideo2") else 1
+    vision = VisionConfig(
+        kind=kind,
+        image_size=224,
+        patch_size=16,
+        hidden_size=384,
+        intermediate_size=1536,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        clip_frames=clip,
+    )
+    frames = 16
+    projector = replace(preset("tiny").projector, clip_frames=clip)
+    config = replace(preset("tiny"), vision=vision, projector=projector)
+    model = build_encoder(vision)
+    with torch.no_grad(), Footprint() as memory:
+        model(torch.ones(frames, 3, 224, 224))
+    bound = encoder_bytes(config, frames, "float32")
+    assert 0.8 * bound <= memory.peak() <= bound
+
+
+def test_logits_are_float32_besides_those_of_a_16_bit_head():
+    config = preset("tiny")
+    assert logits_bytes(config, 3, "float32") == 3 * 320 * 4
+    assert logits_bytes(config, 3, "bfloat16") == 3 * 320 * (2 + 4)
+    assert logits_bytes(config, 3, "float64") == 3 * 320 * 8
+
+
+def test_what_passes_is_what_the_asking_layer_drops_and_reads():
+    config = config_of("shipped")
+    before, frames, text = 3, 5, 7
+    entering = config.visual_tokens(frames) // 2
+    kept = config.visual_tokens(frames) // 10
+    passing = passing_bytes(config, before, frames, text, "float32")
+    assert passing["dropped"] == 4 * (entering - kept) * (128 + 2 * 64)
+    assert passing["upper_rows"] == 4 * 2 * (before + kept + text) * 128
+    assert passing["scores"] == 4 * 4 * (before + entering + text)
+    lone = passing_bytes(config_of("none"), before, frames, text, "float32")
+    assert lone == {"dropped": 0, "upper_rows": 4 * 2 * text * 128, "scores": 0}
+
+
+def test_every_preset_is_counted():
+    for config in PRESETS.values():
+        assert session_bytes(config, 20, 100)["seconds"] == 800
+
+
+def test_a_dtype_that_no_model_has_is_refused():
+    with pytest.raises(ValueError, match=r"dtype must be one of bfloat16, .*, got 'int8'"):
+        item_bytes("int8")

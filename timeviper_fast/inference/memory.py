@@ -1,0 +1,236 @@
+"""Bytes of a session, its questions and the work on them, in integers and before anything runs.
+
+`weights`, `session_bytes`, `fork_bytes` and `logits_bytes` are exact: what is allocated has these
+sizes. `passing_bytes`, `block_bytes` and `encoder_bytes` are upper bounds of what lives for a
+moment. The dtype is that of the model, by its name.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig, TimeViperConfig
+from timeviper_fast.errors import fail
+from timeviper_fast.inference.flow import Flow, flow
+from timeviper_fast.model.model import TimeViperNetwork
+
+__all__ = [
+    "Weights",
+    "block_bytes",
+    "encoder_bytes",
+    "fork_bytes",
+    "item_bytes",
+    "logits_bytes",
+    "passing_bytes",
+    "session_bytes",
+    "weights",
+]
+
+_ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+# float32 copies that the reference ops make of one block of rows, whatever the size of the call
+_SCRATCH = 8 << 20
+
+
+def item_bytes(dtype: str) -> int:
+    """Bytes of one number.
+
+    Raises:
+        ArgumentError: of `dtype`: no name of a dtype that models have.
+    """
+    if dtype not in list(_ITEM_BYTES):
+        fail("plan", "dtype", f"be one of {', '.join(_ITEM_BYTES)}", dtype)
+    return _ITEM_BYTES[dtype]
+
+
+class Weights(NamedTuple):
+    """Parameters by part, in numbers.
+
+    Attributes:
+        vision, projector: of the encoder and the projector, buffers included.
+        embeddings: of the vocabulary's table.
+        layers: of each layer of the LLM.
+        stages: of each compression stage, in order.
+        head: of the final norm and the vocabulary head, without a weight that is tied to the table.
+    """
+
+    vision: int
+    projector: int
+    embeddings: int
+    layers: tuple[int, ...]
+    stages: tuple[int, ...]
+    head: int
+
+    @property
+    def llm(self) -> int:
+        return self.embeddings + sum(self.layers) + sum(self.stages) + self.head
+
+    @property
+    def total(self) -> int:
+        return self.vision + self.projector + self.llm
+
+
+@lru_cache(maxsize=32)
+def weights(config: TimeViperConfig) -> Weights:
+    """Count a model's parameters on the meta device: nothing is allocated or loaded."""
+    with torch.device("meta"):
+        model = TimeViperNetwork(config)
+
+    def count(*modules: torch.nn.Module) -> int:
+        numbers = (x for module in modules for x in (*module.parameters(), *module.buffers()))
+        return sum(x.numel() for x in numbers)
+
+    llm = model.backbone
+    head = count(llm.norm_f) + (0 if config.backbone.tie_word_embeddings else count(llm.lm_head))
+    return Weights(
+        count(model.vision),
+        count(model.projector),
+        count(llm.embeddings),
+        tuple(map(count, llm.layers)),
+        tuple(map(count, llm.transv)),
+        head,
+    )
+
+
+def _kv_bytes(backbone: BackboneConfig, e: int) -> int:
+    """Keys and values of one token in one layer."""
+    return 2 * backbone.num_key_value_heads * backbone.head_dim * e
+
+
+def _state_bytes(backbone: BackboneConfig, e: int) -> int:
+    """State of one Mamba-2 layer: convolution ring, its position (int32), SSM state (float32)."""
+    ring = backbone.conv_dim * backbone.conv_kernel * e
+    return ring + 4 + 4 * backbone.d_inner * backbone.ssm_state_size
+
+
+def session_bytes(
+    config: TimeViperConfig, before: int, frames: int, dtype: str = "bfloat16"
+) -> dict[str, int]:
+    """What a video leaves behind for all its questions, by part.
+
+    Args:
+        config: of the model.
+        before: text tokens in front of the video.
+        frames: of the video.
+        dtype: of the model.
+
+    Returns:
+        "states": of the Mamba-2 layers in front of the asking layer. "kv": keys and values of the
+        attention layers there. "dropped_kv": keys and values of what the uniform stages there
+        dropped, for the transfer. "rows": what enters the asking layer. "source": an int32 for each
+        of these rows. "seconds": a float64 for each frame.
+    """
+    backbone, e, rows = config.backbone, item_bytes(dtype), flow(config, before, frames)
+    pattern, kv = backbone.pattern[: rows.asking], _kv_bytes(backbone, e)
+    stored = before + rows.entering if rows.asking < backbone.num_hidden_layers else 0
+    return {
+        "states": pattern.count(MAMBA) * _state_bytes(backbone, e),
+        "kv": kv * sum(rows.rows(i) for i, kind in enumerate(pattern) if kind == ATTENTION),
+        "dropped_kv": kv * sum(stage.transferred for stage in rows.below),
+        "rows": backbone.hidden_size * e * stored,
+        "source": 4 * stored,
+        "seconds": 8 * frames,
+    }
+
+
+def fork_bytes(
+    config: TimeViperConfig,
+    before: int,
+    frames: int,
+    text: int,
+    max_new_tokens: int,
+    dtype: str = "bfloat16",
+) -> dict[str, int]:
+    """What one question in flight holds besides the session, by part.
+
+    Args:
+        config, before, frames, dtype: as in `session_bytes`.
+        text: tokens of the question, behind the video.
+        max_new_tokens: room for the answer.
+
+    Returns:
+        "states": of all Mamba-2 layers. "tails": keys and values of question and answer in front of
+        the asking layer. "upper_kv": keys and values from the asking layer on.
+    """
+    backbone, e, rows = config.backbone, item_bytes(dtype), flow(config, before, frames)
+    kv, own = _kv_bytes(backbone, e), text + max_new_tokens
+    below = backbone.pattern[: rows.asking].count(ATTENTION)
+    upper = [i for i in backbone.layers_of(ATTENTION) if i >= rows.asking]
+    return {
+        "states": backbone.pattern.count(MAMBA) * _state_bytes(backbone, e),
+        "tails": kv * below * own,
+        "upper_kv": kv * sum(rows.rows(i) + own for i in upper),
+    }
+
+
+def logits_bytes(config: TimeViperConfig, questions: int, dtype: str = "bfloat16") -> int:
+    """Logits of one step: of the model's dtype, and float32 ones where that is narrower."""
+    e = item_bytes(dtype)
+    return questions * config.backbone.vocab_size * (e + (4 if e < 4 else 0))
+
+
+def passing_bytes(
+    config: TimeViperConfig, before: int, frames: int, text: int, dtype: str = "bfloat16"
+) -> dict[str, int]:
+    """Upper bound of what lives while one question is read, besides session, fork and block.
+
+    Returns:
+        "dropped": rows that the largest of the stages from the asking layer on drops, with their
+        keys and values for the transfer. "upper_rows": the rows that go through the layers from
+        there on, as they enter and as they leave. "scores": float32, of each query head.
+    """
+    backbone, e, rows = config.backbone, item_bytes(dtype), flow(config, before, frames)
+    row, kv = backbone.hidden_size * e, _kv_bytes(backbone, e)
+    dropped = [stage.dropped * row + stage.transferred * kv for stage in rows.above]
+    asks = rows.asking < backbone.num_hidden_layers
+    seen = before + rows.entering + text
+    return {
+        "dropped": max(dropped, default=0),
+        "upper_rows": 2 * row * (upper_rows(rows, text) if asks else text),
+        "scores": 4 * backbone.num_attention_heads * seen if asks else 0,
+    }
+
+
+def upper_rows(rows: Flow, text: int) -> int:
+    """Rows of a question from the asking layer on; its text alone where there is none."""
+    asks = rows.asking < len(rows.vision)
+    return rows.rows(rows.asking) + text if asks else text
+
+
+def block_bytes(config: TimeViperConfig, rows: int, dtype: str = "bfloat16") -> int:
+    """Upper bound of the activations of one layer while `rows` rows pass through it.
+
+    The widest layer counts: its input and normed input, and what its mixer holds at a time.
+    """
+    backbone, e = config.backbone, item_bytes(dtype)
+    d, inner = backbone.hidden_size, backbone.d_inner
+    q = backbone.num_attention_heads * backbone.head_dim
+    kv = backbone.num_key_value_heads * backbone.head_dim
+    # in_proj's output, the convolution's, the scan's, and that of the gated norm
+    in_proj = inner + backbone.conv_dim + backbone.mamba_num_heads
+    mamba = in_proj + backbone.conv_dim + 2 * inner
+    # the hidden layer before, inside and behind its activation
+    mlp = 3 * backbone.intermediate_size
+    attention = d + 3 * q + 2 * kv
+    numbers = {MAMBA: mamba, ATTENTION: attention}
+    widest = max(numbers.get(kind, mlp) for kind in set(backbone.pattern))
+    turned = 16 * q * rows if backbone.rope_theta else 0  # four float32 copies of the queries
+    mixing = max(widest * e * rows, attention * e * rows + turned)
+    return 2 * d * e * rows + mixing + _SCRATCH
+
+
+def encoder_bytes(config: TimeViperConfig, frames: int, dtype: str = "bfloat16") -> int:
+    """Upper bound of the activations while `frames` frames are encoded at a time.
+
+    It counts pictures at the encoder's size. The decoded pictures that they are made of are not
+    part of it.
+    """
+    vision, e = config.vision, item_bytes(dtype)
+    d = vision.hidden_size
+    # input and normed input, then the MLP before and behind its activation, or attention
+    numbers = max(2 * d + 2 * vision.intermediate_size, 8 * d)
+    pixels = 3 * vision.image_size**2
+    tokens = vision.patches_per_frame + vision.register_tokens + 1
+    return frames * e * (tokens * numbers + pixels) + _SCRATCH
