@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import pickle
 
 import pytest
@@ -12,6 +13,7 @@ from timeviper_fast.errors import (
     NotBuilt,
     VideoError,
     expect_folder,
+    expect_matplotlib,
     fail,
 )
 from timeviper_fast.video.sampling import parse_policy
@@ -59,3 +61,16 @@ def test_a_folder_is_where_no_file_is(tmp_path):
 def test_errors_survive_pickling(error):
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+def test_without_matplotlib_a_figure_is_refused(monkeypatch):
+    imported = builtins.__import__
+
+    def without(name, *rest):
+        if name.split(".")[0] == "matplotlib":
+            raise ModuleNotFoundError(name)
+        return imported(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ValueError, match=r"matplotlib must be installed.*\[evaluation\]"):
+        expect_matplotlib("figures", "evaluation")

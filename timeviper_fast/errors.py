@@ -31,6 +31,7 @@ __all__ = [
     "expect",
     "expect_folder",
     "expect_function",
+    "expect_matplotlib",
     "fail",
     "instance_of",
     "is_integer",
@@ -158,6 +159,20 @@ def expect_function(owner: str, **given: Any) -> None:
     for name, value in given.items():
         if value is not None and not callable(value):
             fail(owner, name, "be a function or None", value)
+
+
+def expect_matplotlib(owner: str, extra: str) -> None:
+    """Refuse figures before the work if nothing can draw them.
+
+    Args:
+        owner: what draws.
+        extra: the optional dependency that brings matplotlib.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        remedy = f"install timeviper-fast[{extra}], or draw none"
+        raise ArgumentError(owner, "matplotlib", "be installed", "none", remedy) from error
 
 
 class Kind(NamedTuple):

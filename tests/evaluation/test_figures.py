@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 
 import pytest
 
 from timeviper_fast.evaluation.figures import (
     draw,
-    expect_matplotlib,
     grids,
     order,
     summary,
@@ -141,16 +139,3 @@ def test_a_figure_has_its_axes_cells_and_foot(tmp_path):
     assert "mean 75.0 %" in axes.get_title()
     assert any("a foot" in text.get_text() for text in figure.texts)
     assert axes.collections[0].get_clim() == (0, 1)
-
-
-def test_without_matplotlib_a_figure_is_refused(monkeypatch):
-    imported = builtins.__import__
-
-    def without(name, *rest):
-        if name.split(".")[0] == "matplotlib":
-            raise ModuleNotFoundError(name)
-        return imported(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r"matplotlib must be installed.*\[evaluation\]"):
-        expect_matplotlib()

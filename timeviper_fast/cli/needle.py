@@ -14,7 +14,7 @@ import typer
 from timeviper_fast.cli.app import MODEL_HELP, BackendName, Device, Dtype, Json, named
 from timeviper_fast.cli.interrupt import importing
 from timeviper_fast.embedded.models import TINY
-from timeviper_fast.errors import expect_folder, fail
+from timeviper_fast.errors import expect_folder, expect_matplotlib, fail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -102,7 +102,7 @@ def needle(
     with importing():
         from timeviper_fast.cli.terminal import err, progress_bars, say
         from timeviper_fast.evaluation.controls import variants
-        from timeviper_fast.evaluation.figures import expect_matplotlib, write_results
+        from timeviper_fast.evaluation.figures import write_results
         from timeviper_fast.evaluation.needle import NeedlePlan, run_needles
         from timeviper_fast.timeviper import TimeViper
         from tvkernels import use_backend
@@ -130,7 +130,7 @@ def needle(
     if not fps > 0:
         fail("needle", "fps", "be a number above 0", fps)
     if figures:
-        expect_matplotlib()
+        expect_matplotlib("figures", "evaluation")
     with (
         use_backend(backend) if backend else nullcontext(),
         progress_bars(err, hidden=quiet) as progress,

@@ -9,7 +9,7 @@ import typer
 
 from timeviper_fast.cli.app import named
 from timeviper_fast.cli.interrupt import importing
-from timeviper_fast.errors import fail
+from timeviper_fast.errors import expect_matplotlib, fail
 
 __all__ = ["train_tiny"]
 
@@ -35,13 +35,12 @@ def train_tiny(
     with importing():
         from timeviper_fast.cli.terminal import err, say, training_bar
         from timeviper_fast.evaluation.curves import draw_curves
-        from timeviper_fast.evaluation.figures import expect_matplotlib
         from timeviper_fast.synthetic.tiny import TinyPlan, train_tiny
 
     if curves is not None:
         if Path(curves).suffix != ".png":
             fail("train-tiny", "curves", "be the name of a .png file", curves)
-        expect_matplotlib()
+        expect_matplotlib("figures", "evaluation")
     plan = TinyPlan(seed=seed) if steps is None else TinyPlan.short(steps, seed)
 
     def on_vision(line: dict[str, Any]) -> None:

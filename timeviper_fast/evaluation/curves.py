@@ -8,8 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from timeviper_fast.errors import fail
-from timeviper_fast.evaluation.figures import expect_matplotlib
+from timeviper_fast.errors import expect_matplotlib, fail
 
 __all__ = ["draw_curves", "read_curves"]
 
@@ -54,7 +53,7 @@ def read_curves(folder: str | Path, window: int = 10) -> dict[str, list[dict[str
 
 def draw_curves(folder: str | Path, path: str | Path) -> None:
     """Draw the curves of a run as a PNG file, and write their numbers beside it as JSON."""
-    expect_matplotlib()
+    expect_matplotlib("figures", "evaluation")
     from matplotlib.figure import Figure
 
     curves, path = read_curves(folder), Path(path)

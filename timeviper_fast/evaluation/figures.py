@@ -9,14 +9,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from timeviper_fast.errors import ArgumentError
+from timeviper_fast.errors import expect_matplotlib
 from timeviper_fast.evaluation.rows import Row
 from timeviper_fast.evaluation.score import Score, tally
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Grid", "draw", "expect_matplotlib", "grids", "order", "summary", "write_results"]
+__all__ = ["Grid", "draw", "grids", "order", "summary", "write_results"]
 
 _RED, _YELLOW, _GREEN = "#F0496E", "#EBB839", "#9ad5b3"
 _ALL = "all"
@@ -165,18 +165,9 @@ def _write(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def expect_matplotlib() -> None:
-    """Refuse figures before the work if nothing can draw them."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        remedy = "install timeviper-fast[evaluation], or draw none"
-        raise ArgumentError("figures", "matplotlib", "be installed", "none", remedy) from error
-
-
 def draw(grid: Grid, path: Path, foot: str) -> None:
     """Draw a heat map: lengths across, depths down, and below them a row of means."""
-    expect_matplotlib()
+    expect_matplotlib("figures", "evaluation")
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 

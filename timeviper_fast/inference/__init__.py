@@ -12,6 +12,8 @@
     work.py      FLOPs of encoding, opening, asking and decoding
     flow.py      rows that pass through each layer, and the layer where questions begin to matter
     gpus.py      GPUs by name, with their data sheets' figures
+    evidence.py  where the model looked when it chose what to keep
+    evidence_plot.py  the same as a picture
     facts.py     a model's sizes and settings, for `timeviper-fast info`
 
 `TimeViper.ask` and `TimeViper.generate` are the public ways in.
