@@ -38,6 +38,9 @@ def test_the_tables_name_kinds_layers_and_floors(run):
         "It fits rtx4090 (24.00 GB): 0.07 GB are left.",
     ):
         assert words in text, words
+    stages = ("--stages", "attention:14:0.25:raw")
+    code, out, _ = run("plan", "--frames", 10000, "--model", NINE_B, *stages)
+    assert "the stage stands early, so a session saves little." in " ".join(out.split())
     code, out, _ = run("plan", "--frames", 100, "--model", NINE_B, "--stages", "none")
     assert code == 0
     assert "Questions matter" not in out

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from timeviper_fast.inference.gpus import GPUS, find_gpu
@@ -14,6 +17,19 @@ def test_every_gpu_has_its_figures_and_their_source():
         # FLOPs per byte of memory: below 40 no matrix unit, above 500 a figure with sparsity
         assert 40 < gpu.flops / gpu.bandwidth < 500
         assert find_gpu(name.upper()) is gpu
+
+
+def test_the_page_has_every_gpu_with_its_figures():
+    page = (Path(__file__).parents[2] / "docs" / "planner.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(.*)` \| (.*) \| (.*) \| (.*) \| (.*) \|$", page, re.M)
+    shown = {
+        name: (float(gb), float(tflops.replace(",", "")), float(rate.replace(",", "")), source)
+        for name, gb, tflops, rate, source in rows
+    }
+    assert shown == {
+        gpu.name: (gpu.memory / 1e9, gpu.flops / 1e12, gpu.bandwidth / 1e9, gpu.source)
+        for gpu in GPUS.values()
+    }
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from timeviper_fast.cli.inspect import config_of, model_names
 from timeviper_fast.cli.interrupt import importing
 from timeviper_fast.embedded.models import TINY
 from timeviper_fast.errors import ArgumentError
+from timeviper_fast.inference.gpus import GPUS
 from timeviper_fast.stages import STAGES_FORMS, parse_stages
 
 if TYPE_CHECKING:
@@ -41,7 +42,10 @@ def plan(
     ] = None,
     gpu: Annotated[
         str | None,
-        typer.Option(help="h200, h100, a100-80gb, rtx4090, ... or a size as 24GB."),
+        typer.Option(
+            help=f"{', '.join(GPUS)}, or a size as 24GB; default: everything fits.",
+            autocompletion=lambda incomplete: [n for n in GPUS if n.startswith(incomplete)],
+        ),
     ] = None,
     questions: Annotated[int, typer.Option(help="Questions that are answered together.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
@@ -60,8 +64,8 @@ def plan(
 ) -> None:
     """Tokens, FLOPs and bytes of a video and questions about it, computed and not run.
 
-    Only the video's index and the model's config are read. Without --gpu everything fits. Floors of
-    time come from a GPU's data sheet: no run is faster, and a real one is slower.
+    Only the video's index and the model's config are read. Floors of time come from a GPU's data
+    sheet: no run is faster, and a real one is slower.
     """
     if (video is None) == (frames is None):
         given = "neither" if video is None else "both"
@@ -116,7 +120,8 @@ def _show(made: Plan, config: TimeViperConfig) -> None:
     if made.asking_layer is not None:
         layer = config.backbone.named(made.asking_layer)
         share = f"a question costs {made.question_share:.1%} of opening and asking"
-        say(out, f"Questions matter from {layer} on: {share}.", wrap=True)
+        early = "; the stage stands early, so a session saves little" * (made.question_share > 0.25)
+        say(out, f"Questions matter from {layer} on: {share}{early}.", wrap=True)
     if made.floors is not None:
         say(out, f"Floors: {made.source}; no promise, a run is slower.", wrap=True)
     say(out, "")
