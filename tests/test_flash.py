@@ -12,7 +12,7 @@ import torch
 from tests.checkpoint.hub import ABOUT, hub_directory, tiny_tower
 from tests.goldens import golden
 from timeviper_fast import Sampling, TimeViper
-from timeviper_fast.inference import ask
+from timeviper_fast.inference import answer
 from timeviper_fast.inference.generate import decode, prefill
 from timeviper_fast.inference.tiles import encode_tiles
 from timeviper_fast.presets import VISION_PRESETS
@@ -46,7 +46,7 @@ def model(home: Path) -> TimeViper:
 def logits(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Those of each step, before the penalty."""
     steps: list[torch.Tensor] = []
-    monkeypatch.setattr(ask, "decode", partial(decode, on_logits=steps.append))
+    monkeypatch.setattr(answer, "decode", partial(decode, on_logits=steps.append))
     return steps
 
 

@@ -18,7 +18,7 @@ from tests.checkpoint.hub import hub_directory, hub_weights, tiny_tower
 from tests.random_model import square_video, tiny_model
 from timeviper_fast import Answer
 from timeviper_fast.cli.main import app, main
-from timeviper_fast.inference.generate import StageCount
+from timeviper_fast.inference.ended import StageCount
 from timeviper_fast.presets import VISION_PRESETS
 from timeviper_fast.stops import Stop
 from timeviper_fast.training.config import read_config

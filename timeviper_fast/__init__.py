@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         TimeViperConfig,
         VisionConfig,
     )
-    from timeviper_fast.inference.ask import Answer
+    from timeviper_fast.inference.answer import Answer
     from timeviper_fast.inference.request import Sampling
     from timeviper_fast.presets import preset
     from timeviper_fast.timeviper import Generation, TimeViper

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -148,6 +148,21 @@ class Segment:
         rank = torch.arange(kept.shape[1], device=kept.device)
         places = self.index.expand(len(kept), -1).gather(1, kept)
         return replace(left, index=places - (kept - rank))
+
+    def runs(self) -> Iterator[tuple[int, int, bool]]:
+        """(start, stop, whether it is vision) of each stretch up to the last vision token."""
+        if self.index is None:
+            if self.span.length:
+                yield 0, self.span.start, False
+                yield self.span.start, self.span.stop, True
+            return
+        at, place = self.index[0].tolist(), 0
+        for _, group in groupby(enumerate(at), lambda pair: pair[1] - pair[0]):
+            places = [self.span.start + offset for _, offset in group]
+            if places[0] > place:
+                yield place, places[0], False
+            place = places[-1] + 1
+            yield places[0], place, True
 
     def positions(self, vision: Tensor) -> Tensor:
         """Where vision tokens lie in the sample: (batch, n) numbers -> (batch, n) positions."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +14,22 @@ from timeviper_fast.checkpoint.save import save_pretrained
 from timeviper_fast.config import CompressionStage, TimeViperConfig
 from timeviper_fast.embedded.models import TINY_NOTE, embedded_directory
 from timeviper_fast.errors import expect_function, fail
-from timeviper_fast.inference.ask import Answer, answer
-from timeviper_fast.inference.generate import StageCount, check_stop_ids, decode, prefill
-from timeviper_fast.inference.request import Request, Sampling, check_sampling, sampling_of
+from timeviper_fast.inference.answer import Answer
+from timeviper_fast.inference.ask import answer
+from timeviper_fast.inference.generate import check_stop_ids
+from timeviper_fast.inference.open import open_session
+from timeviper_fast.inference.prompts import Generation, generate
+from timeviper_fast.inference.request import (
+    Opening,
+    Request,
+    Sampling,
+    check_sampling,
+    sampling_of,
+)
+from timeviper_fast.inference.session import Session
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.stages import Stages, parse_stages
+from timeviper_fast.stops import StopWatch
 from timeviper_fast.text.prompt import Message
 from timeviper_fast.video import Progress
 from timeviper_fast.video.sampling import Policy
@@ -29,21 +39,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Generation", "TimeViper"]
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What `generate` returns.
-
-    Attributes:
-        token_ids: (batch, n) int64 new tokens; a row that ended early repeats its stop id.
-        stages: vision tokens per compression stage.
-        kept: (batch, n) int64, which of the original vision tokens the last layers still saw.
-    """
-
-    token_ids: Tensor
-    stages: tuple[StageCount, ...]
-    kept: Tensor
 
 
 class TimeViper(TimeViperNetwork):
@@ -133,9 +128,9 @@ class TimeViper(TimeViperNetwork):
     @torch.no_grad()
     def generate(
         self,
-        before: Tensor,
+        before: Tensor | Sequence[Tensor],
         visual: Tensor | Sequence[Tensor] | None,
-        after: Tensor,
+        after: Tensor | Sequence[Tensor],
         *,
         between: Sequence[Tensor] = (),
         max_new_tokens: int = 256,
@@ -143,36 +138,60 @@ class TimeViper(TimeViperNetwork):
         sampling: Sampling | None = None,
         chunk: int | None = None,
     ) -> Generation:
-        """Continue a prompt given as tensors.
+        """Continue prompts given as tensors. Rows with the same text in front of the vision share
+        what is read of it, and are decoded together.
 
         Args:
-            before, visual, after, between: the prompt, as `embed` takes it; `encode` makes
-                `visual`.
+            before, visual, after, between: the prompts, as `embed` takes them; `encode` makes
+                `visual`. Rows of unequal lengths: `before` and `after` as lists of (n,) ids.
             max_new_tokens: at most so many new tokens.
             stop_ids: ids that end a row.
-            sampling: greedy when None, with the model's own repetition penalty.
+            sampling: greedy when None, with the model's own repetition penalty. With a seed, each
+                row is drawn as if it were alone.
             chunk: prompt tokens per pass through the layers; None reads all at once.
 
         Raises:
-            ValueError: an argument breaks its rule, or the prompt is empty, does not fit the
-                model's window, or makes the model's numbers infinite.
+            ValueError: an argument breaks its rule, or a prompt is empty, does not fit the model's
+                window, or makes the model's numbers infinite.
         """
         check_sampling(sampling)
         check_stop_ids(stop_ids, self.config.backbone)
-        embeddings, segment = self.embed(before, visual, after, between)
-        read = prefill(
-            self.backbone, embeddings, segment, max_new_tokens=max_new_tokens, chunk=chunk
-        )
-        tokens = list(
-            decode(
-                self.backbone,
-                read,
-                max_new_tokens=max_new_tokens,
-                stop_ids=stop_ids,
-                sampling=sampling_of(self.config, sampling),
-            )
-        )
-        return Generation(torch.stack(tokens, dim=1), read.stages, read.kept)
+        options = (max_new_tokens, stop_ids, sampling_of(self.config, sampling), chunk)
+        return generate(self, before, visual, after, between, *options)
+
+    def open(
+        self,
+        video: Any,
+        *,
+        policy: str | Policy | None = Opening.policy,
+        start: Time | None = Opening.start,
+        end: Time | None = Opening.end,
+        lead: str = Opening.lead,
+        frame_batch: int | None = Opening.frame_batch,
+        chunk: int | None = Opening.chunk,
+        on_error: str = Opening.on_error,
+        stages: Stages | None = Opening.stages,
+        tiles: bool = Opening.tiles,
+        progress: Progress | None = None,
+    ) -> Session:
+        """Read a video once, to ask many questions of it.
+
+        It is read up to the first stage that selects by attention: no question can change what the
+        layers in front of it compute. `session.ask(question)` equals `model.ask(video, question)`.
+
+        Args:
+            lead: words that stand in front of the video in every question.
+            chunk: tokens per pass through the LLM. Other values change answers by rounding alone.
+            video, policy, start, end, frame_batch, on_error, stages, tiles, progress: as in `ask`.
+
+        Raises:
+            ValueError: as `ask`.
+        """
+        expect_function("open", progress=progress)
+        options = (policy, start, end, lead, frame_batch, chunk, on_error, stages, tiles)
+        watch = StopWatch(self.device)
+        opening = Opening(*options)
+        return open_session(self, self.tokenizer, video, opening, watch, progress=progress)
 
     def ask(
         self,
@@ -194,9 +213,9 @@ class TimeViper(TimeViperNetwork):
         on_text: Callable[[str], None] | None = None,
         progress: Progress | None = None,
     ) -> Answer:
-        """Answer a question about a video.
+        """Answer a question about a video. For several questions `open` it once.
 
-        The video is decoded and encoded in batches of frames, and only its visual tokens are kept.
+        The video is decoded, encoded and read by the LLM in batches of frames.
 
         Args:
             video: a file, an image, a directory of images, a pipe, `-` for standard input, an .npz
@@ -216,7 +235,8 @@ class TimeViper(TimeViperNetwork):
             mention_duration: tell the model how long the video (or its part from `start` to `end`)
                 is and how many frames it sees; None is the model's own habit.
             frame_batch: frames encoded at a time; 256 on CUDA, else 16.
-            chunk: prompt tokens per pass through the LLM; the answer does not depend on it.
+            chunk: prompt tokens per pass through the LLM. Other values change answers by rounding
+                alone.
             on_error: "raise" on damaged video, or "use" what can be decoded (an opened `Video`
                 knows already).
             stages: where the LLM drops vision tokens, instead of the model's own stages: text as

@@ -59,8 +59,10 @@ def test_a_stopped_run_goes_on(model, tmp_path, monkeypatch):
     assert len(file.read_text().splitlines()) == 7
     file.write_bytes(file.read_bytes()[:-5])
     videos = []
-    made = needle_module.SharedVideo
-    monkeypatch.setattr(needle_module, "SharedVideo", lambda *a: videos.append(1) or made(*a))
+    made = needle_module.read_front
+    monkeypatch.setattr(
+        needle_module, "read_front", lambda *a, **k: videos.append(1) or made(*a, **k)
+    )
     rest = run(model, tmp_path / "parts")
     assert [(row.key, row.answer, row.needed, row.kept) for row in rest] == [
         (row.key, row.answer, row.needed, row.kept) for row in whole

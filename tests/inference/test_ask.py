@@ -11,6 +11,7 @@ import torch
 from tests.random_model import tiny_model
 from timeviper_fast import Sampling, TimeViper
 from timeviper_fast.config import ProjectorConfig
+from timeviper_fast.inference.session import Session
 from timeviper_fast.stops import STOPS
 from timeviper_fast.video import open_video
 
@@ -115,13 +116,14 @@ def test_a_conversation_and_a_duration_reach_the_prompt(model, video, monkeypatc
         {"role": "user", "content": "Where to?"},
     ]
     prompts = []
-    embed = type(model).embed
+    made = Session.prompt
 
-    def listen(self, before, visual, after):
-        prompts.append(model.tokenizer.decode(torch.cat([before[0], after[0]])))
-        return embed(self, before, visual, after)
+    def listen(self, question):
+        prompt = made(self, question)
+        prompts.append(model.tokenizer.decode(prompt.before + prompt.after))
+        return prompt
 
-    monkeypatch.setattr(type(model), "embed", listen)
+    monkeypatch.setattr(Session, "prompt", listen)
     model.ask(video, turns, policy="uniform:8", max_new_tokens=1, mention_duration=True)
     [text] = prompts
     assert (

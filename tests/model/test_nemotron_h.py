@@ -104,7 +104,7 @@ def test_every_layer_and_stage(run):
 def check_cache(cache, data, prefix):
     for i, state in enumerate(cache.layers):
         if f"{prefix}.layer{i}.key" in data:
-            key, value = (t[:, : state.length].transpose(1, 2) for t in (state.key, state.value))
+            key, value = (t.transpose(1, 2) for t in state.everything)
             torch.testing.assert_close(key, data[f"{prefix}.layer{i}.key"], **STATE)
             torch.testing.assert_close(value, data[f"{prefix}.layer{i}.value"], **STATE)
         elif f"{prefix}.layer{i}.ssm_state" in data:

@@ -81,7 +81,9 @@ def test_prefill_and_greedy_decode(run, chunk):
     assert tokens.tolist() == data["generated"][0].tolist()
     torch.testing.assert_close(torch.cat(logits), data["decode.logits"], **LOGITS)
     states = read.cache.layers[::2]
-    assert [state.length for state in states] == data["kv_lengths_after_decode"].tolist()
+    assert [state.start + state.longest for state in states] == data[
+        "kv_lengths_after_decode"
+    ].tolist()
     layers = len(states)
     for n, (x, rotary) in enumerate(entered):
         step, layer = divmod(n, layers)
@@ -90,9 +92,9 @@ def test_prefill_and_greedy_decode(run, chunk):
     assert step == len(logits) - 2
     for i, state in enumerate(states):
         if f"cache.layer{i}.k" in data:
-            for name, kept in (("k", state.key), ("v", state.value)):
+            for name, kept in zip("kv", state.everything):
                 theirs = data[f"cache.layer{i}.{name}"].transpose(1, 2)
-                torch.testing.assert_close(kept[:, : state.length], theirs, **HIDDEN)
+                torch.testing.assert_close(kept, theirs, **HIDDEN)
 
 
 def test_each_row_of_a_batch_chooses_for_itself():
@@ -247,7 +249,9 @@ def test_timeviper_on_qwen2(chunk):
     torch.testing.assert_close(torch.cat(logits), torch.cat(truth), **LOGITS)
     for record, kept in zip(read.records, oracle.kept):
         assert torch.equal(record.kept[0], kept)
-    assert [s.length for s in read.cache.layers[::2]] == [t.shape[1] for t in oracle.entered]
+    assert [s.start + s.longest for s in read.cache.layers[::2]] == [
+        t.shape[1] for t in oracle.entered
+    ]
 
 
 RAW = (CompressionStage(2, "uniform", 0.5), CompressionStage(6, "attention", 0.2))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from timeviper_fast.demo import DemoVideo
-    from timeviper_fast.inference.ask import Answer
+    from timeviper_fast.inference.answer import Answer
 
 __all__ = ["demo"]
 

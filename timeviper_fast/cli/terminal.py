@@ -20,7 +20,7 @@ from rich.progress import (
 )
 
 from timeviper_fast.cli.output import write
-from timeviper_fast.inference.ask import Answer
+from timeviper_fast.inference.answer import Answer
 from timeviper_fast.stops import STOPS, Stop
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ alike.py      whether the frames of a haystack differ
 trial.py      Trial: one video and its questions; Haystack: where they come from
 synthetic.py  haystacks of the seeded world
 film.py       haystacks of films, needles of images
-shared.py     several questions about one video
 forms.py      the needle tests of V-NIAH and VideoChat-Flash
 controls.py   control experiments: the same questions with one thing changed
 rows.py       the answers on disk

@@ -10,7 +10,7 @@ import torch
 
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.errors import fail
-from timeviper_fast.evaluation.shared import asking_stage
+from timeviper_fast.inference.prefix import asking_stage
 from timeviper_fast.model.model import TimeViperNetwork
 
 __all__ = ["CONTROLS", "Variant", "expect_controls", "variants", "with_variant"]

@@ -21,10 +21,10 @@ from timeviper_fast.errors import expect_folder, fail, is_integer, is_number
 from timeviper_fast.evaluation.controls import Variant, expect_controls, variants, with_variant
 from timeviper_fast.evaluation.forms import Form, form_of
 from timeviper_fast.evaluation.rows import Row, RowFile, keep_settings
-from timeviper_fast.evaluation.shared import SharedVideo
 from timeviper_fast.evaluation.trial import Haystack, Probe, Trial, depth_of
-from timeviper_fast.inference.ask import stop_ids_of
-from timeviper_fast.inference.generate import Prefill, decode, prefill
+from timeviper_fast.inference.answer import stop_ids_of
+from timeviper_fast.inference.ended import Ended, Prefill
+from timeviper_fast.inference.generate import decode, prefill, read_front
 from timeviper_fast.inference.request import sampling_of
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.text.prompt import Prompt, build_prompt
@@ -240,12 +240,15 @@ class Needles:
         started = time.perf_counter()
         video = None
         if group.visual is not None:
-            room = max(len(prompt.after) for prompt in prompts) + longest
-            video = SharedVideo(self.model, prompts[0].before, group.visual, room)
+            video = self._read_video(prompts[0], group.visual)
         spent = time.perf_counter() - started
         for probe, prompt in zip(group.probes, prompts):
             started = time.perf_counter()
-            read = video.read(prompt.after) if video else self._read_text(prompt, longest)
+            if video:
+                text = self.model.backbone.embeddings(self._ids(prompt.after))
+                read = video.read([text], max_new_tokens=longest)
+            else:
+                read = self._read_text(prompt, longest)
             said = self._said(read, probe)
             seconds = time.perf_counter() - started
             kept = found = None
@@ -281,8 +284,16 @@ class Needles:
             answer_prefix=probe.answer_prefix,
         )
 
+    def _ids(self, ids: list[int]) -> Tensor:
+        return torch.tensor([ids], dtype=torch.long, device=self.model.device)
+
+    def _read_video(self, prompt: Prompt, visual: Tensor) -> Ended:
+        """The video up to the stage that the questions can change."""
+        embeddings, segment = self.model.embed(self._ids(prompt.before), visual, self._ids([]))
+        return read_front(self.model.backbone, embeddings, segment, chunk=8192)
+
     def _read_text(self, prompt: Prompt, longest: int) -> Prefill:
-        ids = torch.tensor([prompt.before + prompt.after], device=self.model.device)
+        ids = self._ids(prompt.before + prompt.after)
         embeddings, segment = self.model.embed(ids, None, ids[:, :0])
         backbone = self.model.backbone
         return prefill(backbone, embeddings, segment, max_new_tokens=longest)

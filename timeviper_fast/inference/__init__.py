@@ -1,9 +1,17 @@
 """From a video and a question to an answer.
 
     ask.py       the way from a video file to an answer, in eight stops
-    request.py   the options of a question, checked once
+    open.py      the way from a video file to a session
+    session.py   Session: a video that is asked many questions; Chat: a conversation about it
+    answer.py    Answer, and generated tokens as text
+    request.py   the options of a video and of a question, checked once
     encode.py    a video to visual tokens, batch by batch
     tiles.py     a large image as tiles
+    prefix.py    a video below the first stage that a question can change, while it is read
+    thinning.py  what the uniform stages in there keep, decided while tokens arrive
+    rows.py      blocks of rows of one size, on their way through it
+    ended.py     the video when it is read: questions are read behind it
+    prompts.py   prompts given as tensors
     generate.py  prefill, decode, sampling
     fit.py       whether a question fits the model's window, and the numbers that do
     plan.py      what a video and its questions need, known before anything runs
@@ -16,5 +24,5 @@
     evidence_plot.py  the same as a picture
     facts.py     a model's sizes and settings, for `timeviper-fast info`
 
-`TimeViper.ask` and `TimeViper.generate` are the public ways in.
+`TimeViper.ask`, `TimeViper.open` and `TimeViper.generate` are the public ways in.
 """

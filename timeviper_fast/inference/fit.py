@@ -5,31 +5,35 @@ from __future__ import annotations
 from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.errors import ArgumentError
 from timeviper_fast.inference.plan import most, prompt_lengths
-from timeviper_fast.inference.request import Request
 from timeviper_fast.layout import Segment
 from timeviper_fast.text.prompt import Prompt
-from timeviper_fast.video.sampling import smaller
+from timeviper_fast.video.sampling import Policy, smaller
 
 __all__ = ["check_fits"]
 
 
 def check_fits(
-    config: TimeViperConfig, prompt: Prompt, frames: int, request: Request, images: int = 1
+    config: TimeViperConfig,
+    prompt: Prompt,
+    frames: int,
+    policy: str | Policy,
+    max_new_tokens: int,
+    images: int = 1,
 ) -> None:
     """Refuse a prompt that the model cannot read before an hour of video is encoded for it.
 
     Args:
         config: of the model.
         prompt: the text around the vision tokens.
-        frames: how many the request's policy has chosen.
+        frames: how many `policy` has chosen.
+        policy, max_new_tokens: of the request.
         images: pictures that a single image is cut into, itself included.
-        request: its `policy` and `max_new_tokens`.
 
     Raises:
         ArgumentError: of `policy` or `max_new_tokens`, with the most that fits; of prompt and
             answer, where not even one frame or one new token does.
     """
-    new, policy = request.max_new_tokens, request.policy or config.policy
+    new = max_new_tokens
 
     def lengths(frames: int, new: int) -> list[int]:
         vision = config.visual_tokens(frames) * images

@@ -5,30 +5,30 @@ prefill(prompt) -> logits of the last position -> sample -> decode one token -> 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from timeviper_fast.config import BackboneConfig
 from timeviper_fast.errors import ArgumentError, fail, is_integer
+from timeviper_fast.inference.ended import Ended, Prefill
 from timeviper_fast.inference.plan import prompt_lengths
+from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.inference.request import Sampling, check_sampling
 from timeviper_fast.layout import Segment
-from timeviper_fast.model.cache import HybridCache
 from timeviper_fast.model.nemotron_h import HybridBackbone
-from timeviper_fast.model.transv import StageRecord
 from timeviper_fast.stops import StopWatch
 from timeviper_fast.video import Progress
 
 __all__ = [
-    "Prefill",
-    "StageCount",
     "check_stop_ids",
+    "counted",
     "decode",
     "penalise",
     "prefill",
+    "read_front",
     "sample",
 ]
 
@@ -40,48 +40,6 @@ def check_stop_ids(stop_ids: Collection[int], config: BackboneConfig) -> None:
     ):
         rule = f"be a collection of token ids in 0 .. {config.vocab_size - 1}"
         fail("generate", "stop_ids", rule, stop_ids)
-
-
-@dataclass(frozen=True)
-class StageCount:
-    """Vision tokens before and after the compression stage in front of `layer`."""
-
-    layer: int
-    before: int
-    after: int
-
-
-@dataclass
-class Prefill:
-    """A prompt that has been read.
-
-    Attributes:
-        cache: the request's states; `decode` continues it in place.
-        logits: (batch, vocab) float32, of the last position.
-        records: what each compression stage did.
-        lengths: tokens that entered each layer.
-        segment: where the vision tokens lay in the prompt.
-    """
-
-    cache: HybridCache
-    logits: Tensor
-    records: list[StageRecord]
-    lengths: list[int]
-    segment: Segment
-
-    @property
-    def stages(self) -> tuple[StageCount, ...]:
-        """Vision tokens before and after each compression stage."""
-        return tuple(StageCount(r.layer, r.tokens_before, r.tokens_after) for r in self.records)
-
-    @property
-    def kept(self) -> Tensor:
-        """(batch, n) int64: which of the prompt's vision tokens the last layers still see."""
-        kept = torch.arange(self.segment.vision_present, device=self.logits.device)
-        kept = kept.expand(len(self.logits), -1)
-        for record in self.records:
-            kept = kept.gather(1, record.kept)
-        return kept
 
 
 @torch.no_grad()
@@ -111,25 +69,46 @@ def prefill(
         ValueError: the prompt is empty or becomes so, it does not fit the model's window with its
             answer, or there is no room for an answer.
     """
-    batch, seqlen = embeddings.shape[:2]
-    segment = segment or Segment(seqlen)
-    config = backbone.config
-    if not (is_integer(max_new_tokens) and max_new_tokens >= 1):
-        rule = "be an integer of 1 or more"
-        fail("prefill", "max_new_tokens", rule, max_new_tokens)
-    lengths = prompt_lengths(config, backbone.stages, segment, max_new_tokens)
-    capacities = [length + max_new_tokens for length in lengths]
-    cache = HybridCache(
-        config, capacities, batch=batch, device=embeddings.device, dtype=embeddings.dtype
+    segment = segment or Segment(embeddings.shape[1])
+    lengths = prompt_lengths(backbone.config, backbone.stages, segment, max_new_tokens)
+    on_pass = counted(progress, lengths, embeddings.device) if progress else None
+    ended = read_front(backbone, embeddings, segment, chunk=chunk, watch=watch, on_pass=on_pass)
+    text = embeddings[:, ended.segment.length :]
+    return ended.read([text], max_new_tokens=max_new_tokens, watch=watch, on_pass=on_pass)
+
+
+@torch.no_grad()
+def read_front(
+    backbone: HybridBackbone,
+    embeddings: Tensor,
+    segment: Segment,
+    *,
+    chunk: int | None = None,
+    watch: StopWatch | None = None,
+    on_pass: Callable[[int], None] | None = None,
+) -> Ended:
+    """Read embeddings (batch, seqlen, d_model) up to their last vision token; nothing without one.
+
+    The arguments are those of `prefill`; `on_pass` is called with (tokens times layers).
+    """
+    front = Segment(0)
+    if segment.span.length:
+        front = replace(segment, length=segment.span.stop, query_from_end=0)
+    prefix = Prefix(
+        backbone,
+        chunk=chunk,
+        batch=len(embeddings),
+        expected=front,
+        on_pass=on_pass,
+        watch=watch,
     )
-    on_pass = _passes(progress, lengths, embeddings.device) if progress else None
-    hidden, records = backbone(embeddings, (segment,), cache, chunk, watch, on_pass)
-    logits = backbone.logits(hidden[:, -1:])[:, 0]
-    # a prompt is one sample, so each stage made one record
-    return Prefill(cache, logits, [samples[0] for samples in records], lengths, segment)
+    for start, stop, is_vision in segment.runs():
+        prefix.push(embeddings[:, start:stop], vision=is_vision)
+    prefix.finish()
+    return Ended.of(prefix)
 
 
-def _passes(progress: Progress, lengths: list[int], device: torch.device) -> Callable[[int], None]:
+def counted(progress: Progress, lengths: list[int], device: torch.device) -> Callable[[int], None]:
     """A function that adds up tokens times layers and reports their share to `progress`."""
     done = 0
 
@@ -185,7 +164,9 @@ def decode(
             f"NaN or infinity in {kind}",
             f"the weights are damaged{narrow}",
         )
-    generator = sampling.generator(device) if sampling.temperature > 0 else None
+    # a generator for each row: an answer does not depend on those beside it
+    drawn = len(logits) if sampling.temperature > 0 else 0
+    generators = [sampling.generator(device) for _ in range(drawn)]
     stops = torch.tensor(sorted(set(stop_ids)), dtype=torch.long, device=device)
     ended = torch.zeros(len(logits), dtype=torch.bool, device=device)
     token = torch.zeros(len(logits), dtype=torch.long, device=device)
@@ -196,7 +177,7 @@ def decode(
             on_logits(logits)
         if said is not None:
             logits = penalise(logits, said, penalty)
-        token = torch.where(ended, token, sample(logits, sampling, generator))
+        token = torch.where(ended, token, sample(logits, sampling, generators))
         yield token
         if said is not None:
             said.scatter_(1, token[:, None], True)
@@ -222,9 +203,12 @@ def penalise(logits: Tensor, said: Tensor, penalty: float) -> Tensor:
     return torch.where(said, lower, logits)
 
 
-def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
+def sample(
+    logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator] = ()
+) -> Tensor:
     """Draw one token per row: logits (batch, vocab) float32 -> (batch,) int64.
 
+    Each row is drawn by its own generator; without any, by torch's global one.
     Temperature first, then top-k, then top-p on what is left, as Hugging Face's samplers do.
     """
     if sampling.temperature == 0:
@@ -242,4 +226,8 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
         # Mask a token when more likely ones already sum to top_p. The first always stays.
         beyond = probability.cumsum(dim=-1) - probability >= sampling.top_p
         logits = logits.masked_fill(beyond.gather(-1, order.argsort(dim=-1)), float("-inf"))
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+    probability = logits.softmax(dim=-1)
+    if not generators:
+        return torch.multinomial(probability, 1)[:, 0]
+    draws = [torch.multinomial(p, 1, generator=g) for p, g in zip(probability, generators)]
+    return torch.cat(draws)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from timeviper_fast.video.sampling import Policy
     from timeviper_fast.video.times import Time
 
-__all__ = ["Request", "Sampling", "check_sampling", "sampling_of"]
+__all__ = ["Opening", "Question", "Request", "Sampling", "check_sampling", "sampling_of"]
 
 
 @dataclass(frozen=True)
@@ -83,24 +83,51 @@ def sampling_of(config: TimeViperConfig, sampling: Sampling | None = None) -> Sa
 
 
 @dataclass(frozen=True)
-class Request:
-    """A question about a video, and how to answer it, checked when it is made.
+class Question:
+    """A question, and how to answer it, checked when it is made.
 
     The options are those of `TimeViper.ask`, which documents them; their defaults stand here. Where
-    `policy` or `mention_duration` is None, the model decides: see `of_model`.
+    `mention_duration` is None, the model decides.
 
     Raises:
         ValueError: a value breaks its rule.
     """
 
     question: str | Sequence[Message]
-    policy: str | Policy | None = None
-    start: Time | None = None
-    end: Time | None = None
     max_new_tokens: int = 256
     sampling: Sampling | None = None
     answer_prefix: str = ""
     mention_duration: bool | None = None
+
+    def __post_init__(self) -> None:
+        from timeviper_fast.text.prompt import conversation
+
+        conversation(self.question, self.answer_prefix, open_answers=True)
+        check_sampling(self.sampling)
+        if self.mention_duration is not None:
+            expect("ask", self, BOOL, "mention_duration")
+        _expect_positive("max_new_tokens", self.max_new_tokens, "tokens")
+
+    def mentions(self, config: TimeViperConfig, is_image: bool) -> bool:
+        """Whether the prompt says how long the video is; an image has no duration."""
+        mention = self.mention_duration
+        return not is_image and (config.mention_duration if mention is None else mention)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a video is read, checked when it is made; the options are those of `TimeViper.open`.
+
+    Where `policy` is None, the model decides: see `of_model`.
+
+    Raises:
+        ValueError: a value breaks its rule.
+    """
+
+    policy: str | Policy | None = None
+    start: Time | None = None
+    end: Time | None = None
+    lead: str = ""
     frame_batch: int | None = None
     chunk: int | None = 8192
     on_error: str = "raise"
@@ -108,19 +135,15 @@ class Request:
     tiles: bool = False
 
     def __post_init__(self) -> None:
-        from timeviper_fast.text.prompt import conversation
         from timeviper_fast.video.sampling import parse_policy
         from timeviper_fast.video.times import parse_span
 
-        conversation(self.question, self.answer_prefix, open_answers=True)
         if self.policy is not None:
             parse_policy(self.policy)
         parse_span(self.start, self.end)
-        check_sampling(self.sampling)
-        if self.mention_duration is not None:
-            expect("ask", self, BOOL, "mention_duration")
         expect("ask", self, BOOL, "tiles")
-        _expect_positive("max_new_tokens", self.max_new_tokens, "tokens")
+        if not isinstance(self.lead, str):
+            fail("ask", "lead", "be a text", self.lead)
         if self.chunk is not None:
             _expect_positive("chunk", self.chunk, "tokens")
         if self.frame_batch is not None:
@@ -128,18 +151,20 @@ class Request:
         if self.on_error not in ("raise", "use"):
             fail("ask", "on_error", "be one of raise, use", self.on_error)
 
-    def of_model(self, config: TimeViperConfig, is_image: bool) -> Request:
-        """The request with this model's defaults; an image is one frame and has no duration."""
+    def of_model(self, config: TimeViperConfig, is_image: bool) -> Opening:
+        """The opening with this model's defaults; an image is one frame."""
         if self.tiles and not is_image:
             fail("ask", "tiles", "be left out but for a single image", self.tiles)
-        mention = self.mention_duration
-        return replace(
-            self,
-            policy="uniform:1" if is_image else self.policy or config.policy,
-            mention_duration=not is_image
-            and (config.mention_duration if mention is None else mention),
-            sampling=sampling_of(config, self.sampling),
-        )
+        return replace(self, policy="uniform:1" if is_image else self.policy or config.policy)
+
+
+@dataclass(frozen=True)
+class Request(Opening, Question):
+    """A question about a video that is read for it alone."""
+
+    def __post_init__(self) -> None:
+        Question.__post_init__(self)
+        Opening.__post_init__(self)
 
 
 def _expect_positive(name: str, value: int, unit: str) -> None:

@@ -3,6 +3,7 @@
     model.py       the three parts as one module; text and vision as one sequence, checked
     projector.py   patch features to merged visual tokens
     nemotron_h.py  the LLM's layers: Mamba-2, attention, MLP
+    attention.py   attention over packed samples, or over a cache
     qwen2.py       what Qwen2's layers add: rotary positions, the gated MLP
     stack.py       the loop through the layers, with compression stages between them
     transv.py      one compression stage: drop vision tokens, add their content to the text

@@ -17,7 +17,7 @@ from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.model.projector import Projector
 from timeviper_fast.model.vision.build import build_encoder
 
-__all__ = ["TimeViperNetwork"]
+__all__ = ["TimeViperNetwork", "shown"]
 
 
 class TimeViperNetwork(nn.Module):
@@ -152,11 +152,11 @@ class TimeViperNetwork(nn.Module):
                 (checked for ids on the CPU only; on a GPU the check would be a host sync).
         """
         runs = self._runs_of(visual, between)
-        self._check_texts(before=before, between=between, after=after)
-        texts = [before, *between, after] if runs else [before, after]
-        pieces = [self.backbone.embeddings(texts[0])]
+        texts = [("before", before), *(("between", text) for text in between), ("after", after)]
+        self._check_texts(texts)
+        pieces = [self.backbone.embeddings(before)]
         spans, length = [], before.shape[1]
-        for run, text in zip(runs, texts[1:]):
+        for run, text in zip(runs, [*between, after]):
             spans.append(VisualSpan(length, len(run)))
             pieces += [run.expand(len(before), -1, -1), self.backbone.embeddings(text)]
             length += len(run) + text.shape[1]
@@ -165,12 +165,17 @@ class TimeViperNetwork(nn.Module):
         embeddings = torch.cat(pieces, dim=1)
         return embeddings, Segment.of_runs(embeddings.shape[1], spans, device=self.device)
 
+    def embed_text(self, name: str, ids: Tensor) -> Tensor:
+        """Embeddings (batch, n, d_model) of text ids (batch, n); errors call them `name`."""
+        self._check_texts([(name, ids)])
+        return self.backbone.embeddings(ids)
+
     def _runs_of(
         self, visual: Tensor | Sequence[Tensor] | None, between: Sequence[Tensor]
     ) -> list[Tensor]:
         """(n, d_model) of each run of vision tokens, checked."""
         if not isinstance(between, (list, tuple)):
-            _refuse("between", "be a list of tensors (batch, n)", _kind(between))
+            _refuse("between", "be a list of tensors (batch, n)", shown(between))
         width = self.config.backbone.hidden_size
         rule = f"be a tensor (frames, n, {width})"
         if visual is None:
@@ -180,9 +185,9 @@ class TimeViperNetwork(nn.Module):
         elif isinstance(visual, Tensor) and visual.ndim == 3:
             runs = list(visual) if between else [visual.flatten(0, 1)]
         else:
-            _refuse("visual", rule, _kind(visual))
+            _refuse("visual", rule, shown(visual))
         if not all(_is_tensor(run, 2) and run.shape[-1] == width for run in runs):
-            _refuse("visual", rule, _kind(visual))
+            _refuse("visual", rule, shown(visual))
         if len(between) != max(len(runs) - 1, 0):
             rule = f"have one text fewer than visual has runs ({len(runs)})"
             _refuse("between", rule, len(between))
@@ -191,18 +196,17 @@ class TimeViperNetwork(nn.Module):
                 _refuse("visual", f"be of dtype {self.dtype}", run.dtype)
         return runs
 
-    def _check_texts(self, before: Tensor, between: Sequence[Tensor], after: Tensor) -> None:
+    def _check_texts(self, texts: Sequence[tuple[str, Tensor]]) -> None:
         vocabulary = self.config.backbone.vocab_size
-        texts = [("before", before), *(("between", text) for text in between), ("after", after)]
         for name, ids in texts:
             if not (_is_tensor(ids, 2) and ids.dtype in (torch.int32, torch.int64)):
-                _refuse(name, "be a tensor (batch, n) of int32 or int64", _kind(ids))
+                _refuse(name, "be a tensor (batch, n) of int32 or int64", shown(ids))
             if ids.device.type == "cpu" and ids.numel():
                 least, most = int(ids.min()), int(ids.max())
                 if not 0 <= least <= most < vocabulary:
                     _refuse(name, f"lie in 0 .. {vocabulary - 1}", f"{least} .. {most}")
-            if len(ids) != len(before):
-                _refuse(name, f"have the batch of before ({len(before)})", len(ids))
+            if len(ids) != len(texts[0][1]):
+                _refuse(name, f"have the batch of before ({len(texts[0][1])})", len(ids))
 
 
 def _refuse(name: str, rule: str, got: object) -> NoReturn:
@@ -213,10 +217,10 @@ def _is_tensor(value: object, dimensions: int) -> bool:
     return isinstance(value, Tensor) and value.ndim == dimensions
 
 
-def _kind(value: object) -> str:
+def shown(value: object) -> str:
     """A value as errors describe it: a tensor by shape and dtype, anything else by its type."""
     if isinstance(value, (list, tuple)):
-        return f"{type(value).__name__} of {', '.join(map(_kind, value)) or 'nothing'}"
+        return f"{type(value).__name__} of {', '.join(map(shown, value)) or 'nothing'}"
     if not isinstance(value, Tensor):
         return type(value).__name__
     return f"{tuple(value.shape)} {value.dtype}"

@@ -26,7 +26,8 @@ class Rotary(NamedTuple):
     The tables are float32 in 16 bit models too: 16 bit cannot hold a position above some hundreds.
 
     Attributes:
-        cos, sin: (seqlen, headdim) float32, or float64 for a float64 model; both halves are equal.
+        cos, sin: (seqlen, headdim), or (batch, seqlen, headdim) where rows stand at unequal
+            positions; float32, or float64 for a float64 model; both halves are equal.
     """
 
     cos: Tensor
@@ -43,12 +44,18 @@ class Rotary(NamedTuple):
             starts, lengths: first position and tokens of each sample.
             like: on the device where the tables are wanted, and of the model's dtype.
         """
-        wide = torch.promote_types(like.dtype, torch.float32)
         # create them on the device: a copy from the host would be a host sync
-        arange = partial(torch.arange, dtype=wide, device=like.device)
+        arange = partial(torch.arange, device=like.device)
         positions = [arange(start, start + n) for start, n in zip(starts, lengths)]
-        share = arange(0, config.head_dim, 2) / config.head_dim
-        angles = torch.cat(positions)[:, None] * (1.0 / config.rope_theta**share).repeat(2)
+        return cls.at(config, torch.cat(positions), like)
+
+    @classmethod
+    def at(cls, config: BackboneConfig, positions: Tensor, like: Tensor) -> Rotary:
+        """Integer positions (seqlen,) or (batch, seqlen); `like` as in `of`."""
+        wide = torch.promote_types(like.dtype, torch.float32)
+        share = torch.arange(0, config.head_dim, 2, dtype=wide, device=like.device)
+        rates = (1.0 / config.rope_theta ** (share / config.head_dim)).repeat(2)
+        angles = positions.to(wide)[..., None] * rates
         return cls(angles.cos(), angles.sin())
 
     @property
@@ -60,7 +67,7 @@ class Rotary(NamedTuple):
         """`x` (batch, seqlen, nheads, headdim) at its positions, computed in the tables' dtype."""
         first, second = x.to(self.cos.dtype).chunk(2, -1)
         swapped = torch.cat([-second, first], -1)
-        return (x * self.cos[:, None] + swapped * self.sin[:, None]).to(x.dtype)
+        return (x * self.cos.unsqueeze(-2) + swapped * self.sin.unsqueeze(-2)).to(x.dtype)
 
 
 class GatedMlp(nn.Module):

@@ -154,7 +154,7 @@ class LayerStack(nn.Module):
             layers = self._layers_behind(number)
             if number >= 0 and any(segment.vision_tokens for segment in segments):
                 layer = self.layers[layers.start]
-                with self._timed(watch, self.stages[number]) as stop:
+                with self.timed(watch, number) as stop:
                     stage = self.transv[number]
                     given_to = (hidden, segments, layer.mixer, layer.norm, log_scores)
                     hidden, segments, record = stage(*given_to)
@@ -167,9 +167,9 @@ class LayerStack(nn.Module):
                 hidden = _in_chunks(step, hidden, None if cache is None else chunk, own)
         return Passage(hidden, segments, records)
 
-    def _timed(
-        self, watch: StopWatch | None, stage: CompressionStage
-    ) -> AbstractContextManager[Stop]:
+    def timed(self, watch: StopWatch | None, number: int) -> AbstractContextManager[Stop]:
+        """Times a block as the compression stage `number`; without a watch, nothing."""
+        stage = self.stages[number]
         name = f"prefill: {stage.select} stage before {self.config.named(stage.layer)}"
         return nullcontext(Stop(name)) if watch is None else watch.at(name)
 
@@ -204,7 +204,10 @@ class LayerStack(nn.Module):
             # a stage stands before a whole block, which begins with its attention
             state = cache.layers[layers.start]
             assert isinstance(state, AttentionState)
-            starts, lengths = [state.length], (x.shape[1],)
+            if not state.even:
+                # one token of each row, at positions that the device alone knows
+                return Rotary.at(self.config, state.start + state.lengths[:, None], x)
+            starts, lengths = [state.start + state.longest], (x.shape[1],)
         return Rotary.of(self.config, starts, lengths, x)
 
 

@@ -124,11 +124,12 @@ class TransV(nn.Module):
         keep = self.stage.kept_count(segment.vision_tokens)
         if self.stage.select == "attention":
             return self._by_attention(sample, segment, keep, mixer, norm)
-        kept = self._spaced(segment.vision_present, keep, sample.device)
+        kept = self.spaced(segment.vision_present, keep, sample.device)
         dropped = dropped_indices(kept, segment.vision_present)
         return kept.expand(len(sample), -1), dropped.expand(len(sample), -1), None
 
-    def _spaced(self, length: int, keep: int, device: torch.device) -> Tensor:
+    def spaced(self, length: int, keep: int, device: torch.device) -> Tensor:
+        """(keep,) int64, the evenly spaced tokens that a uniform stage keeps of `length`."""
         if self.stage.spacing == "exact":
             return uniform_topk(length, keep, device)
         # the rule is that of a CPU's float64: a GPU rounds its step to float32
@@ -219,22 +220,26 @@ class TransV(nn.Module):
             start, end = start + segment.length, end + left.length
             count = segment.length - left.length
             if count:
-                told = self.tell(text, dropped[:, row : row + count])
+                told = self.read(text, *self.keys_values(dropped[:, row : row + count]))
                 shorter[:, end - text.shape[1] : end] = told
             row += count
 
-    def tell(self, text: Tensor, dropped: Tensor) -> Tensor:
-        """`text` (batch, n, d_model) with the content of `dropped` (batch, m, d_model) added."""
+    def keys_values(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What text reads of dropped tokens (batch, m, d_model): their keys and values, each
+        (batch, m, nkvheads, headdim). The rows are projected as they are, without the norm."""
+        # under autocast projections have another dtype than the residual stream
+        heads = (proj(rows).to(rows.dtype) for proj in (self.k_proj, self.v_proj))
+        key, value = (x.unflatten(-1, (-1, self.head_dim)) for x in heads)
+        return key, value
 
-        def heads(x: Tensor) -> Tensor:
-            # under autocast projections have another dtype than the residual stream
-            return x.to(text.dtype).unflatten(-1, (-1, self.head_dim))
-
+    def read(self, text: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """`text` (batch, n, d_model) with the content of dropped tokens added, given by their keys
+        and values (batch, m, nkvheads, headdim)."""
         return gated_cross_attention(
             text,
-            heads(self.q_proj(text)),
-            heads(self.k_proj(dropped)),
-            heads(self.v_proj(dropped)),
+            self.q_proj(text).to(text.dtype).unflatten(-1, (-1, self.head_dim)),
+            key,
+            value,
             self.alpha,
             out_proj=self.o_proj.weight,
         )

@@ -1,0 +1,158 @@
+"""A session answers as asking afresh does, to the bit, and no question changes it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+import torch
+
+from timeviper_fast import Sampling
+from timeviper_fast.inference.session import Session
+from timeviper_fast.model.cache import AttentionState
+
+OPTIONS = {"policy": "fps:1", "chunk": 64, "frame_batch": 5}
+QUESTIONS = ["What moves?", "How many squares are there, and where do they go?", "Why?"]
+
+
+@pytest.fixture(scope="module")
+def session(model, video) -> Session:
+    return model.open(video, **OPTIONS)
+
+
+def digest(session: Session) -> str:
+    """SHA-256 of all that a session holds."""
+    ended, total = session._ended, hashlib.sha256()
+    states = [vars(state) for state in ended.cache.layers if state is not None]
+    values = [value for state in states for value in state.values()]
+    values += [part.hidden for part in ended.rows] + [
+        x for kv in ended.dropped.values() for x in kv
+    ]
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            total.update(value.detach().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def the_same(a, b) -> bool:
+    return replace(a, stops=()) == replace(b, stops=())
+
+
+def test_an_answer_is_that_of_asking_afresh(model, video, session):
+    before = digest(session)
+    for question in [*QUESTIONS, QUESTIONS[0]]:
+        afresh = model.ask(video, question, max_new_tokens=6, **OPTIONS)
+        assert the_same(session.ask(question, max_new_tokens=6), afresh)
+    assert digest(session) == before
+
+
+def test_a_list_of_questions_gives_a_list_of_answers(session):
+    many = QUESTIONS * 3 + [[{"role": "user", "content": "What moves?"}]]
+    answers = session.ask(many, max_new_tokens=6)
+    assert [a.text for a in answers] == [session.ask(q, max_new_tokens=6).text for q in many]
+    assert session.ask(QUESTIONS[:1], max_new_tokens=6)[0].text == answers[0].text
+
+
+def test_a_drawn_answer_does_not_depend_on_its_neighbours(session):
+    sampling = Sampling(temperature=1.0, seed=11)
+    together = session.ask(QUESTIONS, max_new_tokens=6, sampling=sampling)
+    for question, answer in zip(QUESTIONS, together):
+        alone = session.ask(question, max_new_tokens=6, sampling=sampling)
+        assert alone.token_ids == answer.token_ids
+
+
+def test_answers_end_by_themselves(model, session):
+    """A short answer is not padded by the longer ones beside it."""
+    free = session.ask(QUESTIONS, max_new_tokens=6)
+    ends = free[0].token_ids[1]
+    backbone = model.config.backbone
+    model.config = replace(model.config, backbone=replace(backbone, eos_token_ids=(ends,)))
+    try:
+        answers = session.ask(QUESTIONS, max_new_tokens=6)
+    finally:
+        model.config = replace(model.config, backbone=backbone)
+    first = free[0].token_ids
+    assert answers[0].token_ids == first[: first.index(ends) + 1]
+    assert answers[0].finish == "stop"
+    assert max(len(answer.token_ids) for answer in answers) >= len(answers[0].token_ids)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
+@pytest.mark.parametrize("layer", [1, 9])
+def test_a_question_that_breaks_off_leaves_the_session_whole(model, session, error, layer):
+    before, answer = digest(session), session.ask(QUESTIONS[1], max_new_tokens=3)
+
+    def fail(*_):
+        raise error
+
+    handle = model.backbone.layers[layer].register_forward_pre_hook(fail)
+    with pytest.raises(error):
+        session.ask(QUESTIONS[1], max_new_tokens=3)
+    handle.remove()
+    assert digest(session) == before
+    assert the_same(session.ask(QUESTIONS[1], max_new_tokens=3), answer)
+
+
+def test_a_conversation_is_that_of_asking_it_whole(model, video, session):
+    before, chat = digest(session), session.chat()
+    first = chat.ask(QUESTIONS[0], max_new_tokens=4)
+    second = chat.ask(QUESTIONS[1], max_new_tokens=4)
+    assert [m["role"] for m in chat.messages] == ["user", "assistant"] * 2
+    whole = session.ask(chat.messages[:3], max_new_tokens=4)
+    assert first.text == session.ask(QUESTIONS[0], max_new_tokens=4).text
+    assert (second.text, second.kept_seconds) == (whole.text, whole.kept_seconds)
+    assert digest(session) == before
+
+
+def test_a_turn_that_fails_is_not_part_of_the_conversation(session):
+    chat = session.chat()
+    chat.ask(QUESTIONS[0], max_new_tokens=2)
+    said = list(chat.messages)
+    with pytest.raises(ValueError, match="question must not be empty"):
+        chat.ask("  ")
+    assert chat.messages == said
+    chat.ask(QUESTIONS[2], max_new_tokens=2)
+
+
+def test_words_in_front_of_the_video(model, video):
+    behind = model.open(video, lead="Look closely:", **OPTIONS)
+    prompt = model.tokenizer.decode(list(behind.before))
+    assert prompt.endswith("Look closely:")
+    answer = behind.ask(QUESTIONS[0], max_new_tokens=4)
+    assert answer.text
+    other = model.open(video, **OPTIONS)
+    other.opening = behind.opening
+    with pytest.raises(ValueError, match=r"text in front of the video that it was read with"):
+        other.ask(QUESTIONS[0])
+
+
+def test_questions_share_the_videos_keys_and_values(session):
+    ended = session._ended
+    rooms = ended._rooms(9, [9] * 100)
+    fork = ended.cache.fork(3, rooms)
+    shared = 0
+    for own, state in zip(ended.cache.layers, fork.layers):
+        if isinstance(own, AttentionState) and own.longest:
+            assert state.prefix[0].data_ptr() == own.key.data_ptr()
+            shared += 1
+    assert shared
+
+
+def test_mistakes(session):
+    with pytest.raises(ValueError, match="question must not be empty"):
+        session.ask([])
+    with pytest.raises(ValueError, match="on_text must be left out for a list"):
+        session.ask(QUESTIONS, on_text=print)
+    with pytest.raises(ValueError, match="max_new_tokens must be a positive number"):
+        session.ask("What?", max_new_tokens=0)
+
+
+def test_a_sessions_stages_are_its_own(model, video):
+    none = model.open(video, stages="none", **OPTIONS)
+    answer = none.ask(QUESTIONS[0], max_new_tokens=3)
+    assert answer.stages == ()
+    assert the_same(
+        answer, model.ask(video, QUESTIONS[0], max_new_tokens=3, stages="none", **OPTIONS)
+    )
+    assert model.ask(video, QUESTIONS[0], max_new_tokens=3, **OPTIONS).stages != ()

@@ -1,0 +1,124 @@
+"""What a question gets back, and the tokens of an answer as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from timeviper_fast.config import TimeViperConfig
+from timeviper_fast.errors import fail
+from timeviper_fast.inference.ended import Prefill, StageCount
+from timeviper_fast.inference.generate import decode
+from timeviper_fast.inference.request import Sampling
+from timeviper_fast.model.nemotron_h import HybridBackbone
+from timeviper_fast.stops import Stop
+from timeviper_fast.text.prompt import Prompt, stop_token_ids
+from timeviper_fast.video import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Answer", "check_tokenizer", "speak", "stop_ids_of"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What `ask` returns.
+
+    Attributes:
+        text: the answer, without special tokens or the forced prefix.
+        token_ids: every generated token, the one that ended the answer included.
+        finish: "stop" when a stop token ended it, "length" at max_new_tokens.
+        frame_seconds: time of every frame that was looked at, in seconds.
+        kept_seconds: one time per vision token that the last layers still saw, in its order. Where
+            clips of several frames are encoded or merged together, a token holds patches of its
+            whole clip, and its time is that of the clip's middle frame.
+        stages: vision tokens per compression stage.
+        stops: time and size of the eight stops on the way. Of a session's answers those that read
+            the video are empty, as it is read once (`Session.stops`); a batch has one set.
+        lost_frames: with `on_error="use"`, frames that the video should hold and does not (an
+            estimate where its end is cut off), and frames that were asked for and did not decode.
+        notes: what was mended to read the video, in sentences, such as flawed time stamps, and
+            how many copies of the last frame fill the last clip; and that no vision token was left.
+        model_note: what the model can answer, if it says so: the embedded model answers about the
+            synthetic world alone. "" for other models.
+        exact: whether it is the answer of the whole video read in one go, up to rounding. Streams
+            with a bound, or with an even rhythm that their stages do not have, are not.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish: str
+    frame_seconds: tuple[float, ...]
+    kept_seconds: tuple[float, ...]
+    stages: tuple[StageCount, ...]
+    stops: tuple[Stop, ...]
+    lost_frames: int = 0
+    notes: tuple[str, ...] = ()
+    model_note: str = ""
+    exact: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return asdict(self)
+
+
+def stop_ids_of(tokenizer: PreTrainedTokenizerBase, config: TimeViperConfig) -> set[int]:
+    """Ids that end an answer: of the tokenizer, the chat template and the LLM's config."""
+    return {*stop_token_ids(tokenizer, config.template), *config.backbone.eos_token_ids}
+
+
+def check_tokenizer(config: TimeViperConfig, prompt: Prompt, stop_ids: set[int]) -> None:
+    """Raise an ArgumentError unless the model has an embedding for every id."""
+    highest = max(*prompt.before, *prompt.after, *stop_ids)
+    if highest >= config.backbone.vocab_size:
+        rule = f"give ids below the model's vocabulary size ({config.backbone.vocab_size})"
+        fail("ask", "the tokenizer", rule, highest, "they belong to different models")
+
+
+def speak(
+    backbone: HybridBackbone,
+    tokenizer: PreTrainedTokenizerBase,
+    read: Prefill,
+    *,
+    max_new_tokens: int,
+    stop_ids: set[int],
+    sampling: Sampling,
+    on_text: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+) -> list[tuple[list[int], str]]:
+    """Decode all rows to their ends: the ids of each, and their text.
+
+    Args:
+        on_text: called with pieces of the answer of a single row, as soon as they are whole words.
+    """
+    streamer = _text_streamer(tokenizer, on_text) if on_text else None
+    rows: list[list[int]] = [[] for _ in read.logits]
+    for step, tokens in enumerate(
+        decode(backbone, read, max_new_tokens=max_new_tokens, stop_ids=stop_ids, sampling=sampling),
+        start=1,
+    ):
+        for row, token in zip(rows, tokens.tolist()):
+            # a row that has ended repeats its last token until all have
+            if not row or row[-1] not in stop_ids:
+                row.append(token)
+        if streamer is not None:
+            streamer.put(tokens.cpu())
+        if progress is not None:
+            progress("tokens", step, max_new_tokens)
+    if streamer is not None:
+        streamer.end()
+    return [(ids, str(tokenizer.decode(ids, skip_special_tokens=True)).strip()) for ids in rows]
+
+
+def _text_streamer(tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> Any:
+    """A transformers streamer that hands finished pieces of text to `on_text`."""
+    from transformers import TextStreamer
+
+    class Streamer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            if text:
+                on_text(text)
+
+    return Streamer(tokenizer, skip_special_tokens=True)

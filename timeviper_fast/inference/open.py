@@ -1,0 +1,168 @@
+"""From a video to a session: decode, resize, vision, merge, project, the LLM's lower layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from timeviper_fast.config import CompressionStage
+from timeviper_fast.errors import fail
+from timeviper_fast.inference.answer import check_tokenizer, stop_ids_of
+from timeviper_fast.inference.encode import Encoded, encode_video
+from timeviper_fast.inference.ended import Ended
+from timeviper_fast.inference.fit import check_fits
+from timeviper_fast.inference.prefix import Prefix
+from timeviper_fast.inference.request import Opening, Question
+from timeviper_fast.inference.session import Footage, Session, question_prompt
+from timeviper_fast.inference.tiles import best_grid, cut_tiles, encode_tiles
+from timeviper_fast.layout import Segment, VisualSpan
+from timeviper_fast.model.model import TimeViperNetwork
+from timeviper_fast.stages import parse_stages
+from timeviper_fast.stops import StopWatch
+from timeviper_fast.video import Progress, Video, open_video
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["open_session"]
+
+# the shortest question there is: what does not fit with it fits with no question
+_ANY = Question("?", max_new_tokens=1)
+
+
+@torch.no_grad()
+def open_session(
+    model: TimeViperNetwork,
+    tokenizer: PreTrainedTokenizerBase | None,
+    video: Any,
+    opening: Opening,
+    watch: StopWatch,
+    *,
+    first: Question = _ANY,
+    progress: Progress | None = None,
+) -> Session:
+    """Read a video below the asking stage; `TimeViper.open` says what each argument may be.
+
+    Args:
+        watch: gets the times and sizes of the stops on the way.
+        first: a question that must fit with the video, which is known before it is decoded.
+
+    Raises:
+        ValueError: no tokenizer, a video that cannot be read, or one too long for the model.
+    """
+    if tokenizer is None:
+        remedy = "set model.tokenizer, or put the tokenizer's files beside the weights"
+        fail("ask", "model", "have a tokenizer", None, remedy)
+    stages = model.config.stages
+    if opening.stages is not None:
+        stages = parse_stages(opening.stages, model.config)
+    with watch.at("decode"):
+        opened = video
+        if not isinstance(video, Video):
+            opened = open_video(video, on_error=opening.on_error, progress=progress)
+    own = None if stages == model.config.stages else stages
+    with opened as source, model.using_stages(own):
+        opening = opening.of_model(model.config, source.is_image)
+        reader = _Opener(model, tokenizer, source, opening, stages, watch, progress)
+        return reader.session(first)
+
+
+class _Opener:
+    """Reads one video with options in which nothing is left to the model."""
+
+    def __init__(
+        self,
+        model: TimeViperNetwork,
+        tokenizer: PreTrainedTokenizerBase,
+        source: Video,
+        opening: Opening,
+        stages: tuple[CompressionStage, ...],
+        watch: StopWatch,
+        progress: Progress | None,
+    ) -> None:
+        self.model, self.tokenizer, self.source = model, tokenizer, source
+        self.opening, self.stages, self.watch, self.progress = opening, stages, watch, progress
+
+    def session(self, first: Question) -> Session:
+        opening, source, config = self.opening, self.source, self.model.config
+        assert opening.policy is not None
+        with self.watch.at("decode"):
+            indices = source.sample(opening.policy, start=opening.start, end=opening.end)
+            duration = source.span(opening.start, opening.end, opening.policy).duration
+        with self.watch.at("prompt"):
+            shape = (len(indices), duration, source.is_image)
+            prompt = question_prompt(self.model, self.tokenizer, opening, first, *shape)
+            check_tokenizer(config, prompt, stop_ids_of(self.tokenizer, config))
+            grid = (0, 0)
+            if opening.tiles:
+                grid = best_grid(*source.size, config.vision.image_size)
+            images = 1 + prod(grid)
+            policy = opening.policy
+            check_fits(config, prompt, len(indices), policy, first.max_new_tokens, images)
+        if opening.tiles:
+            parts, tokens = iter([self._tiles(grid)]), None
+        else:
+            options = (opening.frame_batch, self.watch, self.progress)
+            parts = encode_video(self.model, source, indices, *options)
+            tokens = config.visual_tokens(len(indices))
+        ended, times, per_frame = self._read(prompt.before, parts, tokens)
+        footage = Footage(
+            name=source.name,
+            seconds=times,
+            duration=duration,
+            tokens_per_frame=per_frame,
+            # a single frame is an image
+            clip=config.clip_frames if len(indices) > 1 else 1,
+            is_image=source.is_image,
+            lost_frames=source.lost_frames,
+            notes=source.notes,
+            repeated=int((times == times[-1]).sum()) - 1,
+        )
+        return Session(
+            self.model,
+            self.tokenizer,
+            ended,
+            before=prompt.before,
+            footage=footage,
+            opening=opening,
+            stages=self.stages,
+            stops=tuple(self.watch.rows()),
+        )
+
+    def _read(
+        self, before: list[int], parts: Iterator[Encoded], tokens: int | None
+    ) -> tuple[Ended, Tensor, int]:
+        """The video below the asking stage, its frames' seconds, and vision tokens of a frame."""
+        if tokens is None or self.opening.on_error == "use":
+            # frames may be lost, so the number of tokens is known at the end only
+            parts = iter(whole := list(parts))
+            tokens = sum(part.tokens.shape[:2].numel() for part in whole)
+        front = Segment(len(before) + tokens, VisualSpan(len(before), tokens))
+        chunk = self.opening.chunk
+        prefix = Prefix(self.model.backbone, chunk=chunk, expected=front, watch=self.watch)
+        ids = torch.tensor([before], dtype=torch.long, device=self.model.device)
+        prefix.push(self.model.backbone.embeddings(ids), vision=False)
+        seconds, per_frame = [], 0
+        for part in parts:
+            seconds.append(part.seconds)
+            per_frame = part.tokens.shape[1]
+            with self.watch.at("prefill"):
+                prefix.push(part.tokens.flatten(0, 1)[None], vision=True)
+        with self.watch.at("prefill"):
+            prefix.finish()
+        return Ended.of(prefix), torch.cat(seconds), per_frame
+
+    def _tiles(self, grid: tuple[int, int]) -> Encoded:
+        """A single image and its tiles, as one frame."""
+        with self.watch.at("decode"), closing(self.source.frames([0], 1)) as frames:  # type: ignore[type-var]
+            frame = next(frames)
+        with self.watch.at("vision") as stop:
+            crops = cut_tiles(frame.rgb[0], self.model.config.vision.image_size, *grid)
+            visual = encode_tiles(self.model, crops, *grid)
+            stop.shape, stop.tokens = f"{len(crops)} images", str(visual.shape[1])
+        return Encoded(visual, frame.seconds)

@@ -1,0 +1,269 @@
+"""A video, read once below the asking stage: what no question can change.
+
+The asking stage is the first that selects by attention, so what it keeps depends on the question.
+Text in front of the video and the vision tokens never see the question, so below that stage their
+states are the same for all questions. Rows pass through the layers in blocks of `chunk` rows,
+however they arrive, so that neither the pushes nor the length change a bit.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from timeviper_fast.config import CompressionStage
+from timeviper_fast.errors import ArgumentError, fail
+from timeviper_fast.inference.rows import Grid, Rows, RowStore
+from timeviper_fast.inference.thinning import (
+    Announced,
+    Even,
+    Thinning,
+    UniformStage,
+    rhythm_of,
+    shares,
+)
+from timeviper_fast.layout import Segment, VisualSpan
+from timeviper_fast.model.cache import AttentionState, HybridCache
+from timeviper_fast.model.nemotron_h import HybridBackbone
+from timeviper_fast.model.transv import TransV
+from timeviper_fast.stops import StopWatch
+
+__all__ = ["Prefix", "asking_stage"]
+
+
+def asking_stage(stages: Sequence[CompressionStage]) -> int:
+    """Index of the first stage that selects by attention; the number of stages if none does."""
+    return next((i for i, stage in enumerate(stages) if stage.select == "attention"), len(stages))
+
+
+class Prefix:
+    """A video below the asking stage, while it is read.
+
+    Args:
+        backbone: its stages must not change any more.
+        chunk: rows per pass through the layers; None takes all at the end.
+        batch: videos of one layout side by side.
+        expected: length and vision of everything that will be pushed, which makes every stage exact
+            and every buffer exact in size; None where a stream goes on for an unknown time.
+        even: without `expected`, whether stages may thin by a fixed rhythm where theirs is unknown
+            until the end; such a prefix is not exact.
+        on_pass: called with (rows times layers) when a block has been queued through its layers.
+        watch: times the compression stages.
+
+    Raises:
+        ValueError: without `expected` and `even`, a stage whose rhythm is not known.
+    """
+
+    def __init__(
+        self,
+        backbone: HybridBackbone,
+        *,
+        chunk: int | None,
+        batch: int = 1,
+        expected: Segment | None = None,
+        even: bool = False,
+        on_pass: Callable[[int], None] | None = None,
+        watch: StopWatch | None = None,
+    ) -> None:
+        self.backbone, self.chunk, self.batch, self.expected = backbone, chunk, batch, expected
+        self.on_pass, self.watch, self.even = on_pass, watch, even
+        self.asking = asking_stage(backbone.stages)
+        self.last: Tensor | None = None
+        self.broken = self.ended = False
+        self.length = self.vision_tokens = self.front = self.trailing = 0
+        weight = backbone.embeddings.weight
+        self.cache = HybridCache(
+            backbone.config,
+            self._capacities(),
+            batch=batch,
+            device=weight.device,
+            dtype=weight.dtype,
+            growing=expected is None,
+        )
+        below = backbone.stages[: self.asking]
+        self.stages = [self._stage(i, share) for i, share in enumerate(shares(below))]
+        self.grids = [Grid(chunk) for _ in range(self.asking + 1)]
+        capacity = self._expected_rows()[-1] if self.has_asking else 0
+        self.rows = RowStore(capacity, weight, batch, expected is None)
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.embeddings.weight.device
+
+    @property
+    def has_asking(self) -> bool:
+        return self.asking < len(self.backbone.stages)
+
+    def _capacities(self) -> list[int | None]:
+        """Tokens of each layer below the asking stage; None for the others."""
+        return self._of_layers(self._expected_rows())
+
+    def _expected_rows(self) -> list[int]:
+        """Rows that each run of layers will see, or those to begin with."""
+        below = self.backbone.stages[: self.asking]
+        if self.expected is None:
+            return [self.chunk or 256] * (len(below) + 1)
+        text, total = (
+            self.expected.length - self.expected.vision_tokens,
+            self.expected.vision_tokens,
+        )
+        return [text + total, *(text + stage.kept_count(total) for stage in below)]
+
+    def _stage(self, i: int, share: Fraction) -> UniformStage:
+        module = self.backbone.transv[i]
+        assert isinstance(module, TransV)
+        stage, config = module.stage, self.backbone.config
+        thinning: Thinning
+        if self.expected is not None:
+            total = self.expected.vision_tokens
+            present = self.backbone.stages[i - 1].kept_count(total) if i else total
+            kept = module.spaced(present, stage.kept_count(total), torch.device("cpu"))
+            thinning, room = Announced(kept, present), present - len(kept)
+        else:
+            made = rhythm_of(share)
+            if made is None and not self.even:
+                rule = f"keep (p - 1) / p of what reaches a uniform stage, not {share}, in a stream"
+                remedy = "announce the number of frames, or allow even=True"
+                fail("stream", "stages", rule, f"keep={stage.keep:g}", remedy)
+            thinning = made() if made else Even(share)
+            room = self.chunk or 256
+        dropped = None
+        if stage.transfer:
+            weight = self.backbone.embeddings.weight
+            shape = (self.batch, room, config.num_key_value_heads, config.head_dim)
+            growing = self.expected is None
+            dropped = AttentionState(shape, weight.device, weight.dtype, growing=growing)
+        return UniformStage(module, thinning, self.chunk, dropped)
+
+    @torch.no_grad()
+    def push(self, hidden: Tensor, *, vision: bool) -> None:
+        """Read the next rows: vision tokens, or text in front of them or between them.
+
+        Args:
+            hidden: (batch, n, d_model) embeddings or visual tokens.
+
+        Raises:
+            ValueError: the prefix has ended, or an earlier push broke off midway.
+        """
+        self._check()
+        count = hidden.shape[1]
+        source = torch.full((count,), -1)
+        if vision and count:
+            if not self.vision_tokens:
+                self.front = self.length
+            source = torch.arange(self.vision_tokens, self.vision_tokens + count)
+        # an interrupted pass leaves some layers ahead of others
+        self.broken = True
+        self._arrive(0, Rows(hidden, source))
+        self.length += count
+        if vision and count:
+            self.vision_tokens += count
+            self.trailing = 0
+        else:
+            self.trailing += count
+        self.broken = False
+
+    def _check(self) -> None:
+        if self.broken:
+            rule = "be whole: reading it was interrupted midway"
+            fail("session", "the video", rule, "half read", "reopen it or load its last save")
+        if self.ended:
+            fail("session", "the video", "still be open", "one that has ended")
+
+    def _arrive(self, run: int, rows: Rows) -> None:
+        """Rows in front of the layers behind stage `run - 1`."""
+        for block in self.grids[run].push(rows):
+            self._through(run, block)
+
+    def _through(self, run: int, block: Rows) -> None:
+        passage = self.backbone.run(
+            block.hidden,
+            cache=self.cache,
+            start_stage=run - 1 if run else None,
+            stop_stage=run,
+            on_pass=self.on_pass,
+        )
+        out = Rows(passage.hidden, block.source)
+        if run < self.asking:
+            self._arrive(run + 1, self._thin(run, out))
+        elif self.has_asking:
+            self.rows.append(out)
+        else:
+            self.last = out.hidden[:, -1:].clone()
+
+    def _thin(self, number: int, rows: Rows) -> Rows:
+        with self.backbone.timed(self.watch, number) as stop:
+            left = self.stages[number].push(rows)
+            stage = self.stages[number]
+            stop.tokens = f"{stage.arrived} -> {sum(map(len, stage.kept))}"
+        return left
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Let everything through that waits; nothing can be pushed any more.
+
+        Raises:
+            ValueError: not what was expected has come, or text stands behind the last vision token
+                (it belongs to the question), or the number of tokens does not fit the stages.
+        """
+        self._check()
+        if self.trailing and self.vision_tokens:
+            rule = "end with a vision token: text behind it belongs to the question"
+            fail("session", "the video", rule, f"{self.trailing} text tokens")
+        if self.expected is not None:
+            got, want = (self.length, self.vision_tokens), self.expected
+            if got != (want.length, want.vision_tokens):
+                rule = f"have {want.vision_tokens} vision tokens of {want.length}, as announced"
+                raise ArgumentError("session", "the video", rule, f"{got[1]} of {got[0]}")
+        self.broken = True
+        # as on a fork: a stream that is asked here gets the same bits
+        self.cache = self.cache.split()
+        for run, grid in enumerate(self.grids):
+            for block in grid.rest():
+                self._through(run, block)
+            if run < self.asking:
+                for rows in self.stages[run].end(self.vision_tokens):
+                    self._arrive(run + 1, rows)
+        self.cache = self.cache.joined()
+        self.broken, self.ended = False, True
+
+    def fork(self) -> Prefix:
+        """One that ends while this goes on: they share what was read, and write apart."""
+        self._check()
+        fork = copy.copy(self)
+        waiting = self._waiting()
+        fork.cache = self.cache.fork(self.batch, self._of_layers(waiting))
+        fork.stages = [stage.fork(rows) for stage, rows in zip(self.stages, waiting)]
+        fork.grids = [grid.fork() for grid in self.grids]
+        fork.rows = self.rows.fork()
+        fork.on_pass = fork.watch = None
+        return fork
+
+    def _waiting(self) -> list[int]:
+        """At most so many rows have still to pass the layers of each run."""
+        waiting: list[int] = []
+        for run, grid in enumerate(self.grids):
+            held = self.stages[run - 1].held if run else None
+            came = waiting[-1] if run else 0
+            waiting.append(came + grid.count + (0 if held is None else len(held)))
+        return waiting
+
+    def _of_layers(self, runs: Sequence[int]) -> list[int | None]:
+        """The number of each layer's run; None from the asking stage on."""
+        stages = self.backbone.stages
+        rooms: list[int | None] = []
+        for layer in range(self.backbone.config.num_hidden_layers):
+            run = sum(stage.layer <= layer for stage in stages)
+            rooms.append(runs[run] if run < len(runs) else None)
+        return rooms
+
+    @property
+    def segment(self) -> Segment:
+        """Length and vision of all that was pushed, as counts."""
+        inside = self.length - self.front - self.vision_tokens if self.vision_tokens else 0
+        span = VisualSpan(self.front, inside + self.vision_tokens)
+        return Segment(self.length, span, text_inside=inside)

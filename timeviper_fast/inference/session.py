@@ -1,0 +1,365 @@
+"""A video that was read once, and is asked as often as one likes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from timeviper_fast.config import CompressionStage
+from timeviper_fast.errors import expect_function, fail
+from timeviper_fast.inference.answer import Answer, check_tokenizer, speak, stop_ids_of
+from timeviper_fast.inference.encode import filling_note, token_seconds
+from timeviper_fast.inference.ended import Ended, Prefill
+from timeviper_fast.inference.generate import counted
+from timeviper_fast.inference.request import Opening, Question, Sampling, sampling_of
+from timeviper_fast.model.model import TimeViperNetwork
+from timeviper_fast.stops import Stop, StopWatch
+from timeviper_fast.text.prompt import Message, Prompt, build_prompt, conversation, vision_preface
+from timeviper_fast.video import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Chat", "Footage", "Session", "question_prompt"]
+
+# where the vision tokens stand behind a lead; no text that people write holds it
+_PLACE = "\ue000"
+# questions that are read and answered together; each holds a fork of the video's states
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Footage:
+    """What a session knows of its video.
+
+    Attributes:
+        name: the source, as error messages print it.
+        seconds: (frames,) float64, when each frame that was looked at is shown.
+        duration: seconds of the part that was looked at.
+        tokens_per_frame: vision tokens of a frame.
+        clip: frames that are encoded or merged together.
+        is_image: whether it is a single image.
+        lost_frames, notes: as in `Answer`.
+        repeated: how many frames are copies of the last one, by the sampling policy.
+        size: bytes of the file, None where there is none.
+    """
+
+    name: str
+    seconds: Tensor
+    duration: float
+    tokens_per_frame: int
+    clip: int = 1
+    is_image: bool = False
+    lost_frames: int = 0
+    notes: tuple[str, ...] = ()
+    repeated: int = 0
+    size: int | None = None
+
+    def token_seconds(self, tokens: int) -> Tensor:
+        """(tokens,) the second of each vision token."""
+        frames = -(-tokens // self.tokens_per_frame)
+        return token_seconds(self.seconds, [self.tokens_per_frame] * frames, self.clip)
+
+
+def question_prompt(
+    model: TimeViperNetwork,
+    tokenizer: PreTrainedTokenizerBase,
+    opening: Opening,
+    question: Question,
+    frames: int,
+    duration: float,
+    is_image: bool,
+) -> Prompt:
+    """The prompt of a question about a video of so many frames and seconds."""
+    config, asked = model.config, question.question
+    mention = question.mentions(config, is_image)
+    placeholder = None
+    if opening.lead:
+        messages = [dict(message) for message in conversation(asked, open_answers=True)]
+        if _PLACE in messages[0]["content"] or _PLACE in opening.lead:
+            fail("ask", "question", "hold no character U+E000 behind a lead", messages[0])
+        messages[0]["content"] = f"{opening.lead}{_PLACE}{messages[0]['content']}"
+        asked, placeholder = messages, _PLACE
+    return build_prompt(
+        tokenizer,
+        asked,
+        template=config.template,
+        preface=vision_preface(config.template, duration if mention else None, frames),
+        answer_prefix=question.answer_prefix,
+        placeholder=placeholder,
+    )
+
+
+class Session:
+    """A video that was read below the first stage that a question can change.
+
+    Every question runs its own words through the layers below that stage, and the kept tokens
+    through the rest. Nothing that a question does changes the session, so that questions may be
+    asked in any order, again, and after a question that failed. An answer equals that of
+    `TimeViper.ask` bit for bit at the same `chunk` and `frame_batch`; that of several questions
+    asked together may differ from it by rounding behind the first token.
+
+    Attributes:
+        stops: time and size of the stops on the way to the session.
+        footage: what is known of the video.
+        opening: how it was read.
+        before: token ids in front of the video.
+    """
+
+    def __init__(
+        self,
+        model: TimeViperNetwork,
+        tokenizer: PreTrainedTokenizerBase,
+        ended: Ended,
+        *,
+        before: Sequence[int],
+        footage: Footage,
+        opening: Opening,
+        stages: tuple[CompressionStage, ...],
+        stops: tuple[Stop, ...] = (),
+    ) -> None:
+        self.model, self.tokenizer, self._ended = model, tokenizer, ended
+        self.before, self.footage, self.opening = tuple(before), footage, opening
+        self._stages, self.stops = stages, stops
+
+    def ask(
+        self,
+        question: str | Sequence[Any],
+        *,
+        max_new_tokens: int = Question.max_new_tokens,
+        sampling: Sampling | None = Question.sampling,
+        answer_prefix: str = Question.answer_prefix,
+        mention_duration: bool | None = Question.mention_duration,
+        on_text: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
+    ) -> Any:
+        """Answer one question, or a list of them.
+
+        Args:
+            question: text or a conversation, as `TimeViper.ask` takes it: gives an `Answer`. Or a
+                list of these: they are read one by one and answered together, eight at a time, and
+                give a list of answers.
+            max_new_tokens, sampling, answer_prefix, mention_duration, progress: as in
+                `TimeViper.ask`, for each of the questions. With a seed, each answer is drawn as if
+                its question had been asked alone.
+            on_text: as in `TimeViper.ask`; of a single question only.
+
+        Raises:
+            ValueError: a bad argument, or a question that does not fit the model's window.
+        """
+        expect_function("ask", on_text=on_text, progress=progress)
+        many = _is_list_of_questions(question)
+        if many and on_text is not None:
+            fail("ask", "on_text", "be left out for a list of questions", on_text)
+        options = (max_new_tokens, sampling, answer_prefix, mention_duration)
+        questions = [Question(one, *options) for one in (question if many else [question])]
+        answers: list[Answer] = []
+        for start in range(0, len(questions), BATCH):
+            together = questions[start : start + BATCH]
+            watch = StopWatch(self.model.device)
+            answers += self.answer(together, watch, on_text=on_text, progress=progress)
+        return answers if many else answers[0]
+
+    def chat(self) -> Chat:
+        """A conversation about the video: each question knows what was said before."""
+        return Chat(self)
+
+    @torch.no_grad()
+    def answer(
+        self,
+        questions: Sequence[Question],
+        watch: StopWatch,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
+        ended: Ended | None = None,
+        known: int = 0,
+    ) -> list[Answer]:
+        """Read checked questions into one batch and answer them together.
+
+        Args:
+            questions: of the same options.
+            watch: gets the times and sizes of this.
+            ended: the video with the first `known` token ids of the question behind it already.
+        """
+        first, ended = questions[0], ended or self._ended
+        with self.model.using_stages(self._own_stages()):
+            with watch.at("prompt") as stop:
+                prompts = [self.prompt(question) for question in questions]
+                texts = [self._embedded(prompt.after[known:]) for prompt in prompts]
+                longest = max(len(prompt.after) for prompt in prompts)
+                tokens = self._ended.segment.length + longest
+                stop.shape = f"1 x {tokens} x {self.model.config.backbone.hidden_size}"
+                stop.tokens = str(tokens)
+            with watch.at("prefill") as stop:
+                read = self._read(ended, texts, first.max_new_tokens, watch, progress)
+                stop.shape = f"cache {read.cache.nbytes / 2**20:.1f} MiB"
+                stop.tokens = f"{read.lengths[0]} -> {read.lengths[-1]}"
+            with watch.at("generate") as stop:
+                stop_ids = stop_ids_of(self.tokenizer, self.model.config)
+                spoken = speak(
+                    self.model.backbone,
+                    self.tokenizer,
+                    read,
+                    max_new_tokens=first.max_new_tokens,
+                    stop_ids=stop_ids,
+                    sampling=sampling_of(self.model.config, first.sampling),
+                    on_text=on_text,
+                    progress=progress,
+                )
+                count = sum(len(ids) for ids, _ in spoken)
+                stop.shape, stop.tokens = f"{count} tokens", str(count)
+        stops = tuple(watch.rows())
+        return [
+            self._answer(ids, text, read, row, stops, stop_ids)
+            for row, (ids, text) in enumerate(spoken)
+        ]
+
+    def prompt(self, question: Question) -> Prompt:
+        """A question's prompt, checked against the video's.
+
+        Raises:
+            ValueError: its text in front of the video is another than the session's, or the
+                tokenizer belongs to another model.
+        """
+        footage = self.footage
+        prompt = question_prompt(
+            self.model,
+            self.tokenizer,
+            self.opening,
+            question,
+            len(footage.seconds),
+            footage.duration,
+            footage.is_image,
+        )
+        if tuple(prompt.before) != self.before:
+            here, there = (self.tokenizer.decode([*ids]) for ids in (prompt.before, self.before))
+            rule = f"have the text in front of the video that it was read with, {there!r}"
+            remedy = "open(video, lead=...) reads it behind other words"
+            fail("ask", "question", rule, repr(here), remedy)
+        check_tokenizer(self.model.config, prompt, stop_ids_of(self.tokenizer, self.model.config))
+        return prompt
+
+    def _own_stages(self) -> tuple[CompressionStage, ...] | None:
+        return None if self.model.config.stages == self._stages else self._stages
+
+    def _embedded(self, ids: Sequence[int]) -> Tensor:
+        tokens = torch.tensor([list(ids)], dtype=torch.long, device=self.model.device)
+        return self.model.backbone.embeddings(tokens)
+
+    def _read(
+        self,
+        ended: Ended,
+        texts: list[Tensor],
+        max_new_tokens: int,
+        watch: StopWatch,
+        progress: Progress | None,
+    ) -> Prefill:
+        on_pass = None
+        if progress is not None:
+            works = zip(*(ended.work(text.shape[1]) for text in texts))
+            on_pass = counted(progress, [sum(work) for work in works], self.model.device)
+        return ended.read(texts, max_new_tokens=max_new_tokens, watch=watch, on_pass=on_pass)
+
+    def _answer(
+        self,
+        ids: list[int],
+        text: str,
+        read: Prefill,
+        row: int,
+        stops: tuple[Stop, ...],
+        stop_ids: set[int],
+    ) -> Answer:
+        footage, frames = self.footage, len(self.footage.seconds)
+        seconds = footage.token_seconds(read.segment.vision_present)
+        kept = read.kept[row].cpu()
+        return Answer(
+            text=text,
+            token_ids=tuple(ids),
+            finish="stop" if ids[-1] in stop_ids else "length",
+            frame_seconds=tuple(footage.seconds.tolist()),
+            kept_seconds=tuple(seconds[kept].tolist()),
+            stages=read.stages,
+            stops=stops,
+            lost_frames=footage.lost_frames,
+            notes=(
+                *footage.notes,
+                *filling_note(frames, footage.clip, footage.repeated),
+                *_nothing_left(frames, len(kept)),
+            ),
+            model_note=self.model.note,
+        )
+
+
+class Chat:
+    """A conversation about a session's video.
+
+    A turn equals asking the whole conversation at once. It starts from the state behind the last
+    question, and reads the answer again as a part of the prompt: what was decoded never passed a
+    compression stage, so going on from there would be another answer.
+
+    Attributes:
+        messages: what was said, as {"role", "content"}.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.messages: list[Message] = []
+        self._ids: list[int] = []
+        self._ended: Ended | None = None
+
+    @torch.no_grad()
+    def ask(
+        self,
+        question: str,
+        *,
+        max_new_tokens: int = Question.max_new_tokens,
+        sampling: Sampling | None = Question.sampling,
+        on_text: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
+    ) -> Answer:
+        """The answer to the next question. A question that fails leaves the chat as it was.
+
+        Raises:
+            ValueError: as `Session.ask`.
+        """
+        expect_function("ask", on_text=on_text, progress=progress)
+        session = self._session
+        messages = [*self.messages, {"role": "user", "content": question}]
+        asked = Question(messages, max_new_tokens, sampling)
+        ids = session.prompt(asked).after
+        ended, known = self._ended, len(self._ids)
+        # an answer is stripped and tokenised again: compare ids, not texts
+        if ended is None or ids[:known] != self._ids or known >= len(ids):
+            ended, known = session._ended, 0
+        with session.model.using_stages(session._own_stages()):
+            ended = ended.after(session._embedded(ids[known:]))
+        watch = StopWatch(session.model.device)
+        [answer] = session.answer(
+            [asked], watch, on_text=on_text, progress=progress, ended=ended, known=len(ids)
+        )
+        self.messages = [*messages, {"role": "assistant", "content": answer.text}]
+        self._ids, self._ended = ids, ended
+        return answer
+
+
+def _is_list_of_questions(question: str | Sequence[Any]) -> bool:
+    """Whether it is a list of questions; a list of messages is one question."""
+    if isinstance(question, str) or not isinstance(question, (list, tuple)):
+        return False
+    return bool(question) and isinstance(question[0], (str, list, tuple))
+
+
+def _nothing_left(frames: int, kept: int) -> tuple[str, ...]:
+    """A sentence that says that the stages dropped every vision token; () if one is left."""
+    if kept:
+        return ()
+    few = "1 frame is" if frames == 1 else f"{frames} frames are"
+    return (
+        f"No vision token was left: {few} too few for these stages; "
+        '--stages none (stages="none" in Python) keeps all.',
+    )
