@@ -1,4 +1,4 @@
-"""A random LLM that reads a video and a question in two passes, with counts of its linear maps."""
+"""A random LLM that reads a video, then a question, with counts of its linear maps."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from torch import nn
 
 from tests.inference.common import CONFIG, build
 from timeviper_fast.config import CompressionStage, TimeViperConfig
-from timeviper_fast.inference.flow import asking_layer
+from timeviper_fast.inference.ended import Ended, Prefill
+from timeviper_fast.inference.generate import read_front
 from timeviper_fast.layout import Segment, VisualSpan
-from timeviper_fast.model.cache import HybridCache
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.presets import preset
-from tvkernels import dropped_indices
 
 QWEN2 = replace(CONFIG, family="qwen2", pattern="*-" * 4, rope_theta=1e4, attention_bias=True)
 
@@ -63,61 +62,18 @@ def linear_maps(model: nn.Module) -> Iterator[list[int]]:
             handle.remove()
 
 
-class Opened:
-    """A video that the layers in front of the asking layer have read.
+@torch.no_grad()
+def opened(
+    config: TimeViperConfig, before: int, frames: int, model: HybridBackbone | None = None
+) -> Ended:
+    """A video of noise that the layers in front of the asking layer have read."""
+    model = model or build(config.stages, config.backbone)
+    span = VisualSpan(before, config.visual_tokens(frames))
+    hidden = torch.randn(1, span.stop, config.backbone.hidden_size)
+    return read_front(model, hidden, Segment(span.stop, span))
 
-    Attributes:
-        cache: states of the layers.
-        rows: (1, n, d_model) that enter the asking layer; None if there is none.
-        dropped: for each stage in front of it, the rows that the stage dropped.
-    """
 
-    @torch.no_grad()
-    def __init__(
-        self,
-        config: TimeViperConfig,
-        before: int,
-        frames: int,
-        room: int,
-        model: HybridBackbone | None = None,
-    ) -> None:
-        self.config = config
-        self.model = model or build(config.stages, config.backbone)
-        original = config.visual_tokens(frames)
-        self.stages = sum(stage.layer < asking_layer(config) for stage in config.stages)
-        hidden = torch.randn(1, before + original, config.backbone.hidden_size)
-        self.segment = Segment(before + original, VisualSpan(before, original))
-        capacities = [before + original + room] * config.backbone.num_hidden_layers
-        self.cache = HybridCache(config.backbone, capacities)
-        self.dropped = []
-        run = self.model.run
-        passage = run(hidden, (self.segment,), cache=self.cache, stop_stage=0)
-        for number in range(self.stages):
-            hidden, segment = passage.hidden, passage.segments[0]
-            passage = run(
-                hidden, (segment,), cache=self.cache, start_stage=number, stop_stage=number + 1
-            )
-            ((record,),) = passage.records
-            gone = dropped_indices(record.kept, record.tokens_before)
-            self.dropped.append(hidden[:, segment.positions(gone)[0]])
-        self.left = passage.segments[0]
-        self.rows = passage.hidden if self.stages < len(config.stages) else None
-
-    @torch.no_grad()
-    def read(self, text: int) -> None:
-        """Read a question of `text` tokens, to the logits of its last position."""
-        hidden = torch.randn(1, text, self.config.backbone.hidden_size)
-        for number in range(-1, self.stages):
-            if number >= 0 and self.config.stages[number].transfer:
-                hidden = self.model.transv[number].tell(hidden, self.dropped[number])
-            start = None if number < 0 else number
-            hidden = self.model.run(
-                hidden, cache=self.cache, start_stage=start, stop_stage=number + 1
-            ).hidden
-        if self.rows is not None:
-            joined = torch.cat([self.rows, hidden], 1)
-            segment = replace(self.left, length=joined.shape[1])
-            hidden = self.model.run(
-                joined, (segment,), cache=self.cache, start_stage=self.stages
-            ).hidden
-        self.model.logits(hidden[:, -1:])
+def ask(video: Ended, text: int) -> Prefill:
+    """Read a question of `text` tokens, to the logits of its last position."""
+    words = torch.randn(1, text, video.backbone.config.hidden_size)
+    return video.read([words], max_new_tokens=1)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from tests.inference.opening import SCHEDULES, Opened, config_of
+from tests.inference.opening import SCHEDULES, config_of, opened
 from timeviper_fast.inference.flow import asking_layer, flow
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_rows_are_those_that_pass(name):
     config, before, frames = config_of(name), 3, 5
-    rows, opened = flow(config, before, frames), Opened(config, before, frames, room=8)
+    rows, video = flow(config, before, frames), opened(config, before, frames)
     asks = rows.asking < config.backbone.num_hidden_layers
-    assert rows.rows(0) == opened.segment.length - (
+    assert rows.rows(0) == video.segment.length - (
         rows.below[0].dropped if 0 in stages(rows) else 0
     )
-    assert rows.entering == (opened.rows.shape[1] - before if asks else 0)
-    assert [stage.dropped for stage in rows.below] == [d.shape[1] for d in opened.dropped]
+    assert rows.entering == (sum(map(len, video.rows)) - before if asks else 0)
+    assert [stage.dropped for stage in rows.below] == [
+        record.tokens_before - record.tokens_after for record in video.records
+    ]
 
 
 def stages(rows):

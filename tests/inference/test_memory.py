@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.footprint import Footprint
-from tests.inference.opening import SCHEDULES, Opened, config_of
+from tests.inference.opening import SCHEDULES, config_of, opened
 from timeviper_fast import TimeViper
 from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig, VisionConfig
 from timeviper_fast.inference.flow import flow
@@ -32,27 +32,16 @@ from timeviper_fast.presets import PRESETS, preset
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_session_has_the_bytes_of_its_tensors(name):
     config, before, frames = config_of(name), 3, 5
-    opened = Opened(config, before, frames, room=0)
+    video = opened(config, before, frames)
     held = session_bytes(config, before, frames, "float32")
-    states = opened.cache.layers
-    mamba = [s for s in states if isinstance(s, MambaState)]
-    below = config.backbone.pattern[: len(states) if opened.rows is None else asking(config)]
-    assert held["states"] == sum(s.nbytes for s in mamba[: below.count(MAMBA)])
-    written = [s for s in states if isinstance(s, AttentionState)][: below.count(ATTENTION)]
-    assert held["kv"] == sum(s.key[:, : s.length].nbytes * 2 for s in written)
-    assert held["rows"] == (0 if opened.rows is None else opened.rows.nbytes)
-    assert held["source"] == (0 if opened.rows is None else 4 * opened.rows.shape[1])
+    states = video.cache.layers
+    assert held["states"] == sum(s.nbytes for s in states if isinstance(s, MambaState))
+    # every buffer has exactly the size of what is in it
+    assert held["kv"] == sum(s.nbytes for s in states if isinstance(s, AttentionState))
+    assert held["rows"] == sum(part.hidden.nbytes for part in video.rows)
+    assert held["source"] == sum(4 * len(part) for part in video.rows)
     assert held["seconds"] == torch.empty(frames, dtype=torch.float64).nbytes
-    keys = [
-        2 * stage.k_proj(rows).nbytes
-        for stage, rows in zip(opened.model.transv, opened.dropped)
-        if stage.stage.transfer
-    ]
-    assert held["dropped_kv"] == sum(keys)
-
-
-def asking(config):
-    return next(stage.layer for stage in config.stages if stage.select == "attention")
+    assert held["dropped_kv"] == sum(x.nbytes for kv in video.dropped.values() for x in kv)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

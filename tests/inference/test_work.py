@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.inference.common import build
-from tests.inference.opening import SCHEDULES, Opened, config_of, linear_maps
+from tests.inference.opening import SCHEDULES, ask, config_of, linear_maps, opened
 from timeviper_fast.config import VisionConfig
 from timeviper_fast.inference.flow import flow
 from timeviper_fast.inference.work import (
@@ -32,7 +32,7 @@ def test_opening_has_the_linear_maps_that_hooks_count(name):
     config = config_of(name)
     model = build(config.stages, config.backbone)
     with linear_maps(model) as counted:
-        Opened(config, BEFORE, FRAMES, TEXT, model)
+        opened(config, BEFORE, FRAMES, model)
     work = open_work(config, BEFORE, FRAMES)
     # the transfer's part of opening is keys and values of dropped rows: linear maps too
     assert sum(counted) == work.linear + work.transfer
@@ -42,9 +42,9 @@ def test_opening_has_the_linear_maps_that_hooks_count(name):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_question_has_the_linear_maps_that_hooks_count(name):
     config = config_of(name)
-    opened, rows = Opened(config, BEFORE, FRAMES, room=TEXT), flow(config, BEFORE, FRAMES)
-    with linear_maps(opened.model) as counted:
-        opened.read(TEXT)
+    video, rows = opened(config, BEFORE, FRAMES), flow(config, BEFORE, FRAMES)
+    with linear_maps(video.backbone) as counted:
+        ask(video, TEXT)
     below, above = question_work(config, BEFORE, FRAMES, TEXT)
     work, backbone = below.plus(above), config.backbone
     d = backbone.hidden_size
@@ -52,14 +52,13 @@ def test_a_question_has_the_linear_maps_that_hooks_count(name):
     kv = backbone.num_key_value_heads * backbone.head_dim
     told = [stage for stage in (*rows.below, *rows.above) if stage.transferred]
     scored = sum(stage.stage.select == "attention" for stage in rows.above)
-    # `Opened.read` projects the dropped rows of each stage anew; a session keeps their keys
-    dropped = sum(stage.transferred for stage in told)
+    # the session keeps the keys of what stages in front of the asking one dropped
+    dropped = sum(stage.transferred for stage in rows.above)
     besides = 2 * d * q * (TEXT * len(told) + scored) + 2 * 2 * d * kv * dropped
     assert sum(counted) == work.linear + work.head + besides
     attended = sum(4 * q * TEXT * stage.transferred for stage in told)
     out_and_query = 4 * d * q * TEXT * len(told)
-    kept_keys = sum(stage.transferred for stage in rows.below)
-    assert work.transfer == attended + out_and_query + 4 * d * kv * (dropped - kept_keys)
+    assert work.transfer == attended + out_and_query + 4 * d * kv * dropped
 
 
 def test_attention_counts_the_pairs_that_the_causal_mask_allows():
