@@ -49,7 +49,7 @@ FOLDERS = {
 # Which modules of its own folder each module of a folder may import.
 MODULES = {
     "video": {
-        "__init__": "video writer",
+        "__init__": "stream video writer",
         "sampling": "times",
         "times": "",
         "preprocess": "",
@@ -71,6 +71,11 @@ MODULES = {
         "directory": "container images",
         "source": "arrays directory file images packets",
         "writer": "container",
+        "pace": "sampling",
+        "growing": "boxes",
+        "film": "container file packets",
+        "arriving": "directory film growing images",
+        "stream": "arriving container film growing pace sampling video",
         "ahead": "",
         "video": "ahead packets sampling source times",
     },

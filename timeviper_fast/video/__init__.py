@@ -19,6 +19,11 @@
     directory.py     which files of a directory are frames
     images.py        read image files, single or animated, with Pillow
     arrays.py        arrays in memory, and NumPy files
+    stream.py        open a video that goes on while it is read
+    growing.py       a file that is being written
+    film.py          decode a film as it comes
+    arriving.py      a directory that fills with images
+    pace.py          choose frames as they come
     writer.py        write frames to a video file, completely or not at all
     times.py         times as mm:ss, and the frames between two of them
     sampling.py      policies that choose which frames of a video are used
@@ -28,7 +33,18 @@ The names below are public.
 """
 
 from timeviper_fast.errors import VideoError
+from timeviper_fast.video.stream import Stream, open_stream
 from timeviper_fast.video.video import Frames, Progress, Video, open_video, read_video
 from timeviper_fast.video.writer import write_video
 
-__all__ = ["Frames", "Progress", "Video", "VideoError", "open_video", "read_video", "write_video"]
+__all__ = [
+    "Frames",
+    "Progress",
+    "Stream",
+    "Video",
+    "VideoError",
+    "open_stream",
+    "open_video",
+    "read_video",
+    "write_video",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from io import FileIO
 from typing import BinaryIO, NamedTuple
 
 __all__ = ["Box", "boxes", "is_boxed"]
@@ -23,7 +24,7 @@ def is_boxed(head: bytes) -> bool:
     return head[4:8] in _FIRST
 
 
-def boxes(file: BinaryIO, start: int, end: int) -> Iterator[Box]:
+def boxes(file: BinaryIO | FileIO, start: int, end: int) -> Iterator[Box]:
     """The boxes between two places of a file, or up to the first one that has no valid size."""
     while start + 8 <= end:
         file.seek(start)

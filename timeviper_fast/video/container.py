@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-__all__ = ["NO_INDEX", "ffmpeg_name", "import_av", "is_film", "lacks_index", "opened", "unseen"]
+__all__ = [
+    "NO_INDEX",
+    "ffmpeg_name",
+    "film_of",
+    "import_av",
+    "is_film",
+    "lacks_index",
+    "opened",
+    "unseen",
+]
 
 
 def import_av(module: str = "") -> Any:
@@ -39,32 +48,51 @@ def ffmpeg_name(path: Path) -> str:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file and its video stream, closed at the end of the block."""
+def opened(path: Path, file: Any = None) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file and its video stream, closed at the end of the block.
+
+    Args:
+        path: the file's name.
+        file: an object whose `read` gives the file's bytes, in place of FFmpeg's own reading.
+    """
     refuse_playlist(path)
     av = import_av()
     try:
         # Without the pattern type, FFmpeg takes a percent sign in the name of an image for the
         # number of a series. PyAV 15 crashes on some containers if it is given any option.
         options = {"pattern_type": "none"} if "%" in str(path) else {}
-        container = av.open(ffmpeg_name(path), options=options)
+        container = av.open(file or ffmpeg_name(path), options={} if file else options)
     except av.FFmpegError as error:
         why = NO_INDEX if lacks_index(path) else error.strerror
         raise VideoError(f"{path}: it cannot be opened as a video ({why})") from error
     with container:
         refuse_playlist(path, container.format.name)
-        # FFmpeg's tty demuxer renders text files as video
-        if container.format.name == "tty":
-            raise VideoError(f"{path}: it is a text file, not a video")
-        stream = _film(container)
-        if stream is None:
-            why = NO_INDEX if lacks_index(path) else f"it holds {_kinds(container) or 'nothing'}"
-            raise VideoError(f"{path}: it has no video stream ({why})")
-        if stream.codec_context is None:
-            why = NO_INDEX if lacks_index(path) else "FFmpeg has no decoder for it"
-            raise VideoError(f"{path}: its video stream cannot be decoded ({why})")
-        stream.thread_type = "AUTO"
-        yield container, stream
+        yield container, film_of(container, path)
+
+
+def film_of(container: InputContainer, path: Path | str) -> VideoStream:
+    """The video stream that is looked at, ready to be decoded.
+
+    Raises:
+        VideoError: there is none, or FFmpeg does not decode it.
+    """
+    # FFmpeg's tty demuxer renders text files as video
+    if container.format.name == "tty":
+        raise VideoError(f"{path}: it is a text file, not a video")
+    stream = _film(container)
+    if stream is None:
+        why = NO_INDEX if _is_cut_off(path) else f"it holds {_kinds(container) or 'nothing'}"
+        raise VideoError(f"{path}: it has no video stream ({why})")
+    if stream.codec_context is None:
+        why = NO_INDEX if _is_cut_off(path) else "FFmpeg has no decoder for it"
+        raise VideoError(f"{path}: its video stream cannot be decoded ({why})")
+    stream.thread_type = "AUTO"
+    return stream
+
+
+def _is_cut_off(path: Path | str) -> bool:
+    """Whether a file lacks its index; a live source, which is a text here, has none."""
+    return isinstance(path, Path) and lacks_index(path)
 
 
 def is_film(path: Path) -> bool:

@@ -10,7 +10,7 @@ from timeviper_fast.errors import VideoError
 from timeviper_fast.video.container import is_film
 from timeviper_fast.video.images import is_image, is_picture
 
-__all__ = ["Contents", "contents_of"]
+__all__ = ["Contents", "contents_of", "natural"]
 
 _VIDEOS = (
     ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gifv",
@@ -46,7 +46,7 @@ def contents_of(path: Path) -> Contents:
         VideoError: there is neither image nor video, or there are several videos and no images.
     """
     kinds: dict[str, list[Path]] = {}
-    for entry in sorted(path.iterdir(), key=_natural):
+    for entry in sorted(path.iterdir(), key=natural):
         kinds.setdefault(_kind(entry), []).append(entry)
     if _VIDEO not in kinds and len(kinds.get(_IMAGE, [])) <= 1:
         _find_films(kinds)
@@ -84,7 +84,7 @@ def _kind(entry: Path) -> str:
     return _IMAGE if is_image(entry) or is_picture(entry) else _OTHER
 
 
-def _natural(file: Path) -> tuple[list[Any], str]:
+def natural(file: Path) -> tuple[list[Any], str]:
     """2 before 10; names that are equal but for case or zeros in front in order of characters."""
     parts = re.split(r"(\d+)", file.name)
     return [int(part) if i % 2 else part.lower() for i, part in enumerate(parts)], file.name

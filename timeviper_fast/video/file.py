@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["FileReader"]
+__all__ = ["FileReader", "converter", "display_of"]
 
 
 class FileReader:
@@ -99,7 +99,7 @@ class FileReader:
                 faults.append("the file lacks data of it, or of a frame that it refers to")
         if not sound:
             return
-        to_rgb = self._converter()
+        to_rgb = converter(self._orientation)
         stretches = [index.whole(sound)] if self._is_counted else index.stretches(sound)
         with Feed(self.path, *self._stamps, faults) as feed:
             for stretch in stretches:
@@ -136,19 +136,6 @@ class FileReader:
             yield from pictures(feed, stretch, self._index, faults)
         finally:
             feed.stream.codec_context.flush_buffers()
-
-    def _converter(self) -> Callable[[VideoFrame], np.ndarray]:
-        """A function from decoded pictures to (H, W, 3) rgb, as displayed."""
-        scaling = import_av("video.reformatter")
-        reformat, rgb = scaling.VideoReformatter().reformat, scaling.Colorspace.DEFAULT
-
-        def to_rgb(picture: VideoFrame) -> np.ndarray:
-            # PyAV 15 reads the file's colour matrix only if a target matrix is given.
-            size = picture.width, picture.height
-            converted = reformat(picture, *size, "rgb24", dst_colorspace=rgb)
-            return self._orientation.apply(converted.to_ndarray())
-
-        return to_rgb
 
 
 class _Scan(NamedTuple):
@@ -199,6 +186,31 @@ def _clock(container: InputContainer, stream: VideoStream) -> Clock:
     )
 
 
+def converter(orientation: Orientation) -> Callable[[VideoFrame], np.ndarray]:
+    """A function from decoded pictures to (H, W, 3) rgb, as displayed."""
+    scaling = import_av("video.reformatter")
+    reformat, rgb = scaling.VideoReformatter().reformat, scaling.Colorspace.DEFAULT
+
+    def to_rgb(picture: VideoFrame) -> np.ndarray:
+        # PyAV 15 reads the file's colour matrix only if a target matrix is given.
+        size = picture.width, picture.height
+        converted = reformat(picture, *size, "rgb24", dst_colorspace=rgb)
+        return orientation.apply(converted.to_ndarray())
+
+    return to_rgb
+
+
+def display_of(picture: VideoFrame) -> Orientation:
+    """The orientation that a decoded picture's display matrix states.
+
+    Raises:
+        ValueError: it turns by no multiple of 90 degrees.
+    """
+    matrix: Any = picture.side_data.get("DISPLAYMATRIX")
+    numbers = np.frombuffer(matrix, np.int32) if matrix else np.zeros(9, np.int32)
+    return orientation_of(numbers.tolist())
+
+
 def _first_picture(path: Path) -> tuple[tuple[int, int], Orientation]:
     """(height, width) as displayed, and the orientation, from the first decodable frame.
 
@@ -208,10 +220,8 @@ def _first_picture(path: Path) -> tuple[tuple[int, int], Orientation]:
     with opened(path) as (container, stream):
         packets = enumerate(stream_packets(container, stream, faults))
         for picture in decoded(stream, packets, faults):
-            matrix: Any = picture.side_data.get("DISPLAYMATRIX")
-            numbers = np.frombuffer(matrix, np.int32) if matrix else np.zeros(9, np.int32)
             try:
-                turned = orientation_of(numbers.tolist())
+                turned = display_of(picture)
             except ValueError as error:
                 raise VideoError(f"{path}: {error}") from error
             height, width = picture.height, picture.width

@@ -25,6 +25,7 @@ __all__ = [
     "is_image",
     "is_picture",
     "is_pillow_image",
+    "load_image",
     "rgb_of",
 ]
 
@@ -101,7 +102,7 @@ class ImagesReader:
         self.missing = self.skipped = 0
         self.seconds, self.fps, self.duration = timeline
         faults: list[str] = []
-        pictures = (_load_image(file, faults) for file in files)
+        pictures = (load_image(file, faults) for file in files)
         first = next((picture for picture in pictures if picture is not None), None)
         if first is None:
             raise VideoError(f"{name}: no image of it can be decoded ({faults[0]})")
@@ -109,7 +110,7 @@ class ImagesReader:
 
     def read(self, positions: list[int], faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
         for position in positions:
-            picture = _load_image(self._files[position], faults)
+            picture = load_image(self._files[position], faults)
             if picture is None:
                 continue
             if picture.shape[:2] != self.size:
@@ -182,7 +183,7 @@ def _is_animated(image: PillowImage) -> bool:
     return image.format in _ANIMATED and bool(getattr(image, "is_animated", False))
 
 
-def _load_image(file: Path, faults: list[str]) -> np.ndarray | None:
+def load_image(file: Path, faults: list[str]) -> np.ndarray | None:
     """(H, W, 3) uint8, upright; None if it cannot be decoded, with the reason added to `faults`."""
     try:
         with _opened_image(file) as image:

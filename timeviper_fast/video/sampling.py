@@ -17,13 +17,22 @@ from torch import Tensor
 from timeviper_fast.errors import ArgumentError, fail, is_integer, is_number
 from timeviper_fast.video.times import Span
 
-__all__ = ["Fps", "Policy", "Uniform", "Upstream", "VideoChatFlash", "parse_policy", "smaller"]
+__all__ = [
+    "TIE",
+    "Fps",
+    "Policy",
+    "Uniform",
+    "Upstream",
+    "VideoChatFlash",
+    "parse_policy",
+    "smaller",
+]
 
 CLIP_FRAMES = 4
 # upstream reads no frame of a part's last tenth of a second before the video's end
 _LAST_MOMENT = 0.1
-# in sampling intervals: times that differ by less count as equal (rounding)
-_TIE = 1e-6
+TIE = 1e-6
+"""In sampling intervals: times that differ by less count as equal (rounding)."""
 
 
 class Policy(Protocol):
@@ -73,7 +82,7 @@ class Fps:
         # Frame i is nearest between the midpoints to its neighbours. It is chosen if an instant
         # k / fps falls between them. This is linear in T.
         middles = (elapsed + torch.cat([elapsed[1:], end])) / 2
-        passed = torch.floor(middles * self.fps + _TIE)
+        passed = torch.floor(middles * self.fps + TIE)
         chosen = torch.ones(len(seconds), dtype=torch.bool)
         chosen[1:] = passed[1:] > passed[:-1]
         positions = chosen.nonzero().squeeze(1)
