@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import shapes
 from benchmarks.timing import peers
-from benchmarks.timing.bench import DECODE, FRAMES, Bench, Provider, Split
+from benchmarks.timing.bench import DECODE, FRAMES, VIDEOS, Bench, Provider, Split
 
 
 def judge(arguments: Mapping[str, Any], results: Sequence[torch.Tensor]) -> str | None:
@@ -45,6 +45,7 @@ OF_HIDDEN = (
 PER_ROUND = (
     Provider("upstream's rounds", lambda op: peers.tome_per_round, checked_in=torch.float32),
 )
+PER_ROW = (Provider("torch SDPA", lambda op: peers.sdpa_per_row, before=peers.joined),)
 TWO_OPS = (Provider("our two ops", lambda op: peers.mixer_step_of_two, before=peers.with_A),)
 
 BENCHES: dict[str, tuple[Bench, ...]] = {
@@ -72,6 +73,10 @@ BENCHES: dict[str, tuple[Bench, ...]] = {
             "transfer into the text", shapes.transfer, small=4,
             forms=(Provider("torch SDPA", lambda op: peers.sdpa_transfer),),
         ),
+    ),
+    "prefix_attention": (
+        Bench("answers over a video", shapes.attend_step, VIDEOS, forms=PER_ROW),
+        Bench("text over a video", shapes.attend, VIDEOS, forms=PER_ROW),
     ),
     "relu2": (Bench("activation of the MLP", shapes.activation, split=Split(64, {"x": 1}, (1,))),),
     "rmsnorm": (

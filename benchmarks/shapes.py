@@ -26,6 +26,7 @@ CHUNK = 256  # TimeViper passes it to mamba-ssm, which is faster with it than wi
 HEADS, KV_HEADS, HEAD_DIM = 40, 8, 128  # of attention
 PATCHES, VISION_WIDTH, TOKENS_PER_FRAME = 729, 1152, 16
 TEXT = 64  # tokens of a question
+ANSWERS, SAID = 8, 64  # answers at once, and the tokens of each behind the video
 KEEP = 5  # TransV keeps one of so many tokens
 
 # speeds that a well written kernel reaches on one H200; the L2 is the data sheet's
@@ -220,6 +221,23 @@ def transfer_of(part: int = 1) -> Prepare:
 transfer = transfer_of()
 
 
+def attend_of(rows: int, n: int) -> Prepare:
+    """The last n tokens of each row over one video's keys and the row's own."""
+
+    def prepare(ops: SimpleNamespace, tokens: int, dtype: torch.dtype) -> Call:
+        q = torch.randn(rows, n, HEADS, HEAD_DIM, dtype=dtype)
+        key, value = torch.randn(2, rows, SAID, KV_HEADS, HEAD_DIM, dtype=dtype).unbind()
+        prefix = torch.randn(2, 1, tokens, KV_HEADS, HEAD_DIM, dtype=dtype).unbind()
+        lengths = torch.full((rows,), SAID, dtype=torch.int32)
+        return Call(lambda: ops.prefix_attention(q, key, value, lengths, prefix))
+
+    return prepare
+
+
+# a question, and a decode step of several answers
+attend, attend_step = attend_of(1, TEXT), attend_of(ANSWERS, 1)
+
+
 def _line(
     each: float, flops: float = 0.0, once: float = 0.0, flops_once: float = 0.0
 ) -> Callable[[int], Floor]:
@@ -249,6 +267,8 @@ MERGE = (2 * VISION_WIDTH + 4) * (PATCHES + TOKENS_PER_FRAME)
 COMPACT = 4 * HIDDEN + 8 * (1 - 1 / KEEP)
 # the question's tokens with every key, or with every value
 PRODUCT = 2.0 * TEXT * HEADS * HEAD_DIM
+# the query of a token in, and what it reads out
+ATTENDED = 4 * HEADS * HEAD_DIM
 
 FLOORS: dict[str, Callable[[int], Floor]] = {
     "gated norm": _rows(D_INNER, 3, D_INNER),
@@ -280,6 +300,11 @@ FLOORS: dict[str, Callable[[int], Floor]] = {
     # index (8 bytes) of each token out
     "selection": _line(2 * KEYS + 12, 2.0 * HEADS * HEAD_DIM),
     "selection from hidden states": _line(2 * HIDDEN + 12, 2.0 * HEADS * HIDDEN),
+    # keys and values of the video once for all rows, of each tail once; q in, what was read out
+    "text over a video": _line(4 * KEYS, 2 * PRODUCT, ATTENDED * TEXT + 4 * KEYS * SAID),
+    "answers over a video": _line(
+        4 * KEYS, 2 * ANSWERS * PRODUCT / TEXT, ANSWERS * (ATTENDED + 4 * KEYS * SAID)
+    ),
     "rows taken out": _line(COMPACT),
     "rows taken out, backward": _line(COMPACT),
 }

@@ -113,14 +113,15 @@ def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:
 
 
 def cast(inputs: Tensors, dtype: torch.dtype) -> dict[str, Any]:
-    """Inputs with every floating tensor in `dtype`, detached; strides kept (stride 0 too)."""
+    """Inputs with every floating tensor (also of a pair) in `dtype`, detached; strides kept (stride
+    0 too)."""
 
     def one(value: Any) -> Any:
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             return _cast_keeping_strides(value.detach(), dtype, value.device)
         return value
 
-    return {name: one(value) for name, value in inputs.items()}
+    return {name: tree_map(one, value) for name, value in inputs.items()}
 
 
 def run_with_gradients(

@@ -110,6 +110,9 @@ SPLITS = {"tvkernels.gated_cross_attention.kernel:KEYS": "size"}
 PROGRAMS = {"tvkernels.gated_cross_attention.kernel:PROGRAMS": "part"}
 KEYS, ROWS, TOKENS = (704, 1408), (160, 320, 480), (1024, 2048, 3072)
 GATED, UPDATE = "gated_cross_attention", "selective_state_update"
+# at 5,000 keys a split is one tile of them
+ATTEND, LONG = "prefix_attention", (5000, 10_000)
+OVER = {"tvkernels.prefix_attention.kernel:KEYS": "size"}
 state32, state16 = (shapes.state_update(dtype, 8) for dtype in (torch.float32, torch.float16))
 
 CASES: tuple[Case, ...] = (
@@ -136,6 +139,8 @@ CASES: tuple[Case, ...] = (
         "transfer into the text, backward", GATED, backward(shapes.transfer_of(8)), 80_000, KEYS,
         part=8, bounds=SPLITS | PROGRAMS,
     ),
+    Case("text over a video", ATTEND, shapes.attend, 80_000, LONG, bounds=OVER),
+    Case("answers over a video", ATTEND, shapes.attend_step, 80_000, LONG, bounds=OVER),
     Case("selection", "attention_topk", shapes.select, 80_000, TOKENS),
     Case(
         "selection from hidden states", "attention_topk_hidden", shapes.select_hidden, 80_000,

@@ -270,9 +270,26 @@ def transfers() -> Iterator[Case]:
     yield transfer("transfer, headdim 256", 64, 4096, 256)
 
 
+def prefixes() -> Iterator[Case]:
+    """Eight answers about one video, a question's text, tails alone, padded heads, large ones."""
+
+    def attend(
+        name: str, batch: int, n: int, capacity: int, m: int = 0, headdim: int = WIDTH
+    ) -> Case:
+        tail, shared = (empty(*x, KV_HEADS, headdim) for x in ((batch, capacity), (1, m)))
+        q, prefix = empty(batch, n, Q_HEADS, headdim), (shared, shared) if m else None
+        return call(name, tvkernels.prefix_attention, q, tail, tail, ints(batch), prefix)
+
+    yield attend("decode of 8 answers about a video", 8, 1, 320, 80_000)
+    yield attend("text about a video", 1, 60, 60, MANY)
+    yield attend("decode of 8 tails alone", 8, 1, 16_384)
+    yield attend("prefix attention, headdim 80", 2, 7, 64, 4096, 80)
+    yield attend("prefix attention, headdim 256", 2, 7, 64, 4096, 256)
+
+
 OP_CASES = (
-    selections, convolutions, compactions, decode_steps, transfers, norms, activations, steps,
-    scans, merges,
+    selections, convolutions, compactions, decode_steps, transfers, prefixes, norms, activations,
+    steps, scans, merges,
 )  # fmt: skip
 
 

@@ -32,6 +32,10 @@ DECODE = tuple(Shape(f"batch {n}", n) for n in (1, 8, 64))
 FRAMES = tuple(Shape(f"{s.name} tokens", s.batch * s.size // 16) for s in PREFILL)
 
 
+# tokens of a video's keys: 10,000 frames, then fewer and more
+VIDEOS = tuple(Shape(f"{n // 1000}k", n) for n in (80_000, 16_000, 160_000))
+
+
 class Split(NamedTuple):
     """How a call falls into independent parts, so that some of them can be checked alone.
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 import tvkernels
 from benchmarks.timing.bench import Provider
@@ -225,3 +226,19 @@ def sdpa_transfer(
     heads = (t.transpose(1, 2) for t in (q, k, v))
     out = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
     return text + alpha.tanh() * (out @ out_proj.T)
+
+
+def joined(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Each row's own copy of the prefix in front of its keys and values."""
+    key, value = (
+        torch.cat([shared.expand(len(own), -1, -1, -1), own], 1)
+        for shared, own in zip(arguments["prefix"], (arguments["key"], arguments["value"]))
+    )
+    return {"q": arguments["q"], "key": key, "value": value}
+
+
+def sdpa_per_row(q: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """PyTorch's own attention, causal from the last key on; tails are full here."""
+    bias = causal_lower_right(q.shape[1], key.shape[1]) if q.shape[1] > 1 else None
+    heads = (x.transpose(1, 2) for x in (q, key, value))
+    return F.scaled_dot_product_attention(*heads, bias, enable_gqa=True).transpose(1, 2)

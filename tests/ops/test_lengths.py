@@ -124,6 +124,15 @@ def transfer(tokens: int, question: int = 64, packed: bool = False) -> None:
         train(tvkernels.gated_cross_attention(text, q, k, v, alpha, out_proj=projection, **cu))
 
 
+def attend(tokens: int, of: str) -> None:
+    """The prefix, the tails, or the batch of a decode step grow; or a text of few or many tokens."""
+    m, capacity, batch, n = (tokens if name == of else 4 for name in ("m", "tail", "batch", "n"))
+    tail, shared = empty(batch, max(capacity, n), 8, 128), empty(1, m, 8, 128)
+    q, lengths = empty(batch, n if of == "n" else 1, 40, 128), ints(batch)
+    with torch.no_grad():
+        tvkernels.prefix_attention(q, tail, tail, lengths, (shared, shared))
+
+
 CALLS: dict[str, Call] = {
     "scan": scan,
     "scan, eight rows": partial(scan, batch=8),
@@ -141,6 +150,7 @@ CALLS: dict[str, Call] = {
     "transfer": transfer,
     "transfer, packed": partial(transfer, packed=True),
     "transfer into more text": lambda tokens: transfer(300_000, min(tokens, 2048)),
+    **{f"attention as {of} grows": partial(attend, of=of) for of in ("m", "tail", "batch", "n")},
     "activation": lambda tokens: train(tvkernels.relu2(empty(1, tokens, 15680))),
     "activation of a slice": lambda n: train(tvkernels.relu2(empty(1, n, 31360)[..., :15680])),
 }

@@ -17,11 +17,15 @@ __all__ = [
     "at_most",
     "dot",
     "dot_dtype",
+    "load_tile",
+    "loaded",
+    "owned",
     "sigmoid",
     "silu",
     "silu_slope",
     "softplus",
     "state_step",
+    "store_tile",
     "strides",
 ]
 
@@ -102,3 +106,36 @@ def state_step(state, x, dt, A, B, C):
 def dot(a, b, acc, DOT_PRECISION: tl.constexpr):
     """acc + a @ b, in the dtype of acc; DOT_PRECISION as `core.tune.dot_precision` gives it."""
     return tl.dot(a, b, acc, input_precision=DOT_PRECISION, out_dtype=acc.dtype)
+
+
+@triton.constexpr_function
+def owned(size, D, itemsize):
+    """Rows or keys in a program's own tile of `size` bytes; in 16 bit at least the 64 rows of a
+    warp group's instruction."""
+    return min(128, max(128 // itemsize, size // (D * itemsize)))
+
+
+@triton.constexpr_function
+def loaded(size, D, itemsize):
+    """Rows or keys in one tile of `size` bytes that a loop loads."""
+    return min(128, max(16, size // (D * itemsize)))
+
+
+@triton.jit
+def load_tile(ptr, at, live, stride, HEADDIM: tl.constexpr, D: tl.constexpr):
+    """(rows, D): the heads that begin at the offsets `at`, 0 where not live and beyond HEADDIM."""
+    channel = tl.arange(0, D)
+    mask = live[:, None]
+    if HEADDIM != D:
+        mask = mask & (channel < HEADDIM)[None, :]
+    return tl.load(ptr + (at[:, None] + (channel.to(tl.int64) * stride)[None, :]), mask, other=0.0)
+
+
+@triton.jit
+def store_tile(ptr, at, live, value, HEADDIM: tl.constexpr, D: tl.constexpr):
+    """Store heads that begin at the offsets `at` and whose channels are contiguous."""
+    channel = tl.arange(0, D)
+    mask = live[:, None]
+    if HEADDIM != D:
+        mask = mask & (channel < HEADDIM)[None, :]
+    tl.store(ptr + (at[:, None] + channel[None, :]), value.to(ptr.dtype.element_ty), mask)

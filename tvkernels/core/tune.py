@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import triton
 from triton.runtime.jit import JITFunction, KernelInterface
 
-__all__ = ["Configs", "Tuned", "dot_precision", "forced", "tuned"]
+__all__ = ["Configs", "Tuned", "dot_precision", "forced", "tile_configs", "tuned"]
 
 # one list for every GPU, or lists by target ("sm_90", "gfx942"), with "default" for the others
 Configs: TypeAlias = Sequence[triton.Config] | Mapping[str, Sequence[triton.Config]]
@@ -114,3 +114,20 @@ def dot_precision(target: str) -> str:
     float32's accuracy; without tensor cores the accumulators would not fit in registers.
     """
     return "ieee" if target.startswith("gfx") else "tf32x3"
+
+
+def tile_configs(by_target: Mapping[str, Sequence[tuple[int, ...]]]) -> Configs:
+    """Configurations by target: KiB of the tile that a program owns (OWN, in bytes) and of one that
+    its loop loads (STEP), warps, stages."""
+
+    def config(target: str, own: int, step: int, warps: int, stages: int) -> triton.Config:
+        sizes: dict[str, Any] = {
+            "OWN": own << 10,
+            "STEP": step << 10,
+            "DOT_PRECISION": dot_precision(target),
+        }
+        return triton.Config(sizes, num_warps=warps, num_stages=stages)
+
+    return {
+        target: [config(target, *form) for form in forms] for target, forms in by_target.items()
+    }

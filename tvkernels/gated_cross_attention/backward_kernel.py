@@ -10,24 +10,19 @@ and dv. The program that owns the keys sums over the heads of their group, so th
 import triton
 import triton.language as tl
 
-from tvkernels.core.tl import LOG2_E, dot
-from tvkernels.core.tune import tuned
+from tvkernels.core.tl import LOG2_E, dot, load_tile, loaded, owned, store_tile
+from tvkernels.core.tune import tile_configs, tuned
 from tvkernels.gated_cross_attention.device import (
     ANY_LENGTH,
-    configs,
     gate_of,
     load_norm,
-    load_tile,
-    loaded,
     locate,
-    owned,
     rows_and_keys,
-    store_tile,
     token_and_head,
 )
 
 # KiB of the tile of rows and of a tile of keys, warps, stages
-QUERY_CONFIGS = configs(
+QUERY_CONFIGS = tile_configs(
     {
         "sm_120": [(16, 16, 4, 1)],
         "gfx942": [(16, 16, 4, 1)],
@@ -35,7 +30,7 @@ QUERY_CONFIGS = configs(
     }
 )
 # KiB of the tile of keys and of a tile of rows, warps, stages
-KEY_CONFIGS = configs(
+KEY_CONFIGS = tile_configs(
     {
         "sm_120": [(16, 8, 8, 1)],
         "gfx942": [(16, 16, 8, 1)],

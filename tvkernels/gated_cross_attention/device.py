@@ -1,4 +1,4 @@
-"""Device functions of gated cross-attention: which rows a program owns, tiles, the gate.
+"""Device functions of gated cross-attention: which rows a program owns, the gate.
 
 A row is one query head of one token. The GROUP query heads that share a key head are packed as
 rows, the heads of a token next to each other, so that one load of a tile of keys serves them all.
@@ -7,36 +7,10 @@ rows, the heads of a token next to each other, so that one load of a tile of key
 import triton
 import triton.language as tl
 
-from tvkernels.core.tune import dot_precision
+from tvkernels.core.tl import load_tile
 
 # arguments that vary with the number of tokens: not specialised, so new lengths do not recompile
 ANY_LENGTH = ["n", "m", "sequences", "all_rows"]
-
-
-def configs(by_target):
-    """Configurations by target. OWN and STEP are the bytes of the tile that a program owns and of
-    one that its loop loads."""
-
-    def config(target, own, step, warps, stages):
-        sizes = {"OWN": own << 10, "STEP": step << 10, "DOT_PRECISION": dot_precision(target)}
-        return triton.Config(sizes, num_warps=warps, num_stages=stages)
-
-    return {
-        target: [config(target, *form) for form in forms] for target, forms in by_target.items()
-    }
-
-
-@triton.constexpr_function
-def owned(size, D, itemsize):
-    """Rows or keys in a program's own tile of `size` bytes; in 16 bit at least the 64 rows of a
-    warp group's instruction."""
-    return min(128, max(128 // itemsize, size // (D * itemsize)))
-
-
-@triton.constexpr_function
-def loaded(size, D, itemsize):
-    """Rows or keys in one tile of `size` bytes that a loop loads."""
-    return min(128, max(16, size // (D * itemsize)))
 
 
 @triton.jit
@@ -89,26 +63,6 @@ def token_and_head(row, kv_head, start, GROUP: tl.constexpr):
     token = start + row // GROUP
     head = kv_head * GROUP + row % GROUP
     return token.to(tl.int64), head.to(tl.int64)
-
-
-@triton.jit
-def load_tile(ptr, at, live, stride, HEADDIM: tl.constexpr, D: tl.constexpr):
-    """(rows, D): the heads that begin at the offsets `at`, 0 where not live and beyond HEADDIM."""
-    channel = tl.arange(0, D)
-    mask = live[:, None]
-    if HEADDIM != D:
-        mask = mask & (channel < HEADDIM)[None, :]
-    return tl.load(ptr + (at[:, None] + (channel.to(tl.int64) * stride)[None, :]), mask, other=0.0)
-
-
-@triton.jit
-def store_tile(ptr, at, live, value, HEADDIM: tl.constexpr, D: tl.constexpr):
-    """Store heads that begin at the offsets `at` and whose channels are contiguous."""
-    channel = tl.arange(0, D)
-    mask = live[:, None]
-    if HEADDIM != D:
-        mask = mask & (channel < HEADDIM)[None, :]
-    tl.store(ptr + (at[:, None] + channel[None, :]), value.to(ptr.dtype.element_ty), mask)
 
 
 @triton.jit

@@ -18,12 +18,11 @@ Dots of 16 bit tensors take 16 bit operands and accumulate in float32.
 import torch
 import triton
 
-from tvkernels.core.tl import accumulator, dot_dtype, strides
+from tvkernels.core.tl import accumulator, dot_dtype, owned, strides
 from tvkernels.gated_cross_attention.backward_kernel import (
     key_backward_kernel,
     query_backward_kernel,
 )
-from tvkernels.gated_cross_attention.device import owned
 from tvkernels.gated_cross_attention.gate_kernel import project_kernel
 from tvkernels.gated_cross_attention.split_kernel import combine_kernel, split_kernel
 

@@ -9,25 +9,20 @@ lose digits where logits are large.
 import triton
 import triton.language as tl
 
-from tvkernels.core.tl import LOG2_E, dot
-from tvkernels.core.tune import tuned
+from tvkernels.core.tl import LOG2_E, dot, load_tile, loaded, owned, store_tile
+from tvkernels.core.tune import tile_configs, tuned
 from tvkernels.gated_cross_attention.device import (
     ANY_LENGTH,
-    configs,
     gate_of,
     gated,
-    load_tile,
-    loaded,
-    owned,
     rows_and_keys,
-    store_tile,
 )
 
 # a finite float32 below every logit that a row has
 LEAST = tl.constexpr(-3.0e38)
 # KiB of the tile of rows and of a tile of keys, warps, stages. On sm_90 a 32 KiB tile of keys
 # spills in the loop unless Triton knows that the number of keys is a multiple of 16
-CONFIGS = configs(
+CONFIGS = tile_configs(
     {
         "sm_80": [(16, 16, 4, 2), (32, 16, 8, 2)],
         "sm_90": [(16, 16, 4, 2), (32, 16, 8, 3)],

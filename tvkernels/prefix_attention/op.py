@@ -9,10 +9,12 @@ al. 2022 (arXiv 2205.14135) for the blocks, Juravsky et al. 2024 (arXiv 2402.050
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tvkernels.core.backend import backend_for
 from tvkernels.core.checks import (
     INDEX_DTYPES,
     expect_dtype,
@@ -23,11 +25,14 @@ from tvkernels.core.checks import (
     fail,
     on_host,
 )
+from tvkernels.core.library import kernel_op
 from tvkernels.prefix_attention.reference import prefix_attention_ref
 
 __all__ = ["prefix_attention"]
 
 OP = "prefix_attention"
+# largest headdim that the kernels hold in registers
+MOST = 256
 
 
 def prefix_attention(
@@ -62,23 +67,31 @@ def prefix_attention(
     Raises:
         ValueError: a shape, dtype or length is not as above, or an input requires gradients while
             they are recorded.
+        NotImplementedError: a headdim above 256 on Triton.
+        BackendUnavailable: the backend due for q is not there.
 
-    Numerics: computed in float32 (float64 for float64), rounded once; memory is linear in n and in
-    the keys. Row r multiplies all its lengths[r] values, so a NaN in one of them reaches all its n
-    tokens. The result does not depend on the capacity, bit for bit. Lengths that lie on a device
-    are not read by the host; only those on the CPU are checked. For inference: no gradient.
+    Numerics: the reference computes in float32 (float64 for float64) and rounds once. On Triton
+    products of 16 bit tensors add up in float32, but their operands, among them the softmax's
+    weights, are rounded to 16 bits. Memory is linear in n and in the keys. Row r multiplies all its
+    lengths[r] values, so a NaN in one of them reaches all its n tokens. The result does not depend
+    on the capacity, bit for bit, and on Triton not on the other rows of the batch. Lengths that lie
+    on a device are not read by the host; only those on the CPU are checked. Deterministic. For
+    inference: no gradient.
     """
     _check(q, key, value, lengths)
     _check_prefix(q, key, prefix)
     if scale is not None:
         expect_number(OP, "scale", scale)
+    if backend_for(q, OP) == "reference":
+        return prefix_attention_ref(q, key, value, lengths, prefix, scale=scale)
+    headdim = q.shape[3]
+    if headdim > MOST:
+        raise NotImplementedError(
+            f"prefix_attention: Triton has headdim up to {MOST}, got {headdim}; "
+            'use_backend("reference") has any'
+        )
     pair = (None, None) if prefix is None else prefix
-    given = {"q": q, "key": key, "value": value, "prefix key": pair[0], "prefix value": pair[1]}
-    for name, x in given.items():
-        if x is not None and x.requires_grad and torch.is_grad_enabled():
-            rule = "not require gradients (the op is for inference and has none)"
-            fail(OP, name, rule, "requires_grad=True", "call it under torch.no_grad()")
-    return prefix_attention_ref(q, key, value, lengths, prefix, scale=scale)
+    return _attend(q, key, value, lengths, *pair, headdim**-0.5 if scale is None else float(scale))
 
 
 def _check(q: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> None:
@@ -94,11 +107,11 @@ def _check(q: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> None:
     if capacity < n:
         rule = f"have a capacity of at least n = {n} (it holds the queries' own)"
         fail(OP, "key", rule, capacity)
-    for name, x in (("key", key), ("value", value)):
-        _expect_dtype_of(q, name, x)
+    for name, x in (("q", q), ("key", key), ("value", value)):
+        _expect_of(q, name, x)
     expect_shape(OP, "lengths", lengths, "(batch,)", (batch,))
     expect_dtype(OP, "lengths", lengths, INDEX_DTYPES)
-    expect_same_device(OP, q=q, key=key, value=value, lengths=lengths)
+    expect_same_device(OP, q=q, lengths=lengths)
     values = lengths.tolist() if on_host(lengths) else []
     if any(not n <= length <= capacity for length in values):
         fail(OP, "lengths", f"be from n = {n} to the capacity {capacity}", values)
@@ -117,10 +130,33 @@ def _check_prefix(q: Tensor, key: Tensor, prefix: tuple[Tensor, Tensor] | None) 
     layout = "of the shape of prefix key"
     expect_shape(OP, "prefix value", prefix[1], layout, prefix[0].shape)
     for name, x in zip(("prefix key", "prefix value"), prefix):
-        _expect_dtype_of(q, name, x)
-        expect_same_device(OP, **{"q": q, name: x})
+        _expect_of(q, name, x)
 
 
-def _expect_dtype_of(q: Tensor, name: str, x: Tensor) -> None:
+def _expect_of(q: Tensor, name: str, x: Tensor) -> None:
+    """`x` has the dtype and the device of q and, as q, no gradient to record."""
     if x.dtype != q.dtype:
         fail(OP, name, f"have the dtype of q ({q.dtype})", x.dtype)
+    expect_same_device(OP, **{"q": q, name: x})
+    if x.requires_grad and torch.is_grad_enabled():
+        rule = "not require gradients (the op is for inference and has none)"
+        fail(OP, name, rule, "requires_grad=True", "call it under torch.no_grad()")
+
+
+def _fake_attend(q: Tensor, *_: Any) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+@kernel_op("tvkernels::prefix_attention", fake=_fake_attend)
+def _attend(
+    q: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor,
+    prefix_key: Tensor | None,
+    prefix_value: Tensor | None,
+    scale: float,
+) -> Tensor:
+    from tvkernels.prefix_attention.kernel import attend
+
+    return attend(q, key, value, lengths, prefix_key, prefix_value, scale)

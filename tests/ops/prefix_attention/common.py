@@ -41,7 +41,7 @@ def naive(
 
 def make(
     lengths: tuple[int, ...] = (9, 3, 14), n: int = 3, m: int = 37, capacity: int = 17,
-    nheads: int = 6, nkvheads: int = 2, headdim: int = 8, shared: bool = True, seed: int = 0,
+    nheads: int = 4, nkvheads: int = 2, headdim: int = 8, shared: bool = True, seed: int = 0,
     dtype: torch.dtype = torch.float32, garbage: float = torch.nan,
 ) -> dict[str, Any]:  # fmt: skip
     """What lies behind the lengths is `garbage`."""

@@ -14,21 +14,6 @@ from tests.ops.prefix_attention.common import REFERENCE, make, naive
 from tvkernels import prefix_attention
 
 
-def flat(call: Any) -> Any:
-    """`call` with the prefix as two arguments."""
-
-    def with_pair(prefix_key: Any, prefix_value: Any, **given: Any) -> torch.Tensor:
-        return call(**given, prefix=(prefix_key, prefix_value))
-
-    return with_pair
-
-
-def flattened(inputs: dict[str, Any]) -> dict[str, Any]:
-    key, value = inputs["prefix"]
-    rest = {name: x for name, x in inputs.items() if name != "prefix"}
-    return {**rest, "prefix_key": key, "prefix_value": value}
-
-
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 @pytest.mark.parametrize(
@@ -36,27 +21,26 @@ def flattened(inputs: dict[str, Any]) -> dict[str, Any]:
     [
         {},
         {"n": 1, "headdim": 12},
-        {"nheads": 4, "nkvheads": 4, "m": 0},
+        {"nkvheads": 4, "m": 0},
         {"shared": False, "nkvheads": 1, "m": 90},
         {"lengths": (14,), "n": 14, "capacity": 14},
     ],
     ids=str,
 )
 def test_contract(dtype: torch.dtype, shape: dict[str, Any]) -> None:
-    inputs = flattened(make(**shape, garbage=1e4))
-    check_contract(flat(prefix_attention), flat(naive), inputs, dtype=dtype)
+    check_contract(prefix_attention, naive, make(**shape, garbage=1e4), dtype=dtype)
 
 
 @pytest.mark.usefixtures("backend")
 def test_layouts_scale_and_short_lengths() -> None:
     """No two tensors have a stride in common."""
-    inputs = flattened({**make(), "scale": 0.9})
-    inputs["q"] = torch.randn(8, 6, 3, 3).permute(2, 3, 1, 0)
+    inputs = {**make(), "scale": 0.9}
+    inputs["q"] = torch.randn(8, 4, 3, 3).permute(2, 3, 1, 0)
     inputs["key"] = torch.randn(3, 2, 17, 25)[..., :24:3].transpose(1, 2)
     inputs["value"] = torch.randn(3, 8, 1, 68)[..., ::4].permute(0, 3, 2, 1).expand(3, 17, 2, 8)
-    inputs["prefix_key"] = torch.randn(74, 1, 2, 8)[::2].transpose(0, 1)
+    inputs["prefix"] = (torch.randn(74, 1, 2, 8)[::2].transpose(0, 1), inputs["prefix"][1])
     inputs["lengths"] = inputs["lengths"].int()
-    check_contract(flat(prefix_attention), flat(naive), inputs)
+    check_contract(prefix_attention, naive, inputs)
 
 
 @pytest.mark.usefixtures("backend")
@@ -124,4 +108,4 @@ def test_meta_tensors_carry_shapes() -> None:
     inputs = {k: v.to("meta", torch.bfloat16) for k, v in make().items() if k in ("q", "key")}
     given = {**inputs, "value": inputs["key"], "lengths": make()["lengths"].to("meta")}
     out = prefix_attention(**given)
-    assert (out.shape, out.dtype) == ((3, 3, 6, 8), torch.bfloat16)
+    assert (out.shape, out.dtype) == ((3, 3, 4, 8), torch.bfloat16)

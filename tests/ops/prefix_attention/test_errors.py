@@ -18,18 +18,18 @@ PAIR = GOOD["prefix"]
     ("change", "sentence"),
     [
         (
-            {"q": torch.ones(3, 6, 8)},
-            r"^prefix_attention: q must be \(batch, n, nheads, headdim\), got shape \(3, 6, 8\)",
+            {"q": torch.ones(3, 4, 8)},
+            r"^prefix_attention: q must be \(batch, n, nheads, headdim\), got shape \(3, 4, 8\)",
         ),
-        ({"q": torch.ones(3, 3, 6, 8).int()}, "q must be of dtype float32, .*, got int32"),
+        ({"q": torch.ones(3, 3, 4, 8).int()}, "q must be of dtype float32, .*, got int32"),
         (
             {"key": torch.ones(2, 17, 2, 8)},
             r"key must be \(batch, capacity, nkvheads, headdim\) = \(3, any, any, 8\), got shape",
         ),
         ({"value": torch.ones(3, 16, 2, 8)}, r"value must be .* = \(3, 17, 2, 8\), got shape"),
         (
-            {"key": torch.ones(3, 17, 4, 8), "value": torch.ones(3, 17, 4, 8)},
-            r"key must have key heads that divide nheads 6 \(grouped query\), got 4",
+            {"key": torch.ones(3, 17, 3, 8), "value": torch.ones(3, 17, 3, 8)},
+            r"key must have key heads that divide nheads 4 \(grouped query\), got 3",
         ),
         (
             {"key": torch.ones(3, 2, 2, 8), "value": torch.ones(3, 2, 2, 8)},
