@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 
 import pytest
 import torch
@@ -298,3 +299,32 @@ def test_what_was_mended_is_said_beside_the_answer(run, home, tmp_path):
     assert run(*ask, "--quiet")[2] == ""
     (note,) = json.loads(run(*ask, "--json")[1])["notes"]
     assert "start anew" in note
+
+
+def test_evidence_is_drawn_and_compared_with_a_neutral_question(run, home, tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "new" / "out.png"
+    given = ("ask", home / "video.mp4", "What?", "--model", home / "model", "--max-new-tokens", 2)
+    code, out, _ = run(*given, "--evidence", picture, "--json")
+    found = json.loads(out)["evidence"]
+    assert code == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert len(found["mass"]) == len(found["control"]) == len(found["seconds"]) == 6
+    assert abs(sum(found["mass"]) + found["text_mass"] - 1) < 1e-6
+    code, out, _ = run(*given, "--json")
+    assert json.loads(out)["evidence"] == found | {"control": None}
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_the_work(
+    run, home, tmp_path, monkeypatch
+):
+    given = ("ask", home / "video.mp4", "What?", "--model", home / "model")
+    one_line(run(*given, "--evidence", tmp_path), "--evidence must be a file, got the directory")
+    none = run(*given, "--evidence", tmp_path / "out.png", "--stages", "none")
+    one_line(
+        none, "--evidence must be left out for a model without a stage that selects by attention"
+    )
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    missing = run(*given, "--evidence", tmp_path / "out.png")
+    one_line(missing, "matplotlib must be installed, got none; install timeviper-fast[plot]")
+    assert not list(tmp_path.iterdir())

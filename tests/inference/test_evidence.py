@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from tests.inference.common import build, prompt
 from tests.inference.opening import asking, uniform
+from timeviper_fast import TimeViper
+from timeviper_fast.demo import DemoVideo
+from timeviper_fast.inference.ended import Ended
 from timeviper_fast.inference.evidence import Evidence, collect_evidence, evidence_of
 from timeviper_fast.inference.generate import prefill
 from timeviper_fast.layout import Segment, VisualSpan
@@ -97,6 +100,54 @@ def test_there_is_none_without_a_stage_by_attention():
     for stages in ((), (uniform(2, 0.5),)):
         read = prefill(build(stages), prompt(length), segment, max_new_tokens=1)
         assert collect_evidence(read.records, SECONDS, [TOKENS] * FRAMES) is None
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return TimeViper.from_pretrained("timeviper-fast/tiny")
+
+
+def test_a_trained_model_looks_at_the_frame_that_is_asked_about(trained):
+    """The embedded one, on signs and colours of worlds that its training has not seen."""
+    right = {"sign": 0, "colour": 0}
+    for seed in range(6):
+        video = DemoVideo(seed)
+        session = trained.open(torch.from_numpy(video.frames()), policy="uniform:64")
+        for question in video.questions:
+            if question.task in right:
+                found = session.ask(question.text, max_new_tokens=1).evidence
+                largest = max(range(64), key=lambda frame: found.mass[frame])
+                right[question.task] += (largest,) == question.needed
+    assert right == {"sign": 6, "colour": 6}
+
+
+def test_a_session_reads_its_neutral_question_once(trained, monkeypatch):
+    frames = torch.from_numpy(DemoVideo(0).frames())
+    session = trained.open(frames, policy="uniform:64")
+    said = session.ask("What does the sign say?", max_new_tokens=3)
+    control = session.control()
+    asked = session.ask("Describe the video.", max_new_tokens=1).evidence
+    assert control == asked
+    again = session.ask("What does the sign say?", max_new_tokens=3)
+    assert (again.token_ids, again.evidence) == (said.token_ids, said.evidence)
+    monkeypatch.setattr(Ended, "read", None)
+    assert session.control() is control
+    assert said.evidence.against(control).control == control.mass
+
+
+def test_an_answer_has_the_evidence_of_its_question(trained):
+    frames = torch.from_numpy(DemoVideo(1).frames())
+    session = trained.open(frames, policy="uniform:64")
+    questions = ["What does the sign say?", "Describe the video."]
+    together = session.ask(questions, max_new_tokens=2)
+    for question, one in zip(questions, together):
+        assert session.ask(question, max_new_tokens=2).evidence == one.evidence
+    assert together[0].evidence != together[1].evidence
+    found = together[0].evidence
+    assert sum(found.kept) == together[0].stages[-1].after == len(together[0].kept_seconds)
+    assert found.seconds == together[0].frame_seconds
+    none = trained.open(frames, policy="uniform:64", stages="none")
+    assert none.ask("What?", max_new_tokens=1).evidence is none.control() is None
 
 
 def evidence(mass, seconds=None, **more):

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from timeviper_fast.cli.app import MODEL_HELP, VIDEO_HELP, BackendName, Device, Dtype, Json, named
 from timeviper_fast.cli.interrupt import importing
 from timeviper_fast.embedded.models import TINY, embedded_directory
+from timeviper_fast.errors import ArgumentError, expect_matplotlib
 from timeviper_fast.inference.request import Request, Sampling
 from timeviper_fast.stages import STAGES_FORMS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from timeviper_fast.timeviper import TimeViper
 
 __all__ = ["ask"]
 
@@ -84,6 +91,12 @@ def ask(
             "--output", "-o", help="File for the answer or the JSON object.", callback=named
         ),
     ] = None,
+    evidence: Annotated[
+        str | None,
+        typer.Option(
+            help="PNG file for where the model looked when it chose what to keep.", callback=named
+        ),
+    ] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress bars and no notes.")
     ] = False,
@@ -101,6 +114,7 @@ def ask(
         from timeviper_fast.cli.output import writable
         from timeviper_fast.cli.terminal import err, out, progress_bars, say, show, speaking
         from timeviper_fast.inference.ask import answer
+        from timeviper_fast.inference.evidence_plot import plot_evidence
         from timeviper_fast.timeviper import TimeViper
         from timeviper_fast.video import open_video
         from tvkernels import use_backend
@@ -121,6 +135,7 @@ def ask(
     )
     inputs = (video, str(embedded_directory(model) or model))
     target = None if output in (None, "-") else writable(output, inputs)
+    picture = None if evidence is None else _picture(evidence, inputs)
     with (
         use_backend(backend) if backend else nullcontext(),
         progress_bars(err, hidden=stream or quiet) as progress,
@@ -137,7 +152,34 @@ def ask(
             stages=stages,
             progress=partial(progress, "weights"),
         )
-        said = answer(loaded, loaded.tokenizer, source, request, on_text=on_text, progress=progress)
+        if picture is not None:
+            _expect_evidence(loaded, picture)
+        said = answer(
+            loaded,
+            loaded.tokenizer,
+            source,
+            request,
+            on_text=on_text,
+            progress=progress,
+            control=picture is not None,
+        )
         for note in () if quiet else said.notes[len(source.notes) :]:
             say(err, f"{source.name}: {note}")
     show(said, times=times, as_json=as_json, streamed=stream, quiet=quiet, target=target)
+    if picture is not None and said.evidence is not None:
+        plot_evidence(said.evidence, picture, question)
+
+
+def _picture(path: str, inputs: Sequence[str]) -> Path:
+    """Where the evidence is drawn, if it can be: known before a model is loaded."""
+    expect_matplotlib("ask", "plot")
+    from timeviper_fast.cli.output import writable
+
+    return writable(path, inputs, "evidence")
+
+
+def _expect_evidence(model: TimeViper, picture: Path) -> None:
+    """Refuse a picture of what no stage of the model records."""
+    if not any(stage.select == "attention" for stage in model.config.stages):
+        rule = "be left out for a model without a stage that selects by attention"
+        raise ArgumentError("", "evidence", rule, picture)

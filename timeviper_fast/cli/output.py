@@ -12,7 +12,7 @@ from timeviper_fast.errors import ArgumentError
 __all__ = ["writable", "write"]
 
 
-def writable(path: str, inputs: Iterable[str] = ()) -> Path:
+def writable(path: str, inputs: Iterable[str] = (), argument: str = "output") -> Path:
     """The real path of a file that can be written, before hours of work go into its content.
 
     Missing directories above it are made when it is written, and an existing file is replaced.
@@ -20,19 +20,21 @@ def writable(path: str, inputs: Iterable[str] = ()) -> Path:
     Args:
         path: of the file.
         inputs: files and directories that the command reads; none of them is written to.
+        argument: that named the file.
 
     Raises:
-        ArgumentError: of `output`: it is a directory, is or lies in an input, or cannot be written.
+        ArgumentError: of `argument`: it is a directory, is or lies in an input, or cannot be
+            written.
     """
     target = Path(path).expanduser()
     # /dev/stdout is a link to whatever the shell has opened: that must be appended to
     target = target.absolute() if _is_device(target) else target.resolve()
     if target.is_dir() or path.endswith(("/", os.sep)):
-        raise ArgumentError("", "output", "be a file", f"the directory {path}")
+        raise ArgumentError("", argument, "be a file", f"the directory {path}")
     for given in map(Path, inputs):
         read = given.expanduser().resolve()
         if read.exists() and read in (target, *target.parents):
-            raise ArgumentError("", "output", f"be another file than {given}, which is read", path)
+            raise ArgumentError("", argument, f"be another file than {given}, which is read", path)
     above = next(folder for folder in target.parents if folder.exists())
     try:
         if target.is_file():
@@ -42,7 +44,7 @@ def writable(path: str, inputs: Iterable[str] = ()) -> Path:
             tempfile.TemporaryFile(dir=above).close()
     except OSError as error:
         rule = f"be a file that can be written ({error.strerror})"
-        raise ArgumentError("", "output", rule, path) from error
+        raise ArgumentError("", argument, rule, path) from error
     return target
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.errors import fail
 from timeviper_fast.inference.ended import Prefill, StageCount
+from timeviper_fast.inference.evidence import Evidence
 from timeviper_fast.inference.generate import decode
 from timeviper_fast.inference.request import Sampling
 from timeviper_fast.model.nemotron_h import HybridBackbone
@@ -43,6 +44,8 @@ class Answer:
             how many copies of the last frame fill the last clip; and that no vision token was left.
         model_note: what the model can answer, if it says so: the embedded model answers about the
             synthetic world alone. "" for other models.
+        evidence: where the model looked when it chose what to keep, by frame; None if no stage
+            selects by attention, or no vision token was there.
         exact: whether it is the answer of the whole video read in one go, up to rounding. Streams
             with a bound, or with an even rhythm that their stages do not have, are not.
     """
@@ -57,6 +60,7 @@ class Answer:
     lost_frames: int = 0
     notes: tuple[str, ...] = ()
     model_note: str = ""
+    evidence: Evidence | None = None
     exact: bool = True
 
     def to_dict(self) -> dict[str, Any]:

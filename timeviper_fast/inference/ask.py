@@ -8,6 +8,7 @@ The video is opened as a session, which answers the one question.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from timeviper_fast.errors import expect_function
@@ -32,8 +33,13 @@ def answer(
     *,
     on_text: Callable[[str], None] | None = None,
     progress: Progress | None = None,
+    control: bool = False,
 ) -> Answer:
     """Answer a request about a video; `TimeViper.ask` says what each argument may be.
+
+    Args:
+        control: whether the evidence is compared with that of a neutral question, which is read
+            for it.
 
     Raises:
         ValueError: no tokenizer, a video that cannot be read, or one too long for the model.
@@ -44,4 +50,8 @@ def answer(
         model, tokenizer, video, request, watch, first=request, progress=progress
     )
     [answered] = session.answer([request], watch, on_text=on_text, progress=progress)
+    if control and answered.evidence is not None:
+        neutral = session.control()
+        assert neutral is not None
+        answered = replace(answered, evidence=answered.evidence.against(neutral))
     return answered

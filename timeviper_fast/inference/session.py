@@ -14,6 +14,7 @@ from timeviper_fast.errors import expect_function, fail
 from timeviper_fast.inference.answer import Answer, check_tokenizer, speak, stop_ids_of
 from timeviper_fast.inference.encode import filling_note, token_seconds
 from timeviper_fast.inference.ended import Ended, Prefill
+from timeviper_fast.inference.evidence import Evidence, collect_evidence
 from timeviper_fast.inference.generate import counted
 from timeviper_fast.inference.request import Opening, Question, Sampling, sampling_of
 from timeviper_fast.model.model import TimeViperNetwork
@@ -28,6 +29,8 @@ __all__ = ["Chat", "Footage", "Session", "question_prompt"]
 
 # where the vision tokens stand behind a lead; no text that people write holds it
 _PLACE = "\ue000"
+# asks for nothing in particular: what draws attention here draws it whatever is asked
+_NEUTRAL = "Describe the video."
 # questions that are read and answered together; each holds a fork of the video's states
 BATCH = 8
 
@@ -61,8 +64,11 @@ class Footage:
 
     def token_seconds(self, tokens: int) -> Tensor:
         """(tokens,) the second of each vision token."""
-        frames = -(-tokens // self.tokens_per_frame)
-        return token_seconds(self.seconds, [self.tokens_per_frame] * frames, self.clip)
+        return token_seconds(self.seconds, self.counts(tokens), self.clip)
+
+    def counts(self, tokens: int) -> list[int]:
+        """Vision tokens of each frame, copies that fill the last clip included."""
+        return [self.tokens_per_frame] * -(-tokens // self.tokens_per_frame)
 
 
 def question_prompt(
@@ -125,6 +131,7 @@ class Session:
         self.model, self.tokenizer, self._ended = model, tokenizer, ended
         self.before, self.footage, self.opening = tuple(before), footage, opening
         self._stages, self.stops = stages, stops
+        self._control: Evidence | None = None
 
     def ask(
         self,
@@ -163,6 +170,25 @@ class Session:
             watch = StopWatch(self.model.device)
             answers += self.answer(together, watch, on_text=on_text, progress=progress)
         return answers if many else answers[0]
+
+    @torch.no_grad()
+    def control(self) -> Evidence | None:
+        """The evidence of a neutral question, "Describe the video.", read once and kept.
+
+        `answer.evidence.against(session.control())` tells what a question looked at from what draws
+        attention whatever is asked. None if no stage selects by attention.
+        """
+        if self._control is None:
+            question = Question(_NEUTRAL, max_new_tokens=1)
+            with self.model.using_stages(self._own_stages()):
+                text = self._embedded(self.prompt(question).after)
+                self._control = self._evidence(self._ended.read([text], max_new_tokens=1), 0)
+        return self._control
+
+    def _evidence(self, read: Prefill, row: int) -> Evidence | None:
+        footage, counts = self.footage, self.footage.counts(read.segment.vision_present)
+        clip = footage.clip
+        return collect_evidence(read.records, footage.seconds, counts, clip_frames=clip, row=row)
 
     def chat(self) -> Chat:
         """A conversation about the video: each question knows what was said before."""
@@ -292,6 +318,7 @@ class Session:
                 *_nothing_left(frames, len(kept)),
             ),
             model_note=self.model.note,
+            evidence=self._evidence(read, row),
         )
 
 
