@@ -133,6 +133,7 @@ MODULES = {
         "evidence_plot": "evidence",
         "encode": "",
         "tiles": "",
+        "watch": "",
         "request": "",
         "rows": "",
         "thinning": "rows",
