@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import Any, NamedTuple
@@ -169,7 +169,7 @@ class Watcher:
             error = raised
         self.inbox.put(Ended(of, error))
 
-    def _answered(self) -> Iterator[Reply]:
+    def _answered(self) -> Generator[Reply, None, Exception | None]:
         """The answers; returns what ended the stream."""
         held: deque[str] = deque()
         ended: dict[str, Exception | None] = {}
