@@ -27,6 +27,7 @@ from timeviper_fast.inference.request import (
     sampling_of,
 )
 from timeviper_fast.inference.session import Session
+from timeviper_fast.inference.stream import Stream, open_stream
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.stages import Stages, parse_stages
 from timeviper_fast.stops import StopWatch
@@ -192,6 +193,43 @@ class TimeViper(TimeViperNetwork):
         watch = StopWatch(self.device)
         opening = Opening(*options)
         return open_session(self, self.tokenizer, video, opening, watch, progress=progress)
+
+    def stream(
+        self,
+        *,
+        frames: int | None = None,
+        fps: float = 1.0,
+        lead: str = Opening.lead,
+        chunk: int = 1024,
+        frame_batch: int = 16,
+        stages: Stages | None = None,
+        bounded: str | None = None,
+        even: bool = False,
+    ) -> Stream:
+        """A video that is still coming: push frames, ask between them.
+
+        Args:
+            frames: how many will come, if that is known: then every schedule of stages is exact,
+                and questions wait until all have come.
+            fps: frames per second of frames that are pushed without seconds.
+            lead: words that stand in front of the video in every question.
+            chunk: tokens per pass through the LLM. A question reads up to two unfinished blocks
+                again, so a small one makes questions cheap and pushes somewhat dearer.
+            frame_batch: frames encoded at a time.
+            stages: as in `ask`.
+            bounded: "window:2h" keeps keys, values and rows of the last two hours, "thin:2h" of as
+                many frames, sparser with their age. Answers are then approximate.
+            even: allow uniform stages to thin by a fixed rhythm where theirs is unknown until the
+                end. Answers are then approximate.
+
+        Raises:
+            ValueError: a bad argument, or a stage that is exact at no number of frames unless it is
+                announced.
+        """
+        opening = Opening(lead=lead, chunk=chunk, frame_batch=frame_batch, stages=stages)
+        chosen = self.config.stages if stages is None else parse_stages(stages, self.config)
+        options = {"frames": frames, "fps": fps, "bounded": bounded, "even": even}
+        return open_stream(self, self.tokenizer, opening, chosen, **options)  # type: ignore[arg-type]
 
     def ask(
         self,

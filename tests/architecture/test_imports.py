@@ -145,6 +145,8 @@ MODULES = {
         "session": "answer encode ended evidence generate request",
         "fit": "plan",
         "open": "answer encode ended fit prefix request session tiles",
+        "bounded": "",
+        "stream": "answer bounded encode ended plan prefix request session",
         "ask": "answer open request",
     },
     "cli": {

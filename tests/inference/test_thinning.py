@@ -25,7 +25,7 @@ def kept_of(keep: float, thinning, tokens: int, push: int = 7) -> list[int]:
     for start in range(0, tokens, push):
         part = numbers[start : start + push]
         out += thinned.push(Rows(part[None, :, None].float(), part)).source.tolist()
-    for rows in thinned.end(tokens):
+    for rows in thinned.end(numbers, tokens, exact=True):
         out += rows.source.tolist()
     return out
 

@@ -99,7 +99,10 @@ class Ended:
             for number, stage in enumerate(prefix.stages)
             if stage.dropped is not None
         }
-        records = tuple(stage.record(prefix.batch, prefix.device) for stage in prefix.stages)
+        records = tuple(
+            stage.record(prefix.came(number), prefix.batch, prefix.device)
+            for number, stage in enumerate(prefix.stages)
+        )
         if not prefix.vision_tokens:
             records = ()
         rows = tuple(part for part in prefix.rows.parts if len(part))

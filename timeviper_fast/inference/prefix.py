@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ from timeviper_fast.model.transv import TransV
 from timeviper_fast.stops import StopWatch
 
 __all__ = ["Prefix", "asking_stage"]
+
+T = TypeVar("T")
 
 
 def asking_stage(stages: Sequence[CompressionStage]) -> int:
@@ -74,7 +77,8 @@ class Prefix:
         self.asking = asking_stage(backbone.stages)
         self.last: Tensor | None = None
         self.broken = self.ended = False
-        self.length = self.vision_tokens = self.front = self.trailing = 0
+        self.length = self.vision_tokens = self.front = self.trailing = self.numbered = 0
+        self.forgetful = False
         weight = backbone.embeddings.weight
         self.cache = HybridCache(
             backbone.config,
@@ -87,6 +91,9 @@ class Prefix:
         below = backbone.stages[: self.asking]
         self.stages = [self._stage(i, share) for i, share in enumerate(shares(below))]
         self.grids = [Grid(chunk) for _ in range(self.asking + 1)]
+        # numbers of the vision tokens whose keys and values each run of layers holds; -1 for text
+        self.passed: list[list[Tensor]] = [[] for _ in self.grids]
+        self._left = torch.empty(0, dtype=torch.int64)
         capacity = self._expected_rows()[-1] if self.has_asking else 0
         self.rows = RowStore(capacity, weight, batch, expected is None)
 
@@ -107,10 +114,8 @@ class Prefix:
         below = self.backbone.stages[: self.asking]
         if self.expected is None:
             return [self.chunk or 256] * (len(below) + 1)
-        text, total = (
-            self.expected.length - self.expected.vision_tokens,
-            self.expected.vision_tokens,
-        )
+        total = self.expected.vision_tokens
+        text = self.expected.length - total
         return [text + total, *(text + stage.kept_count(total) for stage in below)]
 
     def _stage(self, i: int, share: Fraction) -> UniformStage:
@@ -153,15 +158,16 @@ class Prefix:
         count = hidden.shape[1]
         source = torch.full((count,), -1)
         if vision and count:
-            if not self.vision_tokens:
+            if not self.numbered:
                 self.front = self.length
-            source = torch.arange(self.vision_tokens, self.vision_tokens + count)
+            source = torch.arange(self.numbered, self.numbered + count)
         # an interrupted pass leaves some layers ahead of others
         self.broken = True
         self._arrive(0, Rows(hidden, source))
         self.length += count
         if vision and count:
             self.vision_tokens += count
+            self.numbered += count
             self.trailing = 0
         else:
             self.trailing += count
@@ -188,6 +194,7 @@ class Prefix:
             on_pass=self.on_pass,
         )
         out = Rows(passage.hidden, block.source)
+        self.passed[run].append(block.source)
         if run < self.asking:
             self._arrive(run + 1, self._thin(run, out))
         elif self.has_asking:
@@ -226,36 +233,79 @@ class Prefix:
             for block in grid.rest():
                 self._through(run, block)
             if run < self.asking:
-                for rows in self.stages[run].end(self.vision_tokens):
+                end = self.stages[run].end
+                for rows in end(self.came(run), self.vision_tokens, not self.forgetful):
                     self._arrive(run + 1, rows)
         self.cache = self.cache.joined()
         self.broken, self.ended = False, True
 
+    def came(self, number: int) -> Tensor:
+        """(n,) int64, the video's tokens that came to a uniform stage, without forgotten ones."""
+        return self.stages[number - 1].kept_numbers if number else self.numbers
+
+    @property
+    def numbers(self) -> Tensor:
+        """(vision_tokens,) int64, the video's tokens; not all of them once some are forgotten."""
+        known = len(self._left)
+        fresh = torch.arange(self.numbered - self.vision_tokens + known, self.numbered)
+        return torch.cat([self._left, fresh])
+
+    @property
+    def through(self) -> int:
+        """All vision tokens below this number have passed every layer and stage."""
+        waiting = [part.source for grid in self.grids for part in grid.pending]
+        waiting += [part.source for stage in self.stages for part in stage.grid.pending]
+        waiting += [stage.held.source for stage in self.stages if stage.held is not None]
+        least = [int(source[source >= 0].min()) for source in waiting if (source >= 0).any()]
+        return min(least, default=self.numbered)
+
+    @torch.no_grad()
+    def forget(self, gone: Tensor) -> None:
+        """Forget vision tokens: keys, values and rows. Mamba-2 states have seen them and stay.
+
+        What is asked from now on is no longer exact.
+
+        Args:
+            gone: (n,) int64 numbers of tokens, below `through`.
+        """
+        self._check()
+        if not len(gone):
+            return
+        self.broken = True
+        stays = []
+        for run, passed in enumerate(self.passed):
+            numbers = torch.cat([gone[:0], *passed])
+            stays.append(~torch.isin(numbers, gone))
+            self.passed[run] = [numbers[stays[run]]]
+        for state, mask in zip(self.cache.layers, self._of_layers(stays)):
+            if isinstance(state, AttentionState) and mask is not None:
+                state.select(mask)
+        for stage in self.stages:
+            stage.forget(gone)
+        if self.has_asking:
+            self.rows.forget(gone)
+        numbers = self.numbers
+        self._left = numbers[~torch.isin(numbers, gone)]
+        self.length -= len(gone)
+        self.vision_tokens -= len(gone)
+        self.forgetful, self.broken = True, False
+
     def fork(self) -> Prefix:
-        """One that ends while this goes on: they share what was read, and write apart."""
+        """One that goes another way, or ends, while this goes on. They share what was read."""
         self._check()
         fork = copy.copy(self)
-        waiting = self._waiting()
-        fork.cache = self.cache.fork(self.batch, self._of_layers(waiting))
-        fork.stages = [stage.fork(rows) for stage, rows in zip(self.stages, waiting)]
+        fork.cache = self.cache.share()
+        fork.stages = [stage.fork() for stage in self.stages]
         fork.grids = [grid.fork() for grid in self.grids]
+        fork.passed = [[*passed] for passed in self.passed]
         fork.rows = self.rows.fork()
         fork.on_pass = fork.watch = None
         return fork
 
-    def _waiting(self) -> list[int]:
-        """At most so many rows have still to pass the layers of each run."""
-        waiting: list[int] = []
-        for run, grid in enumerate(self.grids):
-            held = self.stages[run - 1].held if run else None
-            came = waiting[-1] if run else 0
-            waiting.append(came + grid.count + (0 if held is None else len(held)))
-        return waiting
-
-    def _of_layers(self, runs: Sequence[int]) -> list[int | None]:
-        """The number of each layer's run; None from the asking stage on."""
+    def _of_layers(self, runs: Sequence[T]) -> list[T | None]:
+        """What belongs to each layer's run; None from the asking stage on."""
         stages = self.backbone.stages
-        rooms: list[int | None] = []
+        rooms: list[T | None] = []
         for layer in range(self.backbone.config.num_hidden_layers):
             run = sum(stage.layer <= layer for stage in stages)
             rooms.append(runs[run] if run < len(runs) else None)

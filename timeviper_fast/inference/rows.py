@@ -44,6 +44,10 @@ class Rows:
             at = at.pin_memory().to(self.hidden.device, non_blocking=True)
         return Rows(self.hidden.index_select(1, at.to(self.hidden.device)), self.source[mask])
 
+    def copy(self) -> Rows:
+        """Copies: a view would keep the whole of a caller's buffer alive, and change with it."""
+        return Rows(self.hidden.clone(), self.source)
+
     @staticmethod
     def join(parts: Sequence[Rows]) -> Rows:
         if len(parts) == 1:
@@ -67,8 +71,7 @@ class Grid:
             self.pending, rows = [], rows[cut:]
             yield Rows.join(parts)
         if len(rows):
-            # a copy: a view would keep the whole of a caller's buffer alive, and change with it
-            self.pending.append(Rows(rows.hidden.clone(), rows.source))
+            self.pending.append(rows.copy())
 
     def rest(self) -> Iterator[Rows]:
         """What is left, as one block."""
@@ -110,6 +113,14 @@ class RowStore:
         """Everything as views, in order; one part unless this is a fork."""
         source = torch.cat([*self._source, torch.empty(0, dtype=torch.int64)])
         return (*self._base, Rows(self._rows[:, : self._length], source))
+
+    def forget(self, gone: Tensor) -> None:
+        """Forget the vision tokens of these numbers, (n,) int64."""
+        [rows] = self.parts
+        left = rows.where(~torch.isin(rows.source, gone))
+        self._rows = self._rows.new_empty(self._rows.shape)
+        self._source, self._length = [], 0
+        self.append(left)
 
     def fork(self) -> RowStore:
         """One that shares what is written; its next rows go elsewhere."""

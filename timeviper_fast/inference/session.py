@@ -114,6 +114,7 @@ class Session:
         footage: what is known of the video.
         opening: how it was read.
         before: token ids in front of the video.
+        exact: as in `Answer`.
     """
 
     def __init__(
@@ -127,11 +128,12 @@ class Session:
         opening: Opening,
         stages: tuple[CompressionStage, ...],
         stops: tuple[Stop, ...] = (),
+        exact: bool = True,
     ) -> None:
         self.model, self.tokenizer, self._ended = model, tokenizer, ended
         self.before, self.footage, self.opening = tuple(before), footage, opening
-        self._stages, self.stops = stages, stops
         self._control: Evidence | None = None
+        self._stages, self.stops, self.exact = stages, stops, exact
 
     def ask(
         self,
@@ -319,6 +321,7 @@ class Session:
             ),
             model_note=self.model.note,
             evidence=self._evidence(read, row),
+            exact=self.exact,
         )
 
 

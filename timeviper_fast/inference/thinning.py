@@ -114,8 +114,9 @@ class UniformStage:
     Attributes:
         arrived, settled: vision tokens that have come, and those of them with a fate.
         held: rows that wait for a fate, with the text between them.
-        kept: numbers of the tokens that stayed, among those that came.
+        kept: (n,) int64 on the CPU, the numbers of the video's tokens that stayed, in parts.
         dropped: keys and values of the tokens that did not; None without transfer.
+        dropped_numbers: the numbers of those, in parts.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class UniformStage:
         self.arrived = self.settled = 0
         self.held: Rows | None = None
         self.kept: list[Tensor] = []
+        self.dropped_numbers: list[Tensor] = []
         self.grid = Grid(size)
 
     def push(self, rows: Rows) -> Rows:
@@ -134,30 +136,41 @@ class UniformStage:
             rows = Rows.join([self.held, rows])
         return self._let_through(rows, self.thinning.settled(self.arrived))
 
-    def end(self, vision_tokens: int) -> Iterator[Rows]:
-        """The rows that were held back, when no more come; `vision_tokens` were there originally.
+    def end(self, came: Tensor, vision_tokens: int, exact: bool) -> Iterator[Rows]:
+        """The rows that were held back, when no more come.
+
+        Args:
+            came: (arrived,) int64, numbers of the video's tokens that came.
+            vision_tokens: those that were there originally.
+            exact: whether the fates must be those of the rule.
 
         Raises:
             ValueError: the fates were decided without the number of tokens, and do not fit it.
         """
-        stage = self.module.stage
-        exact = self.module.spaced(
-            self.arrived, stage.kept_count(vision_tokens), torch.device("cpu")
-        )
-        if self.thinning.exact:
-            so_far = torch.cat([*self.kept, exact[:0]])
-            if not torch.equal(exact[: len(so_far)], so_far) or (
-                len(exact) > len(so_far) and exact[len(so_far)] < self.settled
-            ):
-                rule = f"be a number of vision tokens of which keep={stage.keep:g} is exact online"
-                remedy = "announce the number of frames, or allow even=True"
-                fail("stream", "frames", rule, vision_tokens, remedy)
-            self.thinning = Announced(exact, self.arrived)
+        if exact and self.thinning.exact:
+            self.thinning = self._rule(came, vision_tokens)
         if self.held is not None:
             rows, self.held = self.held, None
             yield self._let_through(rows, self.arrived)
         for block in self.grid.rest():
             self._keep(block)
+
+    def _rule(self, came: Tensor, vision_tokens: int) -> Announced:
+        """The stage's rule, if what was decided without it agrees."""
+        stage = self.module.stage
+        keep = stage.kept_count(vision_tokens)
+        kept = self.module.spaced(self.arrived, keep, torch.device("cpu"))
+        decided = self.kept_numbers
+        if not torch.equal(came[kept[kept < self.settled]], decided):
+            rule = f"be a number of vision tokens of which keep={stage.keep:g} is exact online"
+            remedy = "announce the number of frames, or allow even=True"
+            fail("stream", "frames", rule, vision_tokens, remedy)
+        return Announced(kept, self.arrived)
+
+    @property
+    def kept_numbers(self) -> Tensor:
+        """(n,) int64, the video's tokens that stayed so far."""
+        return torch.cat([torch.empty(0, dtype=torch.int64), *self.kept])
 
     def _let_through(self, rows: Rows, settled: int) -> Rows:
         fresh = settled - self.settled
@@ -166,12 +179,10 @@ class UniformStage:
         if fresh < int(vision.sum()):
             # the first row without a fate, and all behind it, wait
             cut = int(vision.nonzero()[fresh, 0])
-        self.held = (
-            Rows(rows.hidden[:, cut:].clone(), rows.source[cut:]) if cut < len(rows) else None
-        )
+        self.held = rows[cut:].copy() if cut < len(rows) else None
         rows, vision = rows[:cut], vision[:cut]
         fate = self.thinning.stays(self.settled, settled)
-        self.kept.append(fate.nonzero()[:, 0] + self.settled)
+        self.kept.append(rows.source[vision][fate])
         self.settled = settled
         if bool(fate.all()):
             return rows
@@ -185,21 +196,29 @@ class UniformStage:
     def _keep(self, block: Rows) -> None:
         assert self.dropped is not None
         self.dropped.append(*self.module.keys_values(block.hidden))
+        self.dropped_numbers.append(block.source)
 
-    def record(self, batch: int, device: torch.device) -> StageRecord:
-        """What it did so far; of held rows nothing."""
-        kept = torch.cat([*self.kept, torch.empty(0, dtype=torch.int64)]).to(device)
-        return StageRecord(
-            self.module.stage.layer, self.arrived, len(kept), kept.expand(batch, -1), None
-        )
+    def forget(self, gone: Tensor) -> None:
+        """Forget the video's tokens of these numbers, (n,) int64, kept and dropped ones."""
+        kept = self.kept_numbers
+        self.kept = [kept[~torch.isin(kept, gone)]]
+        if self.dropped is not None:
+            numbers = torch.cat([kept[:0], *self.dropped_numbers])
+            stays = ~torch.isin(numbers, gone)
+            self.dropped.select(stays)
+            self.dropped_numbers = [numbers[stays]]
 
-    def fork(self, waiting: int) -> UniformStage:
-        """One that ends while this goes on; `waiting` rows may still come to it."""
+    def record(self, came: Tensor, batch: int, device: torch.device) -> StageRecord:
+        """What it did with the video's tokens `came` (n,) int64, without held ones."""
+        kept = self.kept_numbers
+        places = torch.searchsorted(came, kept).to(device).expand(batch, -1)
+        return StageRecord(self.module.stage.layer, len(came), len(kept), places, None)
+
+    def fork(self) -> UniformStage:
+        """One that goes on apart; both share what was dropped so far."""
         fork = copy.copy(self)
         fork.kept, fork.grid = [*self.kept], self.grid.fork()
+        fork.dropped_numbers = [*self.dropped_numbers]
         if self.dropped is not None:
-            held = 0 if self.held is None else len(self.held)
-            fork.dropped = self.dropped.fork(
-                len(self.dropped.key), self.grid.count + held + waiting
-            )
+            fork.dropped = self.dropped.share()
         return fork

@@ -108,6 +108,27 @@ class AttentionState:
         """Tokens of the prefix."""
         return 0 if self.prefix is None else self.prefix[0].shape[1]
 
+    def select(self, stays: Tensor) -> None:
+        """Go on with those tokens alone for which `stays` (longest,) bool on the CPU holds.
+
+        Forks keep the memory that they share: the tokens move to a new buffer of the same size.
+        """
+        at = stays.nonzero()[:, 0].to(self.key.device)
+        for name in ("key", "value"):
+            old: Tensor = getattr(self, name)
+            new = old.new_empty(old.shape)
+            new[:, : len(at)] = old.index_select(1, at)
+            setattr(self, name, new)
+        self.longest = len(at)
+        self.lengths.fill_(len(at))
+
+    def share(self) -> AttentionState:
+        """The same tokens, in the same memory until one more is appended: that copies them."""
+        one = self._view(slice(None))
+        (one.key, one.value), one.growing = self.written, True
+        one.lengths = self.lengths.clone()
+        return one
+
     def fork(self, batch: int, room: int) -> AttentionState:
         """`batch` rows that continue from this state, with room for `room` tokens more.
 
@@ -130,7 +151,11 @@ class AttentionState:
             return self
         tail = self._view(slice(None))
         tail.key, tail.value = self.key[:, self.longest :], self.value[:, self.longest :]
-        tail.prefix, tail._whole = self.written, self
+        tail.prefix, tail._whole, tail.growing = self.written, self, self.growing
+        if self.growing:
+            # whoever shares this memory may write behind what is written here
+            tail.key, tail.value = tail.key[:, :0], tail.value[:, :0]
+            tail._whole = None
         tail.lengths, tail.longest = torch.zeros_like(self.lengths), 0
         return tail
 
@@ -274,7 +299,7 @@ class HybridCache:
             else:
                 self.layers.append(None)
 
-    def fork(self, batch: int, rooms: Sequence[int | None]) -> HybridCache:
+    def fork(self, batch: int, rooms: Sequence[int | None], growing: bool = False) -> HybridCache:
         """`batch` rows that continue from these states; nothing they do changes these.
 
         Args:
@@ -297,6 +322,15 @@ class HybridCache:
     def row(self, row: int) -> HybridCache:
         """A batch of one on the same memory; `join` it when it was written."""
         return self._of([None if state is None else state.row(row) for state in self.layers], 1)
+
+    def share(self) -> HybridCache:
+        """The same states to go on from; nothing that is done with them changes these."""
+        return self._of(
+            [
+                state.fork(self.batch) if isinstance(state, MambaState) else state and state.share()
+                for state in self.layers
+            ]
+        )
 
     def split(self) -> HybridCache:
         """The same states, whose attention sees what is written as a prefix: the rows that a fork

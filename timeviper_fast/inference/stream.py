@@ -1,0 +1,281 @@
+"""A video that is still coming, and is asked between its frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from timeviper_fast.config import CompressionStage
+from timeviper_fast.errors import ArgumentError, fail, is_integer, is_number
+from timeviper_fast.inference.answer import check_tokenizer, stop_ids_of
+from timeviper_fast.inference.bounded import Bound, parse_bound
+from timeviper_fast.inference.encode import Encoded, FrameEncoder
+from timeviper_fast.inference.ended import Ended
+from timeviper_fast.inference.plan import prompt_lengths
+from timeviper_fast.inference.prefix import Prefix
+from timeviper_fast.inference.request import Opening, Question
+from timeviper_fast.inference.session import Chat, Footage, Session, question_prompt
+from timeviper_fast.layout import Segment, VisualSpan
+from timeviper_fast.model.model import TimeViperNetwork
+from timeviper_fast.video import Frames
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Stream", "open_stream"]
+
+
+class Stream:
+    """A video without a known end: `push` frames, `ask` at any time.
+
+    A question sees everything that was pushed. Asking goes on a fork and changes nothing: how
+    frames are pushed, and what is asked in between, does not change a bit of any answer. An answer
+    equals that of the same frames in a file, opened with the same `chunk` and `frame_batch`, bit
+    for bit.
+
+    Where a uniform stage keeps (p - 1) of p tokens (1/2, 3/4, 7/8 ...), that holds without knowing
+    the number of frames; a question at a number for which it does not is refused. With `frames`
+    announced it holds for every stage, once all have come.
+
+    Attributes:
+        exact: whether its answers are those of the whole video; a bound, once it has forgotten
+            something, and a fixed rhythm (`even=True`) are not.
+        pushed: frames that were pushed so far.
+    """
+
+    def __init__(
+        self,
+        model: TimeViperNetwork,
+        tokenizer: PreTrainedTokenizerBase,
+        opening: Opening,
+        stages: tuple[CompressionStage, ...],
+        before: Sequence[int],
+        *,
+        fps: float,
+        announced: int | None,
+        bound: Bound | None,
+        even: bool,
+    ) -> None:
+        self.model, self.tokenizer, self.opening = model, tokenizer, opening
+        self.before, self._stages = tuple(before), stages
+        self._fps, self._announced, self._bound = fps, announced, bound
+        self._encoder = FrameEncoder(model, opening.frame_batch)
+        expected = None
+        if announced is not None:
+            tokens = model.config.visual_tokens(announced)
+            expected = Segment(len(before) + tokens, VisualSpan(len(before), tokens))
+        self._prefix = Prefix(model.backbone, chunk=opening.chunk, expected=expected, even=even)
+        ids = torch.tensor([list(before)], dtype=torch.long, device=model.device)
+        self._prefix.push(model.backbone.embeddings(ids), vision=False)
+        # seconds of frames that were encoded and are left; those that wait are the encoder's
+        self._seconds = torch.empty(0, dtype=torch.float64)
+        self.pushed = self._per_frame = 0
+        self._latest = float("-inf")
+        self._now: Session | None = None
+
+    @property
+    def exact(self) -> bool:
+        stages = self._prefix.stages
+        return not self._prefix.forgetful and all(stage.thinning.exact for stage in stages)
+
+    @torch.no_grad()
+    def push(self, frames: Any, seconds: Any = None) -> None:
+        """Take the next frames.
+
+        Args:
+            frames: one frame or several: uint8 (height, width, 3) or (frames, height, width, 3),
+                a tensor or an array; or `Frames`, which have their seconds.
+            seconds: when each is shown, later than the one before; at the stream's `fps` when None.
+
+        Raises:
+            ValueError: frames of another kind, seconds that do not ascend, more frames than were
+                announced or than fit the model's window, or an earlier push that broke off midway.
+        """
+        taken = _frames(frames, seconds, self._latest, self._fps)
+        count = len(taken.seconds)
+        if not count:
+            return
+        if self._announced is not None and self.pushed + count > self._announced:
+            rule = f"be at most the {self._announced} that were announced"
+            fail("push", "frames", rule, self.pushed + count)
+        self._check_window(count)
+        with self.model.using_stages(self._own_stages()):
+            for part in self._encoder.push(taken):
+                self._read(self._prefix, part)
+                self._seconds = torch.cat([self._seconds, part.seconds])
+                while self._forget():
+                    pass
+        self.pushed += count
+        self._latest, self._now = float(taken.seconds[-1]), None
+
+    def ask(self, question: str | Sequence[Any], **options: Any) -> Any:
+        """Answer a question, or a list of them, about everything that was pushed so far.
+
+        The arguments and errors are those of `Session.ask`. `now()` asks several questions of one
+        moment.
+
+        Raises:
+            ValueError: no frame was pushed, or a uniform stage is not exact at their number.
+        """
+        return self.now().ask(question, **options)
+
+    def chat(self) -> Chat:
+        """A conversation about what was pushed so far; `Session.chat` has the details."""
+        return self.now().chat()
+
+    @torch.no_grad()
+    def now(self) -> Session:
+        """Everything that was pushed so far, as a session; the stream goes on without it.
+
+        Raises:
+            ValueError: as `ask`.
+        """
+        if self._now is not None:
+            return self._now
+        if not self.pushed:
+            fail("stream", "frames", "have come before a question", 0)
+        if self._announced is not None and self.pushed < self._announced:
+            rule = f"have come, all {self._announced} that were announced, before a question"
+            fail("stream", "frames", rule, self.pushed)
+        with self.model.using_stages(self._own_stages()):
+            prefix, seconds = self._prefix.fork(), self._seconds
+            rest = self._encoder.rest()
+            if rest is not None:
+                self._read(prefix, rest)
+                seconds = torch.cat([seconds, rest.seconds])
+            prefix.finish()
+            ended = Ended.of(prefix)
+        self._now = Session(
+            self.model,
+            self.tokenizer,
+            ended,
+            before=self.before,
+            footage=self._footage(seconds),
+            opening=self.opening,
+            stages=self._stages,
+            exact=self.exact,
+        )
+        return self._now
+
+    def _footage(self, seconds: Tensor) -> Footage:
+        """Of frames at `seconds`; the last one is shown as long as the one before."""
+        step = 1 / self._fps if len(seconds) < 2 else float(seconds[-1] - seconds[-2])
+        return Footage(
+            name="stream",
+            seconds=seconds,
+            duration=float(seconds[-1] - seconds[0]) + step,
+            tokens_per_frame=self._per_frame,
+            clip=self.model.config.clip_frames,
+        )
+
+    def _own_stages(self) -> tuple[CompressionStage, ...] | None:
+        return None if self.model.config.stages == self._stages else self._stages
+
+    def _read(self, prefix: Prefix, part: Encoded) -> None:
+        self._per_frame = part.tokens.shape[1]
+        prefix.push(part.tokens.flatten(0, 1)[None], vision=True)
+
+    def _forget(self) -> int:
+        """Forget what the bound says; how many frames that were."""
+        if self._bound is None:
+            return 0
+        clip = self.model.config.clip_frames
+        gone = self._bound.gone(self._seconds)
+        # the tokens of a clip hold patches of all its frames: it goes as a whole
+        clips, counts = (gone // clip).unique(return_counts=True)
+        frames = (clips[counts == clip][:, None] * clip + torch.arange(clip)).flatten()
+        numbers = self._prefix.numbers[: len(self._seconds) * self._per_frame]
+        numbers = numbers.unflatten(0, (len(self._seconds), self._per_frame))
+        frames = frames[numbers[frames, -1] < self._prefix.through]
+        self._prefix.forget(numbers[frames].flatten())
+        stays = torch.ones(len(self._seconds), dtype=torch.bool)
+        stays[frames] = False
+        self._seconds = self._seconds[stays]
+        return len(frames)
+
+    def _check_window(self, count: int) -> None:
+        """Refuse frames that no question would fit behind, before they are read."""
+        config = self.model.config
+        left = len(self._seconds) + len(self._encoder.pending.seconds)
+        tokens = config.clip_frames * config.tokens_per_frame
+        vision = -(-(left + count) // config.clip_frames) * tokens
+        front = len(self.before)
+        whole = Segment(front + vision + 1, VisualSpan(front, vision))
+        try:
+            prompt_lengths(config.backbone, self._stages, whole, 1)
+        except ArgumentError as error:
+            if error.argument != "prompt and answer":
+                # a stage that leaves nothing of so few frames is no matter before a question
+                return
+            rule = f"fit the model's window of {config.backbone.max_position_embeddings} tokens"
+            remedy = 'bounded="window:1h" forgets older frames (approximate)'
+            raise ArgumentError("push", "frames", rule, error.value, remedy) from None
+
+
+def open_stream(
+    model: TimeViperNetwork,
+    tokenizer: PreTrainedTokenizerBase | None,
+    opening: Opening,
+    stages: tuple[CompressionStage, ...],
+    *,
+    frames: int | None,
+    fps: float,
+    bounded: str | None,
+    even: bool,
+) -> Stream:
+    """A stream without frames; `TimeViper.stream` says what each argument may be."""
+    if tokenizer is None:
+        remedy = "set model.tokenizer, or put the tokenizer's files beside the weights"
+        fail("stream", "model", "have a tokenizer", None, remedy)
+    if frames is not None and not (is_integer(frames) and frames > 0):
+        fail("stream", "frames", "be a positive number, or None where it is not known", frames)
+    if not (is_number(fps) and fps > 0):
+        fail("stream", "fps", "be a number above 0", fps)
+    bound = None if bounded is None else parse_bound(bounded)
+    if bound is not None and frames is not None:
+        fail("stream", "bounded", "be None where the frames are announced", bounded)
+    prompt = question_prompt(model, tokenizer, opening, Question("?"), 1, 1.0, False)
+    check_tokenizer(model.config, prompt, stop_ids_of(tokenizer, model.config))
+    options = {"fps": float(fps), "announced": frames, "bound": bound, "even": even}
+    own = None if stages == model.config.stages else stages
+    with model.using_stages(own), torch.no_grad():
+        return Stream(model, tokenizer, opening, stages, prompt.before, **options)  # type: ignore[arg-type]
+
+
+def _frames(frames: Any, seconds: Any, latest: float, fps: float) -> Frames:
+    """Checked frames with ascending seconds behind `latest`."""
+    if isinstance(frames, Frames):
+        frames, seconds = frames.rgb, frames.seconds if seconds is None else seconds
+    if isinstance(frames, np.ndarray):
+        frames = torch.from_numpy(np.ascontiguousarray(frames))
+    if isinstance(frames, (list, tuple)) and frames:
+        frames = torch.stack([torch.as_tensor(frame) for frame in frames])
+    if isinstance(frames, Tensor) and frames.ndim == 3:
+        frames = frames[None]
+    if not (
+        isinstance(frames, Tensor)
+        and frames.ndim == 4
+        and frames.shape[-1] == 3
+        and frames.dtype == torch.uint8
+    ):
+        kind = type(frames).__name__
+        if isinstance(frames, Tensor):
+            kind = f"{tuple(frames.shape)} {frames.dtype}"
+        rule = "be uint8 (height, width, 3) or (frames, height, width, 3)"
+        raise ArgumentError("push", "frames", rule, kind)
+    if seconds is None:
+        first = 0.0 if latest == float("-inf") else latest + 1 / fps
+        times = first + torch.arange(len(frames), dtype=torch.float64) / fps
+    else:
+        times = torch.as_tensor(seconds, dtype=torch.float64).flatten().cpu()
+    if len(times) != len(frames):
+        rule = f"have one for each of the {len(frames)} frames"
+        fail("push", "seconds", rule, len(times))
+    before = torch.cat([torch.tensor([latest], dtype=torch.float64), times])
+    if not bool((before[1:] > before[:-1]).all()) or not bool(times.isfinite().all()):
+        raise ArgumentError("push", "seconds", "be finite and ascend", f"{before.tolist()!r:.80}")
+    return Frames(frames, times)
