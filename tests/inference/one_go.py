@@ -6,6 +6,7 @@ the kept tokens must agree, then the logits, then what is said.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import torch
@@ -76,6 +77,18 @@ def said(model, prefill: Prefill) -> list[list[int]]:
     return torch.stack(list(decode(model, prefill, max_new_tokens=NEW)), 1).tolist()
 
 
+def answer_alike(model, got: Prefill, want: Prefill, rtol=1e-5) -> None:
+    """Both say the same tokens, and every step's logits agree: few tokens alone may hide a lot."""
+    logits: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    tokens = [
+        torch.stack(list(decode(model, one, max_new_tokens=NEW, on_logits=seen.append)), 1)
+        for one, seen in zip((got, want), logits)
+    ]
+    assert torch.equal(*tokens)
+    for one, other in zip(*logits):
+        assert (one - other).norm() < rtol * other.norm()
+
+
 def agree(model, got: Prefill, want: Prefill, rtol=1e-5) -> None:
     assert got.stages == want.stages
     assert got.lengths == want.lengths
@@ -102,3 +115,16 @@ def same_bits(a: Ended, b: Ended, model) -> None:
     for x, y in zip(one.records, two.records):
         assert torch.equal(x.kept, y.kept)
     assert said(model, one) == said(model, two)
+
+
+def digest(video: Ended) -> str:
+    """SHA-256 of all tensors that a video left below the asking stage."""
+    states = [vars(state) for state in video.cache.layers if state is not None]
+    values = [value for state in states for value in state.values()]
+    values += [part.hidden for part in video.rows]
+    values += [x for pair in video.dropped.values() for x in pair]
+    total = hashlib.sha256()
+    for value in (*values, video.text):
+        if isinstance(value, torch.Tensor):
+            total.update(value.detach().contiguous().numpy().tobytes())
+    return total.hexdigest()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
 import pytest
 import torch
 
+from tests.inference.one_go import digest
 from timeviper_fast import Sampling
 from timeviper_fast.inference.session import Session
 from timeviper_fast.model.cache import AttentionState
@@ -21,30 +21,16 @@ def session(model, video) -> Session:
     return model.open(video, **OPTIONS)
 
 
-def digest(session: Session) -> str:
-    """SHA-256 of all that a session holds."""
-    ended, total = session._ended, hashlib.sha256()
-    states = [vars(state) for state in ended.cache.layers if state is not None]
-    values = [value for state in states for value in state.values()]
-    values += [part.hidden for part in ended.rows] + [
-        x for kv in ended.dropped.values() for x in kv
-    ]
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            total.update(value.detach().contiguous().numpy().tobytes())
-    return total.hexdigest()
-
-
 def the_same(a, b) -> bool:
     return replace(a, stops=()) == replace(b, stops=())
 
 
 def test_an_answer_is_that_of_asking_afresh(model, video, session):
-    before = digest(session)
+    before = digest(session._ended)
     for question in [*QUESTIONS, QUESTIONS[0]]:
         afresh = model.ask(video, question, max_new_tokens=6, **OPTIONS)
         assert the_same(session.ask(question, max_new_tokens=6), afresh)
-    assert digest(session) == before
+    assert digest(session._ended) == before
 
 
 def test_a_list_of_questions_gives_a_list_of_answers(session):
@@ -81,7 +67,7 @@ def test_answers_end_by_themselves(model, session):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
 @pytest.mark.parametrize("layer", [1, 9])
 def test_a_question_that_breaks_off_leaves_the_session_whole(model, session, error, layer):
-    before, answer = digest(session), session.ask(QUESTIONS[1], max_new_tokens=3)
+    before, answer = digest(session._ended), session.ask(QUESTIONS[1], max_new_tokens=3)
 
     def fail(*_):
         raise error
@@ -90,19 +76,19 @@ def test_a_question_that_breaks_off_leaves_the_session_whole(model, session, err
     with pytest.raises(error):
         session.ask(QUESTIONS[1], max_new_tokens=3)
     handle.remove()
-    assert digest(session) == before
+    assert digest(session._ended) == before
     assert the_same(session.ask(QUESTIONS[1], max_new_tokens=3), answer)
 
 
 def test_a_conversation_is_that_of_asking_it_whole(model, video, session):
-    before, chat = digest(session), session.chat()
+    before, chat = digest(session._ended), session.chat()
     first = chat.ask(QUESTIONS[0], max_new_tokens=4)
     second = chat.ask(QUESTIONS[1], max_new_tokens=4)
     assert [m["role"] for m in chat.messages] == ["user", "assistant"] * 2
     whole = session.ask(chat.messages[:3], max_new_tokens=4)
     assert first.text == session.ask(QUESTIONS[0], max_new_tokens=4).text
     assert (second.text, second.kept_seconds) == (whole.text, whole.kept_seconds)
-    assert digest(session) == before
+    assert digest(session._ended) == before
 
 
 def test_a_turn_that_fails_is_not_part_of_the_conversation(session):
