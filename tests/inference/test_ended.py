@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.footprint import largest_tensor
 from tests.inference.one_go import (
     NEW,
     SCHEDULES,
@@ -22,6 +25,7 @@ from tests.inference.one_go import (
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.inference.generate import decode
 from timeviper_fast.inference.request import Sampling
+from timeviper_fast.model.cache import AttentionState
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -139,3 +143,31 @@ def test_a_drawn_answer_does_not_depend_on_its_neighbours() -> None:
     for row, text in zip(rows, texts):
         alone = decode(model, video.read([text], max_new_tokens=NEW), **options)
         assert torch.equal(torch.stack(list(alone), 1)[0], row)
+
+
+def test_questions_allocate_nothing_as_large_as_the_video(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No map of text and video beyond one block, and no copy of the video's keys and values."""
+    op = import_module("tvkernels.gated_cross_attention.reference")
+    monkeypatch.setattr(op, "MAP_BLOCK", 2048)
+    stages = (CompressionStage(3, "uniform", 0.25), CompressionStage(5, "attention", 0.05))
+    model = backbone("M*M-M*M-M*M", stages)
+    video = read(model, words(4, 1), words(4096, 2), chunk=512, pushes=1024)
+    keys = [state.written[0] for state in video.cache.layers if isinstance(state, AttentionState)]
+    least = min(x.numel() for x in (*keys, *video.dropped[0]) if x.numel())
+    texts = [words(n, n) for n in (32, 30, 1, 17, 32, 8, 5, 9)]
+    # a map would have 32 x 4 x 3,072 numbers, at least
+    assert largest_tensor(lambda: video.read(texts, max_new_tokens=NEW)) < least < 32 * 4 * 3072
+    cache = video.read(texts, max_new_tokens=NEW).cache
+    for own, fork in zip(video.cache.layers, cache.layers):
+        if isinstance(own, AttentionState) and own.longest:
+            assert fork.prefix[0].data_ptr() == own.key.data_ptr()
+            assert fork.prefix[1].data_ptr() == own.value.data_ptr()
+    step = words(1, 3, batch=len(texts))
+    assert largest_tensor(lambda: forward(model, step, cache)) < least
+
+
+@torch.no_grad()
+def forward(model, hidden, cache) -> None:
+    model(hidden, cache=cache)

@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from tests.contract import COMPILED
 from timeviper_fast.config import CompressionStage
+from timeviper_fast.inference.ended import Ended
+from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.layout import Segment, VisualSpan, tokens_before_layer
 from timeviper_fast.model.cache import HybridCache
 from timeviper_fast.model.initialize import init_weights
@@ -80,6 +82,32 @@ def read_and_answer(
     return model, run
 
 
+def ask_several(device: str) -> Callable[[], None]:
+    """Three questions of unequal lengths behind one video: read into one cache, then two tokens of
+    each. The video is read before, text between its frames included."""
+    model, _ = read_and_answer(device)
+    width = model.config.hidden_size
+    whole = Segment(23, VisualSpan(2, 21), text_inside=1)
+    prefix = Prefix(model, chunk=64, expected=whole)
+    for length, vision in ((2, False), (12, True), (1, False), (8, True)):
+        prefix.push(torch.randn(1, length, width).to(device), vision=vision)
+    prefix.finish()
+    video = Ended.of(prefix)
+    texts = [torch.randn(1, length, width).to(device) for length in (5, 1, 3)]
+    answer = torch.randn(3, 2, width).to(device)
+    # where the text lies between the frames is found once
+    video.read(texts[:1], max_new_tokens=1)
+
+    @torch.no_grad()
+    def run() -> None:
+        cache = video.read(texts, max_new_tokens=ROOM).cache
+        for i in range(2):
+            hidden, _ = model(answer[:, i : i + 1], cache=cache)
+            model.logits(hidden)
+
+    return run
+
+
 def train(device: str) -> Callable[[], None]:
     """Two packed samples through the layers and back."""
     model, _ = read_and_answer(device)
@@ -97,10 +125,11 @@ RUNS: dict[str, Callable[[str], Callable[[], None]]] = {
     "prompt": lambda device: read_and_answer(device)[1],
     "Qwen2": lambda device: read_and_answer(device, stages=QWEN2_STAGES)[1],
     "chunks": lambda device: read_and_answer(device, chunk=9)[1],
+    "questions": ask_several,
     "training": train,
 }
 # our dispatch modes do not see torch build a chunk's attention mask; the driver's sync guard does
-SEEN = ["prompt", "Qwen2", "training"]
+SEEN = ["prompt", "Qwen2", "questions", "training"]
 
 
 @pytest.mark.parametrize("name", SEEN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -259,10 +260,12 @@ class Ended:
         assert isinstance(stage, TransV)
         return stage.read(text, *dropped)
 
-    def _at_the_stage(self, joined: Tensor) -> Segment:
-        """Where the vision tokens lie in the rows and the question behind them."""
-        if not self.segment.vision_tokens:
-            return Segment(joined.shape[1])
+    @cached_property
+    def _placed(self) -> tuple[VisualSpan, Tensor | None]:
+        """Span of the rows' vision tokens, and where they lie in it if text lies between them.
+
+        Found once: questions then copy no index to the device, which would be a host sync.
+        """
         none = torch.empty(0, dtype=torch.int64)
         source = torch.cat([none, *(part.source for part in self.rows)])
         front = self.segment.span.start
@@ -270,7 +273,14 @@ class Ended:
         span = VisualSpan(front, len(source) - front)
         at = (source[front:] >= 0).nonzero()[:, 0]
         inside = span.length - len(at)
-        index = at[None].to(joined.device) if inside else None
+        return span, at[None].to(self.backbone.embeddings.weight.device) if inside else None
+
+    def _at_the_stage(self, joined: Tensor) -> Segment:
+        """Where the vision tokens lie in the rows and the question behind them."""
+        if not self.segment.vision_tokens:
+            return Segment(joined.shape[1])
+        span, index = self._placed
+        inside = 0 if index is None else span.length - index.shape[1]
         return Segment(
             joined.shape[1],
             span,
