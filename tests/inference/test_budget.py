@@ -15,7 +15,7 @@ def test_the_host_takes_the_rows_and_gives_the_dropped_keys_back_one_question_at
     moved = needs.session["rows"] + needs.session["dropped_kv"]
     assert needs.resident(False) - needs.resident(True) == moved
     here, there = (needs.of(512, 8, on_host) for on_host in (False, True))
-    assert there[1]["passing"] - here[1]["passing"] == needs.session["dropped_kv"]
+    assert there[1]["question"] - here[1]["question"] == needs.session["dropped_kv"]
 
 
 def test_needs_grow_with_the_chunk_and_the_batch_up_to_the_video():

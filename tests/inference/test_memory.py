@@ -18,8 +18,9 @@ from timeviper_fast.inference.memory import (
     fork_bytes,
     item_bytes,
     logits_bytes,
-    passing_bytes,
+    question_bytes,
     session_bytes,
+    waiting_bytes,
     weights,
 )
 from timeviper_fast.model.cache import AttentionState, HybridCache, MambaState
@@ -151,17 +152,33 @@ def test_logits_are_float32_besides_those_of_a_16_bit_head():
     assert logits_bytes(config, 3, "float64") == 3 * 320 * 8
 
 
-def test_what_passes_is_what_the_asking_layer_drops_and_reads():
+def test_a_question_holds_its_rows_and_what_its_stage_drops():
     config = config_of("shipped")
-    before, frames, text = 3, 5, 7
-    entering = config.visual_tokens(frames) // 2
-    kept = config.visual_tokens(frames) // 10
-    passing = passing_bytes(config, before, frames, text, "float32")
-    assert passing["dropped"] == 4 * (entering - kept) * (128 + 2 * 64)
-    assert passing["upper_rows"] == 4 * 2 * (before + kept + text) * 128
-    assert passing["scores"] == 4 * 4 * (before + entering + text)
-    lone = passing_bytes(config_of("none"), before, frames, text, "float32")
-    assert lone == {"dropped": 0, "upper_rows": 4 * 2 * text * 128, "scores": 0}
+    before, frames, text = 3, 500, 7
+    original = config.visual_tokens(frames)
+    entering, upper = original // 2, before + original // 10 + text
+    joined = 4 * 128 * (before + entering + text)
+    dropped = 4 * (entering - original // 10) * (128 + 2 * 64)
+    scores = 4 * 4 * (before + entering + text)
+    few, many = (question_bytes(config, before, frames, text, n, "float32") for n in (64, 8192))
+    # with small blocks the stage is the peak, with large ones a layer behind it
+    block = block_bytes(config, upper, "float32")
+    assert few == joined + max(
+        scores + 4 * 128 * upper + dropped,
+        2 * 4 * 128 * upper + block_bytes(config, 64, "float32"),
+    )
+    assert many == joined + 2 * 4 * 128 * upper + block
+    lone = question_bytes(config_of("none"), before, frames, text, 64, "float32")
+    assert lone == 2 * 4 * 128 * text + block_bytes(config, text, "float32")
+
+
+def test_rows_wait_in_front_of_runs_and_transfers():
+    row = 4 * 128
+    waiting = {name: waiting_bytes(config_of(name), 10, "float32") for name in SCHEDULES}
+    # runs below the asking layer, their transfers, the block that is put together, and one leaving
+    assert waiting["none"] == 10 * row * (1 + 0 + 2)
+    assert waiting["shipped"] == 10 * row * (2 + 1 + 2)
+    assert waiting["two before"] == 10 * row * (3 + 1 + 2)
 
 
 def test_every_preset_is_counted():

@@ -16,9 +16,9 @@ from timeviper_fast.inference.memory import (
     fork_bytes,
     item_bytes,
     logits_bytes,
-    passing_bytes,
+    question_bytes,
     session_bytes,
-    upper_rows,
+    waiting_bytes,
     weights,
 )
 from timeviper_fast.inference.work import (
@@ -85,10 +85,7 @@ class Needs:
             "forks": asked.questions * sum(self.fork.values()),
             "logits": logits_bytes(config, asked.questions, dtype),
         }
-        self.passing = sum(passing_bytes(config, before, frames, asked.text, dtype).values())
-        rows = flow(config, before, frames)
-        self.opened_rows = rows.rows(0)
-        self.question_rows = max(upper_rows(rows, asked.text), asked.text)
+        self.opened_rows = flow(config, before, frames).rows(0)
 
     def resident(self, on_host: bool) -> int:
         """Exact bytes on the device while a question is read, and the reserve."""
@@ -103,14 +100,17 @@ class Needs:
         clip = config.clip_frames
         encoded = min(-(-batch // clip), -(-self.asked.frames // clip)) * clip
         encoder = encoder_bytes(config, encoded, dtype)
-        opening = block_bytes(config, min(chunk, self.opened_rows), dtype)
-        asking = block_bytes(config, min(chunk, self.question_rows), dtype)
-        # the keys and values of a stage's dropped rows come back while the text reads them
-        passing = self.passing + (self.session["dropped_kv"] if on_host else 0)
-        resident = self.resident(on_host)
+        rows = min(chunk, self.opened_rows)
+        block, waiting = block_bytes(config, rows, dtype), waiting_bytes(config, rows, dtype)
+        given = (self.asked.before, self.asked.frames, self.asked.text, chunk)
+        question = question_bytes(config, *given, dtype)
+        if on_host:
+            # the keys and values of dropped rows come back while the text reads them
+            question += self.session["dropped_kv"]
         idle = self.exact["forks"] + self.exact["logits"]
-        need = resident + max(max(encoder, opening) - idle, asking + passing)
-        return need, {"block": max(opening, asking), "encoder": encoder, "passing": passing}
+        opening = max(encoder, block) + waiting - idle
+        bound = {"encoder": encoder, "block": block, "waiting": waiting, "question": question}
+        return self.resident(on_host) + max(opening, question), bound
 
 
 def work_of(asked: Asked) -> dict[str, dict[str, int]]:

@@ -1,8 +1,8 @@
 """Bytes of a session, its questions and the work on them, in integers and before anything runs.
 
 `weights`, `session_bytes`, `fork_bytes` and `logits_bytes` are exact: what is allocated has these
-sizes. `passing_bytes`, `block_bytes` and `encoder_bytes` are upper bounds of what lives for a
-moment. The dtype is that of the model, by its name.
+sizes. `question_bytes`, `waiting_bytes`, `block_bytes` and `encoder_bytes` are upper bounds of what
+lives for a moment. The dtype is that of the model, by its name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig, TimeViperConfig
 from timeviper_fast.errors import fail
-from timeviper_fast.inference.flow import Flow, flow
+from timeviper_fast.inference.flow import Flow, asking_layer, flow
 from timeviper_fast.model.model import TimeViperNetwork
 
 __all__ = [
@@ -24,8 +24,9 @@ __all__ = [
     "fork_bytes",
     "item_bytes",
     "logits_bytes",
-    "passing_bytes",
+    "question_bytes",
     "session_bytes",
+    "waiting_bytes",
     "weights",
 ]
 
@@ -171,26 +172,42 @@ def logits_bytes(config: TimeViperConfig, questions: int, dtype: str = "bfloat16
     return questions * config.backbone.vocab_size * (e + (4 if e < 4 else 0))
 
 
-def passing_bytes(
-    config: TimeViperConfig, before: int, frames: int, text: int, dtype: str = "bfloat16"
-) -> dict[str, int]:
-    """Upper bound of what lives while one question is read, besides session, fork and block.
+def question_bytes(
+    config: TimeViperConfig,
+    before: int,
+    frames: int,
+    text: int,
+    chunk: int,
+    dtype: str = "bfloat16",
+) -> int:
+    """Upper bound of what lives while one question is read, besides session and fork.
 
-    Returns:
-        "dropped": rows that the largest of the stages from the asking layer on drops, with their
-        keys and values for the transfer. "upper_rows": the rows that go through the layers from
-        there on, as they enter and as they leave. "scores": float32, of each query head.
+    The rows of the video and the text behind them are put together for the asking stage, and live
+    until the question is read. At the stage there are also its scores (float32, of each query
+    head), the rows that stay, and those that it drops, with their keys and values for the transfer.
+    In the layers behind there are the rows that enter, those that leave, and a block.
     """
     backbone, e, rows = config.backbone, item_bytes(dtype), flow(config, before, frames)
     row, kv = backbone.hidden_size * e, _kv_bytes(backbone, e)
-    dropped = [stage.dropped * row + stage.transferred * kv for stage in rows.above]
-    asks = rows.asking < backbone.num_hidden_layers
+    upper = upper_rows(rows, text)
+    block = block_bytes(config, min(chunk, max(upper, text)), dtype)
+    if rows.asking == backbone.num_hidden_layers:
+        return 2 * row * text + block
     seen = before + rows.entering + text
-    return {
-        "dropped": max(dropped, default=0),
-        "upper_rows": 2 * row * (upper_rows(rows, text) if asks else text),
-        "scores": 4 * backbone.num_attention_heads * seen if asks else 0,
-    }
+    dropped = max(stage.dropped * row + stage.transferred * kv for stage in rows.above)
+    at_the_stage = 4 * backbone.num_attention_heads * seen + row * upper + dropped
+    return row * seen + max(at_the_stage, 2 * row * upper + block)
+
+
+def waiting_bytes(config: TimeViperConfig, chunk: int, dtype: str = "bfloat16") -> int:
+    """Upper bound of the rows that wait for a full block of `chunk` while a video is read.
+
+    They wait in front of each run of layers between stages and in front of each transfer; one block
+    is put together and one leaves.
+    """
+    below = [stage for stage in config.stages if stage.layer < asking_layer(config)]
+    waiting = 1 + len(below) + sum(stage.transfer for stage in below)
+    return (waiting + 2) * chunk * config.backbone.hidden_size * item_bytes(dtype)
 
 
 def upper_rows(rows: Flow, text: int) -> int:

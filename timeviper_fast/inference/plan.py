@@ -97,8 +97,8 @@ class Plan:
             "question" and of its first decode "step", each by part; FLOPs are 2 per multiply-add.
         exact: bytes of "weights", "session", "forks" (all questions) and "logits".
         session, fork: what those are made of; see `memory.session_bytes` and `memory.fork_bytes`.
-        bound: upper bounds in bytes: "block" (a layer at `chunk` rows), "encoder" (a batch of
-            frames) and "passing" (rows and scores while one question is read).
+        bound: upper bounds in bytes: "encoder" (a batch of frames), "block" (a layer at `chunk`
+            rows), "waiting" (rows on their way into blocks) and "question" (while one is read).
         reserve: bytes, an estimate, for the context, libraries and fragmentation.
         need: bytes at the peak, which is while the video is opened or while a question is read.
         floors: seconds that no run can be below, by part; None without a named GPU.
