@@ -69,6 +69,19 @@ def test_a_video(model: TimeViper, logits: list[torch.Tensor], run: str) -> None
     assert model.backbone.stages == model.config.stages == ()
 
 
+def test_a_session(model: TimeViper, logits: list[torch.Tensor]) -> None:
+    """One question of a session, then the same among others, is the recorded answer."""
+    session = model.open(GOLDEN["frames"], stages=HICO)
+    options: dict[str, Any] = {"max_new_tokens": 8, "sampling": GREEDY}
+    assert_answer("drop", session.ask("What moves?", **options), logits)
+    logits.clear()
+    answers = session.ask(["Why does it move so fast?", "What moves?", "Who?"], **options)
+    logits[:] = [step[1:2] for step in logits]
+    assert_answer("drop", answers[1], logits)
+    assert answers[0].token_ids == session.ask("Why does it move so fast?", **options).token_ids
+    assert model.backbone.stages == model.config.stages == ()
+
+
 def test_an_image(model: TimeViper, logits: list[torch.Tensor], tmp_path: Path) -> None:
     """It is encoded alone, and the prompt says nothing of a video."""
     image = pytest.importorskip("PIL.Image")

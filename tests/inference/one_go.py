@@ -7,7 +7,9 @@ the kept tokens must agree, then the logits, then what is said.
 from __future__ import annotations
 
 import hashlib
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -20,7 +22,9 @@ from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.cache import HybridCache
 from timeviper_fast.model.initialize import init_weights
 from timeviper_fast.model.nemotron_h import HybridBackbone
+from timeviper_fast.model.transv import TransV
 from timeviper_fast.presets import preset
+from tvkernels import dropped_indices
 
 TINY = preset("tiny").backbone
 NEW = 5
@@ -39,8 +43,12 @@ SCHEDULES = {
 }
 
 
-def backbone(pattern: str, stages, dtype=torch.float32, seed=0) -> HybridBackbone:
-    config = replace(TINY, pattern=pattern)
+QWEN2 = replace(TINY, family="qwen2", pattern="*-", rope_theta=1e6, attention_bias=True)
+
+
+def backbone(pattern: str, stages, dtype=torch.float32, seed=0, family=TINY) -> HybridBackbone:
+    """A random model; of the family `QWEN2`, with rotary positions, the pattern is "*-*-..."."""
+    config = replace(family, pattern=pattern)
     model = HybridBackbone(config, stages)
     init_weights(model, seed=seed)
     for module in model.transv:
@@ -57,6 +65,24 @@ def one_go(model: HybridBackbone, embeddings, segment: Segment) -> Prefill:
     hidden, records = model(embeddings, (segment,), cache)
     logits = model.logits(hidden[:, -1:])[:, 0]
     return Prefill(cache, logits, [record for (record,) in records], lengths, segment)
+
+
+@contextmanager
+def forced(model, records):
+    """Inside the block, the stages that select by attention keep what they kept in `records`."""
+    asking = [(m, r) for m, r in zip(model.transv, records) if r.scores is not None]
+
+    def choose(module, record, *given):
+        scores = TransV._by_attention(module, *given)[2]
+        return record.kept, dropped_indices(record.kept, record.tokens_before), scores
+
+    for module, record in asking:
+        module._by_attention = partial(choose, module, record)
+    try:
+        yield
+    finally:
+        for module, _ in asking:
+            del module._by_attention
 
 
 def read(model, front, vision, *, chunk, pushes, expected=True, batch=1) -> Ended:
