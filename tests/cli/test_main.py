@@ -19,7 +19,7 @@ def test_version(run):
 
 HEAVY = {"torch", "numpy", "transformers", "tvkernels", "triton", "rich", "av", "PIL"}
 COMMANDS = (
-    *("ask", "plan", "train", "train-tiny", "needle", "held-out"),
+    *("ask", "watch", "plan", "train", "train-tiny", "needle", "held-out"),
     *("info", "doctor", "convert", "demo"),
 )
 

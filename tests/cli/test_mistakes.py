@@ -39,6 +39,8 @@ def test_a_remedy_names_options():
     error = ArgumentError("", "policy", "fit", "fps:9", "3 fit: policy=fps:9:max=3 or chunk=7")
     said = one_line(error, {"policy": "--sample", "chunk": "--chunk"})
     assert said == "--sample must fit, got fps:9; 3 fit: --sample fps:9:max=3 or --chunk 7"
+    error = ArgumentError("", "keep", "be exact", "0.3", "allow even=True")
+    assert one_line(error, {"even": "--even"}) == "keep must be exact, got 0.3; allow --even"
 
 
 def test_what_is_not_built_names_the_option():

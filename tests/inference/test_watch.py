@@ -54,6 +54,10 @@ def watched(source: Source, questions: Any, **options: Any) -> tuple[list[Reply]
     return list(watcher.replies(questions)), seen
 
 
+def threads(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == name]
+
+
 def wait_for(condition) -> None:
     end = time.monotonic() + LIMIT
     while not condition():
@@ -85,7 +89,8 @@ def test_a_question_is_answered_on_the_frames_before_it():
     ]
     assert [(reply.frames, reply.second) for reply in replies] == [(1, 0), (3, 2), (5, 4)]
     assert source.is_closed.is_set()
-    assert threading.active_count() == 1
+    assert not threads("watch-frames")
+    wait_for(lambda: not threads("watch-questions"))
 
 
 def test_frames_are_collected_while_a_question_is_answered():
@@ -157,8 +162,9 @@ def test_what_pushing_raises_ends_everything():
     with pytest.raises(KeyboardInterrupt):
         list(Watcher(source, push, str).replies(questions))
     assert source.is_closed.is_set()
+    assert not threads("watch-frames")
     asking.set()
-    wait_for(lambda: threading.active_count() == 1)
+    wait_for(lambda: not threads("watch-questions"))
 
 
 def test_a_camera_drops_the_oldest_frames_and_a_file_waits():

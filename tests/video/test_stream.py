@@ -217,7 +217,7 @@ def test_a_plain_mp4_that_is_not_whole_is_refused(folder, tmp_path):
 
 
 def test_what_is_no_stream(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"rtsp://a/b: no such file .* needs live=True"):
+    with pytest.raises(FileNotFoundError, match=r"rtsp://a/b: no such file .* are live sources"):
         open_stream("rtsp://a/b")
     with pytest.raises(ValueError, match="policy must be fps:RATE for a stream"):
         open_stream(tmp_path, "uniform:8")

@@ -5,6 +5,7 @@
     interrupt.py   Ctrl-C while libraries are imported
     app.py         options that several commands share
     ask.py         a question about a video
+    watch.py       questions about a video that goes on
     plan.py        what a video and questions about it need
     train.py       a model trained as a TOML file says
     train_tiny.py  a small model of the synthetic world

@@ -1,4 +1,4 @@
-"""The command line: ask, plan, train, train-tiny, needle, held-out, info, convert, doctor, demo.
+"""The command line: ask, watch, plan, train, train-tiny, needle, held-out, info, doctor and so on.
 
 The answer (or JSON) goes to standard output, progress and tables to standard error. A mistake is
 one line on standard error and exit code 2; Ctrl-C is exit code 130; --debug shows tracebacks.
@@ -24,6 +24,7 @@ from timeviper_fast.cli.needle import needle
 from timeviper_fast.cli.plan import plan
 from timeviper_fast.cli.train import train
 from timeviper_fast.cli.train_tiny import train_tiny
+from timeviper_fast.cli.watch import watch
 
 __all__ = ["app", "main"]
 
@@ -35,7 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback()(options)
-for command in (ask, plan, train, train_tiny, needle, held_out, info, doctor, convert, demo):
+for command in (ask, watch, plan, train, train_tiny, needle, held_out, info, doctor, convert, demo):
     app.command()(command)
 
 
@@ -81,6 +82,11 @@ def _complain(line: str) -> None:
 _RENAMED = {
     "ask": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
     "held-out": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
+    "watch": {
+        "checkpoint.path": "--model",
+        "from_pretrained.path": "--model",
+        "open_stream.quiet": "--idle",
+    },
     "plan": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
     "info": {"checkpoint.path": "model", "from_pretrained.path": "model"},
     "needle": {

@@ -29,8 +29,6 @@ def one_line(error: Exception, names: Mapping[str, str]) -> str | None:
         see = f"; see {context.command_path} --help" if context else ""
         # pydantic, which checks a choice for Typer, puts its own words in front of the sentence
         return error.format_message().replace("Value error, ", "").rstrip(".") + see
-    if type(error).__name__ == "OutOfMemory":
-        return str(error)
     if _is(error, "torch", "OutOfMemoryError"):
         remedy = "try a smaller --frame-batch or --chunk, or fewer frames with --sample"
         return f"the device ran out of memory; {remedy}"
@@ -54,10 +52,10 @@ def _in_options(error: ArgumentError | NotBuilt, names: Mapping[str, str]) -> st
     argument = error.argument
     name = names.get(f"{error.owner}.{argument}") or names.get(argument, argument)
     sentence = error.with_name(name)
-    # a remedy names other arguments as name=value
+    # A remedy names other arguments as name=value. An option that is a switch has no value.
     remedy = re.sub(
-        r"\b(\w+)=",
-        lambda found: f"{names[found[1]]} " if found[1] in names else found[0],
+        r"\b(\w+)=(True\b)?",
+        lambda found: names[found[1]] + " " * (not found[2]) if found[1] in names else found[0],
         error.remedy,
     )
     sentence = sentence.removesuffix(error.remedy) + remedy

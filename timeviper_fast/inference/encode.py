@@ -123,6 +123,11 @@ class FrameEncoder:
         return Encoded(self._encoded(pixels), self._seconds)
 
     @property
+    def waiting(self) -> int:
+        """Frames that wait for their batch."""
+        return len(self._seconds)
+
+    @property
     def pending(self) -> Pending:
         """A copy of the frames that wait."""
         return Pending(self._pixels[: len(self._seconds)].clone(), self._seconds.clone())

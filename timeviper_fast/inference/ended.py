@@ -119,13 +119,6 @@ class Ended:
         )
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of everything that it holds."""
-        dropped = sum(x.nbytes for pair in self.dropped.values() for x in pair)
-        text = 0 if self.text is None else self.text.nbytes
-        return self.cache.nbytes + sum(part.hidden.nbytes for part in self.rows) + dropped + text
-
-    @property
     def asking(self) -> int:
         """Number of the asking stage; the number of stages if there is none."""
         return asking_stage(self.backbone.stages)
@@ -226,8 +219,7 @@ class Ended:
         hidden = text if text.shape[1] or self.last is None else self.last
         records = [*self.records]
         if self.asking < len(self.backbone.stages):
-            parts = (part.hidden.to(text.device, non_blocking=True) for part in self.rows)
-            joined = torch.cat([*parts, text], dim=1)
+            joined = torch.cat([*(part.hidden for part in self.rows), text], dim=1)
             segment = self._at_the_stage(joined)
             passage = self.backbone.run(
                 joined,
@@ -266,8 +258,7 @@ class Ended:
             return text
         stage = self.backbone.transv[number]
         assert isinstance(stage, TransV)
-        key, value = (x.to(text.device, non_blocking=True) for x in dropped)
-        return stage.read(text, key, value)
+        return stage.read(text, *dropped)
 
     @cached_property
     def _placed(self) -> tuple[VisualSpan, Tensor | None]:

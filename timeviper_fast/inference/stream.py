@@ -200,7 +200,7 @@ class Stream:
     def _check_window(self, count: int) -> None:
         """Refuse frames that no question would fit behind, before they are read."""
         config = self.model.config
-        left = len(self._seconds) + len(self._encoder.pending.seconds)
+        left = len(self._seconds) + self._encoder.waiting
         tokens = config.clip_frames * config.tokens_per_frame
         vision = -(-(left + count) // config.clip_frames) * tokens
         front = len(self.before)

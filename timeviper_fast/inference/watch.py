@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import Any, NamedTuple
@@ -134,7 +134,7 @@ class Watcher:
         self.frames = 0
         self.second: float | None = None
 
-    def replies(self, questions: Iterable[str]) -> Iterator[Reply]:
+    def replies(self, questions: Iterable[str]) -> Generator[Reply, None, None]:
         """Answers as they are given, until the questions end (with `at_end`, the stream, too).
 
         Closing this, or an error, ends the stream and its thread. The thread that reads questions
@@ -143,9 +143,10 @@ class Watcher:
         Raises:
             Exception: what ended the stream, behind the last answer; what ended the questions.
         """
+        sources = {"frames": self.stream, "questions": questions}
         threads = [
-            Thread(target=self._collect, args=("frames", self.stream), daemon=True),
-            Thread(target=self._collect, args=("questions", questions), daemon=True),
+            Thread(target=self._collect, args=source, name=f"watch-{source[0]}", daemon=True)
+            for source in sources.items()
         ]
         for thread in threads:
             thread.start()

@@ -167,7 +167,7 @@ def open_stream(
         return Stream(name, pace.fps, patience, tally, pictures)
     path = Path(source)
     if not path.exists():
-        what = "no such file or directory; a camera or an address needs live=True"
+        what = "no such file or directory; cameras and addresses are live sources"
         raise FileNotFoundError(f"{os.fspath(source)}: {what}")
     if path.is_dir():
         pictures = partial(arriving, path, Arrivals(fps, settle), patience, tally)
