@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.footprint import Footprint
-from tests.inference.opening import SCHEDULES, config_of, opened
+from tests.inference.opening import SCHEDULES, ask, config_of, opened
+from tests.inference.opening import asking as stage_by_attention
 from timeviper_fast import TimeViper
 from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig, VisionConfig
 from timeviper_fast.inference.flow import flow
@@ -159,7 +160,7 @@ def test_a_question_holds_its_rows_and_what_its_stage_drops():
     entering, upper = original // 2, before + original // 10 + text
     joined = 4 * 128 * (before + entering + text)
     dropped = 4 * (entering - original // 10) * (128 + 2 * 64)
-    scores = 4 * 4 * (before + entering + text)
+    scores = (4 * 4 + 16) * (before + entering + text)
     few, many = (question_bytes(config, before, frames, text, n, "float32") for n in (64, 8192))
     # with small blocks the stage is the peak, with large ones a layer behind it
     block = block_bytes(config, upper, "float32")
@@ -170,6 +171,24 @@ def test_a_question_holds_its_rows_and_what_its_stage_drops():
     assert many == joined + 2 * 4 * 128 * upper + block
     lone = question_bytes(config_of("none"), before, frames, text, 64, "float32")
     assert lone == 2 * 4 * 128 * text + block_bytes(config, text, "float32")
+
+
+@pytest.mark.parametrize("transfer", [True, False])
+def test_a_question_holds_at_most_its_bound(transfer):
+    backbone = replace(config_of("none").backbone, pattern="-*-*")
+    stages = (stage_by_attention(1, 0.02, transfer),)
+    config = replace(preset("tiny"), backbone=backbone, stages=stages)
+    before, frames, text = 3, 4000, 2
+    video = opened(config, before, frames)
+    with Footprint() as memory:
+        read = ask(video, text)
+    held = sum(state.nbytes for state in read.cache.layers if state is not None)
+    if transfer:
+        # the reference, and no kernel, has two float32 weights for each word, head and dropped row
+        dropped = read.stages[0].before - read.stages[0].after
+        held += 2 * 4 * text * 4 * dropped
+    bound = question_bytes(config, before, frames, text, 1024, "float32")
+    assert 0.8 * bound <= memory.peak() - held <= bound
 
 
 def test_rows_wait_in_front_of_runs_and_transfers():

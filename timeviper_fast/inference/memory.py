@@ -184,7 +184,7 @@ def question_bytes(
 
     The rows of the video and the text behind them are put together for the asking stage, and live
     until the question is read. At the stage there are also its scores (float32, of each query
-    head), the rows that stay, and those that it drops, with their keys and values for the transfer.
+    head), the rows that stay, and with a transfer those that it drops, and their keys and values.
     In the layers behind there are the rows that enter, those that leave, and a block.
     """
     backbone, e, rows = config.backbone, item_bytes(dtype), flow(config, before, frames)
@@ -194,8 +194,10 @@ def question_bytes(
     if rows.asking == backbone.num_hidden_layers:
         return 2 * row * text + block
     seen = before + rows.entering + text
-    dropped = max(stage.dropped * row + stage.transferred * kv for stage in rows.above)
-    at_the_stage = 4 * backbone.num_attention_heads * seen + row * upper + dropped
+    transferred = max(stage.transferred for stage in rows.above) * (row + kv)
+    # two lists of int64 numbers of rows: those that stay and go, and the order by score
+    scored = (4 * backbone.num_attention_heads + 16) * seen
+    at_the_stage = scored + row * upper + transferred
     return row * seen + max(at_the_stage, 2 * row * upper + block)
 
 
