@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.footprint import Footprint
-from tests.inference.opening import SCHEDULES, ask, config_of, opened
+from tests.inference.common import build
+from tests.inference.opening import SCHEDULES, ask, config_of, opened, uniform
 from tests.inference.opening import asking as stage_by_attention
 from timeviper_fast import TimeViper
 from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig, VisionConfig
@@ -24,6 +25,8 @@ from timeviper_fast.inference.memory import (
     waiting_bytes,
     weights,
 )
+from timeviper_fast.inference.prefix import Prefix
+from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.cache import AttentionState, HybridCache, MambaState
 from timeviper_fast.model.nemotron_h import Block
 from timeviper_fast.model.stack import Packing
@@ -191,13 +194,27 @@ def test_a_question_holds_at_most_its_bound(transfer):
     assert 0.8 * bound <= memory.peak() - held <= bound
 
 
-def test_rows_wait_in_front_of_runs_and_transfers():
-    row = 4 * 128
-    waiting = {name: waiting_bytes(config_of(name), 10, "float32") for name in SCHEDULES}
-    # runs below the asking layer, their transfers, the block that is put together, and one leaving
-    assert waiting["none"] == 10 * row * (1 + 0 + 2)
-    assert waiting["shipped"] == 10 * row * (2 + 1 + 2)
-    assert waiting["two before"] == 10 * row * (3 + 1 + 2)
+@pytest.mark.parametrize(
+    "stages", [(uniform(1, 0.5),), (uniform(1, 0.75), uniform(3, 0.5, False))], ids=len
+)
+def test_opening_holds_at_most_its_bounds(stages):
+    backbone = replace(config_of("none").backbone, pattern="-----*")
+    stages = (*stages, stage_by_attention(5, 0.1))
+    config = replace(preset("tiny"), backbone=backbone, stages=stages)
+    before, frames, chunk, pushed = 20, 1500, 8192, 512
+    total = config.visual_tokens(frames)
+    expected = Segment(before + total, VisualSpan(before, total))
+    model = build(stages, backbone)
+    with Footprint() as memory, torch.no_grad():
+        prefix = Prefix(model, chunk=chunk, expected=expected)
+        prefix.push(torch.zeros(1, before, 128), vision=False)
+        for start in range(0, total, pushed):
+            count = min(pushed, total - start)
+            prefix.push(torch.zeros(1, count, 128), vision=True)
+        prefix.finish()
+    session = sum(session_bytes(config, before, frames, "float32").values())
+    bound = block_bytes(config, chunk, "float32") + waiting_bytes(config, chunk, "float32")
+    assert 0.8 * bound <= memory.peak() - session <= bound
 
 
 def test_every_preset_is_counted():

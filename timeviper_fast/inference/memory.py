@@ -202,14 +202,14 @@ def question_bytes(
 
 
 def waiting_bytes(config: TimeViperConfig, chunk: int, dtype: str = "bfloat16") -> int:
-    """Upper bound of the rows that wait for a full block of `chunk` while a video is read.
+    """Upper bound of the rows on their way through a prefix, besides one layer's activations.
 
-    They wait in front of each run of layers between stages and in front of each transfer; one block
-    is put together and one leaves.
+    Rows wait for a full block of `chunk` in front of each run of layers and of each transfer. A run
+    holds the block that it has read, as it came and as it left, while the next one works on it.
     """
     below = [stage for stage in config.stages if stage.layer < asking_layer(config)]
-    waiting = 1 + len(below) + sum(stage.transfer for stage in below)
-    return (waiting + 2) * chunk * config.backbone.hidden_size * item_bytes(dtype)
+    blocks = 3 + 3 * len(below) + sum(stage.transfer for stage in below)
+    return blocks * chunk * config.backbone.hidden_size * item_bytes(dtype)
 
 
 def upper_rows(rows: Flow, text: int) -> int:
