@@ -182,8 +182,8 @@ class TimeViper(TimeViperNetwork):
 
         Args:
             lead: words that stand in front of the video in every question.
-            chunk: tokens per pass through the LLM. Other values change answers by rounding alone.
-            video, policy, start, end, frame_batch, on_error, stages, tiles, progress: as in `ask`.
+            video, policy, start, end, frame_batch, chunk, on_error, stages, tiles, progress: as in
+                `ask`.
 
         Raises:
             ValueError: as `ask`.
@@ -272,9 +272,9 @@ class TimeViper(TimeViperNetwork):
             answer_prefix: words that the answer is made to begin with.
             mention_duration: tell the model how long the video (or its part from `start` to `end`)
                 is and how many frames it sees; None is the model's own habit.
-            frame_batch: frames encoded at a time; 256 on CUDA, else 16.
-            chunk: prompt tokens per pass through the LLM. Other values change answers by rounding
-                alone.
+            frame_batch: frames encoded at a time; None: up to 256 by a GPU's memory, else 16.
+            chunk: prompt tokens per pass through the LLM; None: 8192, or as many as a GPU's memory
+                allows. Other values change answers by rounding alone.
             on_error: "raise" on damaged video, or "use" what can be decoded (an opened `Video`
                 knows already).
             stages: where the LLM drops vision tokens, instead of the model's own stages: text as

@@ -167,7 +167,7 @@ def test_questions_allocate_nothing_as_large_as_the_video(
     video = read(model, words(4, 1), words(4096, 2), chunk=512, pushes=1024)
     keys = [state.written[0] for state in video.cache.layers if isinstance(state, AttentionState)]
     least = min(x.numel() for x in (*keys, *video.dropped[0]) if x.numel())
-    texts = [words(n, n) for n in (32, 30, 1, 17, 32, 8, 5, 9)]
+    texts = [words(n, n) for n in (32, 30, 1, 17)]
     # a map would have 32 x 4 x 3,072 numbers, at least
     assert largest_tensor(lambda: video.read(texts, max_new_tokens=NEW)) < least < 32 * 4 * 3072
     cache = video.read(texts, max_new_tokens=NEW).cache

@@ -100,9 +100,11 @@ def select(tokens: int, form: str) -> None:
         tvkernels.attention_topk(q, empty(1, tokens, 8, 128, grad=False), **options)
         return
     turned = (empty(tokens, 128, grad=False),) * 2
+    tail = empty(1, 64, 4480, grad=False) if form == "hidden and tail" else None
     tvkernels.attention_topk_hidden(
         q, hidden, empty(1024, 4480, grad=False), **options,
         norm_weight=empty(4480, grad=False), rope=turned if form == "turned" else None,
+        tail=tail,
     )  # fmt: skip
 
 
@@ -145,6 +147,7 @@ CALLS: dict[str, Call] = {
     "token merging": merge,
     "selection by keys": partial(select, form="keys"),
     "selection by hidden states": partial(select, form="hidden"),
+    "selection by states in two parts": partial(select, form="hidden and tail"),
     "selection by turned states": partial(select, form="turned"),
     "rows taken out": compact,
     "transfer": transfer,

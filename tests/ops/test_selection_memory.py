@@ -64,7 +64,7 @@ def choose(form: str, tokens: int) -> Callable[[], Any]:
     norm = None if form == "hidden" else empty(HIDDEN)
     cos, sin = (empty(tokens, HEADDIM), empty(tokens, HEADDIM)) if form == "turned" else (None,) * 2
     return lambda: engine.select_by_hidden(
-        q, hidden, weight, None, norm, 1e-5, cos, sin, keep, span, 0.1, None
+        q, hidden, weight, None, norm, 1e-5, cos, sin, None, keep, span, 0.1, None
     )
 
 

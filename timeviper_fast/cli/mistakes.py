@@ -29,6 +29,8 @@ def one_line(error: Exception, names: Mapping[str, str]) -> str | None:
         see = f"; see {context.command_path} --help" if context else ""
         # pydantic, which checks a choice for Typer, puts its own words in front of the sentence
         return error.format_message().replace("Value error, ", "").rstrip(".") + see
+    if type(error).__name__ == "OutOfMemory":
+        return str(error)
     if _is(error, "torch", "OutOfMemoryError"):
         remedy = "try a smaller --frame-batch or --chunk, or fewer frames with --sample"
         return f"the device ran out of memory; {remedy}"

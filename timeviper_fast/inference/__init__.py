@@ -16,6 +16,7 @@
     ended.py     the video when it is read: questions are read behind it
     prompts.py   prompts given as tensors
     generate.py  prefill, decode, sampling
+    room.py      the memory there is: what is chosen, refused and said by it
     fit.py       whether a question fits the model's window, and the numbers that do
     plan.py      what a video and its questions need, known before anything runs
     budget.py    bytes, FLOPs and floors of one request, as the plan takes them

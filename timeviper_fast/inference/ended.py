@@ -119,6 +119,13 @@ class Ended:
         )
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of everything that it holds."""
+        dropped = sum(x.nbytes for pair in self.dropped.values() for x in pair)
+        text = 0 if self.text is None else self.text.nbytes
+        return self.cache.nbytes + sum(part.hidden.nbytes for part in self.rows) + dropped + text
+
+    @property
     def asking(self) -> int:
         """Number of the asking stage; the number of stages if there is none."""
         return asking_stage(self.backbone.stages)
@@ -219,7 +226,8 @@ class Ended:
         hidden = text if text.shape[1] or self.last is None else self.last
         records = [*self.records]
         if self.asking < len(self.backbone.stages):
-            joined = torch.cat([*(part.hidden for part in self.rows), text], dim=1)
+            parts = (part.hidden.to(text.device, non_blocking=True) for part in self.rows)
+            joined = torch.cat([*parts, text], dim=1)
             segment = self._at_the_stage(joined)
             passage = self.backbone.run(
                 joined,
@@ -258,7 +266,8 @@ class Ended:
             return text
         stage = self.backbone.transv[number]
         assert isinstance(stage, TransV)
-        return stage.read(text, *dropped)
+        key, value = (x.to(text.device, non_blocking=True) for x in dropped)
+        return stage.read(text, key, value)
 
     @cached_property
     def _placed(self) -> tuple[VisualSpan, Tensor | None]:

@@ -18,6 +18,7 @@ from timeviper_fast.inference.ended import Ended
 from timeviper_fast.inference.fit import check_fits
 from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.inference.request import Opening, Question
+from timeviper_fast.inference.room import explained, planned
 from timeviper_fast.inference.session import Footage, Session, question_prompt
 from timeviper_fast.inference.tiles import best_grid, cut_tiles, encode_tiles
 from timeviper_fast.layout import Segment, VisualSpan
@@ -104,13 +105,17 @@ class _Opener:
             images = 1 + prod(grid)
             policy = opening.policy
             check_fits(config, prompt, len(indices), policy, first.max_new_tokens, images)
+            lengths = len(indices), len(prompt.before), len(prompt.after)
+            opening, store = planned(self.model, opening, *lengths, first.max_new_tokens)
+            self.opening = opening
         if opening.tiles:
             parts, tokens = iter([self._tiles(grid)]), None
         else:
             options = (opening.frame_batch, self.watch, self.progress)
             parts = encode_video(self.model, source, indices, *options)
             tokens = config.visual_tokens(len(indices))
-        ended, times, per_frame = self._read(prompt.before, parts, tokens)
+        with explained(self.model, "reading the video", len(indices), 1, first.max_new_tokens):
+            ended, times, per_frame = self._read(prompt.before, parts, tokens, store)
         footage = Footage(
             name=source.name,
             seconds=times,
@@ -135,7 +140,7 @@ class _Opener:
         )
 
     def _read(
-        self, before: list[int], parts: Iterator[Encoded], tokens: int | None
+        self, before: list[int], parts: Iterator[Encoded], tokens: int | None, store: torch.device
     ) -> tuple[Ended, Tensor, int]:
         """The video below the asking stage, its frames' seconds, and vision tokens of a frame."""
         if tokens is None or self.opening.on_error == "use":
@@ -143,8 +148,8 @@ class _Opener:
             parts = iter(whole := list(parts))
             tokens = sum(part.tokens.shape[:2].numel() for part in whole)
         front = Segment(len(before) + tokens, VisualSpan(len(before), tokens))
-        chunk = self.opening.chunk
-        prefix = Prefix(self.model.backbone, chunk=chunk, expected=front, watch=self.watch)
+        options = {"chunk": self.opening.chunk, "watch": self.watch, "store": store}
+        prefix = Prefix(self.model.backbone, expected=front, **options)  # type: ignore[arg-type]
         ids = torch.tensor([before], dtype=torch.long, device=self.model.device)
         prefix.push(self.model.backbone.embeddings(ids), vision=False)
         seconds, per_frame = [], 0

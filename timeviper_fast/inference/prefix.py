@@ -56,6 +56,8 @@ class Prefix:
             until the end; such a prefix is not exact.
         on_pass: called with (rows times layers) when a block has been queued through its layers.
         watch: times the compression stages.
+        store: where the rows that reach the asking stage, and the keys and values of dropped ones,
+            are kept: the model's device, or the host, from where a question reads them once.
 
     Raises:
         ValueError: without `expected` and `even`, a stage whose rhythm is not known.
@@ -71,7 +73,9 @@ class Prefix:
         even: bool = False,
         on_pass: Callable[[int], None] | None = None,
         watch: StopWatch | None = None,
+        store: torch.device | None = None,
     ) -> None:
+        self.store = store or backbone.embeddings.weight.device
         self.backbone, self.chunk, self.batch, self.expected = backbone, chunk, batch, expected
         self.on_pass, self.watch, self.even = on_pass, watch, even
         self.asking = asking_stage(backbone.stages)
@@ -95,7 +99,8 @@ class Prefix:
         self.passed: list[list[Tensor]] = [[] for _ in self.grids]
         self._left = torch.empty(0, dtype=torch.int64)
         capacity = self._expected_rows()[-1] if self.has_asking else 0
-        self.rows = RowStore(capacity, weight, batch, expected is None)
+        empty = torch.empty(0, weight.shape[1], device=self.store, dtype=weight.dtype)
+        self.rows = RowStore(capacity, empty, batch, expected is None)
 
     @property
     def device(self) -> torch.device:
@@ -141,7 +146,7 @@ class Prefix:
             weight = self.backbone.embeddings.weight
             shape = (self.batch, room, config.num_key_value_heads, config.head_dim)
             growing = self.expected is None
-            dropped = AttentionState(shape, weight.device, weight.dtype, growing=growing)
+            dropped = AttentionState(shape, self.store, weight.dtype, growing=growing)
         return UniformStage(module, thinning, self.chunk, dropped)
 
     @torch.no_grad()

@@ -118,7 +118,8 @@ class Question:
 class Opening:
     """How a video is read, checked when it is made; the options are those of `TimeViper.open`.
 
-    Where `policy` is None, the model decides: see `of_model`.
+    Where `policy` is None, the model decides: see `of_model`. Where `chunk` or `frame_batch` is
+    None, the memory does.
 
     Raises:
         ValueError: a value breaks its rule.
@@ -129,7 +130,7 @@ class Opening:
     end: Time | None = None
     lead: str = ""
     frame_batch: int | None = None
-    chunk: int | None = 8192
+    chunk: int | None = None
     on_error: str = "raise"
     stages: Stages | None = None
     tiles: bool = False

@@ -17,6 +17,7 @@ from timeviper_fast.inference.ended import Ended, Prefill
 from timeviper_fast.inference.evidence import Evidence, collect_evidence
 from timeviper_fast.inference.generate import counted
 from timeviper_fast.inference.request import Opening, Question, Sampling, sampling_of
+from timeviper_fast.inference.room import explained, fitting_batch
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.stops import Stop, StopWatch
 from timeviper_fast.text.prompt import Message, Prompt, build_prompt, conversation, vision_preface
@@ -167,8 +168,9 @@ class Session:
         options = (max_new_tokens, sampling, answer_prefix, mention_duration)
         questions = [Question(one, *options) for one in (question if many else [question])]
         answers: list[Answer] = []
-        for start in range(0, len(questions), BATCH):
-            together = questions[start : start + BATCH]
+        batch = self._batch(questions)
+        for start in range(0, len(questions), batch):
+            together = questions[start : start + batch]
             watch = StopWatch(self.model.device)
             answers += self.answer(together, watch, on_text=on_text, progress=progress)
         return answers if many else answers[0]
@@ -215,7 +217,9 @@ class Session:
             ended: the video with the first `known` token ids of the question behind it already.
         """
         first, ended = questions[0], ended or self._ended
-        with self.model.using_stages(self._own_stages()):
+        frames, new = len(self.footage.seconds), first.max_new_tokens
+        memory = explained(self.model, "answering", frames, len(questions), new)
+        with self.model.using_stages(self._own_stages()), memory:
             with watch.at("prompt") as stop:
                 prompts = [self.prompt(question) for question in questions]
                 texts = [self._embedded(prompt.after[known:]) for prompt in prompts]
@@ -271,6 +275,20 @@ class Session:
             fail("ask", "question", rule, repr(here), remedy)
         check_tokenizer(self.model.config, prompt, stop_ids_of(self.tokenizer, self.model.config))
         return prompt
+
+    def _batch(self, questions: Sequence[Question]) -> int:
+        """How many questions are answered together."""
+        longest = max(len(self.prompt(question).after) for question in questions)
+        return fitting_batch(
+            self.model,
+            len(self.footage.seconds),
+            len(self.before),
+            longest,
+            questions[0].max_new_tokens,
+            held=self._ended.nbytes,
+            chunk=self.opening.chunk,
+            most=min(BATCH, len(questions)),
+        )
 
     def _own_stages(self) -> tuple[CompressionStage, ...] | None:
         return None if self.model.config.stages == self._stages else self._stages

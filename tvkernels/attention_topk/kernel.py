@@ -3,6 +3,7 @@
 import torch
 
 from tvkernels.attention_topk.scores_kernel import (
+    in_parts,
     scores_of_hidden,
     scores_of_keys,
     scores_of_rotated,
@@ -14,12 +15,13 @@ def select_by_keys(q, k, keep, span, scale, cu):
     return _selected(q, keep, span, lambda: scores_of_keys(q, k, span, scale, cu))
 
 
-def select_by_hidden(q, hidden, weight, bias, norm, eps, cos, sin, keep, span, scale, cu):
+def select_by_hidden(q, hidden, weight, bias, norm, eps, cos, sin, tail, keep, span, scale, cu):
     def scores():
+        parts = in_parts(hidden, tail)
         if cos is None:
             # the bias adds the same to all logits of a head: the softmax ignores it
-            return scores_of_hidden(q, hidden, weight, norm, eps, span, scale, cu)
-        return scores_of_rotated(q, hidden, weight, bias, norm, eps, cos, sin, span, scale, cu)
+            return scores_of_hidden(q, parts, weight, norm, eps, span, scale, cu)
+        return scores_of_rotated(q, parts, weight, bias, norm, eps, cos, sin, span, scale, cu)
 
     return _selected(q, keep, span, scores)
 

@@ -126,6 +126,7 @@ def attention_topk_hidden(
     k_bias: torch.Tensor | None = None,
     rope: tuple[torch.Tensor, torch.Tensor] | None = None,
     cu_seqlens: Offsets | None = None,
+    tail: torch.Tensor | None = None,
 ) -> TopKResult:
     """`attention_topk` from hidden states, with no key stored.
 
@@ -144,8 +145,11 @@ def attention_topk_hidden(
             None: hidden is taken as it is.
         k_bias: (nkvheads * headdim,). Without rope it adds the same number to all logits of a head,
             which the softmax ignores.
-        rope: (cos, sin), each (seqlen, headdim), rows in the order of hidden's: k * cos +
+        rope: (cos, sin), each (seqlen + t, headdim), rows in the order of the tokens: k * cos +
             rotate_half(k) * sin, rotate_half(k) = (-second half, first half). None: no rotation.
+        tail: (batch, t, d_model), tokens behind hidden's. The softmax sees them, the span does not
+            reach them: as hidden with tail behind it, bit for bit, without a copy of hidden. Not
+            with cu_seqlens.
 
     Returns:
         TopKResult, as attention_topk.
@@ -161,11 +165,14 @@ def attention_topk_hidden(
     """
     op = "attention_topk_hidden"
     _check_query(op, q, "hidden", hidden, keep, span, cu_seqlens, scale)
-    _check_projection(op, q, hidden, k_weight, norm_weight, k_bias, rope)
+    _check_tail(op, hidden, tail, cu_seqlens)
+    total = hidden.shape[1] + (0 if tail is None else tail.shape[1])
+    _check_projection(op, q, hidden.shape[2], total, k_weight, norm_weight, k_bias, rope)
     if backend_for(q, "attention_topk") == "reference":
         return attention_topk_hidden_ref(
             q, hidden, k_weight, keep, span,
             scale=scale, norm_weight=norm_weight, k_bias=k_bias, rope=rope, cu_seqlens=cu_seqlens,
+            tail=tail,
         )  # fmt: skip
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     weight, eps = norm_weight if isinstance(norm_weight, tuple) else (norm_weight, NORM_EPS)
@@ -175,14 +182,14 @@ def attention_topk_hidden(
             return TopKResult(
                 *_by_hidden(
                     q, hidden, k_weight, k_bias, weight, eps, cos, sin,
-                    keep, list(span), factor, None,
+                    tail, keep, list(span), factor, None,
                 )
             )  # fmt: skip
         parts = [
             _by_hidden(
                 q[i : i + 1], hidden[:, rows], k_weight, k_bias, weight, eps,
                 None if cos is None else cos[rows], None if sin is None else sin[rows],
-                count, list(span[i]), factor, cu,
+                None, count, list(span[i]), factor, cu,
             )
             for i, (rows, count, cu) in enumerate(_sequences(cu_seqlens, keep, q))
         ]  # fmt: skip
@@ -267,20 +274,14 @@ def _end_to_end(parts: list[tuple[Tensor, Tensor, Tensor]]) -> TopKResult:
     return TopKResult(kept, dropped, scores)
 
 
-def _fake_selection(q: Tensor, keep: int, span: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    batch, length = q.shape[0], span[1]
-    scores = q.new_empty(batch, length, dtype=torch.promote_types(q.dtype, torch.float32))
-    kept = q.new_empty(batch, keep, dtype=torch.int64)
-    return kept, q.new_empty(batch, length - keep, dtype=torch.int64), scores
+def _fake_selection(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    keep, (_, length) = rest[-4:-2]
+    scores = q.new_empty(q.shape[0], length, dtype=torch.promote_types(q.dtype, torch.float32))
+    kept, dropped = (q.new_empty(q.shape[0], n, dtype=torch.int64) for n in (keep, length - keep))
+    return kept, dropped, scores
 
 
-def _fake_by_keys(
-    q: Tensor, k: Tensor, keep: int, span: list[int], scale: float, cu: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _fake_selection(q, keep, span)
-
-
-@kernel_op("tvkernels::attention_topk", fake=_fake_by_keys)
+@kernel_op("tvkernels::attention_topk", fake=_fake_selection)
 def _by_keys(
     q: Tensor, k: Tensor, keep: int, span: list[int], scale: float, cu: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -289,23 +290,16 @@ def _by_keys(
     return select_by_keys(q, k, keep, span, scale, cu)
 
 
-def _fake_by_hidden(
-    q: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, norm: Tensor | None,
-    eps: float, cos: Tensor | None, sin: Tensor | None, keep: int, span: list[int], scale: float,
-    cu: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _fake_selection(q, keep, span)
-
-
-@kernel_op("tvkernels::attention_topk_hidden", fake=_fake_by_hidden)
+@kernel_op("tvkernels::attention_topk_hidden", fake=_fake_selection)
 def _by_hidden(
     q: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, norm: Tensor | None,
-    eps: float, cos: Tensor | None, sin: Tensor | None, keep: int, span: list[int], scale: float,
-    cu: Tensor | None,
+    eps: float, cos: Tensor | None, sin: Tensor | None, tail: Tensor | None, keep: int,
+    span: list[int], scale: float, cu: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     from tvkernels.attention_topk.kernel import select_by_hidden
 
-    return select_by_hidden(q, hidden, weight, bias, norm, eps, cos, sin, keep, span, scale, cu)
+    given = (q, hidden, weight, bias, norm, eps, cos, sin, tail)
+    return select_by_hidden(*given, keep, span, scale, cu)
 
 
 def _check_query(
@@ -336,6 +330,18 @@ def _check_query(
     if batch != 1:
         fail(op, name, "have batch 1 (cu_seqlens packs sequences)", f"shape {tuple(keys.shape)}")
     _check_packed(op, q.shape[0], keep, span, cu_seqlens, seqlen)
+
+
+def _check_tail(op: str, hidden: Tensor, tail: Tensor | None, cu: Offsets | None) -> None:
+    if tail is None:
+        return
+    sizes = (hidden.shape[0], None, hidden.shape[2])
+    expect_shape(op, "tail", tail, "(batch, t, d_model)", sizes)
+    if tail.dtype != hidden.dtype:
+        fail(op, "tail", f"have the dtype of hidden ({hidden.dtype})", tail.dtype)
+    expect_same_device(op, hidden=hidden, tail=tail)
+    if cu is not None:
+        fail(op, "tail", "be None (cu_seqlens is given)", f"shape {tuple(tail.shape)}")
 
 
 def _check_packed(
@@ -380,13 +386,13 @@ def _check_heads(op: str, q: torch.Tensor, name: str, nkvheads: int) -> None:
 def _check_projection(
     op: str,
     q: torch.Tensor,
-    hidden: torch.Tensor,
+    d_model: int,
+    total: int,
     k_weight: torch.Tensor,
     norm_weight: torch.Tensor | tuple[torch.Tensor, float] | None,
     k_bias: torch.Tensor | None,
     rope: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> None:
-    seqlen, d_model = hidden.shape[1:]
     headdim = q.shape[-1]
     expect_shape(op, "k_weight", k_weight, "(nkvheads * headdim, d_model)", (None, d_model))
     expect_dtype(op, "k_weight", k_weight)
@@ -411,7 +417,7 @@ def _check_projection(
         if not isinstance(rope, Sequence) or len(rope) != 2:
             fail(op, "rope", "be (cos, sin), two tensors", f"a {type(rope).__name__}")
         for name, table in zip(("rope cos", "rope sin"), rope):
-            expect_shape(op, name, table, "(seqlen, headdim)", (seqlen, headdim))
+            expect_shape(op, name, table, "(seqlen, headdim)", (total, headdim))
             expect_dtype(op, name, table)
             expect_same_device(op, **{"q": q, name: table})
         if headdim % 2:

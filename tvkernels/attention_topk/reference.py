@@ -73,6 +73,7 @@ def attention_topk_hidden_ref(
     k_bias: torch.Tensor | None = None,
     rope: tuple[torch.Tensor, torch.Tensor] | None = None,
     cu_seqlens: torch.Tensor | Sequence[int] | None = None,
+    tail: torch.Tensor | None = None,
 ) -> TopKResult:
     """`attention_topk_hidden` in plain PyTorch; arguments and result are the same."""
     if cu_seqlens is not None:
@@ -97,7 +98,7 @@ def attention_topk_hidden_ref(
             rows = (rows @ projection.unflatten(0, (-1, headdim))).flatten(1, 2)[:, None]
         cos, sin = rope or (None, None)
         eps = None if weight is None else float(eps)
-        logits = _hidden_logits(rows, hidden, projection, k_bias, eps, cos, sin)
+        logits = _hidden_logits(rows, hidden, tail, projection, k_bias, eps, cos, sin)
         return _select(logits, keep, span)
 
 
@@ -142,21 +143,36 @@ def _key_logits(rows: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     return torch.cat(logits, -1)
 
 
-@one_operator("tvkernels::attention_topk_hidden_logits", fake=_fake_logits)
+def _fake_hidden_logits(
+    rows: torch.Tensor, hidden: torch.Tensor, tail: torch.Tensor | None, *_: Any
+) -> torch.Tensor:
+    logits = _fake_logits(rows, hidden)
+    if tail is None:
+        return logits
+    return logits.new_empty(*logits.shape[:2], hidden.shape[1] + tail.shape[1])
+
+
+@one_operator("tvkernels::attention_topk_hidden_logits", fake=_fake_hidden_logits)
 def _hidden_logits(
     rows: torch.Tensor,
     hidden: torch.Tensor,
+    tail: torch.Tensor | None,
     projection: torch.Tensor,
     bias: torch.Tensor | None,
     eps: float | None,
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
 ) -> torch.Tensor:
-    """As `_key_logits`, for the keys of hidden (batch, seqlen, d_model); eps None: no norm."""
+    """As `_key_logits`, for the keys of hidden (batch, seqlen, d_model) and of tail behind it; eps
+    None: no norm."""
     logits = []
-    for start in range(0, hidden.shape[1], KEY_BLOCK):
+    seqlen = hidden.shape[1]
+    for start in range(0, seqlen + (0 if tail is None else tail.shape[1]), KEY_BLOCK):
         part = slice(start, start + KEY_BLOCK)
         x = hidden[:, part].to(rows.dtype)
+        if tail is not None and part.stop > seqlen:
+            own = slice(max(0, start - seqlen), part.stop - seqlen)
+            x = torch.cat([x, tail[:, own].to(rows.dtype)], 1)
         if eps is not None:
             x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
         keys = x[:, :, None]

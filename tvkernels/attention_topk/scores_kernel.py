@@ -75,12 +75,14 @@ def fold_kernel(
 
 @triton.jit
 def _store_logits(
-    logits_ptr, max_ptr, sum_ptr, logits, row, token, known, live, tiles, tile, TILE: tl.constexpr
+    logits_ptr, max_ptr, sum_ptr, logits, row, known, live, tiles, tile, TILE: tl.constexpr
 ):
     """Store a tile (TILE, QUERIES) of logits, and each row's maximum and sum of exp2(logit - max).
 
-    row is (1, QUERIES); token and known (whether it belongs to the sequence) are (TILE, 1).
+    row is (1, QUERIES); known (TILE, 1) says whether a token belongs to the sequence. `tile` counts
+    from the sequence's first one; a launch on its later tokens adds the tiles `before` its own.
     """
+    token = tile.to(tl.int64) * TILE + tl.arange(0, TILE)[:, None]
     tl.store(logits_ptr + row * tiles * TILE + token, logits, mask=known & live)
     logits = tl.where(known, logits, float("-inf"))
     most = tl.max(logits, 0)[None, :]
@@ -106,9 +108,9 @@ LOGITS_CONFIGS = {
 
 
 @tuned(LOGITS_CONFIGS, key=["WIDTH", "QUERIES", "TERMS", "NORM"])
-@triton.jit(do_not_specialize=["total", "tiles"])
+@triton.jit(do_not_specialize=["total", "tiles", "before"])
 def logits_kernel(
-    rows_ptr, x_ptr, logits_ptr, max_ptr, sum_ptr, cu_ptr, total, tiles, heads, n_rows,
+    rows_ptr, x_ptr, logits_ptr, max_ptr, sum_ptr, cu_ptr, total, tiles, before, heads, n_rows,
     factor, eps,
     rows_term, rows_batch, rows_head, rows_row, rows_channel, x_batch, x_token, x_head, x_channel,
     WIDTH: tl.constexpr, QUERIES: tl.constexpr, TERMS: tl.constexpr, NORM: tl.constexpr,
@@ -145,7 +147,7 @@ def logits_kernel(
         acc *= tl.rsqrt(squares / WIDTH + eps)[:, None]
     row += (batch * heads + head) * n_rows
     _store_logits(
-        logits_ptr, max_ptr, sum_ptr, acc * factor, row, token, known, live, tiles, tile, TILE
+        logits_ptr, max_ptr, sum_ptr, acc * factor, row, known, live, tiles, before + tile, TILE
     )
 
 
@@ -158,10 +160,10 @@ ROTATED_CONFIGS = {
 
 
 @tuned(ROTATED_CONFIGS, key=["WIDTH", "HEADDIM", "TERMS", "NORM"])
-@triton.jit(do_not_specialize=["total", "tiles"])
+@triton.jit(do_not_specialize=["total", "tiles", "before"])
 def rotated_logits_kernel(
     q_ptr, x_ptr, w_ptr, bias_ptr, cos_ptr, sin_ptr, logits_ptr, max_ptr, sum_ptr, cu_ptr, total,
-    tiles, heads, n_rows, factor, eps,
+    tiles, before, heads, n_rows, factor, eps,
     q_batch, q_head, q_row, q_channel, x_batch, x_token, x_channel, w_term, w_row, w_column,
     bias_channel, cos_token, cos_channel, sin_token, sin_channel,
     WIDTH: tl.constexpr, HEADDIM: tl.constexpr, HALF: tl.constexpr, TERMS: tl.constexpr,
@@ -220,7 +222,7 @@ def rotated_logits_kernel(
         lower = tl.load(q_ptr + second * q_channel, mask=inner, other=0.0).to(ACC)
         logits = tl.sum(turned * upper + high * lower, 1)[:, None] * factor
         _store_logits(
-            logits_ptr, max_ptr, sum_ptr, logits, row, token, known, row >= 0, tiles, tile, TILE
+            logits_ptr, max_ptr, sum_ptr, logits, row, known, row >= 0, tiles, before + tile, TILE
         )
         q_ptr += q_row
         row += 1
@@ -273,11 +275,22 @@ def mean_kernel(
 def scores_of_keys(q, k, span, scale, cu):
     """(batch, length) scores of q (batch, [n_queries,] nheads, headdim) and k (batch, seqlen,
     nkvheads, headdim)."""
-    return _scores(_grouped(q, k.shape[2])[None], k, span, scale, cu)
+    return _scores(_grouped(q, k.shape[2])[None], [k], span, scale, cu)
 
 
-def scores_of_hidden(q, hidden, weight, norm, eps, span, scale, cu):
-    """Scores of hidden (batch, seqlen, d_model), with the projection folded into the query rows."""
+def in_parts(hidden, tail):
+    """The tokens of hidden and of tail, in parts of whole tiles but the last. A tile that holds
+    tokens of both is a copy; so each tile holds what it would of the two put together."""
+    if tail is None:
+        return [hidden]
+    whole = hidden.shape[1] // TILE * TILE
+    last = torch.cat([hidden[:, whole:], tail], 1)
+    return [part for part in (hidden[:, :whole], last) if part.shape[1]]
+
+
+def scores_of_hidden(q, parts, weight, norm, eps, span, scale, cu):
+    """Scores of parts (batch, seqlen, d_model), with the projection folded into the query rows."""
+    hidden = parts[0]
     headdim, d_model = q.shape[-1], hidden.shape[2]
     heads = weight.shape[0] // headdim
     q = _grouped(q, heads)
@@ -292,39 +305,48 @@ def scores_of_hidden(q, hidden, weight, norm, eps, span, scale, cu):
         HEADDIM=headdim, QUERIES=block, TERMS=terms, DOT_DTYPE=dot_dtype(q.dtype, weight.dtype),
         ACC=acc, BLOCK=_block(headdim), WIDE=WIDE, num_warps=4,
     )  # fmt: skip
-    return _scores(rows, hidden[:, :, None], span, scale, cu, None if norm is None else eps)
+    parts = [part[:, :, None] for part in parts]
+    return _scores(rows, parts, span, scale, cu, None if norm is None else eps)
 
 
-def scores_of_rotated(q, hidden, weight, bias, norm, eps, cos, sin, span, scale, cu):
+def scores_of_rotated(q, parts, weight, bias, norm, eps, cos, sin, span, scale, cu):
     """Scores of keys with rope: projected and rotated tile by tile, and never stored."""
-    headdim, (batch, total, width) = q.shape[-1], hidden.shape
+    hidden = parts[0]
+    headdim, (batch, _, width) = q.shape[-1], hidden.shape
     heads = weight.shape[0] // headdim
     q = _grouped(q, heads)
     weight, acc = _terms(weight, norm, hidden.dtype), accumulator(hidden.dtype)
-    logits, most, sums = _workspace(hidden, batch * heads * q.shape[2])
-    tiles = most.shape[1]
-    rotated_logits_kernel[(tiles * heads, batch)](
-        q, hidden, weight, bias, cos, sin, logits, most, sums, cu, total, tiles, heads, q.shape[2],
-        scale * LOG2_E.value, eps, *q.stride(), *hidden.stride(), *weight.stride(),
-        *strides(bias, 1), *cos.stride(), *sin.stride(),
-        WIDTH=width, HEADDIM=headdim, HALF=max(16, triton.next_power_of_2(headdim // 2)),
-        TERMS=len(weight), NORM=norm is not None, ACC=acc, TILE=TILE,
-    )  # fmt: skip
+    logits, most, sums = _workspace(parts, batch * heads * q.shape[2])
+    before = 0
+    for x in parts:
+        total, own = x.shape[1], triton.cdiv(x.shape[1], TILE)
+        rotated_logits_kernel[(own * heads, batch)](
+            q, x, weight, bias, cos[before * TILE :], sin[before * TILE :], logits, most, sums, cu,
+            total, most.shape[1], before, heads, q.shape[2], scale * LOG2_E.value, eps,
+            *q.stride(), *x.stride(), *weight.stride(), *strides(bias, 1), *cos.stride(),
+            *sin.stride(),
+            WIDTH=width, HEADDIM=headdim, HALF=max(16, triton.next_power_of_2(headdim // 2)),
+            TERMS=len(weight), NORM=norm is not None, ACC=acc, TILE=TILE,
+        )  # fmt: skip
+        before += own
     return _mean(logits, most, sums, batch, span)
 
 
-def _scores(rows, x, span, scale, cu, eps=None):
-    """Scores of rows (terms, batch, nkvheads, n_rows, width) and x (batch, seqlen, nkvheads,
-    width), which is normed where `eps` is given."""
+def _scores(rows, parts, span, scale, cu, eps=None):
+    """Scores of rows (terms, batch, nkvheads, n_rows, width) and parts (batch, seqlen, nkvheads,
+    width), which are normed where `eps` is given. A part but the last has whole tiles."""
     terms, batch, heads, n_rows, width = rows.shape
-    logits, most, sums = _workspace(x, batch * heads * n_rows)
-    tiles, block = most.shape[1], _block(n_rows)
-    logits_kernel[(tiles * heads * triton.cdiv(n_rows, block), batch)](
-        rows, x, logits, most, sums, cu, x.shape[1], tiles, heads, n_rows, scale * LOG2_E.value,
-        eps or 0.0, *rows.stride(), *x.stride(),
-        WIDTH=width, QUERIES=block, TERMS=terms, NORM=eps is not None, ACC=accumulator(x.dtype),
-        TILE=TILE,
-    )  # fmt: skip
+    logits, most, sums = _workspace(parts, batch * heads * n_rows)
+    before, block = 0, _block(n_rows)
+    for x in parts:
+        own = triton.cdiv(x.shape[1], TILE)
+        logits_kernel[(own * heads * triton.cdiv(n_rows, block), batch)](
+            rows, x, logits, most, sums, cu, x.shape[1], most.shape[1], before, heads, n_rows,
+            scale * LOG2_E.value, eps or 0.0, *rows.stride(), *x.stride(),
+            WIDTH=width, QUERIES=block, TERMS=terms, NORM=eps is not None,
+            ACC=accumulator(x.dtype), TILE=TILE,
+        )  # fmt: skip
+        before += own
     return _mean(logits, most, sums, batch, span)
 
 
@@ -342,9 +364,10 @@ def _mean(logits, most, sums, batch, span):
     return scores
 
 
-def _workspace(x, rows):
+def _workspace(parts, rows):
     """Logits, in whole tiles, and the maximum and sum of each row in each tile."""
-    wide, tiles = torch.promote_types(x.dtype, torch.float32), triton.cdiv(x.shape[1], TILE)
+    x, tiles = parts[0], sum(triton.cdiv(part.shape[1], TILE) for part in parts)
+    wide = torch.promote_types(x.dtype, torch.float32)
     sizes = ((rows, tiles * TILE), (rows, tiles), (rows, tiles))
     return [torch.empty(size, dtype=wide, device=x.device) for size in sizes]
 

@@ -145,6 +145,27 @@ TABLE = torch.ones(20, 8)
             r"attention_topk_hidden: hidden must be \(batch, seqlen, d_model\), got shape \(20",
         ),
         (
+            {"tail": torch.ones(1, 5, 23)},
+            r"tail must be \(batch, t, d_model\) = \(1, any, 24\), got shape \(1, 5, 23\)",
+        ),
+        (
+            {"tail": torch.ones(1, 5, 24).half()},
+            r"tail must have the dtype of hidden \(torch.float32\), got torch.float16",
+        ),
+        ({"tail": torch.ones(1, 5, 24, device="meta")}, "tail must lie on the device of hidden"),
+        (
+            {"tail": torch.ones(1, 5, 24), "rope": (TABLE, TABLE)},
+            r"rope cos must be \(seqlen, headdim\) = \(25, 8\), got shape \(20, 8\)",
+        ),
+        (
+            {"tail": torch.ones(1, 5, 24), "span": (12, 10)},
+            r"span must be \(start, length\) within seqlen 20, got \(12, 10\)",
+        ),
+        (
+            {"tail": torch.ones(1, 5, 24), "cu_seqlens": [0, 20], "span": [(2, 10)]},
+            r"tail must be None \(cu_seqlens is given\), got shape \(1, 5, 24\)",
+        ),
+        (
             {"k_weight": torch.ones(16, 23)},
             r"k_weight must be \(nkvheads \* headdim, d_model\) = \(any, 24\), got",
         ),

@@ -261,7 +261,7 @@ def test_ends_that_lie_on_the_device_are_found_there(form: str) -> None:
             return _by_keys(q, x[:, rows].unflatten(-1, (2, 16)), 20, [3, 140], 0.3, ends)
         cos, sin = (t[rows] for t in angles) if form == "turned" else (None, None)
         return _by_hidden(
-            q, x[:, rows], weight, bias, norm, 0.1, cos, sin, 20, [3, 140], 0.3, ends
+            q, x[:, rows], weight, bias, norm, 0.1, cos, sin, None, 20, [3, 140], 0.3, ends
         )  # fmt: skip
 
     for mine, sliced in zip(run(slice(None), cu[1:3]), run(slice(5, 155), None)):
@@ -316,8 +316,8 @@ def test_opcheck() -> None:
     torch.library.opcheck(_by_keys.op, (q, keys, 5, [3, 50], 0.3, None))
     torch.library.opcheck(_by_keys.op, (q[:1], keys[:1], 5, [3, 40], 0.3, cu))
     rest = (5, [3, 50], 0.3, None)
-    torch.library.opcheck(_by_hidden.op, (q, x, weight, None, None, 0.0, None, None, *rest))
-    torch.library.opcheck(_by_hidden.op, (q, x, weight, norm, norm, 0.1, cos, sin, *rest))
+    torch.library.opcheck(_by_hidden.op, (q, x, weight, None, None, 0.0, None, None, x, *rest))
+    torch.library.opcheck(_by_hidden.op, (q, x, weight, norm, norm, 0.1, cos, sin, None, *rest))
 
 
 def test_torch_compiles_it_whole() -> None:

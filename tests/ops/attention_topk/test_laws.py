@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.footprint import largest_tensor
 from tests.ops.attention_topk.common import assert_same, law, pick, randn, rope_angles, rope_tables
 from tvkernels.attention_topk import (
     attention_topk,
@@ -132,3 +133,36 @@ def test_blocks_of_keys_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("tvkernels.attention_topk.reference"), "KEY_BLOCK", 7)
     for a, b in zip(whole, all_three()):
         assert_same(a, b)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(("length", "behind"), [(300, 90), (256, 3), (20, 5), (200, 0)])
+@pytest.mark.parametrize("form", ["plain", "normed", "turned"])
+def test_a_tail_is_hidden_s_own_end(
+    form: str, length: int, behind: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, in blocks and tiles that hold tokens of both."""
+    monkeypatch.setattr(import_module("tvkernels.attention_topk.reference"), "KEY_BLOCK", 128)
+    whole, weight, options = randn(2, length + behind, 48), randn(32, 48), {}
+    if form != "plain":
+        options["norm_weight"] = randn(48)
+    if form == "turned":
+        options |= {"rope": rope_tables(rope_angles(length + behind, 16)), "k_bias": randn(32)}
+    for dtype in (torch.float32, torch.bfloat16):
+        hidden, q = whole.to(dtype), randn(2, 4, 16).to(dtype)
+        how = (weight, length // 3, (2, length - 2))
+        want = attention_topk_hidden(q, hidden, *how, **options)
+        parts = hidden[:, :length].contiguous(), hidden[:, length:].contiguous()
+        got = attention_topk_hidden(q, parts[0], *how, **options, tail=parts[1])
+        assert all(map(torch.equal, got, want))
+
+
+def test_a_tail_copies_nothing_of_hidden() -> None:
+    q, hidden, weight = randn(1, 4, 16), randn(1, 6000, 48), randn(32, 48)
+    tail = randn(1, 30, 48)
+
+    def run() -> None:
+        attention_topk_hidden(q, hidden, weight, 50, (0, 6000), tail=tail)
+
+    # logits, and a block of 1,024 tokens
+    assert largest_tensor(run) <= 1024 * 48 < hidden.numel()
