@@ -6,6 +6,7 @@
     stages.py     compression stages in the words of users
     layout.py     where vision tokens lie in a sequence, and what reaches each layer
     errors.py     the errors that users see, in one wording
+    atomic.py     files that are written whole or not at all
     stops.py      time, tokens and memory of each stop
     demo.py       the demo's video, and questions about it with their answers
     __main__.py   starts the command line; handles SIGTERM and Ctrl-C from the first moment

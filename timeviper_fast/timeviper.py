@@ -231,6 +231,17 @@ class TimeViper(TimeViperNetwork):
         options = {"frames": frames, "fps": fps, "bounded": bounded, "even": even}
         return open_stream(self, self.tokenizer, opening, chosen, **options)  # type: ignore[arg-type]
 
+    def load_session(self, path: str | Path) -> Session:
+        """A session that `Session.save` wrote, of this model: equal weights, config, dtype and
+        vocabulary. The device is free. On the CPU the tensors stay mapped from the file, which must
+        not be written to meanwhile; replacing it is safe.
+
+        Raises:
+            ValueError: a file of another model, format or version, a damaged or a truncated one.
+            OSError: there is no such file.
+        """
+        return Session.load(self, self.tokenizer, path)
+
     def ask(
         self,
         video: Any,

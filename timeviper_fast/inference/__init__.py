@@ -6,6 +6,9 @@
     stream.py    Stream: a video that is still coming
     bounded.py   what a stream forgets that may hold only so much
     watch.py     frames of a stream and questions about it, each in its turn
+    footage.py   what a session knows of its video
+    session_file.py  a session in a file: its tensors and texts, and what they must agree with
+    tensor_file.py   safetensors files: written piece by piece, whole or not at all
     answer.py    Answer, and generated tokens as text
     request.py   the options of a video and of a question, checked once
     encode.py    a video to visual tokens, batch by batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,10 +17,11 @@ from timeviper_fast.inference.answer import check_tokenizer, stop_ids_of
 from timeviper_fast.inference.encode import Encoded, encode_video
 from timeviper_fast.inference.ended import Ended
 from timeviper_fast.inference.fit import check_fits
+from timeviper_fast.inference.footage import Footage
 from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.inference.request import Opening, Question
 from timeviper_fast.inference.room import explained, planned
-from timeviper_fast.inference.session import Footage, Session, question_prompt
+from timeviper_fast.inference.session import Session, question_prompt
 from timeviper_fast.inference.tiles import best_grid, cut_tiles, encode_tiles
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.model import TimeViperNetwork
@@ -127,6 +129,7 @@ class _Opener:
             lost_frames=source.lost_frames,
             notes=source.notes,
             repeated=int((times == times[-1]).sum()) - 1,
+            size=_bytes_of(source.name),
         )
         return Session(
             self.model,
@@ -171,3 +174,9 @@ class _Opener:
             visual = encode_tiles(self.model, crops, *grid)
             stop.shape, stop.tokens = f"{len(crops)} images", str(visual.shape[1])
         return Encoded(visual, frame.seconds)
+
+
+def _bytes_of(name: str) -> int | None:
+    """Size of the file of that name; None if the source is something else."""
+    path = Path(name)
+    return path.stat().st_size if path.is_file() else None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,12 +12,14 @@ from torch import Tensor
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.errors import expect_function, fail
 from timeviper_fast.inference.answer import Answer, check_tokenizer, speak, stop_ids_of
-from timeviper_fast.inference.encode import filling_note, token_seconds
+from timeviper_fast.inference.encode import filling_note
 from timeviper_fast.inference.ended import Ended, Prefill
 from timeviper_fast.inference.evidence import Evidence, collect_evidence
+from timeviper_fast.inference.footage import Footage
 from timeviper_fast.inference.generate import counted
 from timeviper_fast.inference.request import Opening, Question, Sampling, sampling_of
 from timeviper_fast.inference.room import explained, fitting_batch
+from timeviper_fast.inference.session_file import Contents, load_contents, save_contents
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.stops import Stop, StopWatch
 from timeviper_fast.text.prompt import Message, Prompt, build_prompt, conversation, vision_preface
@@ -26,7 +28,7 @@ from timeviper_fast.video import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Chat", "Footage", "Session", "question_prompt"]
+__all__ = ["Chat", "Session", "question_prompt"]
 
 # where the vision tokens stand behind a lead; no text that people write holds it
 _PLACE = "\ue000"
@@ -34,42 +36,6 @@ _PLACE = "\ue000"
 _NEUTRAL = "Describe the video."
 # questions that are read and answered together; each holds a fork of the video's states
 BATCH = 8
-
-
-@dataclass(frozen=True)
-class Footage:
-    """What a session knows of its video.
-
-    Attributes:
-        name: the source, as error messages print it.
-        seconds: (frames,) float64, when each frame that was looked at is shown.
-        duration: seconds of the part that was looked at.
-        tokens_per_frame: vision tokens of a frame.
-        clip: frames that are encoded or merged together.
-        is_image: whether it is a single image.
-        lost_frames, notes: as in `Answer`.
-        repeated: how many frames are copies of the last one, by the sampling policy.
-        size: bytes of the file, None where there is none.
-    """
-
-    name: str
-    seconds: Tensor
-    duration: float
-    tokens_per_frame: int
-    clip: int = 1
-    is_image: bool = False
-    lost_frames: int = 0
-    notes: tuple[str, ...] = ()
-    repeated: int = 0
-    size: int | None = None
-
-    def token_seconds(self, tokens: int) -> Tensor:
-        """(tokens,) the second of each vision token."""
-        return token_seconds(self.seconds, self.counts(tokens), self.clip)
-
-    def counts(self, tokens: int) -> list[int]:
-        """Vision tokens of each frame, copies that fill the last clip included."""
-        return [self.tokens_per_frame] * -(-tokens // self.tokens_per_frame)
 
 
 def question_prompt(
@@ -193,6 +159,45 @@ class Session:
         footage, counts = self.footage, self.footage.counts(read.segment.vision_present)
         clip = footage.clip
         return collect_evidence(read.records, footage.seconds, counts, clip_frames=clip, row=row)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write everything but the model to one file, completely or not at all.
+
+        The file belongs to the weights, the dtype and the tokenizer of the model as they are now.
+
+        Args:
+            path: of the file, by custom with the suffix .session.
+            overwrite: whether it replaces an existing file.
+
+        Raises:
+            ValueError: a path that must not be replaced.
+            OSError: it cannot be written, or the disk is full; an old file is as before.
+        """
+        parts = (self._ended, self.before, self.footage, self.opening)
+        contents = Contents(*parts, self._stages, self.exact)
+        save_contents(path, self.model, self.tokenizer, contents, overwrite=overwrite)
+
+    @classmethod
+    def load(
+        cls,
+        model: TimeViperNetwork,
+        tokenizer: PreTrainedTokenizerBase | None,
+        path: str | os.PathLike[str],
+    ) -> Session:
+        """The session of a file; `TimeViper.load_session` has the details."""
+        if tokenizer is None:
+            fail("load_session", "model", "have a tokenizer", None, "set model.tokenizer")
+        stored = load_contents(path, model, tokenizer)
+        return cls(
+            model,
+            tokenizer,
+            stored.ended,
+            before=stored.before,
+            footage=stored.footage,
+            opening=stored.opening,
+            stages=stored.stages,
+            exact=stored.exact,
+        )
 
     def chat(self) -> Chat:
         """A conversation about the video: each question knows what was said before."""

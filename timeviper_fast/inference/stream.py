@@ -15,10 +15,11 @@ from timeviper_fast.inference.answer import check_tokenizer, stop_ids_of
 from timeviper_fast.inference.bounded import Bound, parse_bound
 from timeviper_fast.inference.encode import Encoded, FrameEncoder
 from timeviper_fast.inference.ended import Ended
+from timeviper_fast.inference.footage import Footage
 from timeviper_fast.inference.plan import prompt_lengths
 from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.inference.request import Opening, Question
-from timeviper_fast.inference.session import Chat, Footage, Session, question_prompt
+from timeviper_fast.inference.session import Chat, Session, question_prompt
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.video import Frames

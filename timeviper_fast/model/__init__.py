@@ -8,6 +8,7 @@
     stack.py       the loop through the layers, with compression stages between them
     transv.py      one compression stage: drop vision tokens, add their content to the text
     cache.py       keys, values and states between calls
+    fingerprint.py  what weights are, as one short text
     initialize.py  random weights as the family initialises them
 
 `vision/` turns pixel values into patch features.

@@ -63,6 +63,14 @@ class AttentionState:
         self.lengths = torch.zeros(shape[0], device=device, dtype=torch.int32)
         self.longest, self.even = 0, True
 
+    @classmethod
+    def of(cls, key: Tensor, value: Tensor) -> AttentionState:
+        """A state that holds `key` and `value` (batch, n, nkvheads, headdim), without a copy."""
+        state = cls((len(key), 0, *key.shape[2:]), key.device, key.dtype)
+        state.key, state.value, state.longest = key, value, key.shape[1]
+        state.lengths.fill_(state.longest)
+        return state
+
     def append(self, key: Tensor, value: Tensor) -> None:
         """Write the next tokens' keys and values (batch, n, nkvheads, headdim) behind each row's.
 
@@ -212,6 +220,15 @@ class MambaState:
         self.position = torch.zeros(batch, device=device, dtype=torch.int32)
         heads = (batch, config.mamba_num_heads, config.mamba_head_dim, config.ssm_state_size)
         self.ssm = torch.zeros(heads, device=device, dtype=torch.float32)
+
+    @classmethod
+    def of(cls, conv: Tensor, ssm: Tensor) -> MambaState:
+        """A state with the columns `conv`, in order, and `ssm`, which is not copied."""
+        state = object.__new__(cls)
+        state.ring = conv.transpose(1, 2).contiguous().transpose(1, 2)
+        state.position = torch.zeros(len(conv), device=conv.device, dtype=torch.int32)
+        state.ssm = ssm
+        return state
 
     @property
     def conv(self) -> Tensor:

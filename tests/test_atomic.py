@@ -1,0 +1,52 @@
+"""A file is written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from timeviper_fast.atomic import whole_file
+
+
+def test_a_file_appears_with_its_content_and_directories(tmp_path):
+    target = tmp_path / "new" / "file.txt"
+    with whole_file(target) as partial:
+        partial.write_text("whole")
+        assert not target.exists()
+        assert partial.name.startswith(".")
+        assert partial.suffix == ".txt"
+    assert target.read_text() == "whole"
+    assert os.listdir(target.parent) == ["file.txt"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_error_leaves_the_old_file_and_no_other(tmp_path, error):
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+
+    def write(partial):
+        partial.write_text("ne")
+        raise error
+
+    with pytest.raises(error), whole_file(target) as partial:
+        write(partial)
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_killed_process_leaves_the_old_file(tmp_path):
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    code = (
+        "import os, pathlib; from timeviper_fast.atomic import whole_file\n"
+        f"with whole_file(pathlib.Path({str(target)!r})) as partial:\n"
+        "    partial.write_text('ne'); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert target.read_text() == "old"
+    (left,) = (name for name in os.listdir(tmp_path) if name != "file.txt")
+    assert left.startswith(".")

@@ -1,0 +1,47 @@
+"""What a session knows of its video."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from timeviper_fast.inference.encode import token_seconds
+
+__all__ = ["Footage"]
+
+
+@dataclass(frozen=True)
+class Footage:
+    """What a session knows of its video.
+
+    Attributes:
+        name: the source, as error messages print it.
+        seconds: (frames,) float64, when each frame that was looked at is shown.
+        duration: seconds of the part that was looked at.
+        tokens_per_frame: vision tokens of a frame.
+        clip: frames that are encoded or merged together.
+        is_image: whether it is a single image.
+        lost_frames, notes: as in `Answer`.
+        repeated: how many frames are copies of the last one, by the sampling policy.
+        size: bytes of the file, None where there is none.
+    """
+
+    name: str
+    seconds: Tensor
+    duration: float
+    tokens_per_frame: int
+    clip: int = 1
+    is_image: bool = False
+    lost_frames: int = 0
+    notes: tuple[str, ...] = ()
+    repeated: int = 0
+    size: int | None = None
+
+    def token_seconds(self, tokens: int) -> Tensor:
+        """(tokens,) the second of each vision token."""
+        return token_seconds(self.seconds, self.counts(tokens), self.clip)
+
+    def counts(self, tokens: int) -> list[int]:
+        """Vision tokens of each frame, copies that fill the last clip included."""
+        return [self.tokens_per_frame] * -(-tokens // self.tokens_per_frame)

@@ -1,0 +1,62 @@
+"""What weights are, as one short text: equal for equal weights on every device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["fingerprint", "numbers_of", "tensor_digests"]
+
+# numbers that are summed at a time; bounds the memory for their 64-bit copies
+_PIECE = 1 << 22
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def numbers_of(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by name; tied ones under each of their names."""
+    tensors = dict(module.named_parameters(remove_duplicate=False))
+    return tensors | dict(module.named_buffers(remove_duplicate=False))
+
+
+def fingerprint(tensors: Mapping[str, Tensor], *facts: object) -> str:
+    """SHA-256 over the names, dtypes, shapes and bits of tensors, and the `repr` of further facts.
+
+    It is computed anew at each call, because weights may have been trained on since. The tensors
+    are read once, on their device.
+    """
+    digests = tensor_digests(tensors)
+    total = sha256(repr(facts).encode())
+    for name, x in sorted(tensors.items()):
+        total.update(repr((name, str(x.dtype), tuple(x.shape), digests[name])).encode())
+    return total.hexdigest()
+
+
+def tensor_digests(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """For each tensor, the sum of its bits as integers times (2 i + 1), modulo 2^64.
+
+    A sum of integers has no order, so every device gives the same. A tensor that has several names
+    is read once.
+    """
+    sums: dict[int, Tensor] = {}
+    for x in tensors.values():
+        if id(x) not in sums:
+            sums[id(x)] = sum(_sums(x), torch.zeros((), dtype=torch.int64, device=x.device))
+    # one transfer per device: each would be a host sync
+    values: dict[int, int] = {}
+    for device in {total.device for total in sums.values()}:
+        of_device = {key: total for key, total in sums.items() if total.device == device}
+        values.update(zip(of_device, torch.stack([*of_device.values()]).tolist()))
+    return {name: values[id(x)] % 2**64 for name, x in tensors.items()}
+
+
+@torch.no_grad()
+def _sums(x: Tensor) -> Iterator[Tensor]:
+    flat = x.detach().reshape(-1).view(_INTEGERS[x.element_size()])
+    for start in range(0, len(flat), _PIECE):
+        bits = flat[start : start + _PIECE].to(torch.int64)
+        weights = torch.arange(2 * start + 1, 2 * (start + len(bits)), 2, device=x.device)
+        # int64 wraps around: modulo 2^64
+        yield (bits * weights).sum()
