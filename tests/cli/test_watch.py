@@ -89,6 +89,16 @@ def test_a_question_that_does_not_fit_is_told_and_the_next_one_answered(asked, r
     assert second["text"]
 
 
+def test_a_live_source_is_what_pyav_opens(asked):
+    code, out, err = asked(
+        "testsrc=rate=5:size=48x48:duration=4", "--live", "--format", "lavfi", "--at-end", "--json",
+        *TOKENS, "-q", questions="What is there?",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    said = json.loads(out)
+    assert (said["frames"], said["second"], said["dropped_frames"]) == (4, 3.0, 0)
+
+
 def test_mistakes_are_one_line(asked, recording, tmp_path):
     question = "What?"
     one_line(asked(tmp_path / "no.ts", questions=question), "no such file", "live sources")

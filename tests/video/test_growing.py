@@ -50,16 +50,16 @@ def test_what_was_written_before_the_end_was_told_is_read(tmp_path):
     assert everything(path, patience) == (bytes(100), "")
 
 
-def test_a_quiet_file_ends_but_a_slow_reader_does_not_end_it(tmp_path):
+def test_a_quiet_file_ends_but_a_slow_reader_does_not_end_it(tmp_path, monkeypatch):
     path, patience = tmp_path / "a.ts", Patience(0.08, 0.01)
     path.write_bytes(b"x" * 10)
     with growing_file(path, patience) as file:
         assert file.read(10) == b"x" * 10
         time.sleep(0.1)
-        # written while the reader is in its next reading
-        timer = threading.Timer(0.03, path.write_bytes, [b"x" * 10 + b"y"])
-        timer.start()
+        # written while the reader waits for more
+        monkeypatch.setattr(patience, "wait", lambda: path.write_bytes(b"x" * 10 + b"y"))
         assert file.read(10) == b"y"
+        monkeypatch.undo()
         started = time.monotonic()
         assert file.read(10) == b""
         assert 0.08 <= time.monotonic() - started < 2

@@ -147,7 +147,7 @@ def test_a_stalled_file_ends_with_what_is_whole(folder, tmp_path):
         assert COUNT // 3 < len(truth) <= len(found) <= len(truth) + 1
 
 
-def test_a_file_that_vanishes_or_shrinks(folder, tmp_path):
+def test_a_file_that_vanishes_or_shrinks(folder, tmp_path, monkeypatch):
     data = (folder / "stream.ts").read_bytes()
     path = tmp_path / "stream.ts"
     changes = (
@@ -158,7 +158,8 @@ def test_a_file_that_vanishes_or_shrinks(folder, tmp_path):
         path.write_bytes(data)
         with open_stream(path, "fps:100", quiet=None, poll=0.01) as stream:
             found = [number_of(next(stream).rgb[0]) for _ in range(5)]
-            threading.Timer(0.05, change).start()
+            # when the reader waits, all that is written was read
+            monkeypatch.setattr(stream._patience, "wait", change)
             with pytest.raises(VideoError, match=f"stream.ts: {words}"):
                 found.extend(number_of(one.rgb[0]) for one in stream)
             # the frames before come first
