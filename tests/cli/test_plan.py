@@ -34,8 +34,8 @@ def test_the_tables_name_kinds_layers_and_floors(run):
         "Floors: NVIDIA Ada GPU Architecture, appendix A; no promise, a run is slower.",
         "weights 18.843 exact session 2.130 exact",
         "reserve 0.800 estimate",
-        "chunk 4096, frame batch 64, the session's rows on the device",
-        "It fits rtx4090 (24.00 GB): 0.30 GB are left.",
+        "chunk 8192, frame batch 64, the session's rows on the device",
+        "It fits rtx4090 (24.00 GB): 0.63 GB are left.",
     ):
         assert words in text, words
     stages = ("--stages", "attention:14:0.25:raw")

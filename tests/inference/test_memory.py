@@ -161,17 +161,16 @@ def test_a_question_holds_its_rows_and_what_its_stage_drops():
     before, frames, text = 3, 500, 7
     original = config.visual_tokens(frames)
     entering, upper = original // 2, before + original // 10 + text
-    joined = 4 * 128 * (before + entering + text)
     dropped = 4 * (entering - original // 10) * (128 + 2 * 64)
     scores = (4 * 4 + 16) * (before + entering + text)
     few, many = (question_bytes(config, before, frames, text, n, "float32") for n in (64, 8192))
     # with small blocks the stage is the peak, with large ones a layer behind it
     block = block_bytes(config, upper, "float32")
-    assert few == joined + max(
+    assert few == max(
         scores + 4 * 128 * upper + dropped,
         2 * 4 * 128 * upper + block_bytes(config, 64, "float32"),
     )
-    assert many == joined + 2 * 4 * 128 * upper + block
+    assert many == 2 * 4 * 128 * upper + block
     lone = question_bytes(config_of("none"), before, frames, text, 64, "float32")
     assert lone == 2 * 4 * 128 * text + block_bytes(config, text, "float32")
 
@@ -191,7 +190,10 @@ def test_a_question_holds_at_most_its_bound(transfer):
         dropped = read.stages[0].before - read.stages[0].after
         held += 2 * 4 * text * 4 * dropped
     bound = question_bytes(config, before, frames, text, 1024, "float32")
-    assert 0.8 * bound <= memory.peak() - held <= bound
+    measured = memory.peak() - held
+    assert measured <= bound
+    # without dropped rows the peak is a block, whose bound is that of layers which are not here
+    assert measured >= 0.8 * bound or not transfer
 
 
 @pytest.mark.parametrize(

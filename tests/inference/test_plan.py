@@ -130,12 +130,17 @@ def test_exact_bytes_bounds_and_the_reserve_add_up_to_the_peak():
     asking = sum(exact.values()) + bound["question"]
     assert made.need == RESERVE + max(opening, asking)
     assert made.need <= made.memory == 24 * 10**9
-    # dropped rows and their keys, the rows that stay, and scores; then what they are taken from
-    assert bound["question"] / 1e9 == pytest.approx(0.573 + 0.262 + 0.144 + 0.014 + 0.718, abs=2e-3)
+    # rows as they enter a layer behind the stage and as they leave it, and its block
+    behind = 2 * 0.144 + bound["block"] / 1e9
+    # dropped rows and their keys, the rows that stay, and scores
+    at_the_stage = 0.573 + 0.262 + 0.144 + 0.014
+    assert bound["question"] / 1e9 == pytest.approx(max(behind, at_the_stage), abs=2e-3)
 
 
 def test_the_largest_chunk_and_batch_that_fit_are_chosen():
-    wide, narrow, narrower = (plan(NINE_B, 10000, gpu=size) for size in ("h200", "24.1GB", "24GB"))
+    wide, narrow, narrower = (
+        plan(NINE_B, 10000, gpu=size) for size in ("h200", "23.5GB", "23.2GB")
+    )
     assert (wide.chunk, wide.frame_batch, wide.on_host) == (8192, 256, False)
     assert (wide.chunk, wide.frame_batch) > (narrow.chunk, narrow.frame_batch)
     assert narrow.chunk > narrower.chunk
@@ -155,8 +160,8 @@ def replanned(made, **options):
 
 
 def test_rows_go_to_the_host_before_a_plan_is_refused():
-    assert not plan(NINE_B, 10000, gpu="23.75GB").on_host
-    made = plan(NINE_B, 10000, gpu="23GB")
+    assert not plan(NINE_B, 10000, gpu="23GB").on_host
+    made = plan(NINE_B, 10000, gpu="22.7GB")
     assert made.on_host
     assert made.need <= made.memory
     with pytest.raises(ArgumentError, match=r"fit the memory of 20\.5GB"):

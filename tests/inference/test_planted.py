@@ -7,7 +7,7 @@ which would pass it is seen here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
@@ -41,8 +41,8 @@ def shared_states(patch: Patch) -> None:
 
 
 def counts_of_those_left(patch: Patch) -> None:
-    def at_the_stage(video: Ended, joined: torch.Tensor):
-        segment = _at_the_stage(video, joined)
+    def at_the_stage(video: Ended, length: int):
+        segment = _at_the_stage(video, length)
         return replace(segment, vision_tokens=segment.vision_present)
 
     patch.setattr(Ended, "_at_the_stage", at_the_stage)
@@ -86,15 +86,16 @@ class FromDecode(Ended):
 def decode_state_continued(patch: Patch) -> None:
     def after(video: Ended, text: torch.Tensor) -> Ended:
         read = _read(video, [text], max_new_tokens=NEW)
-        given = {**vars(video), "cache": read.cache, "records": tuple(read.records), "text": text}
+        given = {field.name: getattr(video, field.name) for field in fields(video)}
+        given |= {"cache": read.cache, "records": tuple(read.records), "text": text}
         return FromDecode(**given)
 
     patch.setattr(Ended, "after", after)
 
 
 def the_row_before(patch: Patch) -> None:
-    def at_the_stage(video: Ended, joined: torch.Tensor):
-        segment = _at_the_stage(video, joined)
+    def at_the_stage(video: Ended, length: int):
+        segment = _at_the_stage(video, length)
         behind = segment.length - segment.span.stop
         return replace(segment, query_from_end=min(1, behind - 1))
 

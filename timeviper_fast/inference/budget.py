@@ -103,10 +103,7 @@ class Needs:
         rows = min(chunk, self.opened_rows)
         block, waiting = block_bytes(config, rows, dtype), waiting_bytes(config, rows, dtype)
         given = (self.asked.before, self.asked.frames, self.asked.text, chunk)
-        question = question_bytes(config, *given, dtype)
-        if on_host:
-            # the keys and values of dropped rows come back while the text reads them
-            question += self.session["dropped_kv"]
+        question = question_bytes(config, *given, dtype, on_host)
         idle = self.exact["forks"] + self.exact["logits"]
         opening = max(encoder, block) + waiting - idle
         bound = {"encoder": encoder, "block": block, "waiting": waiting, "question": question}

@@ -130,6 +130,13 @@ class Ended:
         """Number of the asking stage; the number of stages if there is none."""
         return asking_stage(self.backbone.stages)
 
+    @property
+    def asking_layer(self) -> int:
+        """The layer that the asking stage stands before; the number of layers without one."""
+        stages = self.backbone.stages
+        layers = self.backbone.config.num_hidden_layers
+        return stages[self.asking].layer if self.asking < len(stages) else layers
+
     @torch.no_grad()
     def after(self, text: Tensor) -> Ended:
         """The video with `text` (batch, n, d_model) behind it, where a later question goes on."""
@@ -203,9 +210,7 @@ class Ended:
 
     def _rooms(self, below: int, above: Sequence[int] | None) -> list[int | None]:
         """Tokens more for layers below the asking stage, and the capacities of the others."""
-        stages = self.backbone.stages
-        layers = self.backbone.config.num_hidden_layers
-        end = stages[self.asking].layer if self.asking < len(stages) else layers
+        end, layers = self.asking_layer, self.backbone.config.num_hidden_layers
         return [
             below if layer < end else None if above is None else above[layer]
             for layer in range(layers)
@@ -226,21 +231,37 @@ class Ended:
         hidden = text if text.shape[1] or self.last is None else self.last
         records = [*self.records]
         if self.asking < len(self.backbone.stages):
-            parts = (part.hidden.to(text.device, non_blocking=True) for part in self.rows)
-            joined = torch.cat([*parts, text], dim=1)
-            segment = self._at_the_stage(joined)
+            hidden, segment, record = self._divide(text, watch)
             passage = self.backbone.run(
-                joined,
+                hidden,
                 (segment,),
                 cache=cache,
                 chunk=self.chunk,
                 start_stage=self.asking,
+                staged=True,
                 watch=watch,
                 on_pass=on_pass,
             )
             hidden = passage.hidden
-            records += [record for (record,) in passage.records]
+            records += [*record, *(record for (record,) in passage.records)]
         return self.backbone.logits(hidden[:, -1:])[:, 0], records
+
+    def _divide(
+        self, text: Tensor, watch: StopWatch | None
+    ) -> tuple[Tensor, Segment, list[StageRecord]]:
+        """The asking stage: the rows that stay and the text, where the vision lies in them, and
+        what the stage did; without vision it does nothing."""
+        here = [part.hidden.to(text.device, non_blocking=True) for part in self.rows]
+        rows = here[0] if len(here) == 1 else torch.cat([text[:, :0], *here], dim=1)
+        segment = self._at_the_stage(rows.shape[1] + text.shape[1])
+        if not self.segment.vision_tokens:
+            return torch.cat([rows, text], dim=1), segment, []
+        module, layer = self.backbone.transv[self.asking], self.backbone.layers[self.asking_layer]
+        assert isinstance(module, TransV)
+        with self.backbone.timed(watch, self.asking) as stop:
+            hidden, left, record = module.divide(rows, text, segment, layer.mixer, layer.norm)  # type: ignore[arg-type]
+            stop.tokens = f"{record.tokens_before} -> {record.tokens_after}"
+        return hidden, left, [record]
 
     def _below(
         self, cache: HybridCache, text: Tensor, on_pass: Callable[[int], None] | None
@@ -284,14 +305,14 @@ class Ended:
         inside = span.length - len(at)
         return span, at[None].to(self.backbone.embeddings.weight.device) if inside else None
 
-    def _at_the_stage(self, joined: Tensor) -> Segment:
+    def _at_the_stage(self, length: int) -> Segment:
         """Where the vision tokens lie in the rows and the question behind them."""
         if not self.segment.vision_tokens:
-            return Segment(joined.shape[1])
+            return Segment(length)
         span, index = self._placed
         inside = 0 if index is None else span.length - index.shape[1]
         return Segment(
-            joined.shape[1],
+            length,
             span,
             vision_tokens=self.segment.vision_tokens,
             text_inside=inside,

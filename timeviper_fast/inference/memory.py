@@ -179,13 +179,14 @@ def question_bytes(
     text: int,
     chunk: int,
     dtype: str = "bfloat16",
+    on_host: bool = False,
 ) -> int:
     """Upper bound of what lives while one question is read, besides session and fork.
 
-    The rows of the video and the text behind them are put together for the asking stage, and live
-    until the question is read. At the stage there are also its scores (float32, of each query
-    head), the rows that stay, and with a transfer those that it drops, and their keys and values.
-    In the layers behind there are the rows that enter, those that leave, and a block.
+    At the asking stage there are its scores (float32, of each query head), the rows that stay, and
+    with a transfer those that it drops, and their keys and values. In the layers behind there are
+    the rows that enter, those that leave, and a block. With `on_host` the session's rows come for
+    the asking stage alone, and before that the keys and values of what earlier stages dropped.
     """
     backbone, e, rows = config.backbone, item_bytes(dtype), flow(config, before, frames)
     row, kv = backbone.hidden_size * e, _kv_bytes(backbone, e)
@@ -198,7 +199,10 @@ def question_bytes(
     # two lists of int64 numbers of rows: those that stay and go, and the order by score
     scored = (4 * backbone.num_attention_heads + 16) * seen
     at_the_stage = scored + row * upper + transferred
-    return row * seen + max(at_the_stage, 2 * row * upper + block)
+    if on_host:
+        dropped = kv * sum(stage.transferred for stage in rows.below)
+        at_the_stage = max(dropped, at_the_stage + row * (before + rows.entering))
+    return max(at_the_stage, 2 * row * upper + block)
 
 
 def waiting_bytes(config: TimeViperConfig, chunk: int, dtype: str = "bfloat16") -> int:

@@ -118,6 +118,7 @@ class LayerStack(nn.Module):
         log_scores: bool = False,
         start_stage: int | None = None,
         stop_stage: int | None = None,
+        staged: bool = False,
     ) -> Passage:
         """Run the layers from one stage up to another.
 
@@ -136,6 +137,7 @@ class LayerStack(nn.Module):
                 what they keep.
             start_stage: the stage to begin with (0 is the first); None begins at the first layer.
             stop_stage: the stage to stop before; None runs to the last layer.
+            staged: whether the stage `start_stage` has run already.
 
         Raises:
             ValueError: segments do not cover the sequence or only count tokens, a cache is given
@@ -152,7 +154,8 @@ class LayerStack(nn.Module):
         given = hidden
         for number in range(first, end):
             layers = self._layers_behind(number)
-            if number >= 0 and any(segment.vision_tokens for segment in segments):
+            done = staged and number == first
+            if number >= 0 and not done and any(segment.vision_tokens for segment in segments):
                 layer = self.layers[layers.start]
                 with self.timed(watch, number) as stop:
                     stage = self.transv[number]

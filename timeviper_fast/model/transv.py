@@ -117,13 +117,43 @@ class TransV(nn.Module):
             self._transfer(hidden, segments, shorter.dropped, shorter.kept, after)
         return shorter.kept, tuple(after), records
 
+    def divide(
+        self, rows: Tensor, text: Tensor, segment: Segment, mixer: nn.Module, norm: Norm
+    ) -> tuple[Tensor, Segment, StageRecord]:
+        """Shorten the sample [rows][text] without putting it together: a session's rows may be as
+        large as the video.
+
+        Args:
+            rows: (batch, n, d_model), the sample up to its last vision token.
+            text: (batch, m, d_model), what stands behind it, with the query as its last token; m
+                may be 0.
+            segment: the sample.
+            mixer, norm: as in `forward`, and so are the results.
+        """
+        kept, dropped, scores = self._choose(rows, segment, mixer, norm, text)
+        counts = (segment.vision_present, kept.shape[1])
+        record = StageRecord(self.stage.layer, *counts, kept, scores)
+        leaving = segment.positions(dropped)
+        staying, gone, _ = compact(rows, leaving, return_dropped=self.stage.transfer)
+        if gone is not None and gone.shape[1] and text.shape[1]:
+            text = self.read(text, *self.keys_values(gone))
+        # what is dropped need not live while the others are copied
+        del gone
+        return torch.cat([staying, text], dim=1), segment.keep(kept), record
+
     def _choose(
-        self, sample: Tensor, segment: Segment, mixer: nn.Module, norm: Norm
+        self,
+        sample: Tensor,
+        segment: Segment,
+        mixer: nn.Module,
+        norm: Norm,
+        tail: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(kept, dropped, scores); kept and dropped are (batch, n) numbers of present tokens."""
+        """(kept, dropped, scores); kept and dropped are (batch, n) numbers of present tokens.
+        `tail` is the end of the sample, if it lies apart."""
         keep = self.stage.kept_count(segment.vision_tokens)
         if self.stage.select == "attention":
-            return self._by_attention(sample, segment, keep, mixer, norm)
+            return self._by_attention(sample, segment, keep, mixer, norm, tail)
         kept = self.spaced(segment.vision_present, keep, sample.device)
         dropped = dropped_indices(kept, segment.vision_present)
         return kept.expand(len(sample), -1), dropped.expand(len(sample), -1), None
@@ -139,33 +169,42 @@ class TransV(nn.Module):
             kept = kept.pin_memory()
         return kept.to(device, non_blocking=True)
 
-    def _positions(self, seen: Tensor) -> Rotary | None:
+    def _positions(self, tokens: int, like: Tensor) -> Rotary | None:
         """Rotary positions of the tokens that a stage scores; None where it scores without."""
         if self.stage.score == "raw" or not self.config.rope_theta:
             return None
-        return Rotary.of(self.config, [0], (seen.shape[1],), seen)
+        return Rotary.of(self.config, [0], (tokens,), like)
 
     def _by_attention(
-        self, sample: Tensor, segment: Segment, keep: int, mixer: nn.Module, norm: Norm
+        self,
+        sample: Tensor,
+        segment: Segment,
+        keep: int,
+        mixer: nn.Module,
+        norm: Norm,
+        tail: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():
             # Causal: the query sees only earlier tokens. In training the answer follows it and
             # must not leak.
-            seen = sample[:, : segment.length - segment.query_from_end]
-            query, on_keys = seen[:, -1], None
+            length = segment.length - segment.query_from_end
+            seen, rest = sample[:, :length], None
+            if tail is not None and tail.shape[1]:
+                rest = tail[:, : length - sample.shape[1]]
+            query, on_keys = (seen if rest is None else rest)[:, -1], None
             if self.stage.score == "normed":
                 query, on_keys = norm(query), (norm.weight, norm.eps)
             # under autocast the projection has another dtype than the residual stream
             q = mixer.q_proj(query).to(seen.dtype)  # type: ignore[operator]
             q = q.unflatten(-1, (-1, self.head_dim))
-            rotary = self._positions(seen)
+            rotary = self._positions(length, seen)
             if rotary is not None:
                 q = rotary.last.turn(q[:, None])[:, 0]
             key: nn.Linear = mixer.k_proj  # type: ignore[assignment]
             select = partial(
                 attention_topk_hidden, q, seen, key.weight,
                 span=(segment.span.start, segment.span.length),
-                norm_weight=on_keys, k_bias=key.bias, rope=rotary,
+                norm_weight=on_keys, k_bias=key.bias, rope=rotary, tail=rest,
             )  # fmt: skip
             if segment.index is None:
                 chosen = select(keep=keep)
@@ -188,7 +227,7 @@ class TransV(nn.Module):
             seen = norm(seen)
         q = mixer.q_proj(seen[:, -1:]).unflatten(-1, (-1, self.head_dim))  # type: ignore[operator]
         k = mixer.k_proj(seen).unflatten(-1, (-1, self.head_dim))  # type: ignore[operator]
-        rotary = self._positions(seen)
+        rotary = self._positions(seen.shape[1], seen)
         if rotary is not None:
             q, k = rotary.last.turn(q), rotary.turn(k)
         grouped = q[:, 0].unflatten(1, (k.shape[2], -1)) / math.sqrt(self.head_dim)
