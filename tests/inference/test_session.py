@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.inference.one_go import digest
+from tests.random_model import tiny_model
 from timeviper_fast import Sampling
+from timeviper_fast.config import CompressionStage
 from timeviper_fast.inference.session import Session
 from timeviper_fast.model.cache import AttentionState
 
@@ -36,7 +39,8 @@ def test_an_answer_is_that_of_asking_afresh(model, video, session):
 def test_a_list_of_questions_gives_a_list_of_answers(session):
     many = QUESTIONS * 3 + [[{"role": "user", "content": "What moves?"}]]
     answers = session.ask(many, max_new_tokens=6)
-    assert [a.text for a in answers] == [session.ask(q, max_new_tokens=6).text for q in many]
+    for question, answer in zip(many, answers):
+        assert the_same(answer, session.ask(question, max_new_tokens=6))
     assert session.ask(QUESTIONS[:1], max_new_tokens=6)[0].text == answers[0].text
 
 
@@ -142,3 +146,50 @@ def test_a_sessions_stages_are_its_own(model, video):
         answer, model.ask(video, QUESTIONS[0], max_new_tokens=3, stages="none", **OPTIONS)
     )
     assert model.ask(video, QUESTIONS[0], max_new_tokens=3, **OPTIONS).stages != ()
+
+
+def test_threads_ask_sessions_of_unequal_stages(model, video, session):
+    plain = model.open(video, stages="none", **OPTIONS)
+    asked = [(one, q) for q in QUESTIONS[:2] for one in (session, plain)] * 2
+    want = [one.ask(q, max_new_tokens=3) for one, q in asked]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda pair: pair[0].ask(pair[1], max_new_tokens=3), asked))
+    assert all(map(the_same, got, want))
+    assert model.backbone.stages == model.config.stages != ()
+
+
+def test_what_happens_to_the_model_afterwards(video):
+    """Stages of the model are not the session's; weights are, so a change of them is refused."""
+    model = tiny_model()
+    session = model.open(video, **OPTIONS)
+    answer = session.ask(QUESTIONS[0], max_new_tokens=3)
+    # the transfer's weights leave the model, not the session
+    model.set_stages(())
+    assert the_same(session.ask(QUESTIONS[0], max_new_tokens=3), answer)
+    with torch.no_grad():
+        model.backbone.embeddings.weight.mul_(2)
+    with pytest.raises(ValueError, match=r"was read, (.*written \d+ times), got '(?!\1)"):
+        session.ask(QUESTIONS[0])
+    model.to(torch.bfloat16)
+    with pytest.raises(
+        ValueError, match=r"was read, torch.float32 on cpu.*, got 'torch.bfloat16 on"
+    ):
+        session.ask(QUESTIONS[0])
+
+
+def test_a_session_at_the_edges(model):
+    """One frame, one row per pass, a list of frames shorter than the policy, nothing that stays."""
+    frames = torch.arange(3 * 8 * 8 * 3, dtype=torch.uint8).view(3, 8, 8, 3)
+    nothing = (
+        CompressionStage(2, "uniform", 0.001, transfer=True),
+        CompressionStage(8, "attention", 0.0005, transfer=False),
+    )
+    cases = ({}, {"chunk": 1}, {"policy": "uniform:50"}, {"stages": nothing})
+    for options in cases:
+        for count in (1, 3):
+            given = frames[:count]
+            answers = model.open(given, **options).ask(["What?", "Why so?"], max_new_tokens=2)
+            afresh = model.ask(given, "What?", max_new_tokens=2, **options)
+            assert the_same(answers[0], afresh)
+    assert afresh.kept_seconds == ()
+    assert "No vision token was left" in afresh.notes[0]

@@ -68,8 +68,7 @@ def open_session(
         opened = video
         if not isinstance(video, Video):
             opened = open_video(video, on_error=opening.on_error, progress=progress)
-    own = None if stages == model.config.stages else stages
-    with opened as source, model.using_stages(own):
+    with opened as source:
         opening = opening.of_model(model.config, source.is_image)
         reader = _Opener(model, tokenizer, source, opening, stages, watch, progress)
         return reader.session(first)
@@ -88,7 +87,8 @@ class _Opener:
         watch: StopWatch,
         progress: Progress | None,
     ) -> None:
-        self.model, self.tokenizer, self.source = model, tokenizer, source
+        self.given, self.model = model, model.with_stages(stages)
+        self.tokenizer, self.source = tokenizer, source
         self.opening, self.stages, self.watch, self.progress = opening, stages, watch, progress
 
     def session(self, first: Question) -> Session:
@@ -132,7 +132,7 @@ class _Opener:
             size=_bytes_of(source.name),
         )
         return Session(
-            self.model,
+            self.given,
             self.tokenizer,
             ended,
             before=prompt.before,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -97,7 +98,11 @@ class Session:
         stops: tuple[Stop, ...] = (),
         exact: bool = True,
     ) -> None:
-        self.model, self.tokenizer, self._ended = model, tokenizer, ended
+        self.model, self.tokenizer = model, tokenizer
+        # the model's stages may change, and other sessions have others
+        self._network = model.with_stages(stages)
+        self._weights = _weights(self._network)
+        self._ended = replace(ended, backbone=self._network.backbone)
         self.before, self.footage, self.opening = tuple(before), footage, opening
         self._control: Evidence | None = None
         self._stages, self.stops, self.exact = stages, stops, exact
@@ -150,9 +155,8 @@ class Session:
         """
         if self._control is None:
             question = Question(_NEUTRAL, max_new_tokens=1)
-            with self.model.using_stages(self._own_stages()):
-                text = self._embedded(self.prompt(question).after)
-                self._control = self._evidence(self._ended.read([text], max_new_tokens=1), 0)
+            text = self._embedded(self.prompt(question).after)
+            self._control = self._evidence(self._ended.read([text], max_new_tokens=1), 0)
         return self._control
 
     def _evidence(self, read: Prefill, row: int) -> Evidence | None:
@@ -173,6 +177,7 @@ class Session:
             ValueError: a path that must not be replaced.
             OSError: it cannot be written, or the disk is full; an old file is as before.
         """
+        self._check_model()
         parts = (self._ended, self.before, self.footage, self.opening)
         contents = Contents(*parts, self._stages, self.exact)
         save_contents(path, self.model, self.tokenizer, contents, overwrite=overwrite)
@@ -222,9 +227,10 @@ class Session:
             ended: the video with the first `known` token ids of the question behind it already.
         """
         first, ended = questions[0], ended or self._ended
+        self._check_model()
         frames, new = len(self.footage.seconds), first.max_new_tokens
-        memory = explained(self.model, "answering", frames, len(questions), new)
-        with self.model.using_stages(self._own_stages()), memory:
+        memory = explained(self._network, "answering", frames, len(questions), new)
+        with memory:
             with watch.at("prompt") as stop:
                 prompts = [self.prompt(question) for question in questions]
                 texts = [self._embedded(prompt.after[known:]) for prompt in prompts]
@@ -239,7 +245,7 @@ class Session:
             with watch.at("generate") as stop:
                 stop_ids = stop_ids_of(self.tokenizer, self.model.config)
                 spoken = speak(
-                    self.model.backbone,
+                    ended.backbone,
                     self.tokenizer,
                     read,
                     max_new_tokens=first.max_new_tokens,
@@ -285,7 +291,7 @@ class Session:
         """How many questions are answered together."""
         longest = max(len(self.prompt(question).after) for question in questions)
         return fitting_batch(
-            self.model,
+            self._network,
             len(self.footage.seconds),
             len(self.before),
             longest,
@@ -295,8 +301,12 @@ class Session:
             most=min(BATCH, len(questions)),
         )
 
-    def _own_stages(self) -> tuple[CompressionStage, ...] | None:
-        return None if self.model.config.stages == self._stages else self._stages
+    def _check_model(self) -> None:
+        """Refuse a model that was moved, cast or trained since the video was read."""
+        now = _weights(self._network)
+        if now != self._weights:
+            rule = f"have the weights with which the video was read, {self._weights}"
+            fail("session", "model", rule, now, "open the video again")
 
     def _embedded(self, ids: Sequence[int]) -> Tensor:
         tokens = torch.tensor([list(ids)], dtype=torch.long, device=self.model.device)
@@ -389,8 +399,7 @@ class Chat:
         # an answer is stripped and tokenised again: compare ids, not texts
         if ended is None or ids[:known] != self._ids or known >= len(ids):
             ended, known = session._ended, 0
-        with session.model.using_stages(session._own_stages()):
-            ended = ended.after(session._embedded(ids[known:]))
+        ended = ended.after(session._embedded(ids[known:]))
         watch = StopWatch(session.model.device)
         [answer] = session.answer(
             [asked], watch, on_text=on_text, progress=progress, ended=ended, known=len(ids)
@@ -398,6 +407,12 @@ class Chat:
         self.messages = [*messages, {"role": "assistant", "content": answer.text}]
         self._ids, self._ended = ids, ended
         return answer
+
+
+def _weights(model: TimeViperNetwork) -> str:
+    """Where and what a model's weights are, and how often torch has seen them written in place."""
+    writes = sum(weight._version for weight in model.parameters() if not weight.is_inference())
+    return f"{model.dtype} on {model.device}, written {writes} times"
 
 
 def _is_list_of_questions(question: str | Sequence[Any]) -> bool:

@@ -63,13 +63,14 @@ class Stream:
     ) -> None:
         self.model, self.tokenizer, self.opening = model, tokenizer, opening
         self.before, self._stages = tuple(before), stages
+        self._backbone = model.backbone.with_stages(stages)
         self._fps, self._announced, self._bound = fps, announced, bound
         self._encoder = FrameEncoder(model, opening.frame_batch)
         expected = None
         if announced is not None:
             tokens = model.config.visual_tokens(announced)
             expected = Segment(len(before) + tokens, VisualSpan(len(before), tokens))
-        self._prefix = Prefix(model.backbone, chunk=opening.chunk, expected=expected, even=even)
+        self._prefix = Prefix(self._backbone, chunk=opening.chunk, expected=expected, even=even)
         ids = torch.tensor([list(before)], dtype=torch.long, device=model.device)
         self._prefix.push(model.backbone.embeddings(ids), vision=False)
         # seconds of frames that were encoded and are left; those that wait are the encoder's
@@ -104,12 +105,11 @@ class Stream:
             rule = f"be at most the {self._announced} that were announced"
             fail("push", "frames", rule, self.pushed + count)
         self._check_window(count)
-        with self.model.using_stages(self._own_stages()):
-            for part in self._encoder.push(taken):
-                self._read(self._prefix, part)
-                self._seconds = torch.cat([self._seconds, part.seconds])
-                while self._forget():
-                    pass
+        for part in self._encoder.push(taken):
+            self._read(self._prefix, part)
+            self._seconds = torch.cat([self._seconds, part.seconds])
+            while self._forget():
+                pass
         self.pushed += count
         self._latest, self._now = float(taken.seconds[-1]), None
 
@@ -142,14 +142,13 @@ class Stream:
         if self._announced is not None and self.pushed < self._announced:
             rule = f"have come, all {self._announced} that were announced, before a question"
             fail("stream", "frames", rule, self.pushed)
-        with self.model.using_stages(self._own_stages()):
-            prefix, seconds = self._prefix.fork(), self._seconds
-            rest = self._encoder.rest()
-            if rest is not None:
-                self._read(prefix, rest)
-                seconds = torch.cat([seconds, rest.seconds])
-            prefix.finish()
-            ended = Ended.of(prefix)
+        prefix, seconds = self._prefix.fork(), self._seconds
+        rest = self._encoder.rest()
+        if rest is not None:
+            self._read(prefix, rest)
+            seconds = torch.cat([seconds, rest.seconds])
+        prefix.finish()
+        ended = Ended.of(prefix)
         self._now = Session(
             self.model,
             self.tokenizer,
@@ -172,9 +171,6 @@ class Stream:
             tokens_per_frame=self._per_frame,
             clip=self.model.config.clip_frames,
         )
-
-    def _own_stages(self) -> tuple[CompressionStage, ...] | None:
-        return None if self.model.config.stages == self._stages else self._stages
 
     def _read(self, prefix: Prefix, part: Encoded) -> None:
         self._per_frame = part.tokens.shape[1]
@@ -242,8 +238,7 @@ def open_stream(
     prompt = question_prompt(model, tokenizer, opening, Question("?"), 1, 1.0, False)
     check_tokenizer(model.config, prompt, stop_ids_of(tokenizer, model.config))
     options = {"fps": float(fps), "announced": frames, "bound": bound, "even": even}
-    own = None if stages == model.config.stages else stages
-    with model.using_stages(own), torch.no_grad():
+    with torch.no_grad():
         return Stream(model, tokenizer, opening, stages, prompt.before, **options)  # type: ignore[arg-type]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -58,24 +58,17 @@ class TimeViperNetwork(nn.Module):
         self.backbone.set_stages(stages)
         self.config = replace(self.config, stages=stages)
 
-    @contextmanager
-    def using_stages(self, stages: tuple[CompressionStage, ...] | None) -> Iterator[None]:
-        """Run a block with other compression stages; None changes nothing.
+    def with_stages(self, stages: tuple[CompressionStage, ...]) -> TimeViperNetwork:
+        """This network with other compression stages, on the same weights; this one is not touched,
+        and `set_stages` of this one does not reach the other.
 
         Raises:
             ValueError: as `set_stages`.
         """
-        if stages is None:
-            yield
-            return
-        modules, config = self.backbone.transv, self.config
-        self.set_stages(stages)
-        try:
-            yield
-        finally:
-            self.backbone.transv, self.config = modules, config
-            for module, stage in zip(modules, config.stages):
-                module.stage = stage  # type: ignore[assignment]
+        other = copy.copy(self)
+        other._modules = {**self._modules, "backbone": self.backbone.with_stages(stages)}
+        other.config = replace(self.config, stages=stages)
+        return other
 
     def set_image_size(self, size: int) -> None:
         """Take pictures of another size, in pixels per side; position embeddings are interpolated.

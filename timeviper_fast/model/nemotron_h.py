@@ -8,6 +8,7 @@ checkpoints (bf16 there), and are widened to float32 where they are used.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import cast
 
@@ -220,6 +221,22 @@ class HybridBackbone(LayerStack):
             module.stage = stage
             modules.append(module)
         self.transv = nn.ModuleList(modules)
+
+    def with_stages(self, stages: tuple[CompressionStage, ...]) -> HybridBackbone:
+        """This backbone with other stages, on the same weights; this one is not touched.
+
+        What is done to the weights or the layers of one (training, moving, hooks) is done to both.
+        Stages that this one is given later are not the other's.
+
+        Raises:
+            ValueError: as `set_stages`.
+        """
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        # set_stages changes a module's stage in place
+        other.transv = nn.ModuleList([copy.copy(module) for module in self.transv])
+        other.set_stages(stages)
+        return other
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(batch, n, d_model) of the residual stream -> (batch, n, vocab) float32 logits; float64
