@@ -57,8 +57,7 @@ def variant(name: str) -> TimeViper:
 def read(session, words: str):
     """Logits and kept tokens of a question given as plain text, which may be one token."""
     text = session._embedded(session.tokenizer(words)["input_ids"])
-    with session.model.using_stages(session._own_stages()):
-        return session._ended.read([text], max_new_tokens=2)
+    return session._ended.read([text], max_new_tokens=2)
 
 
 @pytest.fixture(scope="module")
