@@ -16,7 +16,7 @@ import typer
 
 from tests.checkpoint.hub import hub_directory, hub_weights, tiny_tower
 from tests.random_model import square_video, tiny_model
-from timeviper_fast import Answer
+from timeviper_fast import Answer, TimeViper
 from timeviper_fast.cli.main import app, main
 from timeviper_fast.inference.ended import StageCount
 from timeviper_fast.presets import VISION_PRESETS
@@ -52,6 +52,9 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     tiny_model().save_pretrained(home / "MODEL")
     square_video(home / "VIDEO.mp4", seconds=4, fps=5, height=48, width=64)
+    # the file that a command of the pages asks, whichever of them runs first
+    library = home / "LIBRARY" / "VIDEO.mp4.session"
+    TimeViper.from_pretrained(home / "MODEL").open(home / "VIDEO.mp4").save(library)
     turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A square."}]
     rows = [{"video": str(home / name), "conversations": turns} for name in ("VIDEO.mp4", "2.mp4")]
     shutil.copy(home / "VIDEO.mp4", home / "2.mp4")
@@ -128,8 +131,8 @@ def test_every_line_of_a_shell_that_names_the_program_is_a_command():
 def test_options_exist():
     commands = typer.main.get_group(app).commands
     assert {word for command in COMMANDS for word in commands if f" {word} " in f"{command} "} == {
-        "ask", "convert", "demo", "doctor", "held-out", "info", "needle", "plan", "train",
-        "train-tiny", "watch",
+        "ask", "convert", "demo", "doctor", "held-out", "index", "info", "needle", "plan", "session",
+        "train", "train-tiny", "watch",
     }  # fmt: skip
     # those of the program itself too, such as --debug and --install-completion
     everything = [typer.main.get_command(app), *commands.values()]

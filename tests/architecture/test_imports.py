@@ -153,7 +153,7 @@ MODULES = {
         "open": "answer encode ended fit footage prefix request room session tiles",
         "bounded": "",
         "stream": "answer bounded encode ended footage plan prefix request session",
-        "ask": "answer open request",
+        "ask": "answer open request session",
     },
     "cli": {
         "__init__": "",
@@ -162,7 +162,9 @@ MODULES = {
         "mistakes": "app",
         "output": "",
         "terminal": "output",
-        "ask": "app interrupt output terminal",
+        "session": "app interrupt terminal",
+        "index": "app interrupt mistakes terminal",
+        "ask": "app interrupt output session terminal",
         "convert": "app interrupt terminal",
         "demo": "app interrupt terminal",
         "inspect": "app interrupt terminal",
@@ -172,7 +174,8 @@ MODULES = {
         "train": "app interrupt terminal",
         "train_tiny": "app interrupt terminal",
         "watch": "app interrupt mistakes terminal",
-        "main": "app ask convert demo held_out inspect mistakes needle plan train train_tiny watch",
+        "main": "app ask convert demo held_out index inspect mistakes needle plan session train "
+        "train_tiny watch",
     },
     "training": {
         "__init__": "",

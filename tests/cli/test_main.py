@@ -19,8 +19,8 @@ def test_version(run):
 
 HEAVY = {"torch", "numpy", "transformers", "tvkernels", "triton", "rich", "av", "PIL"}
 COMMANDS = (
-    *("ask", "watch", "plan", "train", "train-tiny", "needle", "held-out"),
-    *("info", "doctor", "convert", "demo"),
+    *("ask", "index", "watch", "plan", "train", "train-tiny", "needle", "held-out"),
+    *("info", "doctor", "convert", "demo", "session"),
 )
 
 

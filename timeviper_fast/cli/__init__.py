@@ -6,6 +6,8 @@
     app.py         options that several commands share
     ask.py         a question about a video
     watch.py       questions about a video that goes on
+    index.py       videos that are read once, each into a file
+    session.py     what lies in a directory of such files
     plan.py        what a video and questions about it need
     train.py       a model trained as a TOML file says
     train_tiny.py  a small model of the synthetic world

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from timeviper_fast.cli.app import MODEL_HELP, VIDEO_HELP, BackendName, Device, Dtype, Json, named
 from timeviper_fast.cli.interrupt import importing
+from timeviper_fast.cli.session import format_of
 from timeviper_fast.embedded.models import TINY, embedded_directory
 from timeviper_fast.errors import ArgumentError, expect_matplotlib
 from timeviper_fast.inference.request import Request, Sampling
@@ -19,7 +20,8 @@ from timeviper_fast.stages import STAGES_FORMS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from timeviper_fast.timeviper import TimeViper
+    from timeviper_fast.config import CompressionStage
+    from timeviper_fast.video import Progress, Video
 
 __all__ = ["ask"]
 
@@ -27,6 +29,7 @@ _POLICIES = ("fps:1", "fps:2:max=256", "uniform:32", "upstream", "videochat-flas
 
 
 def ask(
+    context: typer.Context,
     video: Annotated[str, typer.Argument(help=VIDEO_HELP, callback=named)],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
     model: Annotated[str, typer.Option(help=MODEL_HELP, callback=named)] = TINY,
@@ -104,7 +107,7 @@ def ask(
     dtype: Dtype = None,
     backend: BackendName = None,
 ) -> None:
-    """Answer a question about a video.
+    """Answer a question about a video, or from a file that index wrote of one.
 
     Without --model the small model of the package answers. It was trained on synthetic frames of 48
     pixels: it knows signs, coloured shapes and chains of cards, and counts shapes, less well
@@ -113,10 +116,9 @@ def ask(
     with importing():
         from timeviper_fast.cli.output import writable
         from timeviper_fast.cli.terminal import err, out, progress_bars, say, show, speaking
-        from timeviper_fast.inference.ask import answer
+        from timeviper_fast.inference.ask import answer, answer_from
         from timeviper_fast.inference.evidence_plot import plot_evidence
         from timeviper_fast.timeviper import TimeViper
-        from timeviper_fast.video import open_video
         from tvkernels import use_backend
     # check the options, and later the times, before the model is loaded
     request = Request(
@@ -133,18 +135,21 @@ def ask(
         on_error="use" if salvage else "raise",
         tiles=tiles,
     )
+    level = format_of(video)
+    if level is not None:
+        _refuse_opening(context, video, level)
     inputs = (video, str(embedded_directory(model) or model))
     target = None if output in (None, "-") else writable(output, inputs)
     picture = None if evidence is None else _picture(evidence, inputs)
     with (
         use_backend(backend) if backend else nullcontext(),
         progress_bars(err, hidden=stream or quiet) as progress,
-        open_video(video, on_error=request.on_error, progress=progress) as source,
+        _source(video, level, request, progress) as source,
         speaking(out, stream and not as_json) as on_text,
     ):
-        for note in () if quiet else source.notes:
-            say(err, f"{source.name}: {note}")
-        source.span(request.start, request.end)
+        name, notes = (video, ()) if source is None else (source.name, source.notes)
+        for note in () if quiet else notes:
+            say(err, f"{name}: {note}")
         loaded = TimeViper.from_pretrained(
             model,
             device=device,
@@ -152,19 +157,16 @@ def ask(
             stages=stages,
             progress=partial(progress, "weights"),
         )
+        session = loaded.load_session(video) if source is None else None
         if picture is not None:
-            _expect_evidence(loaded, picture)
-        said = answer(
-            loaded,
-            loaded.tokenizer,
-            source,
-            request,
-            on_text=on_text,
-            progress=progress,
-            control=picture is not None,
-        )
-        for note in () if quiet else said.notes[len(source.notes) :]:
-            say(err, f"{source.name}: {note}")
+            _expect_evidence(loaded.config.stages if session is None else session.stages, picture)
+        options: Any = {"on_text": on_text, "progress": progress, "control": picture is not None}
+        if session is not None:
+            said = answer_from(session, request, **options)
+        else:
+            said = answer(loaded, loaded.tokenizer, source, request, **options)
+        for note in () if quiet else said.notes[len(notes) :]:
+            say(err, f"{name}: {note}")
     show(said, times=times, as_json=as_json, streamed=stream, quiet=quiet, target=target)
     if picture is not None and said.evidence is not None:
         plot_evidence(said.evidence, picture, question)
@@ -178,8 +180,37 @@ def _picture(path: str, inputs: Sequence[str]) -> Path:
     return writable(path, inputs, "evidence")
 
 
-def _expect_evidence(model: TimeViper, picture: Path) -> None:
+def _expect_evidence(stages: Sequence[CompressionStage], picture: Path) -> None:
     """Refuse a picture of what no stage of the model records."""
-    if not any(stage.select == "attention" for stage in model.config.stages):
+    if not any(stage.select == "attention" for stage in stages):
         rule = "be left out for a model without a stage that selects by attention"
         raise ArgumentError("", "evidence", rule, picture)
+
+
+# options that say how a video is read
+_OPENING = ("policy", "start", "end", "tiles", "stages", "salvage", "frame_batch", "chunk")
+
+
+def _refuse_opening(context: typer.Context, video: str, level: str) -> None:
+    """A file of a video that was read takes no options of reading it."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in _OPENING and source is not None and source.name != "DEFAULT":
+            rule = f"be left out for {video}, a video that was read already ({level})"
+            given = context.params[parameter.name]
+            raise ArgumentError("", parameter.name, rule, given, "index takes these options")
+
+
+@contextmanager
+def _source(
+    video: str, level: str | None, request: Request, progress: Progress
+) -> Iterator[Video | None]:
+    """The opened video; None where it is a session."""
+    if level is not None:
+        yield None
+        return
+    from timeviper_fast.video import open_video
+
+    with open_video(video, on_error=request.on_error, progress=progress) as source:
+        source.span(request.start, request.end)
+        yield source

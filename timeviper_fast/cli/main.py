@@ -1,4 +1,4 @@
-"""The command line: ask, watch, plan, train, train-tiny, needle, held-out, info, doctor and so on.
+"""The command line: ask, index, session, watch, plan, train, needle, held-out, info and so on.
 
 The answer (or JSON) goes to standard output, progress and tables to standard error. A mistake is
 one line on standard error and exit code 2; Ctrl-C is exit code 130; --debug shows tracebacks.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import typer
 
@@ -18,10 +18,12 @@ from timeviper_fast.cli.ask import ask
 from timeviper_fast.cli.convert import convert
 from timeviper_fast.cli.demo import demo
 from timeviper_fast.cli.held_out import held_out
+from timeviper_fast.cli.index import index
 from timeviper_fast.cli.inspect import doctor, info
 from timeviper_fast.cli.mistakes import one_line
 from timeviper_fast.cli.needle import needle
 from timeviper_fast.cli.plan import plan
+from timeviper_fast.cli.session import app as session
 from timeviper_fast.cli.train import train
 from timeviper_fast.cli.train_tiny import train_tiny
 from timeviper_fast.cli.watch import watch
@@ -36,8 +38,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback()(options)
-for command in (ask, watch, plan, train, train_tiny, needle, held_out, info, doctor, convert, demo):
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    ask, index, watch, plan, train, train_tiny, needle, held_out, info, doctor, convert, demo,
+)  # fmt: skip
+for command in _COMMANDS:
     app.command()(command)
+app.add_typer(session, name="session")
 
 
 def main() -> None:
@@ -81,6 +87,7 @@ def _complain(line: str) -> None:
 # what the library calls by another name than the command's own function
 _RENAMED = {
     "ask": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
+    "index": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
     "held-out": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
     "watch": {
         "checkpoint.path": "--model",

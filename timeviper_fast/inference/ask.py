@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from timeviper_fast.errors import expect_function
 from timeviper_fast.inference.answer import Answer
 from timeviper_fast.inference.open import open_session
-from timeviper_fast.inference.request import Request
+from timeviper_fast.inference.request import Question, Request
+from timeviper_fast.inference.session import Session
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.stops import StopWatch
 from timeviper_fast.video import Progress
@@ -22,7 +23,7 @@ from timeviper_fast.video import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["answer"]
+__all__ = ["answer", "answer_from"]
 
 
 def answer(
@@ -49,7 +50,30 @@ def answer(
     session = open_session(
         model, tokenizer, video, request, watch, first=request, progress=progress
     )
-    [answered] = session.answer([request], watch, on_text=on_text, progress=progress)
+    options = {"on_text": on_text, "progress": progress, "control": control}
+    return answer_from(session, request, watch=watch, **options)  # type: ignore[arg-type]
+
+
+def answer_from(
+    session: Session,
+    question: Question,
+    *,
+    watch: StopWatch | None = None,
+    on_text: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+    control: bool = False,
+) -> Answer:
+    """Answer a question about a video that was read.
+
+    Args:
+        watch: gets the times and sizes of this.
+        on_text, progress, control: as in `answer`.
+
+    Raises:
+        ValueError: as `Session.ask`.
+    """
+    watch = watch or StopWatch(session.model.device)
+    [answered] = session.answer([question], watch, on_text=on_text, progress=progress)
     if control and answered.evidence is not None:
         neutral = session.control()
         assert neutral is not None

@@ -204,6 +204,11 @@ class Session:
             exact=stored.exact,
         )
 
+    @property
+    def stages(self) -> tuple[CompressionStage, ...]:
+        """Where the LLM drops vision tokens of this video."""
+        return self._stages
+
     def chat(self) -> Chat:
         """A conversation about the video: each question knows what was said before."""
         return Chat(self)

@@ -49,12 +49,21 @@ from timeviper_fast.model.cache import AttentionState, HybridCache, MambaState
 from timeviper_fast.model.fingerprint import fingerprint, numbers_of
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.model.transv import StageRecord
+from timeviper_fast.stages import parse_stages
 from timeviper_fast.text.template import chat_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["FORMAT", "VERSION", "Contents", "load_contents", "model_texts", "save_contents"]
+__all__ = [
+    "FORMAT",
+    "VERSION",
+    "Contents",
+    "load_contents",
+    "misfit",
+    "model_texts",
+    "save_contents",
+]
 
 FORMAT, VERSION = "timeviper_fast.session", 1
 _OWNER = "load_session"
@@ -87,6 +96,45 @@ def model_texts(model: TimeViperNetwork, tokenizer: PreTrainedTokenizerBase) -> 
         "tokenizer": fingerprint({}, sorted(vocabulary.items(), key=lambda item: item[1])),
         "fingerprint": fingerprint(numbers_of(model), *facts),
     }
+
+
+def misfit(
+    header: Header | None,
+    model: TimeViperNetwork,
+    tokenizer: PreTrainedTokenizerBase,
+    opening: Opening,
+    size: int | None,
+) -> str | None:
+    """How a file differs from what this model would write of a video; None if it does not.
+
+    Args:
+        header: of the file.
+        opening: how the video would be read; a chunk or frame batch of None fits any.
+        size: bytes of the video; None where it is no file.
+    """
+    if header is None or header.texts.get("format") != FORMAT:
+        return "a file that is damaged or of another kind"
+    for name, own in {"format_version": str(VERSION), **model_texts(model, tokenizer)}.items():
+        if header.texts.get(name) != own:
+            return f"another {name}"
+    stages = model.config.stages
+    if opening.stages is not None:
+        stages = parse_stages(opening.stages, model.config)
+    try:
+        stored = _Stored(header.texts, header)
+    except (KeyError, TypeError, ValueError):
+        return "a damaged file"
+    if stored.stages != stages:
+        return "other stages"
+    if stored.video["size"] != size:
+        return f"one of a video of {stored.video['size']} bytes, not {size}"
+    wanted = opening.of_model(model.config, stored.video["is_image"])
+    for field in fields(Opening):
+        own, its = (getattr(each, field.name) for each in (wanted, stored.opening))
+        free = field.name == "stages" or (own is None and field.name in ("chunk", "frame_batch"))
+        if own != its and not free:
+            return f"one with {field.name}={its!r}, not {own!r}"
+    return None
 
 
 def save_contents(

@@ -1,0 +1,172 @@
+"""`timeviper-fast index`: videos that are read once, each into a file for questions."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from timeviper_fast.cli.app import MODEL_HELP, BackendName, Device, Dtype, named
+from timeviper_fast.cli.interrupt import importing
+from timeviper_fast.cli.mistakes import one_line
+from timeviper_fast.embedded.models import TINY
+from timeviper_fast.errors import ArgumentError, expect_folder
+from timeviper_fast.inference.request import Opening
+from timeviper_fast.inference.tensor_file import read_header
+from timeviper_fast.stages import STAGES_FORMS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from timeviper_fast.timeviper import TimeViper
+
+__all__ = ["index"]
+
+
+def index(
+    videos: Annotated[list[str], typer.Argument(help="Video files, or what else ask takes.")],
+    into: Annotated[
+        str, typer.Option(help="Directory of the files, each NAME.session.", callback=named)
+    ],
+    model: Annotated[str, typer.Option(help=MODEL_HELP, callback=named)] = TINY,
+    policy: Annotated[
+        str | None, typer.Option("--sample", help="As in ask; default: the model's.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Look at the videos from here on: 90, 1:30 or 1:02:03.5.")
+    ] = None,
+    end: Annotated[str | None, typer.Option(help="Look at the videos up to here.")] = None,
+    lead: Annotated[
+        str, typer.Option(help="Words in front of the video in every question.")
+    ] = Opening.lead,
+    stages: Annotated[
+        str | None,
+        typer.Option(help=f"Drop vision tokens: {STAGES_FORMS}; default: the model's stages."),
+    ] = None,
+    salvage: Annotated[
+        bool, typer.Option("--salvage", help="Use what can be decoded of damaged video.")
+    ] = False,
+    frame_batch: Annotated[
+        int | None, typer.Option(help="Frames encoded at a time.")
+    ] = Opening.frame_batch,
+    chunk: Annotated[
+        int | None, typer.Option(help="Tokens per pass through the LLM.")
+    ] = Opening.chunk,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that do not fit, and damaged ones.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress bars and no notes.")
+    ] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: BackendName = None,
+) -> None:
+    """Read videos once, each into a file that ask answers questions from.
+
+    A file that fits model, video and options is kept. A video that cannot be read, or whose file
+    does not fit, is reported, and the others are read nevertheless; the exit code is then 2.
+    """
+    with importing():
+        from timeviper_fast.cli.terminal import err, progress_bars, say
+        from timeviper_fast.timeviper import TimeViper
+        from tvkernels import use_backend
+    opening = Opening(
+        policy, start, end, lead, frame_batch, chunk, "use" if salvage else "raise", stages
+    )
+    expect_folder("", "into", into)
+    targets = _targets(videos, Path(into).expanduser())
+    failed = 0
+    with (
+        use_backend(backend) if backend else nullcontext(),
+        progress_bars(err, hidden=quiet) as progress,
+    ):
+        loaded = TimeViper.from_pretrained(
+            model, device=device, dtype=dtype, progress=partial(progress, "weights")
+        )
+        writer = _Writer(loaded, opening, overwrite, progress)
+        for video, target in targets.items():
+            try:
+                done = writer.write(video, target)
+            except Exception as error:
+                line = one_line(error, _NAMES)
+                if line is None:
+                    raise
+                failed += 1
+                say(err, f"{video}: {line.removeprefix(f'{video}: ')}")
+            else:
+                if not quiet:
+                    say(err, f"{target}: {done}")
+    if failed:
+        raise typer.Exit(2)
+
+
+# what the library calls by another name, or names in a remedy
+_NAMES = {
+    "policy": "--sample",
+    "frame_batch": "--frame-batch",
+    "overwrite": "--overwrite",
+    "salvage": "--salvage",
+    **{name: f"--{name}" for name in ("start", "end", "lead", "stages", "chunk")},
+}
+
+
+def _targets(videos: list[str], folder: Path) -> dict[str, Path]:
+    """{video: its file}.
+
+    Raises:
+        ArgumentError: two videos would have the same file, or one is a pipe without a name.
+    """
+    targets: dict[str, Path] = {}
+    for video in videos:
+        name = Path(os.path.abspath(video)).name
+        if video in ("-", "") or not name:
+            raise ArgumentError(
+                "", "VIDEO", "have a name, which its file is called by", repr(video)
+            )
+        # the suffix stays in the name: a.mp4 and a.mkv are two videos
+        target = folder / f"{name}.session"
+        other = next((key for key, value in targets.items() if value == target), None)
+        if other is not None:
+            rule = f"have different names: both would be {target}"
+            raise ArgumentError("", "VIDEO", rule, f"{other} and {video}")
+        targets[video] = target
+    return targets
+
+
+class _Writer:
+    """Writes the files of one model and one set of options."""
+
+    def __init__(self, model: TimeViper, opening: Opening, overwrite: bool, progress: Any) -> None:
+        self.model, self.opening = model, opening
+        self.overwrite, self.progress = overwrite, progress
+
+    def write(self, video: str, target: Path) -> str:
+        """Read a video into its file, unless it is there; say what was done.
+
+        Raises:
+            ValueError: there is a file that does not fit and must not be replaced.
+        """
+        # without a tokenizer opening the video says so
+        if os.path.lexists(target) and self.model.tokenizer is not None:
+            differs = self._misfit(video, target, self.model.tokenizer)
+            if differs is None:
+                return "it is there already"
+            if not self.overwrite:
+                rule = "fit this model, video and options"
+                raise ArgumentError("", str(target), rule, differs, "overwrite=True replaces it")
+        session = self.model.open(video, progress=self.progress, **vars(self.opening))
+        session.save(target, overwrite=self.overwrite)
+        frames = len(session.footage.seconds)
+        return f"{frames:,} frames, {target.stat().st_size / 1e6:,.1f} MB"
+
+    def _misfit(self, video: str, target: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        from timeviper_fast.inference.session_file import misfit
+
+        header = read_header(target) if target.is_file() else None
+        size = os.path.getsize(video) if os.path.isfile(video) else None
+        return misfit(header, self.model, tokenizer, self.opening, size)
