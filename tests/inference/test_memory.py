@@ -175,6 +175,18 @@ def test_a_question_holds_its_rows_and_what_its_stage_drops():
     assert lone == 2 * 4 * 128 * text + block_bytes(config, text, "float32")
 
 
+def test_a_later_stage_takes_its_rows_apart_beside_the_others():
+    backbone = replace(config_of("none").backbone, pattern="-*---*")
+    stages = (stage_by_attention(1, 0.9), uniform(3, 0.1))
+    config = replace(preset("tiny"), backbone=backbone, stages=stages)
+    frames = 4000
+    original = config.visual_tokens(frames)
+    upper = original * 9 // 10 + 2
+    gone = original * 8 // 10
+    bound = question_bytes(config, 0, frames, 2, 64, "float32")
+    assert bound == 4 * (2 * 128 * upper + 128 * upper + 2 * 64 * gone)
+
+
 @pytest.mark.parametrize("transfer", [True, False])
 def test_a_question_holds_at_most_its_bound(transfer):
     backbone = replace(config_of("none").backbone, pattern="-*-*")

@@ -185,8 +185,9 @@ def question_bytes(
 
     At the asking stage there are its scores (float32, of each query head), the rows that stay, and
     with a transfer those that it drops, and their keys and values. In the layers behind there are
-    the rows that enter, those that leave, and a block. With `on_host` the session's rows come for
-    the asking stage alone, and before that the keys and values of what earlier stages dropped.
+    the rows that enter, those that leave, and a block or what a later stage takes apart. With
+    `on_host` the session's rows come for the asking stage alone, and before that the keys and
+    values of what earlier stages dropped.
     """
     backbone, e, rows = config.backbone, item_bytes(dtype), flow(config, before, frames)
     row, kv = backbone.hidden_size * e, _kv_bytes(backbone, e)
@@ -195,14 +196,20 @@ def question_bytes(
     if rows.asking == backbone.num_hidden_layers:
         return 2 * row * text + block
     seen = before + rows.entering + text
-    transferred = max(stage.transferred for stage in rows.above) * (row + kv)
+    asked, *later = rows.above
+    transferred = asked.transferred * (row + kv)
     # two lists of int64 numbers of rows: those that stay and go, and the order by score
     scored = (4 * backbone.num_attention_heads + 16) * seen
     at_the_stage = scored + row * upper + transferred
     if on_host:
         dropped = kv * sum(stage.transferred for stage in rows.below)
         at_the_stage = max(dropped, at_the_stage + row * (before + rows.entering))
-    return max(at_the_stage, 2 * row * upper + block)
+    # a later stage copies the rows that it keeps and drops beside those that entered and left
+    behind = block
+    for stage in later:
+        arriving = rows.rows(stage.stage.layer) + text + stage.dropped
+        behind = max(behind, row * arriving + kv * stage.transferred)
+    return max(at_the_stage, 2 * row * upper + behind)
 
 
 def waiting_bytes(config: TimeViperConfig, chunk: int, dtype: str = "bfloat16") -> int:
