@@ -18,6 +18,7 @@
     rows.py      blocks of rows of one size, on their way through it
     ended.py     the video when it is read: questions are read behind it
     prompts.py   prompts given as tensors
+    step.py      one token further, as one CUDA graph where there is a GPU
     generate.py  prefill, decode, sampling
     room.py      the memory there is: what is chosen, refused and said by it
     fit.py       whether a question fits the model's window, and the numbers that do

@@ -17,6 +17,7 @@ from timeviper_fast.inference.ended import Ended, Prefill
 from timeviper_fast.inference.plan import prompt_lengths
 from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.inference.request import Sampling, check_sampling
+from timeviper_fast.inference.step import step_of
 from timeviper_fast.layout import Segment
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.stops import StopWatch
@@ -133,6 +134,7 @@ def decode(
     stop_ids: Collection[int] = (),
     sampling: Sampling | None = None,
     on_logits: Callable[[Tensor], None] | None = None,
+    graph: bool | None = None,
 ) -> Iterator[Tensor]:
     """Generate token by token, yielding (batch,) int64 ids as they come.
 
@@ -145,7 +147,9 @@ def decode(
         max_new_tokens: at most so many tokens; the cache was made for that many.
         stop_ids: token ids that end an answer.
         sampling: how tokens are drawn; greedy when None.
-        on_logits: called with each step's (batch, vocab) float32 logits before the draw.
+        on_logits: called with each step's (batch, vocab) float32 logits before the draw; of a CUDA
+            graph they change with the next step.
+        graph: whether each step is one CUDA graph; None: on CUDA, but for short answers.
 
     Raises:
         ValueError: the prompt's logits are not finite.
@@ -172,6 +176,7 @@ def decode(
     token = torch.zeros(len(logits), dtype=torch.long, device=device)
     penalty = sampling.repetition_penalty or 1.0
     said = torch.zeros_like(logits, dtype=torch.bool) if penalty != 1 else None
+    further = step_of(backbone, read.cache, max_new_tokens, graph)
     for step in range(max_new_tokens):
         if on_logits is not None:
             on_logits(logits)
@@ -185,8 +190,7 @@ def decode(
         # The one host sync of a step. A caller that streams the token waits for it anyway.
         if bool(ended.all()) or step + 1 == max_new_tokens:
             return
-        hidden, _ = backbone(backbone.embeddings(token)[:, None], cache=read.cache)
-        logits = backbone.logits(hidden)[:, 0]
+        logits = further(token)
 
 
 def penalise(logits: Tensor, said: Tensor, penalty: float) -> Tensor:

@@ -45,6 +45,7 @@ class AttentionState:
         longest: the largest of `lengths`.
         even: whether all rows are known to have the same length.
         growing: whether the capacity doubles when it is full.
+        fixed: whether each step has the same shapes and addresses: see `fix`.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class AttentionState:
         self.prefix, self.growing = prefix, growing
         self._whole: AttentionState | None = None
         self.lengths = torch.zeros(shape[0], device=device, dtype=torch.int32)
-        self.longest, self.even = 0, True
+        self.longest, self.even, self.fixed = 0, True, False
 
     @classmethod
     def of(cls, key: Tensor, value: Tensor) -> AttentionState:
@@ -79,6 +80,9 @@ class AttentionState:
         Raises:
             ValueError: the tokens exceed the capacity; nothing was written.
         """
+        if self.fixed:
+            self._append_one(key, value)
+            return
         stop = self.longest + key.shape[1]
         if self.growing:
             self.key = enlarged(self.key, self.longest, stop)
@@ -89,13 +93,22 @@ class AttentionState:
         if self.even:
             self.key[:, self.longest : stop] = key
             self.value[:, self.longest : stop] = value
+            self.lengths += key.shape[1]
         else:
-            # the position of each row is known on the device alone
-            at = self.lengths.long()[:, None, None, None].expand(-1, 1, *key.shape[2:])
-            self.key.scatter_(1, at, key)
-            self.value.scatter_(1, at, value)
-        self.lengths += key.shape[1]
+            self._append_one(key, value)
         self.longest = stop
+
+    def _append_one(self, key: Tensor, value: Tensor) -> None:
+        """One token of each row, at a position that the device alone knows."""
+        at = self.lengths.long()[:, None, None, None].expand(-1, 1, *key.shape[2:])
+        self.key.scatter_(1, at, key)
+        self.value.scatter_(1, at, value)
+        self.lengths += 1
+
+    def fix(self) -> None:
+        """From now on tokens come one by one, at most as many as there is room for, and nothing
+        that a step does depends on how many came, but for values on the device."""
+        self.longest, self.even, self.fixed = self.key.shape[1], False, True
 
     @property
     def written(self) -> tuple[Tensor, Tensor]:
@@ -188,7 +201,7 @@ class AttentionState:
         one = object.__new__(AttentionState)
         one.key, one.value, one.lengths = self.key[rows], self.value[rows], self.lengths[rows]
         one.longest, one.prefix, one._whole = self.longest, self.prefix, None
-        one.even, one.growing = True, False
+        one.even, one.growing, one.fixed = True, False, False
         return one
 
     @property
@@ -339,6 +352,12 @@ class HybridCache:
     def row(self, row: int) -> HybridCache:
         """A batch of one on the same memory; `join` it when it was written."""
         return self._of([None if state is None else state.row(row) for state in self.layers], 1)
+
+    def fix(self) -> None:
+        """Let every further step have the same shapes and addresses, as a CUDA graph needs."""
+        for state in self.layers:
+            if isinstance(state, AttentionState):
+                state.fix()
 
     def share(self) -> HybridCache:
         """The same states to go on from; nothing that is done with them changes these."""
