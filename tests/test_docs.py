@@ -12,6 +12,7 @@ import timeviper_fast
 import timeviper_fast.video
 import tvkernels
 from timeviper_fast import preset
+from timeviper_fast.inference.plan import plan
 from timeviper_fast.stops import STOPS
 
 ROOT = Path(__file__).parents[1]
@@ -107,21 +108,17 @@ def test_the_picture_has_the_numbers_of_the_9b(picture):
 # memory of the 9B
 
 
-def test_readme_has_the_memory_that_the_configuration_gives():
-    """By the functions of the code block that docs/design.md shows."""
-    page = (DOCS / "design.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
-    names: dict[str, object] = {}
-    exec(compile(block, "design.md", "exec"), names)
+def test_readme_has_the_memory_that_the_plan_gives():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (weights,) = re.findall(r"weights take ([\d.]+) GiB in bfloat16", readme)
-    assert weights == f"{names['weights']:.1f}"
     rows = re.findall(r"^\| ([\d,]+)[^|]*\| ([\d,]+) \| (\S+) \| (\S+) \| (\S+) \|$", readme, re.M)
     assert len(rows) == 4
-    for frames, tokens, *gib in rows:
+    for frames, tokens, *gigabytes in rows:
         count = int(frames.replace(",", ""))
         assert tokens == f"{count * NINE_B.tokens_per_frame:,}"
-        request = names["request"](count)
-        without = names["request"](count, stages=())
-        expected = (request["cache"], without["cache"], request["embeddings"])
-        assert gib == [f"{size:.2f}" for size in expected]
+        made = plan(NINE_B, count)
+        exact = (made.exact["session"], sum(made.exact.values()))
+        assert gigabytes[:2] == [f"{size / 1e9:.2f}" for size in exact]
+        least = float(gigabytes[2])
+        assert plan(NINE_B, count, gpu=f"{least}GB").need <= least * 1e9
+        with pytest.raises(ValueError, match="fit the memory"):
+            plan(NINE_B, count, gpu=f"{least - 0.1:.1f}GB")
