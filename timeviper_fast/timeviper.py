@@ -16,6 +16,7 @@ from timeviper_fast.embedded.models import TINY_NOTE, embedded_directory
 from timeviper_fast.errors import expect_function, fail
 from timeviper_fast.inference.answer import Answer
 from timeviper_fast.inference.ask import answer
+from timeviper_fast.inference.feature_file import save_features
 from timeviper_fast.inference.generate import check_stop_ids
 from timeviper_fast.inference.open import open_session
 from timeviper_fast.inference.prompts import Generation, generate
@@ -230,6 +231,37 @@ class TimeViper(TimeViperNetwork):
         chosen = self.config.stages if stages is None else parse_stages(stages, self.config)
         options = {"frames": frames, "fps": fps, "bounded": bounded, "even": even}
         return open_stream(self, self.tokenizer, opening, chosen, **options)  # type: ignore[arg-type]
+
+    def save_features(
+        self,
+        video: Any,
+        path: str | Path,
+        *,
+        policy: str | Policy | None = Opening.policy,
+        start: Time | None = Opening.start,
+        end: Time | None = Opening.end,
+        frame_batch: int | None = Opening.frame_batch,
+        on_error: str = Opening.on_error,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Encode a video into a file of merged features, which `open` and `ask` take for the video.
+
+        It is small, and fits every model with the same vision encoder and merging, whatever its
+        projector, LLM and stages.
+
+        Args:
+            path: of the file, by custom with the suffix .features.
+            overwrite: whether it replaces an existing file.
+            video, policy, start, end, frame_batch, on_error, progress: as in `ask`.
+
+        Raises:
+            ValueError: a bad argument, or a path that must not be replaced.
+            OSError: it cannot be written, or the disk is full; an old file is as before.
+        """
+        expect_function("save_features", progress=progress)
+        opening = Opening(policy, start, end, frame_batch=frame_batch, on_error=on_error)
+        save_features(self, video, opening, path, overwrite=overwrite, progress=progress)
 
     def load_session(self, path: str | Path) -> Session:
         """A session that `Session.save` wrote, of this model: equal weights, config, dtype and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -85,3 +86,21 @@ def test_mistakes(run, home, tmp_path):
     one_line(run("index", home / "video.mp4", "--into", tmp_path, "--sample", "x"), "--sample")
     one_line(run("index", home / "video.mp4", "--into", tmp_path, "--model", "x"), "--model must")
     assert not (tmp_path / "x").exists()
+
+
+def test_features_are_asked_with_other_stages(run, home, tmp_path):
+    options = ("--into", tmp_path, "--model", home / "model", "--level", "features")
+    index = ("index", home / "video.mp4", *options, "--sample", "fps:1")
+    for words in ("6 frames, 0.0 MB", "it is there already"):
+        code, _, err = run(*index)
+        assert (code, words in err) == (0, True), err
+    path = tmp_path / "video.mp4.features"
+    ask = ("--model", home / "model", "--stages", "none", "--max-new-tokens", 3, "-q")
+    code, out, _ = run("ask", path, "Why?", *ask)
+    assert code == 0
+    assert out == run("ask", home / "video.mp4", "Why?", "--sample", "fps:1", *ask)[1]
+    one_line(run("ask", path, "Why?", "--sample", "fps:1"), "--sample must be left out for")
+    one_line(run(*index, "--lead", "Look:"), "--lead must be left out with --level features")
+    _, out, _ = run("session", "list", tmp_path, "--json")
+    (told,) = json.loads(out)
+    assert (told["level"], told["state"], told["frames"]) == ("features", "whole", 6)

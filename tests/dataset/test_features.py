@@ -13,9 +13,10 @@ from tests.dataset.common import turns
 from tests.tiny import CONFIG
 from timeviper_fast.config import ProjectorConfig
 from timeviper_fast.dataset import features
-from timeviper_fast.dataset.features import FeatureCache, encode_features, vision_key
+from timeviper_fast.dataset.features import FeatureCache, encode_features
 from timeviper_fast.dataset.sample import Sample
 from timeviper_fast.errors import ArgumentError
+from timeviper_fast.model.fingerprint import vision_fingerprint
 from timeviper_fast.model.model import TimeViperNetwork
 
 TALK = turns("What?", "That.")
@@ -61,7 +62,7 @@ def test_a_part_of_one_frame_is_an_image() -> None:
 
 
 def test_completed_samples_are_read_back(tmp_path: Path, model: TimeViperNetwork) -> None:
-    cache = FeatureCache(tmp_path, vision_key(model))
+    cache = FeatureCache(tmp_path, vision_fingerprint(model))
     assert cache.read("ab") is None
     sample = Sample(TALK, torch.randn(6, 3, 28, 28), parts=(("ab", 4), ("cd", 2)), name="x")
     full = cache.complete(model, sample)
@@ -115,11 +116,13 @@ def test_a_key_is_of_all_that_features_depend_on(tmp_path: Path, model: TimeVipe
 def test_a_models_key_is_of_weights_settings_and_dtype(model: TimeViperNetwork) -> None:
     torch.manual_seed(0)
     same = TimeViperNetwork(model.config)
-    assert vision_key(same) == vision_key(model)
+    assert vision_fingerprint(same) == vision_fingerprint(model)
     torch.nn.init.normal_(same.projector.layers[0].weight)
-    assert vision_key(same) == vision_key(model)  # the projector comes after the features
+    assert vision_fingerprint(same) == vision_fingerprint(
+        model
+    )  # the projector comes after the features
     torch.manual_seed(0)
     others = [TimeViperNetwork(CONFIG), TimeViperNetwork(model.config).bfloat16()]
     with torch.no_grad():
         same.vision.pos_embed[0, 0, 0] += 1
-    assert len({vision_key(each) for each in (model, same, *others)}) == 4
+    assert len({vision_fingerprint(each) for each in (model, same, *others)}) == 4

@@ -157,14 +157,14 @@ def ask(
             stages=stages,
             progress=partial(progress, "weights"),
         )
-        session = loaded.load_session(video) if source is None else None
+        session = loaded.load_session(video) if level == "session" else None
         if picture is not None:
             _expect_evidence(loaded.config.stages if session is None else session.stages, picture)
         options: Any = {"on_text": on_text, "progress": progress, "control": picture is not None}
         if session is not None:
             said = answer_from(session, request, **options)
         else:
-            said = answer(loaded, loaded.tokenizer, source, request, **options)
+            said = answer(loaded, loaded.tokenizer, source or video, request, **options)
         for note in () if quiet else said.notes[len(notes) :]:
             say(err, f"{name}: {note}")
     show(said, times=times, as_json=as_json, streamed=stream, quiet=quiet, target=target)
@@ -187,15 +187,20 @@ def _expect_evidence(stages: Sequence[CompressionStage], picture: Path) -> None:
         raise ArgumentError("", "evidence", rule, picture)
 
 
-# options that say how a video is read
-_OPENING = ("policy", "start", "end", "tiles", "stages", "salvage", "frame_batch", "chunk")
+# options that say how a video is read: which frames, and how
+_FRAMES = ("policy", "start", "end", "tiles", "salvage")
+_OPENING = {"features": _FRAMES, "session": (*_FRAMES, "stages", "frame_batch", "chunk")}
 
 
 def _refuse_opening(context: typer.Context, video: str, level: str) -> None:
     """A file of a video that was read takes no options of reading it."""
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
-        if parameter.name in _OPENING and source is not None and source.name != "DEFAULT":
+        if (
+            parameter.name in _OPENING.get(level, ())
+            and source is not None
+            and source.name != "DEFAULT"
+        ):
             rule = f"be left out for {video}, a video that was read already ({level})"
             given = context.params[parameter.name]
             raise ArgumentError("", parameter.name, rule, given, "index takes these options")
@@ -205,7 +210,7 @@ def _refuse_opening(context: typer.Context, video: str, level: str) -> None:
 def _source(
     video: str, level: str | None, request: Request, progress: Progress
 ) -> Iterator[Video | None]:
-    """The opened video; None where it is a session."""
+    """The opened video; None where it is a file of one that was read."""
     if level is not None:
         yield None
         return

@@ -6,7 +6,7 @@ import os
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,9 +30,16 @@ __all__ = ["index"]
 def index(
     videos: Annotated[list[str], typer.Argument(help="Video files, or what else ask takes.")],
     into: Annotated[
-        str, typer.Option(help="Directory of the files, each NAME.session.", callback=named)
+        str,
+        typer.Option(
+            help="Directory of the files, each NAME.session or NAME.features.", callback=named
+        ),
     ],
     model: Annotated[str, typer.Option(help=MODEL_HELP, callback=named)] = TINY,
+    level: Annotated[
+        Literal["session", "features"],
+        typer.Option(help="features: small, and for any LLM behind the same vision encoder."),
+    ] = "session",
     policy: Annotated[
         str | None, typer.Option("--sample", help="As in ask; default: the model's.")
     ] = None,
@@ -78,8 +85,13 @@ def index(
     opening = Opening(
         policy, start, end, lead, frame_batch, chunk, "use" if salvage else "raise", stages
     )
+    if level == "features":
+        for name in ("lead", "stages", "chunk"):
+            if getattr(opening, name) != getattr(Opening, name):
+                rule = "be left out with --level features, which the LLM does not read"
+                raise ArgumentError("", name, rule, getattr(opening, name))
     expect_folder("", "into", into)
-    targets = _targets(videos, Path(into).expanduser())
+    targets = _targets(videos, Path(into).expanduser(), level)
     failed = 0
     with (
         use_backend(backend) if backend else nullcontext(),
@@ -88,7 +100,7 @@ def index(
         loaded = TimeViper.from_pretrained(
             model, device=device, dtype=dtype, progress=partial(progress, "weights")
         )
-        writer = _Writer(loaded, opening, overwrite, progress)
+        writer = _Writer(loaded, opening, level, overwrite, progress)
         for video, target in targets.items():
             try:
                 done = writer.write(video, target)
@@ -115,7 +127,7 @@ _NAMES = {
 }
 
 
-def _targets(videos: list[str], folder: Path) -> dict[str, Path]:
+def _targets(videos: list[str], folder: Path, level: str) -> dict[str, Path]:
     """{video: its file}.
 
     Raises:
@@ -129,7 +141,7 @@ def _targets(videos: list[str], folder: Path) -> dict[str, Path]:
                 "", "VIDEO", "have a name, which its file is called by", repr(video)
             )
         # the suffix stays in the name: a.mp4 and a.mkv are two videos
-        target = folder / f"{name}.session"
+        target = folder / f"{name}.{level}"
         other = next((key for key, value in targets.items() if value == target), None)
         if other is not None:
             rule = f"have different names: both would be {target}"
@@ -141,8 +153,10 @@ def _targets(videos: list[str], folder: Path) -> dict[str, Path]:
 class _Writer:
     """Writes the files of one model and one set of options."""
 
-    def __init__(self, model: TimeViper, opening: Opening, overwrite: bool, progress: Any) -> None:
-        self.model, self.opening = model, opening
+    def __init__(
+        self, model: TimeViper, opening: Opening, level: str, overwrite: bool, progress: Any
+    ) -> None:
+        self.model, self.opening, self.level = model, opening, level
         self.overwrite, self.progress = overwrite, progress
 
     def write(self, video: str, target: Path) -> str:
@@ -159,14 +173,24 @@ class _Writer:
             if not self.overwrite:
                 rule = "fit this model, video and options"
                 raise ArgumentError("", str(target), rule, differs, "overwrite=True replaces it")
-        session = self.model.open(video, progress=self.progress, **vars(self.opening))
-        session.save(target, overwrite=self.overwrite)
-        frames = len(session.footage.seconds)
+        if self.level == "features":
+            from timeviper_fast.inference.feature_file import save_features
+
+            options = {"overwrite": self.overwrite, "progress": self.progress}
+            save_features(self.model, video, self.opening, target, **options)
+        else:
+            session = self.model.open(video, progress=self.progress, **vars(self.opening))
+            session.save(target, overwrite=self.overwrite)
+        header = read_header(target)
+        frames = 0 if header is None else header.entries["seconds"].shape[0]
         return f"{frames:,} frames, {target.stat().st_size / 1e6:,.1f} MB"
 
     def _misfit(self, video: str, target: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        from timeviper_fast.inference.feature_file import feature_misfit
         from timeviper_fast.inference.session_file import misfit
 
         header = read_header(target) if target.is_file() else None
         size = os.path.getsize(video) if os.path.isfile(video) else None
+        if self.level == "features":
+            return feature_misfit(header, self.model, self.opening, size)
         return misfit(header, self.model, tokenizer, self.opening, size)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "format_of"]
 
-SUFFIXES = (".session",)
+SUFFIXES = (".session", ".features")
 _PREFIX = "timeviper_fast."
 
 app = typer.Typer(help="Files of videos that were read.", rich_markup_mode=None)

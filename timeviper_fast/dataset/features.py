@@ -21,19 +21,10 @@ from timeviper_fast.dataset.sample import Sample
 from timeviper_fast.errors import ArgumentError
 from timeviper_fast.model.model import TimeViperNetwork
 
-__all__ = ["FeatureCache", "encode_features", "vision_key"]
+__all__ = ["FeatureCache", "encode_features"]
 
 # Frames per call of the encoder. It is fixed, so that a video has the same features in every run.
 _BATCH = 64
-
-
-def vision_key(model: TimeViperNetwork) -> str:
-    """A hash of everything in a model that its merged features depend on: weights, sizes, dtype."""
-    digest = sha256(repr((model.config.vision, model.config.projector, model.dtype)).encode())
-    for name, value in sorted(model.vision.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(_bytes(value))
-    return digest.hexdigest()
 
 
 @torch.no_grad()
@@ -65,7 +56,7 @@ class FeatureCache:
 
     Args:
         folder: the cache's folder.
-        model: `vision_key` of the model.
+        model: `vision_fingerprint` of the model.
     """
 
     def __init__(self, folder: str | os.PathLike[str], model: str) -> None:

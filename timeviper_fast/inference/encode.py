@@ -15,7 +15,15 @@ from timeviper_fast.stops import Stop, StopWatch
 from timeviper_fast.video import Frames, Progress, Video
 from timeviper_fast.video.preprocess import resize_normalize
 
-__all__ = ["Encoded", "FrameEncoder", "encode_video", "filling_note", "shape_of", "token_seconds"]
+__all__ = [
+    "Encoded",
+    "FrameEncoder",
+    "encode_video",
+    "filling_note",
+    "note_size",
+    "shape_of",
+    "token_seconds",
+]
 
 # So many frames are decoded, copied and resized at a time: it bounds the memory for their pictures.
 _PIECE = 16
@@ -60,6 +68,7 @@ class FrameEncoder:
             None.
         images: encode each frame alone, as an image.
         watch: times the stops resize, vision, merge and project.
+        project: whether tokens are those of the LLM; else they are the merged features.
 
     Attributes:
         frame_batch: the frames per batch, in whole clips.
@@ -73,8 +82,9 @@ class FrameEncoder:
         *,
         images: bool = False,
         watch: StopWatch | None = None,
+        project: bool = True,
     ) -> None:
-        self.model, self.images = model, images
+        self.model, self.images, self._project = model, images, project
         self._clip = 1 if images else model.config.clip_frames
         batch = frame_batch or (256 if model.device.type == "cuda" else 16)
         self.frame_batch = -(-batch // self._clip) * self._clip
@@ -179,13 +189,15 @@ class FrameEncoder:
         model, done = self.model, self.taken
         with self._watch.at("vision") as stop:
             features = model.vision(pixels, self.images)
-            _note(stop, features, done)
+            note_size(stop, features, done)
         with self._watch.at("merge") as stop:
             merged = model.projector.merge(features, self.images)
-            _note(stop, merged, done)
+            note_size(stop, merged, done)
+        if not self._project:
+            return merged
         with self._watch.at("project") as stop:
             tokens = model.projector.project(merged)
-            _note(stop, tokens, done)
+            note_size(stop, tokens, done)
         return tokens
 
 
@@ -196,6 +208,8 @@ def encode_video(
     frame_batch: int | None,
     watch: StopWatch,
     progress: Progress | None,
+    *,
+    project: bool = True,
 ) -> Iterator[Encoded]:
     """Visual tokens of the frames at `indices`, in batches of `frame_batch` frames.
 
@@ -205,12 +219,13 @@ def encode_video(
     file.
 
     If the last clip lacks frames, its last frame is repeated: there are more tokens than seconds.
-    A single frame is an image: it is encoded alone.
+    A single frame is an image: it is encoded alone. Without `project` tokens are merged features.
     """
     images = len(indices) == 1
     # no longer than the video, which one batch may hold
     batch = frame_batch or (256 if model.device.type == "cuda" else 16)
-    encoder = FrameEncoder(model, min(batch, len(indices)), images=images, watch=watch)
+    batch = min(batch, len(indices))
+    encoder = FrameEncoder(model, batch, images=images, watch=watch, project=project)
     piece = min(_PIECE, encoder.frame_batch)
     ahead = -(-_AHEAD * encoder.frame_batch // piece)
     pin_memory = model.device.type == "cuda"
@@ -280,7 +295,7 @@ def shape_of(x: Tensor) -> str:
     return " x ".join(map(str, x.shape))
 
 
-def _note(stop: Stop, batch: Tensor, frames: int) -> None:
+def note_size(stop: Stop, batch: Tensor, frames: int) -> None:
     """Sizes of one stop over the whole video, read off one batch of it."""
     stop.shape = f"{frames} x {shape_of(batch[0])}"
     stop.tokens = str(frames * batch.shape[1])

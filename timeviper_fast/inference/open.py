@@ -16,6 +16,7 @@ from timeviper_fast.errors import fail
 from timeviper_fast.inference.answer import check_tokenizer, stop_ids_of
 from timeviper_fast.inference.encode import Encoded, encode_video
 from timeviper_fast.inference.ended import Ended
+from timeviper_fast.inference.feature_file import Features, is_feature_file
 from timeviper_fast.inference.fit import check_fits
 from timeviper_fast.inference.footage import Footage
 from timeviper_fast.inference.prefix import Prefix
@@ -65,8 +66,10 @@ def open_session(
     if opening.stages is not None:
         stages = parse_stages(opening.stages, model.config)
     with watch.at("decode"):
-        opened = video
-        if not isinstance(video, Video):
+        opened = Features(video, model) if is_feature_file(video) else video
+        if isinstance(opened, Features):
+            opening = opened.opening(opening)
+        elif not isinstance(video, Video):
             opened = open_video(video, on_error=opening.on_error, progress=progress)
     with opened as source:
         opening = opening.of_model(model.config, source.is_image)
@@ -81,7 +84,7 @@ class _Opener:
         self,
         model: TimeViperNetwork,
         tokenizer: PreTrainedTokenizerBase,
-        source: Video,
+        source: Video | Features,
         opening: Opening,
         stages: tuple[CompressionStage, ...],
         watch: StopWatch,
@@ -102,7 +105,7 @@ class _Opener:
             prompt = question_prompt(self.model, self.tokenizer, opening, first, *shape)
             check_tokenizer(config, prompt, stop_ids_of(self.tokenizer, config))
             grid = (0, 0)
-            if opening.tiles:
+            if opening.tiles and isinstance(source, Video):
                 grid = best_grid(*source.size, config.vision.image_size)
             images = 1 + prod(grid)
             policy = opening.policy
@@ -114,7 +117,10 @@ class _Opener:
             parts, tokens = iter([self._tiles(grid)]), None
         else:
             options = (opening.frame_batch, self.watch, self.progress)
-            parts = encode_video(self.model, source, indices, *options)
+            if isinstance(source, Features):
+                parts = source.encoded(self.model, *options)
+            else:
+                parts = encode_video(self.model, source, indices, *options)
             tokens = config.visual_tokens(len(indices))
         with explained(self.model, "reading the video", len(indices), 1, first.max_new_tokens):
             ended, times, per_frame = self._read(prompt.before, parts, tokens, store)
@@ -129,7 +135,7 @@ class _Opener:
             lost_frames=source.lost_frames,
             notes=source.notes,
             repeated=int((times == times[-1]).sum()) - 1,
-            size=_bytes_of(source.name),
+            size=source.bytes if isinstance(source, Features) else _bytes_of(source.name),
         )
         return Session(
             self.given,
@@ -167,6 +173,7 @@ class _Opener:
 
     def _tiles(self, grid: tuple[int, int]) -> Encoded:
         """A single image and its tiles, as one frame."""
+        assert isinstance(self.source, Video)
         with self.watch.at("decode"), closing(self.source.frames([0], 1)) as frames:  # type: ignore[type-var]
             frame = next(frames)
         with self.watch.at("vision") as stop:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from hashlib import sha256
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["fingerprint", "numbers_of", "tensor_digests"]
+from timeviper_fast.model.model import TimeViperNetwork
+
+__all__ = ["fingerprint", "numbers_of", "tensor_digests", "vision_fingerprint"]
 
 # numbers that are summed at a time; bounds the memory for their 64-bit copies
 _PIECE = 1 << 22
@@ -32,6 +35,14 @@ def fingerprint(tensors: Mapping[str, Tensor], *facts: object) -> str:
     for name, x in sorted(tensors.items()):
         total.update(repr((name, str(x.dtype), tuple(x.shape), digests[name])).encode())
     return total.hexdigest()
+
+
+def vision_fingerprint(model: TimeViperNetwork) -> str:
+    """That of all that a model's merged features depend on: the vision encoder, and how its patches
+    are merged. Projector and LLM are not part of it."""
+    vision, projector = model.config.vision, model.config.projector
+    merging = replace(projector, kind="tome_mlp") if projector.merges else None
+    return fingerprint(numbers_of(model.vision), vision, merging)
 
 
 def tensor_digests(tensors: Mapping[str, Tensor]) -> dict[str, int]:

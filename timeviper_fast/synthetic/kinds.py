@@ -22,9 +22,9 @@ from typing import Any
 
 from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.dataset.conversation import TextCounter
-from timeviper_fast.dataset.features import vision_key
 from timeviper_fast.dataset.sample import Limits
 from timeviper_fast.errors import BOOL, COUNT, INTEGER, SIZE, Kind, fail, is_number
+from timeviper_fast.model.fingerprint import vision_fingerprint
 from timeviper_fast.synthetic.levels import LEVELS
 from timeviper_fast.synthetic.pen import SIDE
 from timeviper_fast.synthetic.pool import FramePool, PoolSize
@@ -107,7 +107,7 @@ def _checked(table: SourceConfig, image_size: int) -> dict[str, Any]:
 
 
 def _pool(world: World, setting: Setting, size: PoolSize) -> FramePool:
-    key = (vision_key(setting.model), world.seed, world.name, size)
+    key = (vision_fingerprint(setting.model), world.seed, world.name, size)
     if key not in _POOLS:
         model = setting.model
         _POOLS[key] = FramePool.encode(world, model.vision, model.projector, size)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.dataset.check import check_rows
 from timeviper_fast.dataset.conversation import ConversationSource, TextCounter
-from timeviper_fast.dataset.features import FeatureCache, vision_key
+from timeviper_fast.dataset.features import FeatureCache
 from timeviper_fast.dataset.frames import Sampling
 from timeviper_fast.dataset.joined import JoinedSource
 from timeviper_fast.dataset.kinds import KINDS as ROW_KINDS
@@ -28,6 +28,7 @@ from timeviper_fast.dataset.media import MediaIndex
 from timeviper_fast.dataset.rows import Fault, Rows
 from timeviper_fast.dataset.sample import Limits, Sample, Source
 from timeviper_fast.errors import ArgumentError, fail
+from timeviper_fast.model.fingerprint import vision_fingerprint
 from timeviper_fast.timeviper import TimeViper
 from timeviper_fast.training.config import SourceConfig, TrainingConfig
 from timeviper_fast.training.start import first_config
@@ -207,7 +208,7 @@ def _index(folder: Path) -> MediaIndex:
 def _cache(folder: str | None, setting: Setting) -> FeatureCache | None:
     if folder is None or setting.learns_vision:
         return None
-    return FeatureCache(Path(folder), vision_key(setting.model))
+    return FeatureCache(Path(folder), vision_fingerprint(setting.model))
 
 
 def check_sources(config: TrainingConfig) -> Iterator[tuple[SourceConfig, list[Fault]]]:
