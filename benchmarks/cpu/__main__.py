@@ -1,6 +1,6 @@
 """Our references on the CPU against other people's plain PyTorch.
 
-    python -m benchmarks.cpu scan|conv|dropin|tome|resize [--threads 2] [--repeats 5]
+    python -m benchmarks.cpu scan|conv|dropin|tome|resize|sessions [--threads 2] [--repeats 5]
 
 Both run in one process on the same inputs, their calls alternating. The result goes to
 benchmarks/results/cpu_<case>.json.
@@ -21,7 +21,7 @@ import torch
 from benchmarks import RESULTS
 from benchmarks.cpu.measure import Comparison, difference, machine, medians, peak
 
-CASES = ("scan", "conv", "dropin", "tome", "resize")
+CASES = ("scan", "conv", "dropin", "tome", "resize", "sessions")
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def measure(case: Any, index: int, args: argparse.Namespace) -> dict[str, Any]:
             with ProcessPoolExecutor(*options) as fresh:
                 given = (case.row, case.ROWS[index], args.small, key, form)
                 peaks[form] = fresh.submit(peak, *given).result()
-    return {**row.facts, **figures, **difference(row)}
+    return {**row.facts, **figures, **(difference(row) if row.times else {})}
 
 
 def line(row: dict[str, Any]) -> str:

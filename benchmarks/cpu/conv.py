@@ -11,10 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers.models.nemotron_h.modeling_nemotron_h import (
-    NemotronHRMSNorm,
-    NemotronHRMSNormGated,
-)
+from transformers.models.nemotron_h import modeling_nemotron_h as theirs
 
 from benchmarks.cpu.measure import Comparison, largest, still
 from tvkernels import causal_conv1d_fn, rms_norm, rmsnorm_fn
@@ -51,8 +48,8 @@ def ops(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
     y.requires_grad_()
     conv = torch.nn.Conv1d(channels, channels, 4, groups=channels, padding=3, dtype=dtype)
     size = d_inner // groups
-    gated = NemotronHRMSNormGated(d_inner, size, eps=1e-5).to(dtype)
-    plain = NemotronHRMSNorm(d_inner, eps=1e-5).to(dtype)
+    gated = theirs.NemotronHRMSNormGated(d_inner, size, eps=1e-5).to(dtype)
+    plain = theirs.NemotronHRMSNorm(d_inner, eps=1e-5).to(dtype)
     taps = conv.weight.squeeze(1)
     dy, dxbc = torch.randn_like(y), torch.randn(1, seqlen, channels, dtype=dtype).mT
     convolution = {

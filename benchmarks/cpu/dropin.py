@@ -54,12 +54,9 @@ def row(model: str, small: bool) -> Comparison:
             layer.train(run is training)
             yield run
 
-    times = {
-        "forward": partial(step, forward, False),
-        "training": partial(step, training, False),
-        "inner_forward": partial(step, forward, True),
-        "inner_training": partial(step, training, True),
-    }
+    passes = {"forward": forward, "training": training}
+    times = {name: partial(step, run, False) for name, run in passes.items()}
+    times |= {f"inner_{name}": partial(step, run, True) for name, run in passes.items()}
     return Comparison(("ours", "transformers"), {"model": model}, times, {}, relative)
 
 

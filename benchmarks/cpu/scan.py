@@ -44,13 +44,11 @@ def row(*shape: int, small: bool) -> Comparison:
     def training(form: str) -> None:
         backward(forward(form, leaves))
 
-    return Comparison(
-        tuple(SCANS),
-        {"shape": dict(zip(DIMENSIONS, shape)), "output_mb": round(tensors[0].nbytes / 2**20, 1)},
-        {"forward": still(forward), "backward": behind},
-        {"forward": still(forward), "training": still(training)},
-        relative,
-    )
+    output_mb = round(tensors[0].nbytes / 2**20, 1)
+    facts = {"shape": dict(zip(DIMENSIONS, shape)), "output_mb": output_mb}
+    times = {"forward": still(forward), "backward": behind}
+    memory = {"forward": still(forward), "training": still(training)}
+    return Comparison(tuple(SCANS), facts, times, memory, relative)
 
 
 def inputs(nheads: int, headdim: int, ngroups: int, d_state: int, seqlen: int) -> list[Any]:

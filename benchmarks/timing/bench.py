@@ -31,7 +31,6 @@ DECODE = tuple(Shape(f"batch {n}", n) for n in (1, 8, 64))
 # 16 tokens a frame
 FRAMES = tuple(Shape(f"{s.name} tokens", s.batch * s.size // 16) for s in PREFILL)
 
-
 # tokens of a video's keys: 10,000 frames, then fewer and more
 VIDEOS = tuple(Shape(f"{n // 1000}k", n) for n in (80_000, 16_000, 160_000))
 
