@@ -1,8 +1,8 @@
 """A long video, read once and asked ten questions: seconds, memory and bytes.
 
 The video is of the synthetic world at one frame per second, which the small model of the package
-was trained on. The session is saved, and a new process loads it and asks again. With --folder the
-video is kept, so that a second run does not measure how it was written.
+was trained on. The session is saved, and a new process loads it and asks again. In a folder of
+your own the video is kept, so that a second run does not measure how it was written.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--folder", type=Path, help="where the video and the session are kept")
+    parser.add_argument("folder", type=Path, nargs="?", help="keeps the video and the session")
     parser.add_argument("--load", type=Path, help="only load this session and ask it")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
