@@ -114,6 +114,9 @@ def test_what_a_window_forgot_is_not_in_it(model):
     [
         (FRAMES.float(), None, r"frames must be uint8 .*, got \(23, 48, 48, 3\) torch.float32"),
         ("x.mp4", None, "frames must be uint8 .*, got str"),
+        (FRAMES[:2, :0], None, r"frames must be uint8 .*, got \(2, 0, 48, 3\) torch.uint8"),
+        ([FRAMES[0], FRAMES[1, :40]], None, "frames must be of one size, got .*40, 48, 3"),
+        (FRAMES[:2], "now", "seconds must be numbers, got 'now'"),
         (FRAMES[:2], [1.0], "seconds must have one for each of the 2 frames, got 1"),
         (FRAMES[:2], [1.0, 1.0], "seconds must be finite and ascend"),
         (FRAMES[:1], [float("nan")], "seconds must be finite and ascend"),
@@ -146,7 +149,36 @@ def test_a_broken_frame_leaves_the_stream_as_it_was(model):
     assert asked(stream) == in_a_file(model, 12)
 
 
+@pytest.mark.parametrize("part", ["vision", "backbone.layers.4"])
+def test_a_push_that_broke_off_is_never_half_of_a_video(model, part, monkeypatch):
+    """Some of its frames are in the stream: pushed again, they would be there twice."""
+    stream = model.stream(**OPTIONS)
+    stream.push(FRAMES[:3])
+    moment = stream.now()
+    want = moment.ask(QUESTION, max_new_tokens=2).token_ids
+
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.get_submodule(part), "forward", out_of_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            stream.push(FRAMES[3:])
+    with pytest.raises(ValueError, match="be whole: a push was interrupted midway"):
+        stream.push(FRAMES[3:])
+    with pytest.raises(ValueError, match="be whole: a push was interrupted midway"):
+        stream.ask(QUESTION)
+    assert moment.ask(QUESTION, max_new_tokens=2).token_ids == want
+
+
 def test_mistakes(model):
+    with pytest.raises(ValueError, match=r"bounded must be window:LENGTH .*, got 5"):
+        model.stream(bounded=5)
+    with pytest.raises(ValueError, match="even must be True or False, got 1"):
+        model.stream(even=1)
+    for name in ("chunk", "frame_batch"):
+        with pytest.raises(ValueError, match=f"{name} must be a positive number, got None"):
+            model.stream(**{name: None})
     with pytest.raises(ValueError, match="frames must be a positive number"):
         model.stream(frames=0)
     with pytest.raises(ValueError, match="fps must be a number above 0"):

@@ -66,7 +66,8 @@ def parse_bound(text: str) -> Bound:
     Raises:
         ValueError: another form.
     """
-    found = re.fullmatch(r"(window|thin):(\d+(?:\.\d+)?)(s|m|min|h)", text if text else "")
+    form = r"(window|thin):(\d+(?:\.\d+)?)(s|m|min|h)"
+    found = re.fullmatch(form, text) if isinstance(text, str) else None
     length = float(found[2]) * _UNITS[found[3]] if found else 0.0
     if not found or not length:
         rule = "be window:LENGTH or thin:LENGTH, as window:2h, thin:90m or window:30s"

@@ -40,7 +40,8 @@ class Stream:
 
     Where a uniform stage keeps (p - 1) of p tokens (1/2, 3/4, 7/8 ...), that holds without knowing
     the number of frames; a question at a number for which it does not is refused. With `frames`
-    announced it holds for every stage, once all have come.
+    announced it holds for every stage, once all have come. It does not hold for a single frame
+    where the model encodes images otherwise than frames: a file of one frame is an image.
 
     Attributes:
         exact: whether its answers are those of the whole video; a bound, once it has forgotten
@@ -76,6 +77,7 @@ class Stream:
         # seconds of frames that were encoded and are left; those that wait are the encoder's
         self._seconds = torch.empty(0, dtype=torch.float64)
         self.pushed = self._per_frame = 0
+        self._broken = False
         self._latest = float("-inf")
         self._now: Session | None = None
 
@@ -97,6 +99,7 @@ class Stream:
             ValueError: frames of another kind, seconds that do not ascend, more frames than were
                 announced or than fit the model's window, or an earlier push that broke off midway.
         """
+        self._check_whole()
         taken = _frames(frames, seconds, self._latest, self._fps)
         count = len(taken.seconds)
         if not count:
@@ -105,6 +108,8 @@ class Stream:
             rule = f"be at most the {self._announced} that were announced"
             fail("push", "frames", rule, self.pushed + count)
         self._check_window(count)
+        # an interrupted push has taken some of its frames: pushed again they would come twice
+        self._broken = True
         for part in self._encoder.push(taken):
             self._read(self._prefix, part)
             self._seconds = torch.cat([self._seconds, part.seconds])
@@ -112,6 +117,7 @@ class Stream:
                 pass
         self.pushed += count
         self._latest, self._now = float(taken.seconds[-1]), None
+        self._broken = False
 
     def ask(self, question: str | Sequence[Any], **options: Any) -> Any:
         """Answer a question, or a list of them, about everything that was pushed so far.
@@ -120,7 +126,8 @@ class Stream:
         moment.
 
         Raises:
-            ValueError: no frame was pushed, or a uniform stage is not exact at their number.
+            ValueError: no frame was pushed, a push broke off midway, or a uniform stage is not
+                exact at this number of frames.
         """
         return self.now().ask(question, **options)
 
@@ -135,6 +142,7 @@ class Stream:
         Raises:
             ValueError: as `ask`.
         """
+        self._check_whole()
         if self._now is not None:
             return self._now
         if not self.pushed:
@@ -194,6 +202,11 @@ class Stream:
         self._seconds = self._seconds[stays]
         return len(frames)
 
+    def _check_whole(self) -> None:
+        if self._broken:
+            rule = "be whole: a push was interrupted midway"
+            fail("stream", "the video", rule, "half read", "push its frames to a new stream")
+
     def _check_window(self, count: int) -> None:
         """Refuse frames that no question would fit behind, before they are read."""
         config = self.model.config
@@ -232,6 +245,11 @@ def open_stream(
         fail("stream", "frames", "be a positive number, or None where it is not known", frames)
     if not (is_number(fps) and fps > 0):
         fail("stream", "fps", "be a number above 0", fps)
+    if not isinstance(even, bool):
+        fail("stream", "even", "be True or False", even)
+    for name in ("chunk", "frame_batch"):
+        if getattr(opening, name) is None:
+            fail("stream", name, "be a positive number", None)
     bound = None if bounded is None else parse_bound(bounded)
     if bound is not None and frames is not None:
         fail("stream", "bounded", "be None where the frames are announced", bounded)
@@ -249,13 +267,18 @@ def _frames(frames: Any, seconds: Any, latest: float, fps: float) -> Frames:
     if isinstance(frames, np.ndarray):
         frames = torch.from_numpy(np.ascontiguousarray(frames))
     if isinstance(frames, (list, tuple)) and frames:
-        frames = torch.stack([torch.as_tensor(frame) for frame in frames])
+        pictures = [torch.as_tensor(frame) for frame in frames]
+        sizes = {tuple(picture.shape) for picture in pictures}
+        if len(sizes) > 1:
+            fail("push", "frames", "be of one size", sorted(sizes), "push each size by itself")
+        frames = torch.stack(pictures)
     if isinstance(frames, Tensor) and frames.ndim == 3:
         frames = frames[None]
     if not (
         isinstance(frames, Tensor)
         and frames.ndim == 4
         and frames.shape[-1] == 3
+        and frames.shape[1:3].numel()
         and frames.dtype == torch.uint8
     ):
         kind = type(frames).__name__
@@ -267,7 +290,10 @@ def _frames(frames: Any, seconds: Any, latest: float, fps: float) -> Frames:
         first = 0.0 if latest == float("-inf") else latest + 1 / fps
         times = first + torch.arange(len(frames), dtype=torch.float64) / fps
     else:
-        times = torch.as_tensor(seconds, dtype=torch.float64).flatten().cpu()
+        try:
+            times = torch.as_tensor(seconds, dtype=torch.float64).flatten().cpu()
+        except (TypeError, ValueError):
+            fail("push", "seconds", "be numbers", seconds)
     if len(times) != len(frames):
         rule = f"have one for each of the {len(frames)} frames"
         fail("push", "seconds", rule, len(times))
