@@ -20,9 +20,9 @@ from timeviper_fast.inference.feature_file import Features, is_feature_file
 from timeviper_fast.inference.fit import check_fits
 from timeviper_fast.inference.footage import Footage
 from timeviper_fast.inference.prefix import Prefix
-from timeviper_fast.inference.request import Opening, Question
+from timeviper_fast.inference.request import Opening, Question, question_prompt
 from timeviper_fast.inference.room import explained, planned
-from timeviper_fast.inference.session import Session, question_prompt
+from timeviper_fast.inference.session import Session
 from timeviper_fast.inference.tiles import best_grid, cut_tiles, encode_tiles
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.model import TimeViperNetwork
@@ -102,7 +102,7 @@ class _Opener:
             duration = source.span(opening.start, opening.end, opening.policy).duration
         with self.watch.at("prompt"):
             shape = (len(indices), duration, source.is_image)
-            prompt = question_prompt(self.model, self.tokenizer, opening, first, *shape)
+            prompt = question_prompt(config, self.tokenizer, opening, first, *shape)
             check_tokenizer(config, prompt, stop_ids_of(self.tokenizer, config))
             grid = (0, 0)
             if opening.tiles and isinstance(source, Video):

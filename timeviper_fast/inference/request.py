@@ -13,14 +13,26 @@ from timeviper_fast.errors import BOOL, expect, fail, is_integer, is_number
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
     from timeviper_fast.config import TimeViperConfig
     from timeviper_fast.stages import Stages
-    from timeviper_fast.text.prompt import Message
+    from timeviper_fast.text.prompt import Message, Prompt
     from timeviper_fast.video.sampling import Policy
     from timeviper_fast.video.times import Time
 
-__all__ = ["Opening", "Question", "Request", "Sampling", "check_sampling", "sampling_of"]
+__all__ = [
+    "Opening",
+    "Question",
+    "Request",
+    "Sampling",
+    "check_sampling",
+    "question_prompt",
+    "sampling_of",
+]
+
+# where the vision tokens stand behind a lead; no text that people write holds it
+_PLACE = "\ue000"
 
 
 @dataclass(frozen=True)
@@ -166,6 +178,37 @@ class Request(Opening, Question):
     def __post_init__(self) -> None:
         Question.__post_init__(self)
         Opening.__post_init__(self)
+
+
+def question_prompt(
+    config: TimeViperConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    opening: Opening,
+    question: Question,
+    frames: int,
+    duration: float,
+    is_image: bool,
+) -> Prompt:
+    """The prompt of a question about a video of so many frames and seconds."""
+    from timeviper_fast.text.prompt import build_prompt, conversation, vision_preface
+
+    asked = question.question
+    mention = question.mentions(config, is_image)
+    placeholder = None
+    if opening.lead:
+        messages = [dict(message) for message in conversation(asked, open_answers=True)]
+        if _PLACE in messages[0]["content"] or _PLACE in opening.lead:
+            fail("ask", "question", "hold no character U+E000 behind a lead", messages[0])
+        messages[0]["content"] = f"{opening.lead}{_PLACE}{messages[0]['content']}"
+        asked, placeholder = messages, _PLACE
+    return build_prompt(
+        tokenizer,
+        asked,
+        template=config.template,
+        preface=vision_preface(config.template, duration if mention else None, frames),
+        answer_prefix=question.answer_prefix,
+        placeholder=placeholder,
+    )
 
 
 def _expect_positive(name: str, value: int, unit: str) -> None:

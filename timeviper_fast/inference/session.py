@@ -18,54 +18,29 @@ from timeviper_fast.inference.ended import Ended, Prefill
 from timeviper_fast.inference.evidence import Evidence, collect_evidence
 from timeviper_fast.inference.footage import Footage
 from timeviper_fast.inference.generate import counted
-from timeviper_fast.inference.request import Opening, Question, Sampling, sampling_of
+from timeviper_fast.inference.request import (
+    Opening,
+    Question,
+    Sampling,
+    question_prompt,
+    sampling_of,
+)
 from timeviper_fast.inference.room import explained, fitting_batch
 from timeviper_fast.inference.session_file import Contents, load_contents, save_contents
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.stops import Stop, StopWatch
-from timeviper_fast.text.prompt import Message, Prompt, build_prompt, conversation, vision_preface
+from timeviper_fast.text.prompt import Message, Prompt
 from timeviper_fast.video import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Chat", "Session", "question_prompt"]
+__all__ = ["Chat", "Session"]
 
-# where the vision tokens stand behind a lead; no text that people write holds it
-_PLACE = "\ue000"
 # asks for nothing in particular: what draws attention here draws it whatever is asked
 _NEUTRAL = "Describe the video."
 # questions that are read and answered together; each holds a fork of the video's states
 BATCH = 8
-
-
-def question_prompt(
-    model: TimeViperNetwork,
-    tokenizer: PreTrainedTokenizerBase,
-    opening: Opening,
-    question: Question,
-    frames: int,
-    duration: float,
-    is_image: bool,
-) -> Prompt:
-    """The prompt of a question about a video of so many frames and seconds."""
-    config, asked = model.config, question.question
-    mention = question.mentions(config, is_image)
-    placeholder = None
-    if opening.lead:
-        messages = [dict(message) for message in conversation(asked, open_answers=True)]
-        if _PLACE in messages[0]["content"] or _PLACE in opening.lead:
-            fail("ask", "question", "hold no character U+E000 behind a lead", messages[0])
-        messages[0]["content"] = f"{opening.lead}{_PLACE}{messages[0]['content']}"
-        asked, placeholder = messages, _PLACE
-    return build_prompt(
-        tokenizer,
-        asked,
-        template=config.template,
-        preface=vision_preface(config.template, duration if mention else None, frames),
-        answer_prefix=question.answer_prefix,
-        placeholder=placeholder,
-    )
 
 
 class Session:
@@ -276,7 +251,7 @@ class Session:
         """
         footage = self.footage
         prompt = question_prompt(
-            self.model,
+            self.model.config,
             self.tokenizer,
             self.opening,
             question,

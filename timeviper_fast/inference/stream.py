@@ -18,8 +18,8 @@ from timeviper_fast.inference.ended import Ended
 from timeviper_fast.inference.footage import Footage
 from timeviper_fast.inference.plan import prompt_lengths
 from timeviper_fast.inference.prefix import Prefix
-from timeviper_fast.inference.request import Opening, Question
-from timeviper_fast.inference.session import Chat, Session, question_prompt
+from timeviper_fast.inference.request import Opening, Question, question_prompt
+from timeviper_fast.inference.session import Chat, Session
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.video import Frames
@@ -253,7 +253,7 @@ def open_stream(
     bound = None if bounded is None else parse_bound(bounded)
     if bound is not None and frames is not None:
         fail("stream", "bounded", "be None where the frames are announced", bounded)
-    prompt = question_prompt(model, tokenizer, opening, Question("?"), 1, 1.0, False)
+    prompt = question_prompt(model.config, tokenizer, opening, Question("?"), 1, 1.0, False)
     check_tokenizer(model.config, prompt, stop_ids_of(tokenizer, model.config))
     options = {"fps": float(fps), "announced": frames, "bound": bound, "even": even}
     with torch.no_grad():
