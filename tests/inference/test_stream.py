@@ -76,7 +76,7 @@ def test_a_bound_holds_a_day_in_constant_memory(model, bounded):
 
     def held() -> int:
         prefix = stream._prefix
-        stores = [prefix.cache.nbytes, prefix.rows._rows.nbytes]
+        stores = [prefix.cache.nbytes, prefix.rows.nbytes]
         stores += [s.dropped.nbytes for s in prefix.stages if s.dropped]
         numbers = [*prefix.passed, *[s.kept for s in prefix.stages], [prefix.numbers]]
         return sum(stores) + sum(x.nbytes for parts in numbers for x in parts)
@@ -201,3 +201,14 @@ def test_frames_beyond_the_window_are_refused_before_they_are_read(model):
         assert stream.pushed == 8
     finally:
         model.config = config
+
+
+def test_frames_beyond_the_memory_are_refused_before_they_are_read(model, monkeypatch):
+    stream = model.stream(**OPTIONS)
+    stream.push(FRAMES[:9])
+    monkeypatch.setattr("timeviper_fast.inference.room.free_bytes", lambda device: 10**6)
+    with pytest.raises(ValueError, match=r"frames must fit the memory of the device"):
+        stream.push(FRAMES[9:])
+    monkeypatch.undo()
+    stream.push(FRAMES[9:])
+    assert asked(stream) == in_a_file(model, 23)

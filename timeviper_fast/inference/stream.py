@@ -19,6 +19,7 @@ from timeviper_fast.inference.footage import Footage
 from timeviper_fast.inference.plan import prompt_lengths
 from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.inference.request import Opening, Question, question_prompt
+from timeviper_fast.inference.room import fitting_batch
 from timeviper_fast.inference.session import Chat, Session
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.model import TimeViperNetwork
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Stream", "open_stream"]
+
+# text tokens of a question that has to fit behind the frames
+_TEXT = 60
 
 
 class Stream:
@@ -107,7 +111,7 @@ class Stream:
         if self._announced is not None and self.pushed + count > self._announced:
             rule = f"be at most the {self._announced} that were announced"
             fail("push", "frames", rule, self.pushed + count)
-        self._check_window(count)
+        self._check_room(count)
         # an interrupted push has taken some of its frames: pushed again they would come twice
         self._broken = True
         for part in self._encoder.push(taken):
@@ -207,12 +211,16 @@ class Stream:
             rule = "be whole: a push was interrupted midway"
             fail("stream", "the video", rule, "half read", "push its frames to a new stream")
 
-    def _check_window(self, count: int) -> None:
-        """Refuse frames that no question would fit behind, before they are read."""
+    def _check_room(self, count: int) -> None:
+        """Refuse frames that no question would fit behind, before they are read: in the model's
+        window, and in a GPU's memory."""
         config = self.model.config
-        left = len(self._seconds) + self._encoder.waiting
+        frames = len(self._seconds) + self._encoder.waiting + count
+        sizes = (frames, len(self.before), _TEXT, Question.max_new_tokens)
+        held, chunk = self._prefix.nbytes, self.opening.chunk
+        fitting_batch(self.model, *sizes, held=held, chunk=chunk, most=1)
         tokens = config.clip_frames * config.tokens_per_frame
-        vision = -(-(left + count) // config.clip_frames) * tokens
+        vision = -(-frames // config.clip_frames) * tokens
         front = len(self.before)
         whole = Segment(front + vision + 1, VisualSpan(front, vision))
         try:
