@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from threading import Event, Thread
+from time import sleep
 
 import pytest
 import torch
@@ -36,6 +38,23 @@ def test_every_answer_is_that_of_the_file(model, push):
             assert asked(stream) == in_a_file(model, done)
     assert stream.exact
     assert stream.pushed == 23
+
+
+def test_a_question_of_another_thread_waits_for_the_push(model):
+    stream, midway = model.stream(**OPTIONS), Event()
+    stream.push(FRAMES[:4])
+
+    def slow(*_):
+        midway.set()
+        sleep(0.05)
+
+    pushing = Thread(target=stream.push, args=(FRAMES[4:12],))
+    with model.backbone.layers[4].register_forward_pre_hook(slow):
+        pushing.start()
+        assert midway.wait(10)
+        answer = asked(stream)
+        pushing.join()
+    assert answer == in_a_file(model, 12)
 
 
 def test_an_announced_stream_takes_any_stage(model):

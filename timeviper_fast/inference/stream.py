@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,7 +82,7 @@ class Stream:
         # seconds of frames that were encoded and are left; those that wait are the encoder's
         self._seconds = torch.empty(0, dtype=torch.float64)
         self.pushed = self._per_frame = 0
-        self._broken = False
+        self._broken, self._turn = False, Lock()
         self._latest = float("-inf")
         self._now: Session | None = None
 
@@ -92,7 +93,7 @@ class Stream:
 
     @torch.no_grad()
     def push(self, frames: Any, seconds: Any = None) -> None:
-        """Take the next frames.
+        """Take the next frames. A question from another thread waits for its end.
 
         Args:
             frames: one frame or several: uint8 (height, width, 3) or (frames, height, width, 3),
@@ -103,6 +104,10 @@ class Stream:
             ValueError: frames of another kind, seconds that do not ascend, more frames than were
                 announced or than fit the model's window, or an earlier push that broke off midway.
         """
+        with self._turn:
+            self._push(frames, seconds)
+
+    def _push(self, frames: Any, seconds: Any) -> None:
         self._check_whole()
         taken = _frames(frames, seconds, self._latest, self._fps)
         count = len(taken.seconds)
@@ -146,6 +151,10 @@ class Stream:
         Raises:
             ValueError: as `ask`.
         """
+        with self._turn:
+            return self._session()
+
+    def _session(self) -> Session:
         self._check_whole()
         if self._now is not None:
             return self._now
