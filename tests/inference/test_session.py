@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from tests.random_model import tiny_model
 from timeviper_fast import Sampling
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.inference.session import Session
+from timeviper_fast.model import cache
 from timeviper_fast.model.cache import AttentionState
 
 OPTIONS = {"policy": "fps:1", "chunk": 64, "frame_batch": 5}
@@ -193,3 +195,56 @@ def test_a_session_at_the_edges(model):
             assert the_same(answers[0], afresh)
     assert afresh.kept_seconds == ()
     assert "No vision token was left" in afresh.notes[0]
+
+
+# a name of the CPU that is not the model's: the session has to come from there for each question
+ELSEWHERE = torch.device("cpu:0")
+
+
+def test_a_session_that_lies_elsewhere_comes_back_for_each_question(session):
+    before, answer = digest(session._ended), session.ask(QUESTIONS, max_new_tokens=3)
+    chat = session.chat()
+    said = [chat.ask(question, max_new_tokens=3).text for question in QUESTIONS[:2]]
+    parked = copy.copy(session)
+    parked._ended = session._ended.on(ELSEWHERE)
+    assert not shares_memory(parked, session)
+    for _ in range(2):
+        again = parked.ask(QUESTIONS, max_new_tokens=3)
+        assert all(map(the_same, again, answer))
+    chat = parked.chat()
+    assert [chat.ask(question, max_new_tokens=3).text for question in QUESTIONS[:2]] == said
+    assert digest(session._ended) == before
+    bits = digest(parked._ended)
+    assert digest(parked.to("cpu")._ended) == bits
+    here = torch.device("cpu")
+    assert parked._ended.nbytes_on(here) == session._ended.nbytes_on(here)
+
+
+def shares_memory(a: Session, b: Session) -> bool:
+    """Whether keys and values of attention layers or rows lie in the same memory."""
+    one, two = (
+        {state.key.data_ptr() for state in each._ended.cache.layers if hasattr(state, "key")}
+        | {part.hidden.data_ptr() for part in each._ended.rows}
+        for each in (a, b)
+    )
+    return bool(one & two)
+
+
+def test_layers_come_back_in_the_order_in_which_they_are_read(session, monkeypatch):
+    parked, order = session._ended.on(ELSEWHERE), []
+    layers = {id(state): i for i, state in enumerate(parked.cache.layers)}
+    moved = cache._on
+    monkeypatch.setattr(cache, "_on", lambda s, d: order.append(layers[id(s)]) or moved(s, d))
+    text = session._embedded([1, 2, 3])
+    parked.read([text], max_new_tokens=1)
+    assert order == sorted(order)
+    assert len(order) == sum(state is not None for state in parked.cache.layers)
+
+
+def test_a_session_lies_on_the_host_or_with_its_model(session):
+    assert session.to("cpu") is session
+    key = next(state.key for state in session._ended.cache.layers if hasattr(state, "key"))
+    session.to(torch.device("cpu"))
+    assert any(getattr(state, "key", None) is key for state in session._ended.cache.layers)
+    with pytest.raises(ValueError, match="to: device must be one of cpu, got 'cuda:7'"):
+        session.to("cuda:7")

@@ -109,17 +109,25 @@ def test_a_full_disk_leaves_the_old_file(path):
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_no_space_left_midway(path, monkeypatch):
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(FULL, r"No space left on device: .*a\.session"), (KeyboardInterrupt(), "^$")],
+    ids=["full disk", "Ctrl-C"],
+)
+def test_an_error_midway_leaves_the_old_file(path, monkeypatch, error, words):
     old, written = path.read_bytes(), []
 
     def write(file, part):
         if written:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise error
         written.append(part)
         file.write(b"some")
 
     monkeypatch.setattr(tensor_file, "_write", write)
-    with pytest.raises(OSError, match=r"No space left on device: .*a\.session"):
+    with pytest.raises(type(error), match=words):
         write_tensors(path, PARTS, {})
     assert path.read_bytes() == old
     assert os.listdir(path.parent) == [path.name]

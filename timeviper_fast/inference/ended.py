@@ -14,7 +14,7 @@ from timeviper_fast.inference.plan import prompt_lengths
 from timeviper_fast.inference.prefix import Prefix, asking_stage
 from timeviper_fast.inference.rows import Rows
 from timeviper_fast.layout import Segment, VisualSpan, tokens_before_layer
-from timeviper_fast.model.cache import HybridCache
+from timeviper_fast.model.cache import HybridCache, placed
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.model.transv import StageRecord, TransV
 from timeviper_fast.stops import StopWatch
@@ -118,12 +118,31 @@ class Ended:
             last=prefix.last,
         )
 
+    def nbytes_on(self, device: torch.device) -> int:
+        """Bytes of what it holds on a device."""
+        tensors = [part.hidden for part in self.rows]
+        tensors += [x for pair in self.dropped.values() for x in pair]
+        tensors += [] if self.text is None else [self.text]
+        states = self.cache.nbytes if torch.device(self.cache.device or "cpu") == device else 0
+        return states + sum(x.nbytes for x in tensors if x.device == device)
+
+    def on(self, device: torch.device) -> Ended:
+        """The same with its states, rows and dropped keys and values on a device.
+
+        Questions bring them to the backbone's device: the states when they begin, layer by layer,
+        the others where a stage reads them.
+        """
+        rows = tuple(Rows(placed(part.hidden, device), part.source) for part in self.rows)
+        dropped = {
+            number: (placed(key, device), placed(value, device))
+            for number, (key, value) in self.dropped.items()
+        }
+        return replace(self, cache=self.cache.on(device), rows=rows, dropped=dropped)
+
     @property
-    def nbytes(self) -> int:
-        """Bytes of everything that it holds."""
-        dropped = sum(x.nbytes for pair in self.dropped.values() for x in pair)
-        text = 0 if self.text is None else self.text.nbytes
-        return self.cache.nbytes + sum(part.hidden.nbytes for part in self.rows) + dropped + text
+    def _states(self) -> HybridCache:
+        """The layers' states on the backbone's device."""
+        return self.cache.on(self.backbone.embeddings.weight.device)
 
     @property
     def asking(self) -> int:
@@ -140,7 +159,7 @@ class Ended:
     @torch.no_grad()
     def after(self, text: Tensor) -> Ended:
         """The video with `text` (batch, n, d_model) behind it, where a later question goes on."""
-        cache = self.cache.fork(self.cache.batch, self._rooms(text.shape[1], None))
+        cache = self._states.fork(self.cache.batch, self._rooms(text.shape[1], None))
         text = self._below(cache, text, None)
         if self.text is not None:
             text = torch.cat([self.text, text], dim=1)
@@ -176,7 +195,7 @@ class Ended:
         longest = max(text.shape[1] for text in texts)
         lengths = self.lengths(longest, max_new_tokens)
         rooms = self._rooms(longest + max_new_tokens, [n + max_new_tokens for n in lengths])
-        cache = self.cache.fork(self.cache.batch * len(texts), rooms)
+        cache = self._states.fork(self.cache.batch * len(texts), rooms)
         rows = [cache] if len(texts) == 1 else [cache.row(r) for r in range(len(texts))]
         read = [self._read(row, text, watch, on_pass) for row, text in zip(rows, texts)]
         if len(texts) > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from timeviper_fast.inference.footage import Footage
 from timeviper_fast.inference.plan import prompt_lengths
 from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.inference.request import Opening, Question, question_prompt
-from timeviper_fast.inference.room import fitting_batch
 from timeviper_fast.inference.session import Chat, Session
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.model import TimeViperNetwork
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Stream", "open_stream"]
-
-# text tokens of a question that has to fit behind the frames
-_TEXT = 60
 
 
 class Stream:
@@ -82,7 +77,7 @@ class Stream:
         # seconds of frames that were encoded and are left; those that wait are the encoder's
         self._seconds = torch.empty(0, dtype=torch.float64)
         self.pushed = self._per_frame = 0
-        self._broken, self._turn = False, Lock()
+        self._broken = False
         self._latest = float("-inf")
         self._now: Session | None = None
 
@@ -93,7 +88,7 @@ class Stream:
 
     @torch.no_grad()
     def push(self, frames: Any, seconds: Any = None) -> None:
-        """Take the next frames. A question from another thread waits for its end.
+        """Take the next frames.
 
         Args:
             frames: one frame or several: uint8 (height, width, 3) or (frames, height, width, 3),
@@ -104,10 +99,6 @@ class Stream:
             ValueError: frames of another kind, seconds that do not ascend, more frames than were
                 announced or than fit the model's window, or an earlier push that broke off midway.
         """
-        with self._turn:
-            self._push(frames, seconds)
-
-    def _push(self, frames: Any, seconds: Any) -> None:
         self._check_whole()
         taken = _frames(frames, seconds, self._latest, self._fps)
         count = len(taken.seconds)
@@ -116,7 +107,7 @@ class Stream:
         if self._announced is not None and self.pushed + count > self._announced:
             rule = f"be at most the {self._announced} that were announced"
             fail("push", "frames", rule, self.pushed + count)
-        self._check_room(count)
+        self._check_window(count)
         # an interrupted push has taken some of its frames: pushed again they would come twice
         self._broken = True
         for part in self._encoder.push(taken):
@@ -151,10 +142,6 @@ class Stream:
         Raises:
             ValueError: as `ask`.
         """
-        with self._turn:
-            return self._session()
-
-    def _session(self) -> Session:
         self._check_whole()
         if self._now is not None:
             return self._now
@@ -220,16 +207,12 @@ class Stream:
             rule = "be whole: a push was interrupted midway"
             fail("stream", "the video", rule, "half read", "push its frames to a new stream")
 
-    def _check_room(self, count: int) -> None:
-        """Refuse frames that no question would fit behind, before they are read: in the model's
-        window, and in a GPU's memory."""
+    def _check_window(self, count: int) -> None:
+        """Refuse frames that no question would fit behind, before they are read."""
         config = self.model.config
-        frames = len(self._seconds) + self._encoder.waiting + count
-        sizes = (frames, len(self.before), _TEXT, Question.max_new_tokens)
-        held, chunk = self._prefix.nbytes, self.opening.chunk
-        fitting_batch(self.model, *sizes, held=held, chunk=chunk, most=1)
+        left = len(self._seconds) + self._encoder.waiting
         tokens = config.clip_frames * config.tokens_per_frame
-        vision = -(-frames // config.clip_frames) * tokens
+        vision = -(-(left + count) // config.clip_frames) * tokens
         front = len(self.before)
         whole = Segment(front + vision + 1, VisualSpan(front, vision))
         try:

@@ -20,7 +20,7 @@ from torch import Tensor
 from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig
 from timeviper_fast.errors import ArgumentError
 
-__all__ = ["AttentionState", "HybridCache", "MambaState", "enlarged"]
+__all__ = ["AttentionState", "HybridCache", "MambaState", "enlarged", "placed"]
 
 
 def enlarged(x: Tensor, written: int, needed: int) -> Tensor:
@@ -282,6 +282,21 @@ class MambaState:
 State = AttentionState | MambaState | None
 
 
+def placed(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; one that leaves a GPU goes to page-locked memory, from where it comes
+    back without a wait of the host."""
+    if x.device.type == "cuda" and device.type == "cpu":
+        return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x)
+    return x.to(device, non_blocking=True)
+
+
+def _on(state: AttentionState | MambaState, device: torch.device) -> State:
+    if isinstance(state, AttentionState):
+        key, value = state.everything
+        return AttentionState.of(placed(key, device), placed(value, device))
+    return MambaState.of(placed(state.conv, device), placed(state.ssm, device))
+
+
 def _attention(state: State, change: Callable[[AttentionState], AttentionState]) -> State:
     return change(state) if isinstance(state, AttentionState) else state
 
@@ -348,6 +363,18 @@ class HybridCache:
             if state is not None:
                 fork.layers[i] = state.fork(batch, room or 0)
         return fork
+
+    def on(self, device: torch.device) -> HybridCache:
+        """These states on a device; itself if they lie there.
+
+        The copies are queued in the order in which the layers read them. From page-locked memory
+        they do not wait for each other or for the host.
+        """
+        if torch.device(self.device or "cpu") == device:
+            return self
+        moved = self._of([None if state is None else _on(state, device) for state in self.layers])
+        moved.device = device
+        return moved
 
     def row(self, row: int) -> HybridCache:
         """A batch of one on the same memory; `join` it when it was written."""
