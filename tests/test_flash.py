@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -165,3 +166,26 @@ def test_the_recorded_run_is_the_one_that_is_meant() -> None:
     """The names of Qwen2's blocks in `HICO` are the recorded ones."""
     assert ABOUT["hico"]["llm_compress_layer_list"] == [2, 4]
     assert ABOUT["hico"]["llm_image_token_ratio_list"] == [1, 0.75, 0.25]
+
+
+@pytest.mark.parametrize("push", [1, 3, 16])
+def test_a_stream_of_clips_is_asked_between_its_frames(model: TimeViper, push: int) -> None:
+    """A clip that is not whole is filled with copies of its last frame, for the question alone."""
+    frames = torch.cat([GOLDEN["frames"], GOLDEN["frames"].flip(0)])
+    stream, done = model.stream(stages=HICO, chunk=64, frame_batch=8), 0
+    while done < len(frames):
+        stream.push(frames[done : done + push])
+        done = min(done + push, len(frames))
+        if done in (3, 6, 8, 15, 16):
+            said = stream.ask("What moves?", max_new_tokens=3, mention_duration=False)
+            whole = model.ask(
+                frames[:done],
+                "What moves?",
+                policy="fps:1",
+                stages=HICO,
+                chunk=64,
+                frame_batch=8,
+                max_new_tokens=3,
+                mention_duration=False,
+            )
+            assert replace(said, stops=()) == replace(whole, stops=())

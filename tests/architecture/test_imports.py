@@ -154,7 +154,7 @@ MODULES = {
         "fit": "plan",
         "open": "answer encode ended feature_file fit footage prefix request room session tiles",
         "bounded": "",
-        "stream": "answer bounded encode ended footage plan prefix request session",
+        "stream": "answer bounded encode ended footage plan prefix request room session",
         "ask": "answer open request session",
     },
     "cli": {

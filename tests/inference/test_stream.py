@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from threading import Event, Thread
+from time import sleep
 
 import pytest
 import torch
@@ -36,6 +38,23 @@ def test_every_answer_is_that_of_the_file(model, push):
             assert asked(stream) == in_a_file(model, done)
     assert stream.exact
     assert stream.pushed == 23
+
+
+def test_a_question_of_another_thread_waits_for_the_push(model):
+    stream, midway = model.stream(**OPTIONS), Event()
+    stream.push(FRAMES[:4])
+
+    def slow(*_):
+        midway.set()
+        sleep(0.05)
+
+    pushing = Thread(target=stream.push, args=(FRAMES[4:12],))
+    with model.backbone.layers[4].register_forward_pre_hook(slow):
+        pushing.start()
+        assert midway.wait(10)
+        answer = asked(stream)
+        pushing.join()
+    assert answer == in_a_file(model, 12)
 
 
 def test_an_announced_stream_takes_any_stage(model):
@@ -76,7 +95,7 @@ def test_a_bound_holds_a_day_in_constant_memory(model, bounded):
 
     def held() -> int:
         prefix = stream._prefix
-        stores = [prefix.cache.nbytes, prefix.rows._rows.nbytes]
+        stores = [prefix.cache.nbytes, prefix.rows.nbytes]
         stores += [s.dropped.nbytes for s in prefix.stages if s.dropped]
         numbers = [*prefix.passed, *[s.kept for s in prefix.stages], [prefix.numbers]]
         return sum(stores) + sum(x.nbytes for parts in numbers for x in parts)
@@ -201,3 +220,14 @@ def test_frames_beyond_the_window_are_refused_before_they_are_read(model):
         assert stream.pushed == 8
     finally:
         model.config = config
+
+
+def test_frames_beyond_the_memory_are_refused_before_they_are_read(model, monkeypatch):
+    stream = model.stream(**OPTIONS)
+    stream.push(FRAMES[:9])
+    monkeypatch.setattr("timeviper_fast.inference.room.free_bytes", lambda device: 10**6)
+    with pytest.raises(ValueError, match=r"frames must fit the memory of the device"):
+        stream.push(FRAMES[9:])
+    monkeypatch.undo()
+    stream.push(FRAMES[9:])
+    assert asked(stream) == in_a_file(model, 23)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from timeviper_fast.inference.watch import Ended, Inbox, Reply, Watcher
+from timeviper_fast.inference.watch import End, Inbox, Reply, Watcher
 from timeviper_fast.video import Frames
 
 LIMIT = 10
@@ -200,4 +200,4 @@ def test_a_closed_inbox_lets_its_threads_go():
     inbox.close()
     thread.join(LIMIT)
     assert put == [True, False]
-    assert inbox.put(Ended("frames")) is False
+    assert inbox.put(End("frames")) is False

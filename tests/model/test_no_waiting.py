@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from tests.contract import COMPILED
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.inference.ended import Ended
+from timeviper_fast.inference.generate import decode
 from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.layout import Segment, VisualSpan, tokens_before_layer
 from timeviper_fast.model.cache import HybridCache
@@ -82,9 +83,9 @@ def read_and_answer(
     return model, run
 
 
-def ask_several(device: str) -> Callable[[], None]:
-    """Three questions of unequal lengths behind one video: read into one cache, then two tokens of
-    each. The video is read before, text between its frames included."""
+def several(device: str) -> tuple[HybridBackbone, Ended, list[Tensor]]:
+    """A model, a video that it has read, text between its frames included, and three questions of
+    unequal lengths."""
     model, _ = read_and_answer(device)
     width = model.config.hidden_size
     whole = Segment(23, VisualSpan(2, 21), text_inside=1)
@@ -93,8 +94,13 @@ def ask_several(device: str) -> Callable[[], None]:
         prefix.push(torch.randn(1, length, width).to(device), vision=vision)
     prefix.finish()
     video = Ended.of(prefix)
-    texts = [torch.randn(1, length, width).to(device) for length in (5, 1, 3)]
-    answer = torch.randn(3, 2, width).to(device)
+    return model, video, [torch.randn(1, length, width).to(device) for length in (5, 1, 3)]
+
+
+def ask_several(device: str) -> Callable[[], None]:
+    """Three questions read into one cache, then two tokens of each."""
+    model, video, texts = several(device)
+    answer = torch.randn(3, 2, model.config.hidden_size).to(device)
     # where the text lies between the frames is found once
     video.read(texts[:1], max_new_tokens=1)
 
@@ -148,6 +154,29 @@ def test_the_layers_read_no_value(name: str, monkeypatch: pytest.MonkeyPatch) ->
     run = RUNS[name]("cpu")
     with NoWaiting():
         run()
+
+
+def test_a_step_of_a_ragged_batch_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether all rows have ended is the one value that a step reads; before the first, whether the
+    prompts' logits are finite."""
+    reads: list[str] = []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func.overloadpacket.__name__ in READS:
+                reads.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    for module in [m for m in sys.modules.values() if m and m.__name__.startswith("tvkernels.")]:
+        if hasattr(module, "on_host"):
+            monkeypatch.setattr(module, "on_host", lambda _: False)
+    model, video, texts = several("cpu")
+    read = video.read(texts, max_new_tokens=ROOM)
+    with Counting():
+        assert len(list(decode(model, read, max_new_tokens=ROOM, stop_ids={1}))) == ROOM
+    assert reads == ["aten._local_scalar_dense.default"] * (1 + ROOM)
 
 
 @pytest.mark.parametrize(

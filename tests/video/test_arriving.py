@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.video.common import number_of, picture
 from timeviper_fast.errors import VideoError
-from timeviper_fast.video import Frames, Stream, open_stream, open_video
+from timeviper_fast.video import Frames, FrameStream, open_stream, open_video
 
 
 def image(number: int, format: str = "PNG") -> bytes:
@@ -24,12 +24,12 @@ def image(number: int, format: str = "PNG") -> bytes:
     return memory.getvalue()
 
 
-def opened(path: Path, **options) -> Stream:
+def opened(path: Path, **options) -> FrameStream:
     how = {"quiet": None, "poll": 0.005, "settle": 0.03} | options
     return open_stream(path, how.pop("policy", "fps:1"), **how)
 
 
-def watched(path: Path, write, **options) -> tuple[Frames, Stream]:
+def watched(path: Path, write, **options) -> tuple[Frames, FrameStream]:
     """What comes while a thread writes."""
     with opened(path, **options) as stream:
         writer = threading.Thread(target=lambda: (write(), stream.end()))

@@ -23,7 +23,7 @@ from timeviper_fast.stages import STAGES_FORMS
 
 if TYPE_CHECKING:
     from timeviper_fast.inference.watch import Reply
-    from timeviper_fast.video import Stream
+    from timeviper_fast.video import FrameStream
 
 __all__ = ["lines", "watch"]
 
@@ -140,7 +140,7 @@ def watch(
         raise typer.Exit(2)
 
 
-def _show(reply: Reply, frames: Stream, note: Any, room: int, as_json: bool) -> None:
+def _show(reply: Reply, frames: FrameStream, note: Any, room: int, as_json: bool) -> None:
     """Print an answer, or what was wrong with its question."""
     line = None
     if reply.error is not None:
@@ -161,7 +161,7 @@ def _show(reply: Reply, frames: Stream, note: Any, room: int, as_json: bool) -> 
         note(f"{reply.waiting} frames wait: the source is faster than the model")
 
 
-def _facts(reply: Reply, frames: Stream, error: str | None) -> dict[str, Any]:
+def _facts(reply: Reply, frames: FrameStream, error: str | None) -> dict[str, Any]:
     """What a line of JSON holds: the answer's own fields, or the error, and the stream's."""
     said: dict[str, Any] = {"error": error} if error is not None else reply.answer.to_dict()
     return said | {
@@ -176,7 +176,7 @@ def _facts(reply: Reply, frames: Stream, error: str | None) -> dict[str, Any]:
     }
 
 
-def _ended(frames: Stream, note: Any, error: Exception | None) -> None:
+def _ended(frames: FrameStream, note: Any, error: Exception | None) -> None:
     note(f"{frames.name}: it has ended" + (f" ({error})" if error else ""))
     for sentence in frames.notes:
         note(f"{frames.name}: {sentence}")

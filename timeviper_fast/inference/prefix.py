@@ -107,6 +107,12 @@ class Prefix:
         return self.backbone.embeddings.weight.device
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of what has passed the layers: states, rows, keys and values."""
+        dropped = sum(stage.dropped.nbytes for stage in self.stages if stage.dropped is not None)
+        return self.cache.nbytes + self.rows.nbytes + dropped
+
+    @property
     def has_asking(self) -> bool:
         return self.asking < len(self.backbone.stages)
 

@@ -109,6 +109,11 @@ class RowStore:
         self._length = stop
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of its own buffer."""
+        return self._rows.nbytes
+
+    @property
     def parts(self) -> tuple[Rows, ...]:
         """Everything as views, in order; one part unless this is a fork."""
         source = torch.cat([*self._source, torch.empty(0, dtype=torch.int64)])

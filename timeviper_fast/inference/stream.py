@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from timeviper_fast.inference.footage import Footage
 from timeviper_fast.inference.plan import prompt_lengths
 from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.inference.request import Opening, Question, question_prompt
+from timeviper_fast.inference.room import fitting_batch
 from timeviper_fast.inference.session import Chat, Session
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.model import TimeViperNetwork
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Stream", "open_stream"]
+
+# text tokens of a question that has to fit behind the frames
+_TEXT = 60
 
 
 class Stream:
@@ -77,7 +82,7 @@ class Stream:
         # seconds of frames that were encoded and are left; those that wait are the encoder's
         self._seconds = torch.empty(0, dtype=torch.float64)
         self.pushed = self._per_frame = 0
-        self._broken = False
+        self._broken, self._turn = False, Lock()
         self._latest = float("-inf")
         self._now: Session | None = None
 
@@ -88,7 +93,7 @@ class Stream:
 
     @torch.no_grad()
     def push(self, frames: Any, seconds: Any = None) -> None:
-        """Take the next frames.
+        """Take the next frames. A question from another thread waits for its end.
 
         Args:
             frames: one frame or several: uint8 (height, width, 3) or (frames, height, width, 3),
@@ -99,6 +104,10 @@ class Stream:
             ValueError: frames of another kind, seconds that do not ascend, more frames than were
                 announced or than fit the model's window, or an earlier push that broke off midway.
         """
+        with self._turn:
+            self._push(frames, seconds)
+
+    def _push(self, frames: Any, seconds: Any) -> None:
         self._check_whole()
         taken = _frames(frames, seconds, self._latest, self._fps)
         count = len(taken.seconds)
@@ -107,7 +116,7 @@ class Stream:
         if self._announced is not None and self.pushed + count > self._announced:
             rule = f"be at most the {self._announced} that were announced"
             fail("push", "frames", rule, self.pushed + count)
-        self._check_window(count)
+        self._check_room(count)
         # an interrupted push has taken some of its frames: pushed again they would come twice
         self._broken = True
         for part in self._encoder.push(taken):
@@ -142,6 +151,10 @@ class Stream:
         Raises:
             ValueError: as `ask`.
         """
+        with self._turn:
+            return self._session()
+
+    def _session(self) -> Session:
         self._check_whole()
         if self._now is not None:
             return self._now
@@ -207,12 +220,16 @@ class Stream:
             rule = "be whole: a push was interrupted midway"
             fail("stream", "the video", rule, "half read", "push its frames to a new stream")
 
-    def _check_window(self, count: int) -> None:
-        """Refuse frames that no question would fit behind, before they are read."""
+    def _check_room(self, count: int) -> None:
+        """Refuse frames that no question would fit behind, before they are read: in the model's
+        window, and in a GPU's memory."""
         config = self.model.config
-        left = len(self._seconds) + self._encoder.waiting
+        frames = len(self._seconds) + self._encoder.waiting + count
+        sizes = (frames, len(self.before), _TEXT, Question.max_new_tokens)
+        held, chunk = self._prefix.nbytes, self.opening.chunk
+        fitting_batch(self.model, *sizes, held=held, chunk=chunk, most=1)
         tokens = config.clip_frames * config.tokens_per_frame
-        vision = -(-(left + count) // config.clip_frames) * tokens
+        vision = -(-frames // config.clip_frames) * tokens
         front = len(self.before)
         whole = Segment(front + vision + 1, VisualSpan(front, vision))
         try:

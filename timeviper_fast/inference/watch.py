@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from timeviper_fast.video import Frames
 
-__all__ = ["Ended", "Inbox", "Reply", "Watcher"]
+__all__ = ["End", "Inbox", "Reply", "Watcher"]
 
 # seconds; a source that sleeps in a device's driver is not waited for any longer
 _PATIENCE = 1.0
 
 
-class Ended(NamedTuple):
+class End(NamedTuple):
     """There is nothing more of "frames" or "questions"; `error` is what ended them, if any did."""
 
     of: str
@@ -59,12 +59,12 @@ class Inbox:
 
     def __init__(self, room: int, *, drops: bool) -> None:
         self._room, self._drops = room, drops
-        self._items: deque[Frames | str | Ended] = deque()
+        self._items: deque[Frames | str | End] = deque()
         self._changed = Condition()
         self._is_closed = False
         self.waiting = self.dropped = 0
 
-    def put(self, item: Frames | str | Ended) -> bool:
+    def put(self, item: Frames | str | End) -> bool:
         """Take an item, of frames when there is room; False if nobody wants any more."""
         with self._changed:
             if isinstance(item, Frames):
@@ -82,7 +82,7 @@ class Inbox:
             self.dropped += 1
         self._changed.wait_for(lambda: self.waiting < self._room or self._is_closed)
 
-    def next(self) -> Frames | str | Ended:
+    def next(self) -> Frames | str | End:
         """The next item, which is waited for."""
         with self._changed:
             self._changed.wait_for(lambda: bool(self._items))
@@ -168,7 +168,7 @@ class Watcher:
                     return
         except Exception as raised:
             error = raised
-        self.inbox.put(Ended(of, error))
+        self.inbox.put(End(of, error))
 
     def _answered(self) -> Generator[Reply, None, Exception | None]:
         """The answers; returns what ended the stream."""
@@ -181,7 +181,7 @@ class Watcher:
             if "questions" in ended and not held and (may_ask or not self.at_end):
                 return ended["questions"] or ended.get("frames")
             item = self.inbox.next()
-            if isinstance(item, Ended):
+            if isinstance(item, End):
                 ended[item.of] = item.error
                 if item.of == "frames" and self.on_end is not None:
                     self.on_end(item.error)

@@ -33,14 +33,14 @@ The names below are public.
 """
 
 from timeviper_fast.errors import VideoError
-from timeviper_fast.video.stream import Stream, open_stream
+from timeviper_fast.video.stream import FrameStream, open_stream
 from timeviper_fast.video.video import Frames, Progress, Video, open_video, read_video
 from timeviper_fast.video.writer import write_video
 
 __all__ = [
+    "FrameStream",
     "Frames",
     "Progress",
-    "Stream",
     "Video",
     "VideoError",
     "open_stream",

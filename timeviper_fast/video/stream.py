@@ -22,12 +22,12 @@ from timeviper_fast.video.pace import Pace, online_policy
 from timeviper_fast.video.sampling import Policy
 from timeviper_fast.video.video import Frames
 
-__all__ = ["Stream", "open_stream"]
+__all__ = ["FrameStream", "open_stream"]
 
 _OWNER = "open_stream"
 
 
-class Stream(Iterator[Frames], AbstractContextManager["Stream"]):
+class FrameStream(Iterator[Frames], AbstractContextManager["FrameStream"]):
     """Frames as they come, one at a time, at a policy's pace.
 
     Iterating waits for frames. The stream ends when its source does, after the quiet time, or when
@@ -119,7 +119,7 @@ def open_stream(
     format: str | None = None,
     options: Mapping[str, str] | None = None,
     poll: float = 0.2,
-) -> Stream:
+) -> FrameStream:
     """Open a video that goes on while it is read.
 
     Nothing is read before the first frame is asked for. Times are presentation times, as the source
@@ -164,7 +164,7 @@ def open_stream(
     if live:
         name = os.fspath(source)
         pictures = partial(_live, name, format, dict(options or {}), patience, tally)
-        return Stream(name, pace.fps, patience, tally, pictures)
+        return FrameStream(name, pace.fps, patience, tally, pictures)
     path = Path(source)
     if not path.exists():
         what = "no such file or directory; cameras and addresses are live sources"
@@ -175,7 +175,7 @@ def open_stream(
         pictures = partial(_file, path, patience, tally)
     else:
         raise VideoError(f"{path}: it is neither a file nor a directory", "live", "set live=True")
-    return Stream(str(path), pace.fps, patience, tally, pictures)
+    return FrameStream(str(path), pace.fps, patience, tally, pictures)
 
 
 def _file(path: Path, patience: Patience, tally: Tally) -> Iterator[Shown]:
