@@ -148,7 +148,7 @@ MODULES = {
         "room": "plan request",
         "footage": "encode",
         "tensor_file": "",
-        "feature_file": "encode request tensor_file",
+        "feature_file": "encode footage request tensor_file",
         "session_file": "ended footage prefix request rows tensor_file",
         "session": "answer encode ended evidence footage generate request room session_file",
         "fit": "plan",

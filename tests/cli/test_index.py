@@ -7,6 +7,7 @@ import os
 import shutil
 
 import pytest
+from PIL import Image
 
 from tests.cli.common import one_line
 from timeviper_fast import TimeViper
@@ -62,6 +63,16 @@ def test_files_that_fit_are_kept_and_others_refused(run, home, library):
     assert (code, "got a file that is damaged or of another kind" in err) == (2, True)
     assert again("--overwrite", "--stages", "none")[0] == 0
     assert TimeViper.from_pretrained(home / "model").load_session(path).stages == ()
+
+
+def test_a_directory_that_grew_is_another_video(run, home, tmp_path):
+    images, library = tmp_path / "images", tmp_path / "library"
+    images.mkdir()
+    for name in ("1.png", "2.png"):
+        Image.new("RGB", (48, 48)).save(images / name)
+        code, _, err = run("index", images, "--into", library, "--model", home / "model")
+        words = {"1.png": "images.session: 1 frames", "2.png": "got one of a video of"}[name]
+        assert (code, words in err) == (2 * (name == "2.png"), True), err
 
 
 def test_a_video_that_fails_is_reported_and_the_others_are_read(run, home, tmp_path):

@@ -187,10 +187,11 @@ class _Writer:
 
     def _misfit(self, video: str, target: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
         from timeviper_fast.inference.feature_file import feature_misfit
+        from timeviper_fast.inference.footage import bytes_of
         from timeviper_fast.inference.session_file import misfit
 
         header = read_header(target) if target.is_file() else None
-        size = os.path.getsize(video) if os.path.isfile(video) else None
+        size = bytes_of(video)
         if self.level == "features":
             return feature_misfit(header, self.model, self.opening, size)
         return misfit(header, self.model, tokenizer, self.opening, size)

@@ -22,6 +22,7 @@ from torch import Tensor
 from timeviper_fast.checkpoint.files import FLOATS
 from timeviper_fast.errors import ArgumentError
 from timeviper_fast.inference.encode import Encoded, encode_video, note_size
+from timeviper_fast.inference.footage import bytes_of
 from timeviper_fast.inference.request import Opening
 from timeviper_fast.inference.tensor_file import (
     Entry,
@@ -77,7 +78,7 @@ def save_features(
         parts = list(encode_video(model, source, indices, *options, project=False))
         told = {
             "name": source.name,
-            "size": os.path.getsize(source.name) if os.path.isfile(source.name) else None,
+            "size": bytes_of(source.name),
             "duration": duration,
             "is_image": source.is_image,
             "lost_frames": source.lost_frames,

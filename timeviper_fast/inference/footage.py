@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
 from timeviper_fast.inference.encode import token_seconds
 
-__all__ = ["Footage"]
+__all__ = ["Footage", "bytes_of"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Footage:
         is_image: whether it is a single image.
         lost_frames, notes: as in `Answer`.
         repeated: how many frames are copies of the last one, by the sampling policy.
-        size: bytes of the file, None where there is none.
+        size: what `bytes_of` says of it.
     """
 
     name: str
@@ -45,3 +46,11 @@ class Footage:
     def counts(self, tokens: int) -> list[int]:
         """Vision tokens of each frame, copies that fill the last clip included."""
         return [self.tokens_per_frame] * -(-tokens // self.tokens_per_frame)
+
+
+def bytes_of(name: str) -> int | None:
+    """Bytes of a video's file, or of all files of its directory; None if it is neither."""
+    path = Path(name)
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+    return path.stat().st_size if path.is_file() else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +17,7 @@ from timeviper_fast.inference.encode import Encoded, encode_video
 from timeviper_fast.inference.ended import Ended
 from timeviper_fast.inference.feature_file import Features, is_feature_file
 from timeviper_fast.inference.fit import check_fits
-from timeviper_fast.inference.footage import Footage
+from timeviper_fast.inference.footage import Footage, bytes_of
 from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.inference.request import Opening, Question, question_prompt
 from timeviper_fast.inference.room import explained, planned
@@ -135,7 +134,7 @@ class _Opener:
             lost_frames=source.lost_frames,
             notes=source.notes,
             repeated=int((times == times[-1]).sum()) - 1,
-            size=source.bytes if isinstance(source, Features) else _bytes_of(source.name),
+            size=source.bytes if isinstance(source, Features) else bytes_of(source.name),
         )
         return Session(
             self.given,
@@ -181,9 +180,3 @@ class _Opener:
             visual = encode_tiles(self.model, crops, *grid)
             stop.shape, stop.tokens = f"{len(crops)} images", str(visual.shape[1])
         return Encoded(visual, frame.seconds)
-
-
-def _bytes_of(name: str) -> int | None:
-    """Size of the file of that name; None if the source is something else."""
-    path = Path(name)
-    return path.stat().st_size if path.is_file() else None

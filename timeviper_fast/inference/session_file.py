@@ -110,7 +110,7 @@ def misfit(
     Args:
         header: of the file.
         opening: how the video would be read; a chunk or frame batch of None fits any.
-        size: bytes of the video; None where it is no file.
+        size: what `bytes_of` says of the video.
     """
     if header is None or header.texts.get("format") != FORMAT:
         return "a file that is damaged or of another kind"
