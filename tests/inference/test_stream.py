@@ -9,6 +9,7 @@ from time import sleep
 import pytest
 import torch
 
+from tests.random_model import tiny_model
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.video import Frames
 
@@ -188,6 +189,19 @@ def test_a_push_that_broke_off_is_never_half_of_a_video(model, part, monkeypatch
     with pytest.raises(ValueError, match="be whole: a push was interrupted midway"):
         stream.ask(QUESTION)
     assert moment.ask(QUESTION, max_new_tokens=2).token_ids == want
+
+
+def test_a_stream_is_of_one_set_of_weights():
+    """Frames in front of a training step and behind it are no video that one model has read."""
+    model = tiny_model()
+    stream = model.stream(**OPTIONS)
+    stream.push(FRAMES[:3])
+    weight = next(model.parameters())
+    with torch.no_grad():
+        weight.mul_(1)
+    for use in (lambda: stream.push(FRAMES[3:]), lambda: stream.ask(QUESTION)):
+        with pytest.raises(ValueError, match="have the weights with which the stream began"):
+            use()
 
 
 def test_mistakes(model):

@@ -35,7 +35,7 @@ from timeviper_fast.video import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Chat", "Session"]
+__all__ = ["Chat", "Session", "state_of_weights"]
 
 # asks for nothing in particular: what draws attention here draws it whatever is asked
 _NEUTRAL = "Describe the video."
@@ -76,7 +76,7 @@ class Session:
         self.model, self.tokenizer = model, tokenizer
         # the model's stages may change, and other sessions have others
         self._network = model.with_stages(stages)
-        self._weights = _weights(self._network)
+        self._weights = state_of_weights(self._network)
         self._ended = replace(ended, backbone=self._network.backbone)
         self.before, self.footage, self.opening = tuple(before), footage, opening
         self._control: Evidence | None = None
@@ -226,7 +226,6 @@ class Session:
             ended: the video with the first `known` token ids of the question behind it already.
         """
         first, ended = questions[0], ended or self._ended
-        self._check_model()
         frames, new = len(self.footage.seconds), first.max_new_tokens
         memory = explained(self._network, "answering", frames, len(questions), new)
         with memory:
@@ -302,12 +301,13 @@ class Session:
 
     def _check_model(self) -> None:
         """Refuse a model that was moved, cast or trained since the video was read."""
-        now = _weights(self._network)
+        now = state_of_weights(self._network)
         if now != self._weights:
             rule = f"have the weights with which the video was read, {self._weights}"
             fail("session", "model", rule, now, "open the video again")
 
     def _embedded(self, ids: Sequence[int]) -> Tensor:
+        self._check_model()
         tokens = torch.tensor([list(ids)], dtype=torch.long, device=self.model.device)
         return self.model.backbone.embeddings(tokens)
 
@@ -408,7 +408,7 @@ class Chat:
         return answer
 
 
-def _weights(model: TimeViperNetwork) -> str:
+def state_of_weights(model: TimeViperNetwork) -> str:
     """Where and what a model's weights are, and how often torch has seen them written in place."""
     writes = sum(weight._version for weight in model.parameters() if not weight.is_inference())
     return f"{model.dtype} on {model.device}, written {writes} times"

@@ -21,7 +21,7 @@ from timeviper_fast.inference.plan import prompt_lengths
 from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.inference.request import Opening, Question, question_prompt
 from timeviper_fast.inference.room import fitting_batch
-from timeviper_fast.inference.session import Chat, Session
+from timeviper_fast.inference.session import Chat, Session, state_of_weights
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.video import Frames
@@ -69,7 +69,9 @@ class Stream:
     ) -> None:
         self.model, self.tokenizer, self.opening = model, tokenizer, opening
         self.before, self._stages = tuple(before), stages
-        self._backbone = model.backbone.with_stages(stages)
+        # the model's stages may change
+        self._network = model.with_stages(stages)
+        self._backbone, self._weights = self._network.backbone, state_of_weights(self._network)
         self._fps, self._announced, self._bound = fps, announced, bound
         self._encoder = FrameEncoder(model, opening.frame_batch)
         expected = None
@@ -219,6 +221,10 @@ class Stream:
         if self._broken:
             rule = "be whole: a push was interrupted midway"
             fail("stream", "the video", rule, "half read", "push its frames to a new stream")
+        now = state_of_weights(self._network)
+        if now != self._weights:
+            rule = f"have the weights with which the stream began, {self._weights}"
+            fail("stream", "model", rule, now, "push the frames to a new stream")
 
     def _check_room(self, count: int) -> None:
         """Refuse frames that no question would fit behind, before they are read: in the model's
