@@ -101,10 +101,14 @@ def test_the_second_step_is_captured_and_later_ones_replay_it(monkeypatch) -> No
     model, graphs, calls = backbone("M*M", ()), [], []
 
     class Capture:
-        def __init__(self, graph) -> None:
+        def __init__(self, graph, capture_error_mode) -> None:
             graphs.append(graph)
+            # threads that answer or decode meanwhile may allocate, but not capture
+            assert capture_error_mode == "thread_local"
 
-        def __enter__(self) -> None: ...
+        def __enter__(self) -> None:
+            assert step._CAPTURING.locked()
+
         def __exit__(self, *_) -> None: ...
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ __all__ = ["GraphStep", "Step", "decode_step", "step_of"]
 
 # shorter answers do not pay for the capture
 _LEAST = 8
+# torch allows one capture at a time in a process; sessions are asked from several threads
+_CAPTURING = Lock()
 
 Step = Callable[[Tensor], Tensor]
 
@@ -63,7 +66,8 @@ class GraphStep:
         self._token.copy_(token)
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # in the default mode, an allocation of another thread would break the capture off
+            with _CAPTURING, torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._logits = decode_step(self._backbone, self._cache, self._token)
         # a capture computes nothing
         self._graph.replay()
