@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 __all__ = ["whole_file"]
 
@@ -20,7 +21,8 @@ def whole_file(target: Path) -> Iterator[Path]:
     target's suffix. Missing directories are made.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
+    # part of the name only, which may have the longest length that there is
+    partial = target.with_name(f".{target.stem[:40]}.{uuid4().hex}.partial{target.suffix}")
     try:
         yield partial
         with partial.open("rb") as written:

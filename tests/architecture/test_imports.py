@@ -35,14 +35,14 @@ FOLDERS = {
     "embedded": "",
     "checkpoint": "config embedded errors presets",
     "training": "checkpoint config dataset errors layout model presets text timeviper",
-    "dataset": "config errors layout model text video",
+    "dataset": "atomic config errors layout model text video",
     "evaluation": "config dataset errors inference layout model synthetic text video",
     "synthetic": "config dataset errors model presets text timeviper training",
     "model": "config errors layout stops",
     "inference": "atomic checkpoint config errors layout model stages stops text video",
     "timeviper": "checkpoint config embedded errors inference model stages stops text video",
     "demo": "dataset errors evaluation model presets synthetic text timeviper video",
-    "cli": "checkpoint config demo embedded errors evaluation inference presets stages stops "
+    "cli": "atomic checkpoint config demo embedded errors evaluation inference presets stages stops "
     "synthetic timeviper training video",
     "__main__": "cli",
     "__init__": "config inference presets timeviper",

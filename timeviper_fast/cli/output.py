@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from timeviper_fast.atomic import whole_file
 from timeviper_fast.errors import ArgumentError
 
 __all__ = ["writable", "write"]
@@ -54,13 +55,8 @@ def write(target: Path, text: str) -> None:
         with target.open("a", encoding="utf-8") as device:
             device.write(f"{text}\n")
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(target) as partial:
         partial.write_text(f"{text}\n", encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _is_device(path: Path) -> bool:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from hashlib import sha256
 from pathlib import Path
+
+from timeviper_fast.atomic import whole_file
 
 __all__ = ["media_key", "write_whole"]
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write under a temporary name, then rename: readers see the complete file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
+    with whole_file(path) as partial:
         partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def media_key(path: Path) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from timeviper_fast.atomic import whole_file
 from timeviper_fast.errors import expect_matplotlib
 from timeviper_fast.inference.evidence import Evidence
 
@@ -48,14 +48,8 @@ def plot_evidence(evidence: Evidence, path: str | Path, title: str = "") -> None
     shown = "where the model looked when it chose what to keep"
     # names of videos and questions may hold dollar signs, which are no formulas
     figure.suptitle("\n".join(line for line in (title, shown) if line), parse_math=False)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(Path(path)) as partial:
         figure.savefig(partial, format="png", dpi=150)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _steps(axes: Axes, evidence: Evidence, values: Sequence[float], **style: Any) -> None:

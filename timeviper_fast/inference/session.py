@@ -167,17 +167,7 @@ class Session:
         """The session of a file; `TimeViper.load_session` has the details."""
         if tokenizer is None:
             fail("load_session", "model", "have a tokenizer", None, "set model.tokenizer")
-        stored = load_contents(path, model, tokenizer)
-        return cls(
-            model,
-            tokenizer,
-            stored.ended,
-            before=stored.before,
-            footage=stored.footage,
-            opening=stored.opening,
-            stages=stored.stages,
-            exact=stored.exact,
-        )
+        return cls(model, tokenizer, **vars(load_contents(path, model, tokenizer)))
 
     def to(self, device: torch.device | str) -> Session:
         """Keep the session in host memory ("cpu"), or on its model's device; returns itself.
