@@ -25,7 +25,7 @@ def test_a_digest_is_the_weighted_sum_of_the_bits(dtype, monkeypatch):
     want = sum(bits * (2 * i + 1) for i, bits in enumerate(numbers)) % 2**64
     gaps = torch.empty(7, 10, dtype=dtype)[:, ::2].copy_(x)
     for piece in (1, 4, 1 << 22):
-        monkeypatch.setattr(module, "_PIECE", piece)
+        monkeypatch.setattr(module, "_PIECES", {"cpu": piece})
         assert tensor_digests({"x": x, "y": gaps}) == {"x": want, "y": want}
 
 

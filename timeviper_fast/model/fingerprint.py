@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 
@@ -13,8 +13,8 @@ from timeviper_fast.model.model import TimeViperNetwork
 
 __all__ = ["fingerprint", "numbers_of", "tensor_digests", "vision_fingerprint"]
 
-# numbers that are summed at a time; bounds the memory for their 64-bit copies
-_PIECE = 1 << 22
+# numbers that are summed at a time: their 64-bit copies stay in a CPU's cache, and small on a GPU
+_PIECES = {"cpu": 1 << 16, "cuda": 1 << 24}
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -54,7 +54,7 @@ def tensor_digests(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     sums: dict[int, Tensor] = {}
     for x in tensors.values():
         if id(x) not in sums:
-            sums[id(x)] = sum(_sums(x), torch.zeros((), dtype=torch.int64, device=x.device))
+            sums[id(x)] = _digest(x)
     # one transfer per device: each would be a host sync
     values: dict[int, int] = {}
     for device in {total.device for total in sums.values()}:
@@ -64,10 +64,13 @@ def tensor_digests(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 @torch.no_grad()
-def _sums(x: Tensor) -> Iterator[Tensor]:
+def _digest(x: Tensor) -> Tensor:
+    """The sum of `tensor_digests`, int64 on the tensor's device: it wraps around modulo 2^64."""
     flat = x.detach().reshape(-1).view(_INTEGERS[x.element_size()])
-    for start in range(0, len(flat), _PIECE):
-        bits = flat[start : start + _PIECE].to(torch.int64)
-        weights = torch.arange(2 * start + 1, 2 * (start + len(bits)), 2, device=x.device)
-        # int64 wraps around: modulo 2^64
-        yield (bits * weights).sum()
+    piece = _PIECES[x.device.type]
+    odd = torch.arange(1, 2 * min(piece, len(flat)) + 1, 2, device=x.device)
+    total = torch.zeros((), dtype=torch.int64, device=x.device)
+    for start in range(0, len(flat), piece):
+        bits = flat[start : start + piece].to(torch.int64)
+        total += (bits * odd[: len(bits)]).sum() + 2 * start * bits.sum()
+    return total
