@@ -189,3 +189,12 @@ def test_a_stream_of_clips_is_asked_between_its_frames(model: TimeViper, push: i
                 mention_duration=False,
             )
             assert replace(said, stops=()) == replace(whole, stops=())
+
+
+def test_one_announced_frame_is_a_clip(model: TimeViper) -> None:
+    answers = []
+    for announced in (1, None):
+        stream = model.stream(frames=announced, stages=HICO)
+        stream.push(GOLDEN["frames"][0])
+        answers.append(stream.ask("What moves?", max_new_tokens=2).token_ids)
+    assert answers[0] == answers[1]

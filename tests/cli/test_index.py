@@ -75,6 +75,20 @@ def test_a_directory_that_grew_is_another_video(run, home, tmp_path):
         assert (code, words in err) == (2 * (name == "2.png"), True), err
 
 
+def test_a_video_written_anew_is_another_one_of_as_many_bytes(run, home, tmp_path):
+    image, library = tmp_path / "one.bmp", tmp_path / "library"
+    said = []
+    for colour in ("red", "blue"):
+        Image.new("RGB", (48, 48), colour).save(image)
+        if colour == "blue":
+            # the clock of a file system may be coarse
+            later = image.stat().st_mtime_ns + 10**9
+            os.utime(image, ns=(later, later))
+        code, _, err = run("index", image, "--into", library, "--model", home / "model")
+        said.append((code, "got one that is older than the video" in " ".join(err.split())))
+    assert said == [(0, False), (2, True)]
+
+
 def test_a_video_that_fails_is_reported_and_the_others_are_read(run, home, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     shutil.copy(home / "video.mp4", tmp_path / "good.mp4")

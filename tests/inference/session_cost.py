@@ -71,7 +71,7 @@ def measure(
         "one_by_one_over_eight": 8 * (opening + question) / (opening + eight),
         "step_ms": 1e3 * step,
         "step_of_eight_ms": 1e3 * of_eight,
-        "session_mb": video.nbytes / 1e6,
+        "session_mb": video.nbytes_on(like.device) / 1e6,
     }
     if like.is_cuda:
         row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9

@@ -245,3 +245,14 @@ def test_frames_beyond_the_memory_are_refused_before_they_are_read(model, monkey
     monkeypatch.undo()
     stream.push(FRAMES[9:])
     assert asked(stream) == in_a_file(model, 23)
+
+
+def test_one_large_push_into_a_window_is_forgotten_batch_by_batch(model):
+    config = model.config
+    model.config = replace(config, backbone=replace(config.backbone, max_position_embeddings=420))
+    try:
+        stream = model.stream(bounded="window:8s", **{**OPTIONS, "chunk": 16})
+        stream.push(torch.cat([FRAMES] * 3))
+    finally:
+        model.config = config
+    assert stream.pushed == 69

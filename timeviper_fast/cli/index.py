@@ -187,11 +187,16 @@ class _Writer:
 
     def _misfit(self, video: str, target: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
         from timeviper_fast.inference.feature_file import feature_misfit
-        from timeviper_fast.inference.footage import bytes_of
+        from timeviper_fast.inference.footage import bytes_of, changed_after
         from timeviper_fast.inference.session_file import misfit
 
         header = read_header(target) if target.is_file() else None
         size = bytes_of(video)
         if self.level == "features":
-            return feature_misfit(header, self.model, self.opening, size)
-        return misfit(header, self.model, tokenizer, self.opening, size)
+            differs = feature_misfit(header, self.model, self.opening, size)
+        else:
+            differs = misfit(header, self.model, tokenizer, self.opening, size)
+        if differs is None and changed_after(video, target):
+            # another video may have as many bytes
+            return "one that is older than the video"
+        return differs

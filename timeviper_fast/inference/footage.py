@@ -9,7 +9,7 @@ from torch import Tensor
 
 from timeviper_fast.inference.encode import token_seconds
 
-__all__ = ["Footage", "bytes_of"]
+__all__ = ["Footage", "bytes_of", "changed_after"]
 
 
 @dataclass(frozen=True)
@@ -54,3 +54,11 @@ def bytes_of(name: str) -> int | None:
     if path.is_dir():
         return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
     return path.stat().st_size if path.is_file() else None
+
+
+def changed_after(name: str, file: Path) -> bool:
+    """Whether a video's file, or one of its directory, was written later than `file`."""
+    path = Path(name)
+    parts = [part for part in path.iterdir() if part.is_file()] if path.is_dir() else [path]
+    written = file.stat().st_mtime_ns
+    return any(part.stat().st_mtime_ns > written for part in parts if part.is_file())

@@ -132,14 +132,18 @@ def explained(
 def _sentence(
     config: TimeViperConfig, dtype: str, what: str, frames: int, questions: int, new: int
 ) -> str:
-    made: Plan = plan(
-        config, max(frames, 1), dtype=dtype, questions=questions, max_new_tokens=new, chunk=CHUNK
-    )
+    asked = f"{frames} frames and {questions} questions with {new} new tokens"
+    sizes = {"text": 1, "questions": questions, "max_new_tokens": new}
+    try:
+        made: Plan = plan(config, max(frames, 1), dtype=dtype, chunk=CHUNK, **sizes)  # type: ignore[arg-type]
+    except ArgumentError as error:
+        # so near the window that the plan's own text does not fit
+        return f"out of memory while {what}: {asked}; {error}"
     parts = [f"{name} {size / _GB:.2f}" for name, size in made.exact.items()]
     parts += [f"{name} at most {size / _GB:.2f}" for name, size in made.bound.items()]
     return (
-        f"out of memory while {what}: {frames} frames and {questions} questions with {new} new "
-        f"tokens need up to {made.need / _GB:.2f} GB ({', '.join(parts)}, reserve "
+        f"out of memory while {what}: {asked} need up to "
+        f"{made.need / _GB:.2f} GB ({', '.join(parts)}, reserve "
         f"{made.reserve / _GB:.1f}); a smaller chunk or frame_batch, fewer frames or fewer "
         "questions at a time need less, and `timeviper-fast plan` shows how much"
     )

@@ -258,7 +258,10 @@ def _check_model(
         if its == own:
             continue
         if name == "config":
-            name, own, its = _difference(json.loads(own), json.loads(its))
+            try:
+                name, own, its = _difference(json.loads(own), json.loads(its))
+            except ValueError:
+                _refuse(file, "be whole: its config must be JSON", f"{its!r:.60}")
         if name in ("fingerprint", "tokenizer"):
             own, its = own[:16], its[:16]
         what = {"fingerprint": "weights", "tokenizer": "the tokenizer's vocabulary"}.get(name, name)

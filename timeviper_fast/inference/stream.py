@@ -76,7 +76,9 @@ class Stream:
         self._encoder = FrameEncoder(model, opening.frame_batch)
         expected = None
         if announced is not None:
-            tokens = model.config.visual_tokens(announced)
+            # a stream's frames are those of a video, even if there is one
+            clip = model.config.clip_frames
+            tokens = -(-announced // clip) * clip * model.config.tokens_per_frame
             expected = Segment(len(before) + tokens, VisualSpan(len(before), tokens))
         self._prefix = Prefix(self._backbone, chunk=opening.chunk, expected=expected, even=even)
         ids = torch.tensor([list(before)], dtype=torch.long, device=model.device)
@@ -230,6 +232,8 @@ class Stream:
         """Refuse frames that no question would fit behind, before they are read: in the model's
         window, and in a GPU's memory."""
         config = self.model.config
+        # a bound forgets between batches
+        count = count if self._bound is None else min(count, self._encoder.frame_batch)
         frames = len(self._seconds) + self._encoder.waiting + count
         sizes = (frames, len(self.before), _TEXT, Question.max_new_tokens)
         held, chunk = self._prefix.nbytes, self.opening.chunk
