@@ -274,6 +274,17 @@ class TimeViper(TimeViperNetwork):
         """
         return Session.load(self, self.tokenizer, path)
 
+    def load_stream(self, path: str | Path) -> Stream:
+        """A stream that `Stream.save` wrote, to push further frames to: it goes on as if it had
+        never ended, to the bit.
+
+        Raises:
+            ValueError: no file of a stream, one that is damaged, or one of another model,
+                tokenizer or dtype.
+            OSError: there is no such file.
+        """
+        return Stream.load(self, self.tokenizer, path)
+
     def ask(
         self,
         video: Any,

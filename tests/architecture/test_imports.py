@@ -154,7 +154,8 @@ MODULES = {
         "fit": "plan",
         "open": "answer encode ended feature_file fit footage prefix request room session tiles",
         "bounded": "",
-        "stream": "answer bounded encode ended footage plan prefix request room session",
+        "stream_file": "encode prefix request rows session_file tensor_file thinning",
+        "stream": "answer bounded encode ended footage plan prefix request room session stream_file",
         "ask": "answer open request session",
     },
     "cli": {

@@ -252,3 +252,14 @@ def test_a_session_lies_on_the_host_or_with_its_model(session):
     assert any(getattr(state, "key", None) is key for state in session._ended.cache.layers)
     with pytest.raises(ValueError, match="to: device must be one of cpu, got 'cuda:7'"):
         session.to("cuda:7")
+
+
+def test_a_turn_beyond_the_window_is_refused_before_it_is_read(session):
+    chat = session.chat()
+    chat.ask(QUESTIONS[0], max_new_tokens=2)
+    said, read = list(chat.messages), []
+    handle = session.model.backbone.layers[0].register_forward_hook(lambda *_: read.append(1))
+    with pytest.raises(ValueError, match="fit the model's window"):
+        chat.ask(QUESTIONS[1], max_new_tokens=10**7)
+    handle.remove()
+    assert (read, chat.messages) == ([], said)

@@ -8,6 +8,7 @@
     watch.py     frames of a stream and questions about it, each in its turn
     footage.py   what a session knows of its video
     session_file.py  a session in a file: its tensors and texts, and what they must agree with
+    stream_file.py   a stream in a file, from which it goes on
     feature_file.py  a video's merged features in a file, for any LLM behind the same encoder
     tensor_file.py   safetensors files: written piece by piece, whole or not at all
     answer.py    Answer, and generated tokens as text

@@ -109,7 +109,8 @@ class _Opener:
             images = 1 + prod(grid)
             policy = opening.policy
             check_fits(config, prompt, len(indices), policy, first.max_new_tokens, images)
-            lengths = len(indices), len(prompt.before), len(prompt.after)
+            # each tile is a picture of its own
+            lengths = len(indices) * images, len(prompt.before), len(prompt.after)
             opening, store = planned(self.model, opening, *lengths, first.max_new_tokens)
             self.opening = opening
         if opening.tiles:

@@ -97,7 +97,8 @@ class Prefix:
         self.grids = [Grid(chunk) for _ in range(self.asking + 1)]
         # numbers of the vision tokens whose keys and values each run of layers holds; -1 for text
         self.passed: list[list[Tensor]] = [[] for _ in self.grids]
-        self._left = torch.empty(0, dtype=torch.int64)
+        # of forgotten videos' beginnings, the numbers that are left
+        self.left = torch.empty(0, dtype=torch.int64)
         capacity = self._expected_rows()[-1] if self.has_asking else 0
         empty = torch.empty(0, weight.shape[1], device=self.store, dtype=weight.dtype)
         self.rows = RowStore(capacity, empty, batch, expected is None)
@@ -257,9 +258,9 @@ class Prefix:
     @property
     def numbers(self) -> Tensor:
         """(vision_tokens,) int64, the video's tokens; not all of them once some are forgotten."""
-        known = len(self._left)
+        known = len(self.left)
         fresh = torch.arange(self.numbered - self.vision_tokens + known, self.numbered)
-        return torch.cat([self._left, fresh])
+        return torch.cat([self.left, fresh])
 
     @property
     def through(self) -> int:
@@ -296,7 +297,7 @@ class Prefix:
         if self.has_asking:
             self.rows.forget(gone)
         numbers = self.numbers
-        self._left = numbers[~torch.isin(numbers, gone)]
+        self.left = numbers[~torch.isin(numbers, gone)]
         self.length -= len(gone)
         self.vision_tokens -= len(gone)
         self.forgetful, self.broken = True, False

@@ -127,6 +127,10 @@ class RowStore:
         self._source, self._length = [], 0
         self.append(left)
 
+    def clear(self) -> None:
+        """Hold nothing any more."""
+        self._source, self._length, self._base = [], 0, ()
+
     def fork(self) -> RowStore:
         """One that shares what is written; its next rows go elsewhere."""
         fork = RowStore(0, self._rows[0], len(self._rows), growing=True)

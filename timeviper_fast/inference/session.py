@@ -388,7 +388,11 @@ class Chat:
         # an answer is stripped and tokenised again: compare ids, not texts
         if ended is None or ids[:known] != self._ids or known >= len(ids):
             ended, known = session._ended, 0
-        ended = ended.after(session._embedded(ids[known:]))
+        # before anything is read
+        ended.lengths(len(ids) - known, max_new_tokens)
+        frames = len(session.footage.seconds)
+        with explained(session._network, "answering", frames, 1, max_new_tokens):
+            ended = ended.after(session._embedded(ids[known:]))
         watch = StopWatch(session.model.device)
         [answer] = session.answer(
             [asked], watch, on_text=on_text, progress=progress, ended=ended, known=len(ids)

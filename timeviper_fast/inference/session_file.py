@@ -222,31 +222,52 @@ def load_contents(
         OSError: there is no such file.
     """
     file = Path(path).expanduser()
-    header = read_header(file)
-    texts = {} if header is None else header.texts
-    if header is None or texts.get("format") != FORMAT:
-        what = "one that is damaged, truncated or of another kind"
-        if "format" in texts:
-            what = f"the format {texts['format']}"
-        _refuse(file, f"be a session file ({FORMAT}) that is whole", what)
-    if texts.get("format_version") != str(VERSION):
-        _refuse(file, f"have format_version {VERSION}", texts.get("format_version"))
-    _check_model(file, texts, model, tokenizer)
+    header = check_file(file, read_header(file), FORMAT, VERSION, model, tokenizer)
+    texts = header.texts
     try:
         stored = _Stored(texts, header)
         wrong = _wrong_entry(header.entries, stored.entries(model))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        _refuse(file, "describe itself in its header", f"a damaged one ({error!r})")
+        refuse(_OWNER, file, "describe itself in its header", f"a damaged one ({error!r})")
     if wrong:
-        _refuse(file, *wrong)
+        refuse(_OWNER, file, *wrong)
     return stored.contents(file, model)
 
 
-def _refuse(file: Path, rule: str, value: object) -> NoReturn:
-    raise ArgumentError(_OWNER, "path", rule, f"{value}", part=f" {file}")
+def refuse(owner: str, file: Path, rule: str, value: object) -> NoReturn:
+    """Raise the ArgumentError of a file that breaks a rule."""
+    raise ArgumentError(owner, "path", rule, f"{value}", part=f" {file}")
+
+
+def check_file(
+    file: Path,
+    header: Header | None,
+    format: str,
+    version: int,
+    model: TimeViperNetwork,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Header:
+    """The header of a file of this format, version and model.
+
+    Raises:
+        ValueError: it is of others, with both values, or it is damaged.
+    """
+    owner = f"load_{format.rpartition('.')[2]}"
+    texts = {} if header is None else header.texts
+    if header is None or texts.get("format") != format:
+        what = "one that is damaged, truncated or of another kind"
+        if "format" in texts:
+            what = f"the format {texts['format']}"
+        kind = owner.removeprefix("load_")
+        refuse(owner, file, f"be a {kind} file ({format}) that is whole", what)
+    if texts.get("format_version") != str(version):
+        refuse(owner, file, f"have format_version {version}", texts.get("format_version"))
+    _check_model(owner, file, texts, model, tokenizer)
+    return header
 
 
 def _check_model(
+    owner: str,
     file: Path,
     texts: Mapping[str, str],
     model: TimeViperNetwork,
@@ -261,11 +282,11 @@ def _check_model(
             try:
                 name, own, its = _difference(json.loads(own), json.loads(its))
             except ValueError:
-                _refuse(file, "be whole: its config must be JSON", f"{its!r:.60}")
+                refuse(owner, file, "be whole: its config must be JSON", f"{its!r:.60}")
         if name in ("fingerprint", "tokenizer"):
             own, its = own[:16], its[:16]
         what = {"fingerprint": "weights", "tokenizer": "the tokenizer's vocabulary"}.get(name, name)
-        _refuse(file, f"have been saved by this model: {what} must be {own}", its)
+        refuse(owner, file, f"have been saved by this model: {what} must be {own}", its)
 
 
 def _difference(own: Any, its: Any, name: str = "config") -> tuple[str, str, str]:

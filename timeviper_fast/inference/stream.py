@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.errors import ArgumentError, fail, is_integer, is_number
 from timeviper_fast.inference.answer import check_tokenizer, stop_ids_of
-from timeviper_fast.inference.bounded import Bound, parse_bound
+from timeviper_fast.inference.bounded import parse_bound
 from timeviper_fast.inference.encode import Encoded, FrameEncoder
 from timeviper_fast.inference.ended import Ended
 from timeviper_fast.inference.footage import Footage
@@ -22,6 +23,7 @@ from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.inference.request import Opening, Question, question_prompt
 from timeviper_fast.inference.room import fitting_batch
 from timeviper_fast.inference.session import Chat, Session, state_of_weights
+from timeviper_fast.inference.stream_file import read_stream, write_stream
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.video import Frames
@@ -63,10 +65,12 @@ class Stream:
         before: Sequence[int],
         *,
         fps: float,
-        announced: int | None,
-        bound: Bound | None,
+        frames: int | None,
+        bounded: str | None,
         even: bool,
     ) -> None:
+        self._settings = {"frames": frames, "fps": fps, "bounded": bounded, "even": even}
+        announced, bound = frames, None if bounded is None else parse_bound(bounded)
         self.model, self.tokenizer, self.opening = model, tokenizer, opening
         self.before, self._stages = tuple(before), stages
         # the model's stages may change
@@ -131,6 +135,44 @@ class Stream:
         self.pushed += count
         self._latest, self._now = float(taken.seconds[-1]), None
         self._broken = False
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write a file from which the stream goes on: `TimeViper.load_stream`. A file to be asked
+        alone is that of `now().save(path)`.
+
+        Raises:
+            ValueError: a push broke off midway, or a path that must not be replaced.
+            OSError: it cannot be written, or the disk is full; an old file is as before.
+        """
+        with self._turn:
+            self._check_whole()
+            latest = self._latest if self.pushed else None
+            told = {
+                "opening": {n: getattr(self.opening, n) for n in ("lead", "chunk", "frame_batch")},
+                "settings": self._settings,
+                "counts": {"pushed": self.pushed, "per_frame": self._per_frame, "latest": latest},
+            }
+            parts = (self._prefix, self._encoder.pending, self._seconds, self._stages, told)
+            write_stream(path, *parts, self.model, self.tokenizer, overwrite=overwrite)
+
+    @classmethod
+    def load(
+        cls,
+        model: TimeViperNetwork,
+        tokenizer: PreTrainedTokenizerBase | None,
+        path: str | os.PathLike[str],
+    ) -> Stream:
+        """The stream of a file; `TimeViper.load_stream` has the details."""
+        if tokenizer is None:
+            fail("load_stream", "model", "have a tokenizer", None, "set model.tokenizer")
+        with read_stream(path, model, tokenizer) as stored:
+            opened = open_stream(model, tokenizer, stored.opening, stored.stages, **stored.settings)
+            opened._encoder.pending, opened._seconds = stored.restore(opened._prefix)
+            counts = stored.counts
+            opened.pushed, opened._per_frame = counts["pushed"], counts["per_frame"]
+            if counts["latest"] is not None:
+                opened._latest = counts["latest"]
+            return opened
 
     def ask(self, question: str | Sequence[Any], **options: Any) -> Any:
         """Answer a question, or a list of them, about everything that was pushed so far.
@@ -277,12 +319,13 @@ def open_stream(
     for name in ("chunk", "frame_batch"):
         if getattr(opening, name) is None:
             fail("stream", name, "be a positive number", None)
-    bound = None if bounded is None else parse_bound(bounded)
-    if bound is not None and frames is not None:
+    if bounded is not None:
+        parse_bound(bounded)
+    if bounded is not None and frames is not None:
         fail("stream", "bounded", "be None where the frames are announced", bounded)
     prompt = question_prompt(model.config, tokenizer, opening, Question("?"), 1, 1.0, False)
     check_tokenizer(model.config, prompt, stop_ids_of(tokenizer, model.config))
-    options = {"fps": float(fps), "announced": frames, "bound": bound, "even": even}
+    options = {"fps": float(fps), "frames": frames, "bounded": bounded, "even": even}
     with torch.no_grad():
         return Stream(model, tokenizer, opening, stages, prompt.before, **options)  # type: ignore[arg-type]
 

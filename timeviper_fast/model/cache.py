@@ -105,6 +105,11 @@ class AttentionState:
         self.value.scatter_(1, at, value)
         self.lengths += 1
 
+    def clear(self) -> None:
+        """Hold no token any more."""
+        self.lengths.zero_()
+        self.longest = 0
+
     def fix(self) -> None:
         """From now on tokens come one by one, at most as many as there is room for, and nothing
         that a step does depends on how many came, but for values on the device."""
