@@ -20,7 +20,7 @@ from timeviper_fast.video import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Answer", "check_tokenizer", "speak", "stop_ids_of"]
+__all__ = ["Answer", "check_tokenizer", "nothing_left", "speak", "stop_ids_of"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,17 @@ def check_tokenizer(config: TimeViperConfig, prompt: Prompt, stop_ids: set[int])
     if highest >= config.backbone.vocab_size:
         rule = f"give ids below the model's vocabulary size ({config.backbone.vocab_size})"
         fail("ask", "the tokenizer", rule, highest, "they belong to different models")
+
+
+def nothing_left(frames: int, kept: int) -> tuple[str, ...]:
+    """A sentence that says that the stages dropped every vision token; () if one is left."""
+    if kept:
+        return ()
+    few = "1 frame is" if frames == 1 else f"{frames} frames are"
+    return (
+        f"No vision token was left: {few} too few for these stages; "
+        '--stages none (stages="none" in Python) keeps all.',
+    )
 
 
 def speak(

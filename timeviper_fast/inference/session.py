@@ -12,7 +12,13 @@ from torch import Tensor
 
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.errors import expect_function, fail
-from timeviper_fast.inference.answer import Answer, check_tokenizer, speak, stop_ids_of
+from timeviper_fast.inference.answer import (
+    Answer,
+    check_tokenizer,
+    nothing_left,
+    speak,
+    stop_ids_of,
+)
 from timeviper_fast.inference.encode import filling_note
 from timeviper_fast.inference.ended import Ended, Prefill
 from timeviper_fast.inference.evidence import Evidence, collect_evidence
@@ -27,6 +33,7 @@ from timeviper_fast.inference.request import (
 )
 from timeviper_fast.inference.room import explained, fitting_batch
 from timeviper_fast.inference.session_file import Contents, load_contents, save_contents
+from timeviper_fast.model.fingerprint import state_of_weights
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.stops import Stop, StopWatch
 from timeviper_fast.text.prompt import Message, Prompt
@@ -35,7 +42,7 @@ from timeviper_fast.video import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Chat", "Session", "state_of_weights"]
+__all__ = ["Chat", "Session"]
 
 # asks for nothing in particular: what draws attention here draws it whatever is asked
 _NEUTRAL = "Describe the video."
@@ -339,7 +346,7 @@ class Session:
             notes=(
                 *footage.notes,
                 *filling_note(frames, footage.clip, footage.repeated),
-                *_nothing_left(frames, len(kept)),
+                *nothing_left(frames, len(kept)),
             ),
             model_note=self.model.note,
             evidence=self._evidence(read, row),
@@ -402,25 +409,8 @@ class Chat:
         return answer
 
 
-def state_of_weights(model: TimeViperNetwork) -> str:
-    """Where and what a model's weights are, and how often torch has seen them written in place."""
-    writes = sum(weight._version for weight in model.parameters() if not weight.is_inference())
-    return f"{model.dtype} on {model.device}, written {writes} times"
-
-
 def _is_list_of_questions(question: str | Sequence[Any]) -> bool:
     """Whether it is a list of questions; a list of messages is one question."""
     if isinstance(question, str) or not isinstance(question, (list, tuple)):
         return False
     return bool(question) and isinstance(question[0], (str, list, tuple))
-
-
-def _nothing_left(frames: int, kept: int) -> tuple[str, ...]:
-    """A sentence that says that the stages dropped every vision token; () if one is left."""
-    if kept:
-        return ()
-    few = "1 frame is" if frames == 1 else f"{frames} frames are"
-    return (
-        f"No vision token was left: {few} too few for these stages; "
-        '--stages none (stages="none" in Python) keeps all.',
-    )

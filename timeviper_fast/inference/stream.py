@@ -22,9 +22,10 @@ from timeviper_fast.inference.plan import prompt_lengths
 from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.inference.request import Opening, Question, question_prompt
 from timeviper_fast.inference.room import fitting_batch
-from timeviper_fast.inference.session import Chat, Session, state_of_weights
+from timeviper_fast.inference.session import Chat, Session
 from timeviper_fast.inference.stream_file import read_stream, write_stream
 from timeviper_fast.layout import Segment, VisualSpan
+from timeviper_fast.model.fingerprint import state_of_weights
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.video import Frames
 

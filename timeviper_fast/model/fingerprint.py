@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from timeviper_fast.model.model import TimeViperNetwork
 
-__all__ = ["fingerprint", "numbers_of", "tensor_digests", "vision_fingerprint"]
+__all__ = [
+    "fingerprint",
+    "numbers_of",
+    "state_of_weights",
+    "tensor_digests",
+    "vision_fingerprint",
+]
 
 # numbers that are summed at a time: their 64-bit copies stay in a CPU's cache, and small on a GPU
 _PIECES = {"cpu": 1 << 16, "cuda": 1 << 24}
@@ -74,3 +80,9 @@ def _digest(x: Tensor) -> Tensor:
         bits = flat[start : start + piece].to(torch.int64)
         total += (bits * odd[: len(bits)]).sum() + 2 * start * bits.sum()
     return total
+
+
+def state_of_weights(model: TimeViperNetwork) -> str:
+    """Where and what a model's weights are, and how often torch has seen them written in place."""
+    writes = sum(weight._version for weight in model.parameters() if not weight.is_inference())
+    return f"{model.dtype} on {model.device}, written {writes} times"
