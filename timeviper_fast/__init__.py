@@ -28,17 +28,23 @@ if TYPE_CHECKING:
         VisionConfig,
     )
     from timeviper_fast.inference.answer import Answer
+    from timeviper_fast.inference.prompts import Generation
     from timeviper_fast.inference.request import Sampling
+    from timeviper_fast.inference.session import Chat, Session
+    from timeviper_fast.inference.stream import Stream
     from timeviper_fast.presets import preset
-    from timeviper_fast.timeviper import Generation, TimeViper
+    from timeviper_fast.timeviper import TimeViper
 
 __all__ = [
     "Answer",
     "BackboneConfig",
+    "Chat",
     "CompressionStage",
     "Generation",
     "ProjectorConfig",
     "Sampling",
+    "Session",
+    "Stream",
     "TimeViper",
     "TimeViperConfig",
     "VisionConfig",
@@ -46,9 +52,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Answer": "inference.ask",
-    "Generation": "timeviper",
+    "Answer": "inference.answer",
+    "Chat": "inference.session",
+    "Generation": "inference.prompts",
     "Sampling": "inference.request",
+    "Session": "inference.session",
+    "Stream": "inference.stream",
     "TimeViper": "timeviper",
     "preset": "presets",
 }
