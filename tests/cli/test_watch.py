@@ -136,6 +136,7 @@ class Growing:
 
     def __init__(self, path: Path, data: bytes) -> None:
         self.path, self.data = path, data
+        self.ended = threading.Event()
 
     def replies(self, enough: Callable[[list[dict]], bool]) -> Iterator[str]:
         end = time.monotonic() + 30
@@ -150,9 +151,11 @@ class Growing:
         with self.path.open("ab") as file:
             file.write(self.data)
         yield from self.replies(lambda said: said[-1]["frames"] >= 50)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        # as a terminal at which nobody types any more
-        threading.Event().wait(1)
+        # As a terminal at which nobody types any more. One that falls into a finalizer is lost.
+        for _ in range(3):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            if self.ended.wait(5):
+                return
 
     def fileno(self) -> int:
         raise ValueError
@@ -162,8 +165,10 @@ def test_a_file_that_grows_and_ctrl_c(run, monkeypatch, recording, tmp_path):
     """Questions see more frames as the file grows; the interrupted command ends in one line."""
     data, path = recording.read_bytes(), tmp_path / "film.ts"
     path.write_bytes(data[: len(data) // 2])
-    monkeypatch.setattr(sys, "stdin", Growing(path, data[len(data) // 2 :]))
+    typed = Growing(path, data[len(data) // 2 :])
+    monkeypatch.setattr(sys, "stdin", typed)
     code, out, err = run("watch", path, "--idle", 0, "--json", "--sample", "fps:5", "-q", *TOKENS)
+    typed.ended.set()
     assert (code, err) == (130, "timeviper-fast: interrupted\n")
     said = [json.loads(line) for line in out.splitlines()]
     # all that is written but what the parser and the decoder hold back
