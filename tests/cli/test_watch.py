@@ -167,8 +167,11 @@ def test_a_file_that_grows_and_ctrl_c(run, monkeypatch, recording, tmp_path):
     path.write_bytes(data[: len(data) // 2])
     typed = Growing(path, data[len(data) // 2 :])
     monkeypatch.setattr(sys, "stdin", typed)
+    # what runs in the background may have been started without interrupts
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     code, out, err = run("watch", path, "--idle", 0, "--json", "--sample", "fps:5", "-q", *TOKENS)
     typed.ended.set()
+    signal.signal(signal.SIGINT, before)
     assert (code, err) == (130, "timeviper-fast: interrupted\n")
     said = [json.loads(line) for line in out.splitlines()]
     # all that is written but what the parser and the decoder hold back
