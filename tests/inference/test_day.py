@@ -57,7 +57,7 @@ def test_a_day_is_held_in_constant_memory(trained, bounded):
     for start in range(0, 24 * HOUR, 600):
         stream.push(pool, range(start, start + 600))
         if start % HOUR == 0:
-            held.append(stream.now()._ended.nbytes)
+            held.append(stream.now()._ended.nbytes_on(torch.device("cpu")))
             peaks.append(memory())
     answer = stream.ask(QUESTION, max_new_tokens=4)
     assert not answer.exact
