@@ -37,7 +37,7 @@ FOLDERS = {
     "training": "checkpoint config dataset errors layout model presets text timeviper",
     "dataset": "atomic config errors layout model text video",
     "evaluation": "config dataset errors inference layout model synthetic text video",
-    "synthetic": "config dataset errors model presets text timeviper training",
+    "synthetic": "atomic config dataset errors model presets text timeviper training",
     "model": "config errors layout stops",
     "inference": "atomic checkpoint config errors layout model stages stops text video",
     "timeviper": "checkpoint config embedded errors inference model stages stops text video",

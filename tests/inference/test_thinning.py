@@ -51,7 +51,7 @@ def test_a_stage_keeps_what_the_rule_keeps(keep: float, tokens: int, push: int) 
     made = rhythm_of(share)
     assert made is not None
     rule = uniform_topk(tokens, int(tokens * keep), None).tolist()
-    assert kept_of(keep, made(), tokens, push) == rule
+    assert kept_of(keep, made, tokens, push) == rule
 
 
 @pytest.mark.parametrize(("keep", "tokens"), [(0.5, 161), (0.8, 16), (0.75, 30)])
@@ -60,7 +60,7 @@ def test_numbers_for_which_it_is_not_exact_are_refused(keep: float, tokens: int)
     made = rhythm_of(share)
     assert made is not None
     with pytest.raises(ValueError, match=f"exact online, got {tokens}; announce the number"):
-        kept_of(keep, made(), tokens)
+        kept_of(keep, made, tokens)
 
 
 def test_shares_are_of_what_arrives() -> None:

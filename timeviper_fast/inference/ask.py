@@ -73,7 +73,9 @@ def answer_from(
         ValueError: as `Session.ask`.
     """
     watch = watch or StopWatch(session.model.device)
-    [answered] = session.answer([question], watch, on_text=on_text, progress=progress)
+    with watch.at("prompt"):
+        prompts = [session.prompt(question)]
+    [answered] = session.answer(prompts, question, watch, on_text=on_text, progress=progress)
     if control and answered.evidence is not None:
         neutral = session.control()
         assert neutral is not None

@@ -146,7 +146,7 @@ class Prefix:
                 rule = f"keep (p - 1) / p of what reaches a uniform stage, not {share}, in a stream"
                 remedy = "announce the number of frames, or allow even=True"
                 fail("stream", "stages", rule, f"keep={stage.keep:g}", remedy)
-            thinning = made() if made else Even(share)
+            thinning = made or Even(share)
             room = self.chunk or 256
         dropped = None
         if stage.transfer:
@@ -218,7 +218,8 @@ class Prefix:
         with self.backbone.timed(self.watch, number) as stop:
             left = self.stages[number].push(rows)
             stage = self.stages[number]
-            stop.tokens = f"{stage.arrived} -> {sum(map(len, stage.kept))}"
+            if self.watch is not None:
+                stop.tokens = f"{stage.arrived} -> {sum(map(len, stage.kept))}"
         return left
 
     @torch.no_grad()

@@ -118,14 +118,16 @@ class Session:
         many = _is_list_of_questions(question)
         if many and on_text is not None:
             fail("ask", "on_text", "be left out for a list of questions", on_text)
-        options = (max_new_tokens, sampling, answer_prefix, mention_duration)
-        questions = [Question(one, *options) for one in (question if many else [question])]
+        given = (max_new_tokens, sampling, answer_prefix, mention_duration)
+        questions = [Question(one, *given) for one in (question if many else [question])]
+        prompts = [self.prompt(question) for question in questions]
         answers: list[Answer] = []
-        batch = self._batch(questions)
+        batch = self._batch(prompts, max_new_tokens)
         for start in range(0, len(questions), batch):
-            together = questions[start : start + batch]
+            together = prompts[start : start + batch]
             watch = StopWatch(self.model.device)
-            answers += self.answer(together, watch, on_text=on_text, progress=progress)
+            options = questions[0]
+            answers += self.answer(together, options, watch, on_text=on_text, progress=progress)
         return answers if many else answers[0]
 
     @torch.no_grad()
@@ -207,7 +209,8 @@ class Session:
     @torch.no_grad()
     def answer(
         self,
-        questions: Sequence[Question],
+        prompts: Sequence[Prompt],
+        options: Question,
         watch: StopWatch,
         *,
         on_text: Callable[[str], None] | None = None,
@@ -215,26 +218,26 @@ class Session:
         ended: Ended | None = None,
         known: int = 0,
     ) -> list[Answer]:
-        """Read checked questions into one batch and answer them together.
+        """Read questions into one batch and answer them together.
 
         Args:
-            questions: of the same options.
+            prompts: theirs, by `prompt`.
+            options: a question with the options of all.
             watch: gets the times and sizes of this.
             ended: the video with the first `known` token ids of the question behind it already.
         """
-        first, ended = questions[0], ended or self._ended
-        frames, new = len(self.footage.seconds), first.max_new_tokens
-        memory = explained(self._network, "answering", frames, len(questions), new)
+        ended = ended or self._ended
+        frames, new = len(self.footage.seconds), options.max_new_tokens
+        memory = explained(self._network, "answering", frames, len(prompts), new)
         with memory:
             with watch.at("prompt") as stop:
-                prompts = [self.prompt(question) for question in questions]
                 texts = [self._embedded(prompt.after[known:]) for prompt in prompts]
                 longest = max(len(prompt.after) for prompt in prompts)
                 tokens = self._ended.segment.length + longest
                 stop.shape = f"1 x {tokens} x {self.model.config.backbone.hidden_size}"
                 stop.tokens = str(tokens)
             with watch.at("prefill") as stop:
-                read = self._read(ended, texts, first.max_new_tokens, watch, progress)
+                read = self._read(ended, texts, new, watch, progress)
                 stop.shape = f"cache {read.cache.nbytes / 2**20:.1f} MiB"
                 stop.tokens = f"{read.lengths[0]} -> {read.lengths[-1]}"
             with watch.at("generate") as stop:
@@ -243,9 +246,9 @@ class Session:
                     ended.backbone,
                     self.tokenizer,
                     read,
-                    max_new_tokens=first.max_new_tokens,
+                    max_new_tokens=new,
                     stop_ids=stop_ids,
-                    sampling=sampling_of(self.model.config, first.sampling),
+                    sampling=sampling_of(self.model.config, options.sampling),
                     on_text=on_text,
                     progress=progress,
                 )
@@ -282,18 +285,18 @@ class Session:
         check_tokenizer(self.model.config, prompt, stop_ids_of(self.tokenizer, self.model.config))
         return prompt
 
-    def _batch(self, questions: Sequence[Question]) -> int:
+    def _batch(self, prompts: Sequence[Prompt], max_new_tokens: int) -> int:
         """How many questions are answered together."""
-        longest = max(len(self.prompt(question).after) for question in questions)
+        longest = max(len(prompt.after) for prompt in prompts)
         return fitting_batch(
             self._network,
             len(self.footage.seconds),
             len(self.before),
             longest,
-            questions[0].max_new_tokens,
+            max_new_tokens,
             held=self._ended.nbytes_on(self.model.device),
             chunk=self.opening.chunk,
-            most=min(BATCH, len(questions)),
+            most=min(BATCH, len(prompts)),
         )
 
     def _check_model(self) -> None:
@@ -390,7 +393,8 @@ class Chat:
         session = self._session
         messages = [*self.messages, {"role": "user", "content": question}]
         asked = Question(messages, max_new_tokens, sampling)
-        ids = session.prompt(asked).after
+        prompt = session.prompt(asked)
+        ids = prompt.after
         ended, known = self._ended, len(self._ids)
         # an answer is stripped and tokenised again: compare ids, not texts
         if ended is None or ids[:known] != self._ids or known >= len(ids):
@@ -402,7 +406,13 @@ class Chat:
             ended = ended.after(session._embedded(ids[known:]))
         watch = StopWatch(session.model.device)
         [answer] = session.answer(
-            [asked], watch, on_text=on_text, progress=progress, ended=ended, known=len(ids)
+            [prompt],
+            asked,
+            watch,
+            on_text=on_text,
+            progress=progress,
+            ended=ended,
+            known=len(ids),
         )
         self.messages = [*messages, {"role": "assistant", "content": answer.text}]
         self._ids, self._ended = ids, ended

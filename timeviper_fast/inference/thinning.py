@@ -9,7 +9,7 @@ which that is not exact are refused at the end, when they are compared with the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from typing import Protocol
@@ -98,14 +98,14 @@ def shares(stages: Sequence[CompressionStage]) -> list[Fraction]:
     return [now / before for before, now in pairwise(keeps)]
 
 
-def rhythm_of(share: Fraction) -> Callable[[], Thinning] | None:
-    """What makes the rhythm of a share (p - 1) / p, or of 1; None for other shares."""
+def rhythm_of(share: Fraction) -> Thinning | None:
+    """The rhythm of a share (p - 1) / p, or of 1; None for other shares."""
     if share == 1:
-        return lambda: Even(share)
+        return Even(share)
     period = 1 / (1 - share)
     if period.denominator != 1 or period < 2:
         return None
-    return lambda: Rhythm(int(period))
+    return Rhythm(int(period))
 
 
 class UniformStage:

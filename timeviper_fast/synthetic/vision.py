@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from timeviper_fast.atomic import whole_file
 from timeviper_fast.config import TimeViperConfig, VisionConfig
 from timeviper_fast.errors import ArgumentError
 from timeviper_fast.model.initialize import init_weights
@@ -328,6 +328,5 @@ def _save(trainer: VisionTrainer, folder: Path) -> None:
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        write(partial)
