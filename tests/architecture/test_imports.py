@@ -40,6 +40,7 @@ FOLDERS = {
     "synthetic": "atomic config dataset errors model presets text timeviper training",
     "model": "config errors layout stops",
     "inference": "atomic checkpoint config errors layout model stages stops text video",
+    "analysis": "config errors inference layout model timeviper",
     "timeviper": "checkpoint config embedded errors inference model stages stops text video",
     "demo": "dataset errors evaluation model presets synthetic text timeviper video",
     "cli": "atomic checkpoint config demo embedded errors evaluation inference presets stages stops "
@@ -157,6 +158,13 @@ MODULES = {
         "stream_file": "encode prefix request rows session_file tensor_file thinning",
         "stream": "answer bounded encode ended footage plan prefix request room session stream_file",
         "ask": "answer open request session",
+    },
+    "analysis": {
+        "__init__": "",
+        "labels": "",
+        "blocked_layers": "labels",
+        "blocking": "blocked_layers labels",
+        "curves": "blocking",
     },
     "cli": {
         "__init__": "",

@@ -200,9 +200,11 @@ class Prefix:
     def _through(self, run: int, block: Rows) -> None:
         passage = self.backbone.run(
             block.hidden,
+            (block.segment,),
             cache=self.cache,
             start_stage=run - 1 if run else None,
             stop_stage=run,
+            staged=True,
             on_pass=self.on_pass,
         )
         out = Rows(passage.hidden, block.source)

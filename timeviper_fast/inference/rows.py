@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.cache import enlarged
 
 __all__ = ["Grid", "RowStore", "Rows"]
@@ -35,6 +36,17 @@ class Rows:
     def vision(self) -> int:
         """How many are vision tokens."""
         return int((self.source >= 0).sum())
+
+    @property
+    def segment(self) -> Segment:
+        """Where their vision tokens lie."""
+        at = (self.source >= 0).nonzero()[:, 0]
+        if not len(at):
+            return Segment(len(self))
+        span = VisualSpan(int(at[0]), int(at[-1] - at[0]) + 1)
+        inside = span.length - len(at)
+        index = (at - at[0])[None] if inside else None
+        return Segment(len(self), span, text_inside=inside, index=index)
 
     def where(self, mask: Tensor) -> Rows:
         """Copies of those for which `mask` (n,) bool on the CPU holds."""

@@ -138,10 +138,13 @@ class Session:
         attention whatever is asked. None if no stage selects by attention.
         """
         if self._control is None:
-            question = Question(_NEUTRAL, max_new_tokens=1)
-            text = self._embedded(self.prompt(question).after)
-            self._control = self._evidence(self._ended.read([text], max_new_tokens=1), 0)
+            self._control = self._evidence(self.read(Question(_NEUTRAL, max_new_tokens=1)), 0)
         return self._control
+
+    def read(self, question: Question) -> Prefill:
+        """A question that was read: the states that its answer goes on from, and first logits."""
+        text = self._embedded(self.prompt(question).after)
+        return self._ended.read([text], max_new_tokens=question.max_new_tokens)
 
     def _evidence(self, read: Prefill, row: int) -> Evidence | None:
         footage, counts = self.footage, self.footage.counts(read.segment.vision_present)

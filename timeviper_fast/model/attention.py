@@ -35,13 +35,17 @@ class Attention(nn.Module):
         )
         if packing.rotary is not None:
             q, k = packing.rotary.turn(q), packing.rotary.turn(k)
+        return self.o_proj(self._attend(q, k, v, packing, state).flatten(2))
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, packing: Packing, state: AttentionState | None
+    ) -> Tensor:
+        """(batch, seqlen, nheads, headdim) of q, and of k and v with nkvheads, in q's shape."""
         if state is not None:
             state.append(k, v)
-            out = attend(q, state)
-        else:
-            samples = zip(*(t.split(packing.lengths, dim=1) for t in (q, k, v)))
-            out = torch.cat([attend_last(*sample) for sample in samples], dim=1)
-        return self.o_proj(out.flatten(2))
+            return attend(q, state)
+        samples = zip(*(t.split(packing.lengths, dim=1) for t in (q, k, v)))
+        return torch.cat([attend_last(*sample) for sample in samples], dim=1)
 
 
 def attend(q: Tensor, state: AttentionState) -> Tensor:

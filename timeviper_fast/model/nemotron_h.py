@@ -113,13 +113,33 @@ class Mamba2(nn.Module):
     def _scan(
         self, xBC: Tensor, dt: Tensor, seq_idx: Tensor | None, state: MambaState | None
     ) -> Tensor:
+        x, B, C = self._convolve(xBC, seq_idx, state)
+        return self._recur(x, dt, B, C, seq_idx, state)
+
+    def _convolve(
+        self, xBC: Tensor, seq_idx: Tensor | None, state: MambaState | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x, B and C behind the convolution; the state's columns go on."""
         columns = xBC.transpose(1, 2)
         before = None if state is None else state.conv[..., 1:]
         mixed = causal_conv1d_fn(
             columns, self.conv1d.weight.squeeze(1), self.conv1d.bias,
             seq_idx=seq_idx, initial_states=before, activation="silu",
         )  # fmt: skip
-        x, B, C = self._split(cast(Tensor, mixed).transpose(1, 2))
+        if state is not None:
+            state.push_conv(columns)
+        return self._split(cast(Tensor, mixed).transpose(1, 2))
+
+    def _recur(
+        self,
+        x: Tensor,
+        dt: Tensor,
+        B: Tensor,
+        C: Tensor,
+        seq_idx: Tensor | None,
+        state: MambaState | None,
+    ) -> Tensor:
+        """(batch, seqlen, d_inner), what the scan makes of them; the SSM state goes on."""
         result = mamba_chunk_scan_combined(
             x, dt, self._A(), B, C, self.config.chunk_size,
             D=_wide(self.D), dt_bias=_wide(self.dt_bias), dt_softplus=True,
@@ -131,7 +151,6 @@ class Mamba2(nn.Module):
             return cast(Tensor, result).flatten(2)
         y, last = result
         state.ssm.copy_(last)
-        state.push_conv(columns)
         return y.flatten(2)
 
     def _step(self, zxBCdt: Tensor, state: MambaState) -> Tensor:
