@@ -40,7 +40,7 @@ FOLDERS = {
     "synthetic": "atomic config dataset errors model presets text timeviper training",
     "model": "config errors layout stops",
     "inference": "atomic checkpoint config errors layout model stages stops text video",
-    "analysis": "config errors inference layout model timeviper",
+    "analysis": "config errors inference layout model timeviper video",
     "timeviper": "checkpoint config embedded errors inference model stages stops text video",
     "demo": "dataset errors evaluation model presets synthetic text timeviper video",
     "cli": "atomic checkpoint config demo embedded errors evaluation inference presets stages stops "

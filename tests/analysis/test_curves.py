@@ -1,0 +1,152 @@
+"""Likelihoods against decoding, and curves whose ends are known."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from tests.random_model import tiny_model
+from timeviper_fast.analysis.blocking import Blocking, blocked
+from timeviper_fast.analysis.curves import (
+    Curve,
+    Example,
+    answer_log_likelihood,
+    blocking_curve,
+    log_likelihood,
+    measure,
+    redundancy_curve,
+)
+from timeviper_fast.errors import ArgumentError
+from timeviper_fast.inference.generate import decode
+from timeviper_fast.inference.request import Question
+
+ASKED = "What is it?"
+OPTIONS = {"max_new_tokens": 2, "stages": ()}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def video():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (6, 48, 48, 3), generator=generator, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("rows", [None, ("instruction",), ("response",)])
+def test_likelihood_is_that_of_the_decoded_tokens(model, video, rows):
+    """Decoding sees one token at a time, the likelihood all of the answer at once."""
+    if rows is not None:
+        model = blocked(model, Blocking(rows, 1, "absent"))
+    session = model.open(video)
+    logits: list[torch.Tensor] = []
+    read = session.read(Question(ASKED, 5))
+    steps = decode(model.backbone, read, max_new_tokens=5, on_logits=logits.append)
+    ids = [int(token) for token in steps]
+    logs = torch.stack(logits)[:, 0].double().log_softmax(-1)
+    want = float(logs[torch.arange(5), ids].sum())
+    assert answer_log_likelihood(session, ASKED, ids) == pytest.approx(want, abs=1e-4)
+
+
+def test_a_session_of_a_view_is_blocked_and_the_model_s_own_is_not(model, video):
+    """A later question to the plain model gives the same answer as before the view was made."""
+    plain = model.open(video)
+    before = answer_log_likelihood(plain, ASKED, [65, 66])
+    view = blocked(model, Blocking(("instruction", "response"), 0, "absent"))
+    other = torch.flip(video, (0,)).bitwise_not()
+    seen = [answer_log_likelihood(view.open(one), ASKED, [65, 66]) for one in (video, other)]
+    assert seen[0] == seen[1] != before
+    assert answer_log_likelihood(plain, ASKED, [65, 66]) == before
+    assert (
+        view.ask(video, ASKED, max_new_tokens=3).text
+        == view.ask(other, ASKED, max_new_tokens=3).text
+    )
+
+
+def test_a_list_of_questions_and_a_chat_go_through_a_view(model, video):
+    view = blocked(model, Blocking(("response",), 2, "edge"))
+    session = view.open(video)
+    texts = [session.ask(one, max_new_tokens=4).text for one in (ASKED, "Why is it so?")]
+    assert [a.text for a in session.ask([ASKED, "Why is it so?"], max_new_tokens=4)] == texts
+    chat = session.chat()
+    assert chat.ask(ASKED, max_new_tokens=4).text == texts[0]
+    chat.ask("And then?", max_new_tokens=4)
+
+
+def test_a_session_that_another_model_opened_is_refused(model, video, tmp_path):
+    session = model.open(video)
+    session.save(tmp_path / "plain.session")
+    view = blocked(model, Blocking())
+    with pytest.raises(ArgumentError, match="session must be read by the blocked model alone"):
+        view.load_session(tmp_path / "plain.session").ask(ASKED, max_new_tokens=1)
+
+
+def test_what_cannot_be_scored_is_named(model, video):
+    session = model.open(video)
+    with pytest.raises(ArgumentError, match="answer_ids must hold a token or more"):
+        answer_log_likelihood(session, ASKED, [])
+    text = session.read(Question(ASKED, 1))
+    text.logits = text.logits.expand(2, -1)
+    with pytest.raises(ArgumentError, match="read must be one prompt, got 2"):
+        log_likelihood(model.backbone, text, [1])
+    with pytest.raises(ArgumentError, match="examples must hold an example or more"):
+        measure(model, [])
+
+
+def test_a_video_is_opened_once_for_the_examples_in_a_row(model, video, monkeypatch):
+    opened = []
+    plain = type(model).open
+    monkeypatch.setattr(
+        type(model), "open", lambda self, *a, **k: opened.append(1) or plain(self, *a, **k)
+    )
+    examples = [
+        Example(video, ASKED, "A"),
+        Example(video, "Why?", "B"),
+        Example(video.clone(), ASKED, "A"),
+    ]
+    told = []
+    found = measure(
+        model, examples, max_new_tokens=1, judge=lambda answer, truth: truth == "A",
+        progress=lambda *given: told.append(given),
+    )  # fmt: skip
+    assert (len(opened), found.right, found.n, found.accuracy) == (2, 2, 3, pytest.approx(2 / 3))
+    assert told[-1] == ("questions", 3, 3)
+    assert found.per_token == pytest.approx(found.log_likelihood)
+
+
+def test_a_blocking_curve_ends_at_the_whole_model(model, video):
+    layers = len(model.backbone.layers)
+    curve = blocking_curve(
+        model,
+        [Example(video, ASKED, "AB")],
+        Blocking(grade="absent"),
+        layers=(0, layers),
+        **OPTIONS,
+    )
+    first, last = curve.points
+    assert first.log_likelihood != curve.whole.log_likelihood
+    assert last.log_likelihood == curve.whole.log_likelihood
+    assert (first.layer, last.layer, curve.whole.layer) == (0, layers, None)
+    assert curve.settings == {
+        "kind": "blocking", "rows": ["instruction"], "grade": "absent", "transfer": True,
+    }  # fmt: skip
+    assert json.loads(json.dumps(curve.to_dict()))["points"][1]["layer"] == layers
+
+
+def test_a_redundancy_curve_begins_at_the_whole_model(model, video):
+    examples = [Example(video, ASKED, "AB")]
+    stagely = {"drops": (0.0, 0.75), "max_new_tokens": 2}
+    for select in ("uniform", "attention"):
+        curve = redundancy_curve(model, examples, select, layers=(5,), **stagely)
+        none, most = curve.points
+        assert none.log_likelihood == pytest.approx(curve.whole.log_likelihood, abs=1e-4)
+        assert most.log_likelihood != none.log_likelihood
+        assert (most.layer, most.drop) == (5, 0.75)
+        assert isinstance(curve, Curve)
+        assert curve.settings["select"] == select
+    assert math.isfinite(most.per_token)
