@@ -142,11 +142,11 @@ def test_a_redundancy_curve_begins_at_the_whole_model(model, video):
     examples = [Example(video, ASKED, "AB")]
     stagely = {"drops": (0.0, 0.75), "max_new_tokens": 2}
     for select in ("uniform", "attention"):
-        curve = redundancy_curve(model, examples, select, layers=(5,), **stagely)
+        curve = redundancy_curve(model, examples, select, layers=(8,), **stagely)
         none, most = curve.points
         assert none.log_likelihood == pytest.approx(curve.whole.log_likelihood, abs=1e-4)
         assert most.log_likelihood != none.log_likelihood
-        assert (most.layer, most.drop) == (5, 0.75)
+        assert (most.layer, most.drop) == (8, 0.75)
         assert isinstance(curve, Curve)
         assert curve.settings["select"] == select
     assert math.isfinite(most.per_token)
