@@ -57,14 +57,16 @@ class Measure:
     """How well a list of examples was answered.
 
     Attributes:
-        right, n: greedy answers that were judged right, of all.
+        right: what the judge gave all greedy answers together: how many are right, or the sum of
+            their overlaps (IoU) with the true spans.
+        n: all examples.
         log_likelihood: mean over the examples of the reference answer's log-likelihood, in nats.
         per_token: the same, divided by all reference tokens.
         layer: the first blocked layer, or the layer that a stage stands before; None without.
         drop: share of the vision tokens that were dropped; None where nothing was done to them.
     """
 
-    right: int
+    right: float
     n: int
     log_likelihood: float
     per_token: float
@@ -73,7 +75,7 @@ class Measure:
 
     @property
     def accuracy(self) -> float:
-        """right / n; NaN for n = 0."""
+        """right / n, which is mIoU where the judge gives overlaps; NaN for n = 0."""
         return self.right / self.n if self.n else math.nan
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,7 +103,7 @@ class Curve:
         return {"settings": self.settings, "whole": self.whole.to_dict(), "points": points}
 
 
-Judge = Callable[[str, str], bool]
+Judge = Callable[[str, str], float]
 
 
 def _same(answer: str, reference: str) -> bool:
@@ -159,7 +161,8 @@ def measure(
     Args:
         model: the model, or a blocked view of it.
         examples: one or more.
-        judge: called with (answer, reference answer); whether the answer is right.
+        judge: called with (answer, reference answer); 1 or True for a right answer, 0 for a wrong
+            one, or a share such as an IoU.
         max_new_tokens: longest answer.
         progress: called with ("questions", done, all).
         opening: options of `TimeViper.open`, such as `stages` and `policy`.
@@ -169,7 +172,7 @@ def measure(
     """
     if not examples:
         fail("measure", "examples", "hold an example or more", examples)
-    right, total, tokens = 0, 0.0, 0
+    right, total, tokens = 0.0, 0.0, 0
     for done, (session, example) in enumerate(_asked(model, examples, opening), start=1):
         prefix = example.answer_prefix
         answer = session.ask(example.question, max_new_tokens=max_new_tokens, answer_prefix=prefix)
