@@ -165,6 +165,13 @@ MODULES = {
         "blocked_layers": "labels",
         "blocking": "blocked_layers labels",
         "curves": "blocking",
+        "groups": "",
+        "heads": "",
+        "rows": "heads",
+        "attention": "rows",
+        "mamba": "rows",
+        "view": "groups heads",
+        "look": "attention groups heads mamba rows view",
     },
     "cli": {
         "__init__": "",
