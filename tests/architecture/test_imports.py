@@ -40,7 +40,7 @@ FOLDERS = {
     "synthetic": "atomic config dataset errors model presets text timeviper training",
     "model": "config errors layout stops",
     "inference": "atomic checkpoint config errors layout model stages stops text video",
-    "analysis": "config errors inference layout model timeviper video",
+    "analysis": "config errors inference layout model stages stops timeviper video",
     "timeviper": "checkpoint config embedded errors inference model stages stops text video",
     "demo": "dataset errors evaluation model presets synthetic text timeviper video",
     "cli": "atomic checkpoint config demo embedded errors evaluation inference presets stages stops "
@@ -172,6 +172,7 @@ MODULES = {
         "mamba": "rows",
         "view": "groups heads",
         "look": "attention groups heads mamba rows view",
+        "ask": "look view",
     },
     "cli": {
         "__init__": "",

@@ -37,8 +37,8 @@ class Looking:
 
     Attributes:
         further: more groups, by name the positions of their tokens in prompt and answer.
-        rows: positions in prompt and answer of the rows whose absolute weights, profiles, sinks and
-            maps are wanted; None: everything behind the last vision token, or the last 64 tokens.
+        rows: positions in prompt and answer of the rows whose absolute weights, profiles and maps
+            are wanted; None: everything behind the last vision token, or the last 64 tokens.
         maps: by layer, the heads whose chosen rows are kept by all columns.
         sinks: how many first tokens count as the sink, 1 or more.
         window: tokens that count as near a row.
@@ -67,7 +67,7 @@ def look(
     embeddings: Tensor,
     segment: Segment | None = None,
     answer: Tensor | None = None,
-    looking: Looking = Looking(),
+    looking: Looking | None = None,
 ) -> View:
     """What the layers look at when the model reads a prompt and says an answer.
 
@@ -82,12 +82,12 @@ def look(
         embeddings: (1, n, d_model), as `embed` gives them.
         segment: where the vision lies in them; None: there is none.
         answer: (1, a, d_model) embeddings of the answer's tokens; None: no answer.
-        looking: what to collect.
+        looking: what to collect; None: `Looking()`.
 
     Raises:
         ValueError: a batch of prompts, or an option that does not fit the prompt.
     """
-    segment = segment or Segment(embeddings.shape[1])
+    segment, looking = segment or Segment(embeddings.shape[1]), looking or Looking()
     answer = _answer("look", embeddings, answer)
     groups = Groups.of(segment, answer.shape[1], looking.further)
     chosen = _positions(segment, groups, looking)
@@ -117,7 +117,7 @@ def look(
 
 @torch.no_grad()
 def look_behind(
-    ended: Ended, text: Tensor, answer: Tensor | None = None, looking: Looking = Looking()
+    ended: Ended, text: Tensor, answer: Tensor | None = None, looking: Looking | None = None
 ) -> View:
     """What the layers look at when a question is asked behind a video that was read before.
 
@@ -135,14 +135,14 @@ def look_behind(
         ValueError: a batch, a question without a token, a video of which tokens were forgotten, or
             in which text lies between vision tokens, or an option that does not fit.
     """
-    backbone = ended.backbone
+    backbone, looking = ended.backbone, looking or Looking()
     answer = _answer("look_behind", text, answer)
     if not text.shape[1]:
         fail("look_behind", "text", "have at least one token", tuple(text.shape))
     _check_maps(backbone, looking)
     inputs: dict[int, list[Tensor]] = {}
 
-    def seen(layer: int, x: Tensor, rotary: Rotary | None) -> None:
+    def seen(layer: int, x: Tensor, _: Rotary | None) -> None:
         inputs.setdefault(layer, []).append(x)
 
     with _mixers_told(backbone, seen):
@@ -192,29 +192,33 @@ def _view(
     at = groups.rows(chosen)
     at = at[at >= first]
     indicator = groups.indicator(looking.sinks).to(x.device)
+    attends = isinstance(mixer, Attention)
     if isinstance(mixer, Attention):
         q, own = projected(mixer, x, rotary)
         k = own if keys is None else keys.to(own.dtype)
-        mass = attention_group_mass(q, k, indicator[:, :-1])
-        blocks = attention_rows(q, k, at)
+        mass, blocks = attention_group_mass(q, k, indicator), attention_rows(q, k, at)
     else:
         assert isinstance(mixer, Mamba2)
         weights, size = scan_weights(mixer, x), mixer.config.chunk_size
-        mass = mamba_group_sums(weights, indicator[:, :-1], size, with_dt=looking.with_dt)
+        mass = mamba_group_sums(weights, indicator, size, with_dt=looking.with_dt)
         blocks = mamba_rows(weights, at, with_dt=looking.with_dt)
     maps = looking.maps.get(layer, ())
     sums = row_sums(blocks, indicator, len(mass), window=looking.window, maps=maps)
-    absolute, sink = sums.absolute[..., :-1], sums.absolute[..., -1]
-    total = absolute.sum(-1)
+    if attends:
+        given = mass[..., -1].cpu(), torch.arange(first, len(groups))
+    else:
+        total = sums.absolute[..., :-1].sum(-1)
+        given = sums.absolute[..., -1] / total.masked_fill(total == 0, 1.0), at
+    mass = mass[..., :-1]
     return LayerView(
         layer=layer,
-        kind="attention" if isinstance(mixer, Attention) else "mamba",
+        kind="attention" if attends else "mamba",
         groups=groups,
         mean_mass=mass.mean(0).float().cpu(),
         mass=mass.float().cpu() if looking.by_head else None,
         chosen=at,
-        absolute=absolute,
-        sink=sink_share(sink / total.masked_fill(total == 0, 1.0), at, looking.sinks),
+        absolute=sums.absolute[..., :-1],
+        sink=sink_share(*given, looking.sinks),
         profile=sums.profile,
         maps=sums.maps,
     )

@@ -113,7 +113,7 @@ def mamba_rows(
     Raises:
         ValueError: a row that is no token.
     """
-    dt, A, B, C = (x.double() for x in weights)
+    dt, A, B = (x.double() for x in weights[:3])
     length, heads = dt.shape
     check_rows("mamba_rows", rows, 0, length)
     running = (dt * A).cumsum(0).T
@@ -121,7 +121,7 @@ def mamba_rows(
     for block in rows.to(dt.device).split(block_of(heads * length)):
         decay = running[:, block, None] - running[:, None]
         decay = decay.masked_fill_(columns > block[:, None], -math.inf).exp_()
-        products = torch.einsum("bgs,mgs->gbm", C[block], B)
+        products = torch.einsum("bgs,mgs->gbm", weights.C[block].double(), B)
         # a group of heads shares the products
         decay.unflatten(0, (len(products), -1)).mul_(products[:, None])
         if with_dt:

@@ -205,6 +205,12 @@ class Session:
         """Where the LLM drops vision tokens of this video."""
         return self._stages
 
+    @property
+    def ended(self) -> Ended:
+        """The video as it was read, for the model as it was then; ValueError if it has changed."""
+        self._check_model()
+        return self._ended
+
     def chat(self) -> Chat:
         """A conversation about the video: each question knows what was said before."""
         return Chat(self)

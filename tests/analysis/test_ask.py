@@ -1,0 +1,79 @@
+"""A question about a video file: read whole, and of a session, with frames and seconds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tests.random_model import square_video, tiny_model
+from timeviper_fast.analysis.ask import look_asked, look_at
+from timeviper_fast.analysis.look import Looking
+from timeviper_fast.inference.request import Opening, Question
+
+WHAT = Question("What moves?", max_new_tokens=4)
+OPENING = Opening(policy="fps:1", chunk=16, frame_batch=5)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    path = tmp_path_factory.mktemp("video") / "square.mp4"
+    return square_video(path, seconds=8, fps=5, height=48, width=48)
+
+
+@pytest.fixture(scope="module")
+def session(model, video):
+    return model.open(video, policy="fps:1", chunk=16, frame_batch=5)
+
+
+def test_a_session_sees_what_a_reading_of_the_whole_prompt_sees(model, video, session) -> None:
+    said = session.ask(WHAT.question, max_new_tokens=4)
+    looking = Looking(window=4)
+    whole = look_at(model, model.tokenizer, video, WHAT, said.token_ids, OPENING, looking)
+    asked = look_asked(session, WHAT, said.token_ids, looking)
+    assert asked.token_seconds.equal(whole.token_seconds)
+    assert asked.frame_tokens == whole.frame_tokens
+    everywhere = {view.layer: view for view in whole.view.layers}
+    assert {view.layer for view in asked.view.layers} | {*asked.view.skipped} == {*everywhere}
+    for view in asked.view.layers:
+        other = everywhere[view.layer]
+        assert view.groups.position.equal(other.groups.position)
+        assert view.groups.count("answer") == len(said.token_ids)
+        torch.testing.assert_close(view.scores, other.scores, rtol=1e-3, atol=1e-5)
+    last = asked.view.layers[-1].groups
+    seconds = last.seconds(asked.token_seconds)
+    assert tuple(seconds[~seconds.isnan()].tolist()) == said.kept_seconds
+    frames = last.frames(asked.frame_tokens)
+    assert frames[~seconds.isnan()].tolist() == [
+        session.footage.seconds.tolist().index(second) for second in said.kept_seconds
+    ]
+    told = json.loads(json.dumps(whole.to_dict(), allow_nan=False))
+    assert [len(layer) for layer in told["layer_seconds"]] == [
+        len(view.groups) for view in whole.view.layers
+    ]
+
+
+def test_other_stages_are_looked_through(model, video) -> None:
+    opening = Opening(policy="fps:1", stages="none")
+    seen = look_at(model, model.tokenizer, video, WHAT, opening=opening)
+    assert seen.view.kept().all()
+
+
+def test_tiles_are_refused(model, video) -> None:
+    with pytest.raises(ValueError, match="look_at: opening must have no tiles"):
+        look_at(model, model.tokenizer, video, WHAT, opening=Opening(tiles=True))
+
+
+def test_a_session_of_other_weights_is_refused(model, video) -> None:
+    other = tiny_model(seed=3)
+    session = other.open(video, policy="fps:2")
+    with torch.no_grad():
+        other.backbone.embeddings.weight.mul_(2)
+    with pytest.raises(ValueError, match="have the weights with which the video was read"):
+        look_asked(session, WHAT)

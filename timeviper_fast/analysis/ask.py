@@ -1,0 +1,132 @@
+"""What the layers look at for a question about a video, read whole or in a session."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from timeviper_fast.analysis.look import Looking, look, look_behind
+from timeviper_fast.analysis.view import View
+from timeviper_fast.errors import fail
+from timeviper_fast.inference.answer import check_tokenizer, stop_ids_of
+from timeviper_fast.inference.encode import encode_video, token_seconds
+from timeviper_fast.inference.request import Opening, Question, question_prompt
+from timeviper_fast.inference.session import Session
+from timeviper_fast.model.model import TimeViperNetwork
+from timeviper_fast.stages import parse_stages
+from timeviper_fast.stops import StopWatch
+from timeviper_fast.video import Progress, Video, open_video
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Seen", "look_asked", "look_at"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the layers look at, and when the vision tokens are shown.
+
+    Attributes:
+        view: of the layers.
+        token_seconds: (vision tokens,) float64, of each vision token of the prompt; for a layer's
+            tokens, `view.layers[i].groups.seconds(seen.token_seconds)`.
+        frame_tokens: vision tokens of each frame; for a layer's tokens, `groups.frames(...)`.
+    """
+
+    view: View
+    token_seconds: Tensor
+    frame_tokens: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain numbers, for JSON; `layer_seconds` has each layer's tokens, None for text."""
+        layers = [view.groups.seconds(self.token_seconds) for view in self.view.layers]
+        seconds = [[None if x != x else x for x in layer.tolist()] for layer in layers]
+        return {**self.view.to_dict(), "layer_seconds": seconds}
+
+
+@torch.no_grad()
+def look_at(
+    model: TimeViperNetwork,
+    tokenizer: PreTrainedTokenizerBase,
+    video: Any,
+    question: Question,
+    answer: Sequence[int] = (),
+    opening: Opening | None = None,
+    looking: Looking | None = None,
+    progress: Progress | None = None,
+) -> Seen:
+    """Read a video and a question in one pass, in which every layer has all rows and columns.
+
+    Args:
+        model, tokenizer: as of a session.
+        video: a path, an array or a `Video`, as `TimeViper.open` takes it.
+        question: its prompt is that of asking.
+        answer: token ids of the answer, such as `Answer.token_ids`.
+        opening: how the video is read; its `chunk` is not used, and it has no tiles.
+        looking: what to collect; None: `Looking()`.
+        progress: called with ("frames", done, all).
+
+    Raises:
+        ValueError: as `TimeViper.open`, or an option that does not fit the prompt.
+    """
+    opening = opening or Opening()
+    if opening.tiles:
+        fail("look_at", "opening", "have no tiles", opening)
+    config, watch = model.config, StopWatch(model.device)
+    if opening.stages is not None:
+        model = model.with_stages(parse_stages(opening.stages, config))
+    opened = video
+    if not isinstance(video, Video):
+        opened = open_video(video, on_error=opening.on_error, progress=progress)
+    with opened as source:
+        opening = opening.of_model(config, source.is_image)
+        assert opening.policy is not None
+        indices = source.sample(opening.policy, start=opening.start, end=opening.end)
+        duration = source.span(opening.start, opening.end, opening.policy).duration
+        shape = (len(indices), duration, source.is_image)
+        prompt = question_prompt(config, tokenizer, opening, question, *shape)
+        check_tokenizer(config, prompt, stop_ids_of(tokenizer, config))
+        parts = [*encode_video(model, source, indices, opening.frame_batch, watch, progress)]
+    visual = torch.cat([part.tokens for part in parts])
+    embeddings, segment = model.embed(_ids(model, prompt.before), visual, _ids(model, prompt.after))
+    said = model.embed_text("answer", _ids(model, answer))
+    view = look(model.backbone, embeddings, segment, said, looking)
+    counts = [visual.shape[1]] * len(visual)
+    # a single frame is an image
+    clip = config.clip_frames if len(indices) > 1 else 1
+    seconds = token_seconds(torch.cat([part.seconds for part in parts]), counts, clip)
+    return Seen(view, seconds, tuple(counts))
+
+
+@torch.no_grad()
+def look_asked(
+    session: Session,
+    question: Question,
+    answer: Sequence[int] = (),
+    looking: Looking | None = None,
+) -> Seen:
+    """Ask a session, and see what `look_behind` sees: Mamba-2 layers from the asking stage on, and
+    attention layers, of which those below the asking stage have the question's rows alone.
+
+    Args:
+        session: of an exact video; a bounded stream has forgotten columns.
+        question, answer, looking: as in `look_at`.
+
+    Raises:
+        ValueError: as `Session.ask`, or an option that does not fit the prompt.
+    """
+    model, ended = session.model, session.ended
+    text = model.embed_text("question", _ids(model, session.prompt(question).after))
+    said = model.embed_text("answer", _ids(model, answer))
+    view = look_behind(ended, text, said, looking)
+    tokens, footage = ended.segment.vision_present, session.footage
+    return Seen(view, footage.token_seconds(tokens), tuple(footage.counts(tokens)))
+
+
+def _ids(model: TimeViperNetwork, ids: Sequence[int]) -> Tensor:
+    return torch.tensor([list(ids)], dtype=torch.long, device=model.device)
