@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
@@ -212,6 +213,20 @@ def test_what_does_not_fit_is_refused_before_it_runs(looking, words) -> None:
     model = model_of("nemotron_h")
     with pytest.raises(ValueError, match=words):
         look(model, given_to(model)[0], SEGMENT, looking=Looking(**looking))
+
+
+@torch.no_grad()
+def test_a_question_needs_a_token_and_a_video_all_its_columns() -> None:
+    model = model_of("nemotron_h")
+    prompt, _ = given_to(model)
+    ended = read_front(model, prompt, SEGMENT)
+    with pytest.raises(ValueError, match="text must have at least one token"):
+        look_behind(ended, prompt[:, :0])
+    # as many tokens as before, of which attention layer 3 has lost one
+    short = replace(ended, cache=ended.cache.share())
+    short.cache.layers[3].select(torch.arange(16) > 4)
+    with pytest.raises(ValueError, match="hold all 23 tokens that came to layer 3, got 22"):
+        look_behind(short, prompt[:, SEGMENT.span.stop :])
 
 
 @pytest.mark.long

@@ -37,8 +37,8 @@ class LayerView:
         mass: (nheads, n, groups) float32, the same of each head; None unless asked for.
         chosen: (r,) int64, the rows, as numbers among the m tokens, for the figures below.
         absolute: (nheads, r, groups) float64, sums of absolute weights.
-        sink: mass on the first tokens: of attention in all n rows, of Mamba-2 in the chosen rows, in
-            absolute weights that sum to 1.
+        sink: mass on the first tokens: of attention in all n rows, of Mamba-2 in the chosen rows,
+            in absolute weights that sum to 1.
         profile: sparsity, locality and reach of the heads in the chosen rows.
         maps: by head, the chosen rows' weights (r, m) float32, signed; of wanted heads alone.
     """
