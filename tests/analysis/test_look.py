@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from functools import lru_cache
 
 import pytest
@@ -222,11 +221,10 @@ def test_a_question_needs_a_token_and_a_video_all_its_columns() -> None:
     ended = read_front(model, prompt, SEGMENT)
     with pytest.raises(ValueError, match="text must have at least one token"):
         look_behind(ended, prompt[:, :0])
-    # as many tokens as before, of which attention layer 3 has lost one
-    short = replace(ended, cache=ended.cache.share())
-    short.cache.layers[3].select(torch.arange(16) > 4)
+    # attention layer 3 forgets one of the 16 tokens that came to it
+    ended.cache.layers[3].select(torch.arange(16) != 4)
     with pytest.raises(ValueError, match="hold all 23 tokens that came to layer 3, got 22"):
-        look_behind(short, prompt[:, SEGMENT.span.stop :])
+        look_behind(ended, prompt[:, SEGMENT.span.stop :])
 
 
 @pytest.mark.long
