@@ -7,7 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from timeviper_fast.inference.encode import token_seconds
+from timeviper_fast.inference.encode import filling_note, token_seconds
+from timeviper_fast.inference.ended import Prefill
+from timeviper_fast.inference.evidence import Evidence, collect_evidence
 
 __all__ = ["Footage", "bytes_of", "changed_after"]
 
@@ -46,6 +48,16 @@ class Footage:
     def counts(self, tokens: int) -> list[int]:
         """Vision tokens of each frame, copies that fill the last clip included."""
         return [self.tokens_per_frame] * -(-tokens // self.tokens_per_frame)
+
+    def evidence(self, read: Prefill, row: int) -> Evidence | None:
+        """Where the model looked for question `row` of those that were read together."""
+        counts = self.counts(read.segment.vision_present)
+        return collect_evidence(read.records, self.seconds, counts, clip_frames=self.clip, row=row)
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """`notes`, and a sentence about the copies of the last frame, if there are any."""
+        return (*self.notes, *filling_note(len(self.seconds), self.clip, self.repeated))
 
 
 def bytes_of(name: str) -> int | None:

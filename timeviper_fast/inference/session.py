@@ -19,9 +19,8 @@ from timeviper_fast.inference.answer import (
     speak,
     stop_ids_of,
 )
-from timeviper_fast.inference.encode import filling_note
 from timeviper_fast.inference.ended import Ended, Prefill
-from timeviper_fast.inference.evidence import Evidence, collect_evidence
+from timeviper_fast.inference.evidence import Evidence
 from timeviper_fast.inference.footage import Footage
 from timeviper_fast.inference.generate import counted
 from timeviper_fast.inference.request import (
@@ -138,18 +137,14 @@ class Session:
         attention whatever is asked. None if no stage selects by attention.
         """
         if self._control is None:
-            self._control = self._evidence(self.read(Question(_NEUTRAL, max_new_tokens=1)), 0)
+            read = self.read(Question(_NEUTRAL, max_new_tokens=1))
+            self._control = self.footage.evidence(read, 0)
         return self._control
 
     def read(self, question: Question) -> Prefill:
         """A question that was read: the states that its answer goes on from, and first logits."""
         text = self._embedded(self.prompt(question).after)
         return self._ended.read([text], max_new_tokens=question.max_new_tokens)
-
-    def _evidence(self, read: Prefill, row: int) -> Evidence | None:
-        footage, counts = self.footage, self.footage.counts(read.segment.vision_present)
-        clip = footage.clip
-        return collect_evidence(read.records, footage.seconds, counts, clip_frames=clip, row=row)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write everything but the model to one file, completely or not at all.
@@ -237,8 +232,7 @@ class Session:
         """
         ended = ended or self._ended
         frames, new = len(self.footage.seconds), options.max_new_tokens
-        memory = explained(self._network, "answering", frames, len(prompts), new)
-        with memory:
+        with explained(self._network, "answering", frames, len(prompts), new):
             with watch.at("prompt") as stop:
                 texts = [self._embedded(prompt.after[known:]) for prompt in prompts]
                 longest = max(len(prompt.after) for prompt in prompts)
@@ -343,7 +337,7 @@ class Session:
         stops: tuple[Stop, ...],
         stop_ids: set[int],
     ) -> Answer:
-        footage, frames = self.footage, len(self.footage.seconds)
+        footage = self.footage
         seconds = footage.token_seconds(read.segment.vision_present)
         kept = read.kept[row].cpu()
         return Answer(
@@ -355,13 +349,9 @@ class Session:
             stages=read.stages,
             stops=stops,
             lost_frames=footage.lost_frames,
-            notes=(
-                *footage.notes,
-                *filling_note(frames, footage.clip, footage.repeated),
-                *nothing_left(frames, len(kept)),
-            ),
+            notes=(*footage.all_notes, *nothing_left(len(footage.seconds), len(kept))),
             model_note=self.model.note,
-            evidence=self._evidence(read, row),
+            evidence=footage.evidence(read, row),
             exact=self.exact,
         )
 
