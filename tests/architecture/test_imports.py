@@ -36,7 +36,7 @@ FOLDERS = {
     "checkpoint": "config embedded errors presets",
     "training": "checkpoint config dataset errors layout model presets text timeviper",
     "dataset": "atomic config errors layout model text video",
-    "evaluation": "config dataset errors inference layout model synthetic text video",
+    "evaluation": "config dataset errors inference layout model synthetic text timeviper video",
     "synthetic": "atomic config dataset errors model presets text timeviper training",
     "model": "config errors layout stops",
     "inference": "atomic checkpoint config errors layout model stages stops text video",
@@ -190,10 +190,11 @@ MODULES = {
         "plan": "app inspect interrupt terminal",
         "needle": "app interrupt terminal",
         "held_out": "app interrupt needle terminal",
+        "eval": "app interrupt terminal",
         "train": "app interrupt terminal",
         "train_tiny": "app interrupt terminal",
         "watch": "app interrupt mistakes terminal",
-        "main": "app ask convert demo held_out index inspect mistakes needle plan session train "
+        "main": "app ask convert demo eval held_out index inspect mistakes needle plan session train "
         "train_tiny watch",
     },
     "training": {
@@ -265,6 +266,16 @@ MODULES = {
         "held_out": "needle rows score synthetic",
         "figures": "rows score",
         "curves": "figures",
+        "sets.__init__": "",
+        "sets.row": "",
+        "sets.files": "",
+        "sets.choices": "sets.files sets.row",
+        "sets.spans": "sets.files sets.row",
+        "sets.catalogue": "sets.choices sets.row sets.spans",
+        "sets.prompts": "sets.row",
+        "sets.answers": "sets.row",
+        "sets.report": "score sets.answers sets.row",
+        "sets.run": "needle rows sets.prompts sets.report sets.row",
     },
 }
 # imported inside a function, so that importing the package stays quick
@@ -377,7 +388,7 @@ def test_what_is_imported_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     declared = [*project["dependencies"], *extras["video"], *extras["vision"], *extras["train"]]
-    declared += extras["plot"]
+    declared += [*extras["plot"], *extras["parquet"]]
     names = {re.split(r"\W", line.replace("-", "_"))[0] for line in declared}
     names = {"PIL" if name == "pillow" else name for name in names}
     known = sys.stdlib_module_names | names | {"tvkernels", "timeviper_fast"}

@@ -15,6 +15,7 @@
     inspect.py     what a model is made of, and which backend runs here
     needle.py      few frames among thousands
     held_out.py    what training has not seen
+    eval.py        a published question set
     demo.py        the embedded model on a video whose answers are known
     output.py      a file that takes an answer
     terminal.py    lines, tables, progress bars, answers

@@ -1,4 +1,4 @@
-"""The command line: ask, index, session, watch, plan, train, needle, held-out, info and so on.
+"""The command line: ask, index, session, watch, plan, train, needle, eval, info and so on.
 
 The answer (or JSON) goes to standard output, progress and tables to standard error. A mistake is
 one line on standard error and exit code 2; Ctrl-C is exit code 130; --debug shows tracebacks.
@@ -17,6 +17,7 @@ from timeviper_fast.cli.app import options
 from timeviper_fast.cli.ask import ask
 from timeviper_fast.cli.convert import convert
 from timeviper_fast.cli.demo import demo
+from timeviper_fast.cli.eval import eval
 from timeviper_fast.cli.held_out import held_out
 from timeviper_fast.cli.index import index
 from timeviper_fast.cli.inspect import doctor, info
@@ -39,7 +40,8 @@ app = typer.Typer(
 )
 app.callback()(options)
 _COMMANDS: tuple[Callable[..., None], ...] = (
-    ask, index, watch, plan, train, train_tiny, needle, held_out, info, doctor, convert, demo,
+    ask, index, watch, plan, train, train_tiny, needle, held_out, eval, info, doctor, convert,
+    demo,
 )  # fmt: skip
 for command in _COMMANDS:
     app.command()(command)
@@ -88,6 +90,12 @@ def _complain(line: str) -> None:
 _RENAMED = {
     "ask": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
     "index": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
+    "eval": {
+        "checkpoint.path": "--model",
+        "from_pretrained.path": "--model",
+        "eval.set": "SET",
+        "eval.folder": "DIR",
+    },
     "held-out": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
     "watch": {
         "checkpoint.path": "--model",

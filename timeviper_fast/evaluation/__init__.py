@@ -1,4 +1,4 @@
-"""How well a model does: needles in a haystack.
+"""How well a model does: needles in a haystack, and published question sets.
 
 score.py      counts with intervals
 alike.py      whether the frames of a haystack differ
@@ -12,4 +12,5 @@ needle.py     run_needles: plan -> videos -> questions -> rows
 held_out.py   wordings, frames and lengths that training has not seen
 figures.py    scores, heat maps, JSON
 curves.py     curves of the run that trains the tiny model
+sets/         published question sets: read, asked, scored
 """

@@ -60,18 +60,13 @@ class Grid:
         """The numbers of the figure, for JSON."""
         return {
             "title": self.title,
-            "mean": _numbers(self.mean),
-            "lengths": [{"frames": n, **_numbers(self.of_length(n))} for n in self.frames],
+            "mean": self.mean.to_dict(),
+            "lengths": [{"frames": n, **self.of_length(n).to_dict()} for n in self.frames],
             "cells": [
-                {"frames": n, "depth": depth, **_numbers(score)}
+                {"frames": n, "depth": depth, **score.to_dict()}
                 for (n, depth), score in sorted(self.cells.items())
             ],
         }
-
-
-def _numbers(score: Score) -> dict[str, Any]:
-    share = score.share if score.n else None
-    return {"right": score.right, "n": score.n, "share": share, "interval": score.interval}
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -91,7 +86,7 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for key, score in sorted({**whole, **hops}.items()):
         names = dict(zip(("control", "keep", "frames", "task", "hops"), key))
         scores = {"answers": score, "kept": kept[key], "when": when[key]}
-        found.append({**names, **{name: _numbers(part) for name, part in scores.items()}})
+        found.append({**names, **{name: part.to_dict() for name, part in scores.items()}})
     return found
 
 
@@ -111,7 +106,7 @@ def order(rows: Sequence[Row]) -> list[dict[str, Any]]:
         lambda item: Score(int(_in_order(*item[1])), 1),
     )
     names = ("control", "keep", "frames")
-    return [{**dict(zip(names, key)), **_numbers(score)} for key, score in sorted(sums.items())]
+    return [{**dict(zip(names, key)), **score.to_dict()} for key, score in sorted(sums.items())]
 
 
 def _in_order(one: tuple[int, int], other: tuple[int, int]) -> bool:

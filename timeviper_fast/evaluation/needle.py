@@ -8,7 +8,7 @@ one video share the computation below the asking stage.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -32,7 +32,7 @@ from timeviper_fast.text.prompt import Prompt, build_prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["NeedlePlan", "Needles", "run_needles", "settings_of"]
+__all__ = ["NeedlePlan", "Needles", "run_needles", "settings_of", "weights_digest"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -138,7 +138,7 @@ def run_needles(
 def settings_of(model: TimeViperNetwork, plan: NeedlePlan) -> dict[str, Any]:
     """The settings of a run that do not depend on its haystack, as in `settings.json`."""
     settings = {
-        "model": _fingerprint(model),
+        "model": weights_digest(model),
         "depths": plan.depths,
         "seed": plan.seed,
         "max_new_tokens": plan.max_new_tokens,
@@ -185,7 +185,7 @@ class Needles:
         frames: int,
         number: int,
         ways: Sequence[Variant],
-        known: set[tuple[str, float, int, int, str]],
+        known: Container[Hashable],
     ) -> Iterator[Row]:
         """The rows of one video that are not `known` yet."""
         trial: Trial | None = None
@@ -337,7 +337,7 @@ def _found(read: Prefill, tokens: int) -> int | None:
     return None
 
 
-def _fingerprint(model: TimeViperNetwork) -> str:
+def weights_digest(model: TimeViperNetwork) -> str:
     """A hash of the first 64 values of each parameter, to tell one set of weights from another."""
     digest = blake2b(digest_size=8)
     for name, parameter in model.named_parameters():

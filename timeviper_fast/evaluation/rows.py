@@ -1,17 +1,21 @@
-"""The answers of a needle test: a file of JSON lines to which a continued run appends."""
+"""The answers of a test: a file of JSON lines to which a continued run appends."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from timeviper_fast.errors import ArgumentError
 from timeviper_fast.evaluation.score import Score
 
-__all__ = ["Key", "Row", "RowFile", "keep_settings"]
+__all__ = ["Key", "LineFile", "Row", "RowFile", "expect_settings", "keep_settings"]
+
+_Line = TypeVar("_Line", bound=Any)
+_File = TypeVar("_File", bound="LineFile[Any]")
 
 Key = tuple[str, float, int, int, str]
 
@@ -76,30 +80,44 @@ class Row:
         return Score(int(self.found in self.needed), 1)
 
 
-class RowFile:
-    """Rows on disk: each is appended when its answer is known; the next run reads them all.
+class LineFile(ABC, Generic[_Line]):
+    """Lines on disk: each is appended when its answer is known; the next run reads them all.
+
+    A line is a dataclass with a `key` that no other line has.
 
     Args:
         path: the file; made if it does not exist. A last line without a newline, left by a run that
             was killed, is removed.
 
+    Attributes:
+        owner, run: the command that errors name, and its run in words.
+        rows: all lines.
+        keys: the keys of all lines.
+
     Raises:
-        ArgumentError: a line is not a row.
+        ArgumentError: a line is not of this kind.
     """
 
+    owner: str
+    run: str
+
     def __init__(self, path: Path) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[_Line] = []
         data = path.read_bytes() if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines(), 1):
-            self.rows.append(_row(line, f"{path.name}:{number}"))
+            self.rows.append(self._parsed(line, f"{path.name}:{number}"))
         self._file = path.open("r+b" if path.exists() else "w+b")
         self._file.truncate(len(whole))
         self._file.seek(len(whole))
-        self.keys = {row.key for row in self.rows}
+        self.keys: set[Hashable] = {row.key for row in self.rows}
 
-    def add(self, row: Row) -> None:
-        """Write a row."""
+    @abstractmethod
+    def parse(self, fields: dict[str, Any]) -> _Line:
+        """The line of these fields; a ValueError, TypeError or KeyError says that they are none."""
+
+    def add(self, row: _Line) -> None:
+        """Write a line."""
         self._file.write(json.dumps(asdict(row)).encode() + b"\n")
         self._file.flush()
         self.rows.append(row)
@@ -109,26 +127,34 @@ class RowFile:
         """Close the file."""
         self._file.close()
 
-    def __enter__(self) -> RowFile:
+    def __enter__(self: _File) -> _File:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[_Line]:
         return iter(self.rows)
 
+    def _parsed(self, line: bytes, where: str) -> _Line:
+        try:
+            return self.parse(json.loads(line))
+        except (ValueError, TypeError, KeyError) as error:
+            remedy = "give another folder, or take the line out"
+            rule = f"hold rows of {self.run}"
+            raise ArgumentError(self.owner, "out", rule, where, remedy) from error
 
-def _row(line: bytes, where: str) -> Row:
-    try:
-        fields = json.loads(line)
+
+class RowFile(LineFile[Row]):
+    """The rows of a needle test on disk."""
+
+    owner, run = "needle", "a needle run"
+
+    def parse(self, fields: dict[str, Any]) -> Row:
         return Row(**{**fields, "needed": tuple(fields["needed"])})
-    except (ValueError, TypeError, KeyError) as error:
-        remedy = "give another folder, or take the line out"
-        raise ArgumentError("needle", "out", "hold rows of a needle run", where, remedy) from error
 
 
-def expect_settings(path: Path, settings: Mapping[str, Any]) -> None:
+def expect_settings(path: Path, settings: Mapping[str, Any], *, owner: str = "needle") -> None:
     """Compare settings that are known before the videos with those in the file, if there is one.
 
     Raises:
@@ -141,10 +167,10 @@ def expect_settings(path: Path, settings: Mapping[str, Any]) -> None:
         if held.get(name) != own[name]:
             rule = f"hold rows of the same {name} ({_short(own[name])})"
             remedy = "give another folder"
-            raise ArgumentError("needle", "out", rule, _short(held.get(name)), remedy)
+            raise ArgumentError(owner, "out", rule, _short(held.get(name)), remedy)
 
 
-def keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
+def keep_settings(path: Path, settings: Mapping[str, Any], *, owner: str = "needle") -> None:
     """Write the settings of the videos and the model, or compare them with those in the file.
 
     Raises:
@@ -155,7 +181,7 @@ def keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
         path.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
         return
     held = json.loads(path.read_text(encoding="utf-8"))
-    expect_settings(path, dict.fromkeys(held) | own)
+    expect_settings(path, dict.fromkeys(held) | own, owner=owner)
 
 
 def _short(value: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["Score", "tally"]
 
@@ -42,6 +42,11 @@ class Score:
         low = 0.0 if self.right == 0 else middle - half
         high = 1.0 if self.right == self.n else middle + half
         return low, high
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts, share (None for n = 0) and interval, for JSON."""
+        share = self.share if self.n else None
+        return {"right": self.right, "n": self.n, "share": share, "interval": self.interval}
 
     def __add__(self, other: Score) -> Score:
         return Score(self.right + other.right, self.n + other.n)

@@ -1,0 +1,40 @@
+"""Charades-STA: lines with a span and a sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.evaluation.sets.common import charades_sta
+from timeviper_fast.errors import DataError
+from timeviper_fast.evaluation.sets.catalogue import read_set
+
+
+def test_lines_become_rows(tmp_path):
+    charades_sta(tmp_path)
+    (tmp_path / "Charades_v1_test.csv").write_text("id,subject,length\nK1L2M,x,31.5\n")
+    one, two = read_set("charades-sta", tmp_path)
+    assert (one.id, one.question, one.answer) == ("1", "a person opens a box.", (2.5, 10.0))
+    assert (two.answer, two.duration, two.options) == ((3.0, 4.25), 31.5, ())
+    assert one.video == tmp_path / "Charades_v1/K1L2M.mp4"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("K1 2##wave", "the line must be `VIDEO start end##sentence`, not 'K1 2##wave'"),
+        ("K1 2 3##", "the line must be"),
+        ("", "the line must be"),
+        ("K1 3 3##wave", r"end must lie behind start \(3\), not at 3"),
+    ],
+)
+def test_a_malformed_line_is_refused(tmp_path, line, said):
+    charades_sta(tmp_path, f"K1L2M 1 2##they sit.\n{line}\nK1L2M 1 2##they sit.\n")
+    with pytest.raises(DataError, match=rf"Charades_sta_test\.txt:2: {said}"):
+        read_set("charades-sta", tmp_path)
+
+
+def test_a_malformed_table_of_lengths_is_refused(tmp_path):
+    charades_sta(tmp_path)
+    (tmp_path / "Charades_v1_test.csv").write_text("id,length\nK1L2M,long\n")
+    with pytest.raises(DataError, match=r"Charades_v1_test\.csv:2: the line must have an id and"):
+        read_set("charades-sta", tmp_path)

@@ -1,0 +1,127 @@
+"""`timeviper-fast eval`: the questions of a published set."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+
+from timeviper_fast.cli.app import MODEL_HELP, BackendName, Device, Dtype, Json, named
+from timeviper_fast.cli.interrupt import importing
+from timeviper_fast.embedded.models import TINY
+from timeviper_fast.errors import expect_folder
+
+__all__ = ["eval"]
+
+_SETS = "video-mme, video-mme-v2, lvbench, mlvu, longvideobench, charades-sta, mvbench"
+
+
+def eval(
+    name: Annotated[str, typer.Argument(metavar="SET", help=f"{_SETS} or perception-test.")],
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", help="The set's folder, as published.", callback=named)
+    ],
+    model: Annotated[str, typer.Option(help=MODEL_HELP, callback=named)] = TINY,
+    out: Annotated[
+        str, typer.Option(help="Folder of the results; a stopped run continues.", callback=named)
+    ] = "eval",
+    policy: Annotated[
+        str | None,
+        typer.Option("--sample", help="fps:1, uniform:128 and so on; default: the model's."),
+    ] = None,
+    style: Annotated[
+        str, typer.Option(help="Prompt: paper, letter (asks for it alone) or question (alone).")
+    ] = "paper",
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 128,
+    as_json: Json = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress bars, no notes.")
+    ] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: BackendName = None,
+) -> None:
+    """Ask the questions of a published set, and score the answers by the paper's and strict rules.
+
+    Each video is read once for all of its questions. A video that cannot be read is a line with its
+    error. Scores are of answered questions.
+    """
+    with importing():
+        from timeviper_fast.cli.terminal import err, progress_bars, say
+        from timeviper_fast.evaluation.sets.catalogue import missing_videos, read_set
+        from timeviper_fast.evaluation.sets.prompts import expect_style
+        from timeviper_fast.evaluation.sets.run import run_eval
+        from timeviper_fast.inference.request import Request
+        from timeviper_fast.timeviper import TimeViper
+        from tvkernels import use_backend
+    # refuse every wrong option before the weights are loaded
+    expect_folder("eval", "out", out)
+    expect_style(style)
+    Request("a question", policy=policy, max_new_tokens=max_new_tokens)
+    rows = read_set(name, folder)
+    if (missing := missing_videos(rows)) and not quiet:
+        shown = ", ".join(map(str, missing[:5])) + (" and so on" if len(missing) > 5 else "")
+        say(err, f"{len(missing)} videos are missing: {shown}")
+    with (
+        use_backend(backend) if backend else nullcontext(),
+        progress_bars(err, hidden=quiet) as progress,
+    ):
+        loaded = TimeViper.from_pretrained(
+            model, device=device, dtype=dtype, progress=partial(progress, "weights")
+        )
+        options = {"policy": policy, "style": style, "max_new_tokens": max_new_tokens}
+        found = run_eval(loaded, rows, out, progress=progress, **options)  # type: ignore[arg-type]
+    _show(found, as_json)
+    if not (quiet or as_json):
+        say(err, f"wrote {out}")
+
+
+def _show(found: dict[str, Any], as_json: bool) -> None:
+    """Print the scores as tables or as one JSON object."""
+    from timeviper_fast.cli.terminal import out, print_table, say
+
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    say(
+        out,
+        f"{found['answered']} of {found['questions']} answered, {found['failed']} failed, "
+        f"{found['missing']} without a video; neither rule reads {found['unread']} answers",
+    )
+    for rule, scores in found["rules"].items():
+        lines = _of_options(scores) if "micro" in scores else _of_spans(scores)
+        print_table(out, (f"rule: {rule}", "score"), [*lines, ("unread", str(scores["unread"]))])
+
+
+def _of_options(scores: dict[str, Any]) -> list[tuple[str, str]]:
+    lines = [
+        ("micro: all questions", _counted(scores["micro"])),
+        ("macro: mean over tasks", _percent(scores["macro"], 100)),
+    ]
+    for name, values in scores["groups"].items():
+        lines += [(f"{name} {value}", _counted(score)) for value, score in values.items()]
+    if grouped := scores.get("grouped"):
+        lines.append((f"grouped: mean of {grouped['n']} groups", _percent(grouped["mean"])))
+        lines.append(("groups not answered whole", str(grouped["incomplete"])))
+        for name, values in grouped["by"].items():
+            lines += [(f"grouped {name} {value}", _percent(mean)) for value, mean in values.items()]
+    return lines
+
+
+def _of_spans(scores: dict[str, Any]) -> list[tuple[str, str]]:
+    recalls = [(f"R1@IoU{at}", _counted(score)) for at, score in scores["recall"].items()]
+    average = ("average of these four", _percent(scores["average"]))
+    return [("mIoU", _percent(scores["miou"])), *recalls, average]
+
+
+def _counted(score: dict[str, Any]) -> str:
+    from timeviper_fast.evaluation.score import Score
+
+    return str(Score(score["right"], score["n"]))
+
+
+def _percent(value: float | None, times: float = 1) -> str:
+    return "-" if value is None else f"{times * value:.1f} %"

@@ -1,0 +1,246 @@
+"""Readers of multiple-choice sets, from the files that their authors publish."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from timeviper_fast.errors import FROM_0, TEXT, DataError, Kind, is_integer
+from timeviper_fast.evaluation.sets.files import (
+    LIST,
+    TEXTS,
+    Record,
+    find,
+    read_json,
+    records,
+)
+from timeviper_fast.evaluation.sets.row import Place, SetRow
+
+__all__ = [
+    "STRUCTURES",
+    "long_video_bench",
+    "lv_bench",
+    "mlvu",
+    "mv_bench",
+    "perception_test",
+    "video_mme",
+    "video_mme_v2",
+]
+
+# the structures of Video-MME-v2's logical groups
+STRUCTURES = ("[1,2,3,4]", "[1,[2,3],4]", "[[1,2],3,4]")
+_NAME = Kind("be a text or a number", lambda v: TEXT.holds(v) or is_integer(v))
+_TYPES = Kind(
+    "be a text or a list of texts",
+    lambda v: TEXT.holds(v) or (isinstance(v, list) and bool(v) and all(map(TEXT.holds, v))),
+)
+_GROUP = Kind("be relevance or logic", lambda v: v in ("relevance", "logic"))
+_QUESTION_ID = Kind(
+    "be like 001-1, with a last number from 1 to 4",
+    lambda v: isinstance(v, str) and re.fullmatch(r"[^-]+-[1-4]", v) is not None,
+)
+_OPTION_LINE = re.compile(r"\n(?=\([A-Z]\) )")
+# where the videos of MVBench's tasks lie below video/
+_MVBENCH = {
+    "action_antonym": "ssv2_video",
+    "action_count": "perception/videos",
+    "action_localization": "sta/sta_video",
+    "action_prediction": "star/Action_Prediction",
+    "action_sequence": "star/Action_Sequence",
+    "character_order": "perception/videos",
+    "counterfactual_inference": "clevrer/video_validation",
+    "egocentric_navigation": "vlnqa",
+    "episodic_reasoning": "tvqa/frames_fps3_hq",
+    "fine_grained_action": "Moments_in_Time_Raw/videos",
+    "fine_grained_pose": "nturgbd",
+    "moving_attribute": "clevrer/video_validation",
+    "moving_count": "clevrer/video_validation",
+    "moving_direction": "clevrer/video_validation",
+    "object_existence": "clevrer/video_validation",
+    "object_interaction": "star/Object_Interaction",
+    "object_shuffle": "perception/videos",
+    "scene_transition": "scene_qa/video",
+    "state_change": "perception/videos",
+    "unexpected_action": "FunQA_test/test",
+}
+
+
+def video_mme(folder: Path) -> Iterator[SetRow]:
+    """Video-MME: videomme/*.parquet (or .jsonl), data/<videoID>.mp4, subtitle/<videoID>.srt."""
+    for path in find(folder, "videomme/*.parquet", "*.parquet", "videomme/*.jsonl", "*.jsonl"):
+        for record in records(path):
+            video = record.get("videoID")
+            options = record.lettered("options", record.get("options", TEXTS))
+            yield SetRow(
+                "video-mme",
+                record.get("question_id"),
+                record.where,
+                folder / "data" / f"{video}.mp4",
+                record.get("question"),
+                options,
+                record.letter("answer", options),
+                {"duration": (record.get("duration"),), "task": (record.get("task_type"),)},
+                subtitles=_existing(folder / "subtitle" / f"{video}.srt"),
+            )
+
+
+def video_mme_v2(folder: Path) -> Iterator[SetRow]:
+    """Video-MME-v2: a parquet (or .jsonl) file, videos <video_id>.mp4, subtitle/<id>.jsonl."""
+    for path in find(folder, "*.parquet", "**/*.parquet", "*.jsonl"):
+        for record in records(path):
+            video, name = record.get("video_id", _NAME), record.get("question_id", _QUESTION_ID)
+            lines = [line.strip() for line in record.get("options").splitlines()]
+            options = record.lettered("options", [line for line in lines if line])
+            kind = record.get("group_type", _GROUP)
+            structure = kind if kind == "relevance" else _structure(record)
+            yield SetRow(
+                "video-mme-v2",
+                name,
+                record.where,
+                _first(folder, f"{video}.mp4", f"videos/{video}.mp4", f"data/{video}.mp4"),
+                record.get("question"),
+                options,
+                record.letter("answer", options),
+                {"type": (kind,), "level": (str(record.get("level", _NAME)),)},
+                subtitles=_existing(folder / "subtitle" / f"{video}.jsonl"),
+                place=Place(name[:-2], int(name[-1]), structure),
+            )
+
+
+def lv_bench(folder: Path) -> Iterator[SetRow]:
+    """LVBench: video_info.meta.jsonl, a line per video with its questions; all_videos/<key>.mp4."""
+    for path in find(folder, "video_info.meta.jsonl"):
+        for line in records(path):
+            for fields in line.get("qa", LIST):
+                record = Record(line.where, fields)
+                question, *lines = _OPTION_LINE.split(record.get("question"))
+                options = record.lettered("question", [line.strip() for line in lines])
+                kinds = record.get("question_type", _TYPES)
+                yield SetRow(
+                    "lvbench",
+                    str(record.get("uid", _NAME)),
+                    record.where,
+                    folder / "all_videos" / f"{line.get('key')}.mp4",
+                    question.strip(),
+                    options,
+                    record.letter("answer", options),
+                    {"task": (kinds,) if isinstance(kinds, str) else tuple(kinds)},
+                )
+
+
+def mlvu(folder: Path) -> Iterator[SetRow]:
+    """MLVU: json/<n>_<task>.json, video/<n>_<task>/. Rows without candidates are left out: their
+    answers are texts, which need a judge."""
+    for path in find(folder, "json/*.json"):
+        for number, record in enumerate(records(path), 1):
+            if record.fields.get("candidates"):
+                candidates = record.get("candidates", TEXTS)
+                yield SetRow(
+                    "mlvu",
+                    f"{path.stem}/{number}",
+                    record.where,
+                    folder / "video" / path.stem / record.get("video"),
+                    record.get("question"),
+                    _with_letters(candidates),
+                    record.text_of("answer", candidates),
+                    {"task": (record.get("question_type"),)},
+                    duration=record.maybe("duration", FROM_0),
+                )
+
+
+def long_video_bench(folder: Path) -> Iterator[SetRow]:
+    """LongVideoBench: lvb_val.json, videos/, subtitles/. The test set has no truth."""
+    for path in find(folder, "lvb_val.json"):
+        for record in records(path):
+            candidates = record.get("candidates", TEXTS)
+            subtitles = record.maybe("subtitle_path", TEXT)
+            yield SetRow(
+                "longvideobench",
+                record.get("id"),
+                record.where,
+                folder / "videos" / record.get("video_path"),
+                record.get("question"),
+                _with_letters(candidates),
+                record.index("correct_choice", candidates),
+                {
+                    "task": (record.get("question_category"),),
+                    "duration": (str(record.get("duration_group", _NAME)),),
+                },
+                subtitles=subtitles and _existing(folder / "subtitles" / subtitles),
+                duration=record.maybe("duration", FROM_0),
+            )
+
+
+def mv_bench(folder: Path) -> Iterator[SetRow]:
+    """MVBench: json/<task>.json; videos below video/, or in a folder of the task's name."""
+    for path in find(folder, "json/*.json"):
+        for number, record in enumerate(records(path), 1):
+            name, candidates = record.get("video"), record.get("candidates", TEXTS)
+            start, end = record.maybe("start", FROM_0), record.maybe("end", FROM_0)
+            if start is not None and end is not None and not start < end:
+                record.refuse("end", f"lie behind start ({start:g})")
+            place = f"video/{_MVBENCH.get(path.stem, path.stem)}/{name}"
+            yield SetRow(
+                "mvbench",
+                f"{path.stem}/{number}",
+                record.where,
+                _first(folder, place, f"video/{path.stem}/{name}"),
+                record.get("question"),
+                _with_letters(candidates),
+                record.text_of("answer", candidates),
+                {"task": (path.stem,)},
+                start=start,
+                end=end,
+                fps=3.0 if path.stem == "episodic_reasoning" else None,
+            )
+
+
+def perception_test(folder: Path) -> Iterator[SetRow]:
+    """Perception Test: {video: {"mc_question": [...]}} in *valid*.json, videos/<video>.mp4."""
+    for path in find(folder, "mc_question_valid.json", "all_valid.json", "*valid*.json"):
+        videos = read_json(path)
+        if not isinstance(videos, dict):
+            raise DataError(str(path), "the file must hold one object")
+        for video, value in videos.items():
+            held = Record(f"{path}:{video}", value)
+            for number, fields in enumerate(held.maybe("mc_question", LIST) or (), 1):
+                yield _perceived(folder, video, Record(f"{path}:{video}:row {number}", fields))
+
+
+def _perceived(folder: Path, video: str, record: Record) -> SetRow:
+    options = record.get("options", TEXTS)
+    groups: dict[str, tuple[str, ...]] = {"task": (record.get("area"),)}
+    groups["reasoning"] = (record.get("reasoning"),)
+    return SetRow(
+        "perception-test",
+        f"{video}/{record.get('id', _NAME)}",
+        record.where,
+        folder / "videos" / f"{video}.mp4",
+        record.get("question"),
+        _with_letters(options),
+        record.index("answer_id", options),
+        groups,
+    )
+
+
+def _structure(record: Record) -> str:
+    structure = "".join(str(record.get("group_structure")).split())
+    if structure not in STRUCTURES:
+        record.refuse("group_structure", f"be one of {' '.join(STRUCTURES)}")
+    return structure
+
+
+def _with_letters(candidates: Sequence[Any]) -> tuple[str, ...]:
+    return tuple(f"{a}. {text.strip()}" for a, text in zip(string.ascii_uppercase, candidates))
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.exists() else None
+
+
+def _first(folder: Path, *names: str) -> Path:
+    """The first of these that exists; the first of all if none does."""
+    return next((folder / name for name in names if (folder / name).exists()), folder / names[0])

@@ -1,0 +1,60 @@
+"""The reader of Charades-STA: sentences, and when they happen in a video."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from timeviper_fast.errors import DataError
+from timeviper_fast.evaluation.sets.files import find
+from timeviper_fast.evaluation.sets.row import SetRow
+
+__all__ = ["charades_sta"]
+
+_LINE = re.compile(r"(\S+) (\d+(?:\.\d+)?) (\d+(?:\.\d+)?)##(.*\S.*)")
+
+
+def charades_sta(folder: Path) -> Iterator[SetRow]:
+    """Charades_sta_test.txt, Charades_v1/<id>.mp4; Charades_v1_test.csv has the lengths, if there.
+
+    A line is `VIDEO start end##sentence`. Its id is its number, because equal lines occur.
+    """
+    lengths = _lengths(folder / "Charades_v1_test.csv")
+    for path in find(folder, "Charades_sta_test.txt"):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            where = f"{path}:{number}"
+            found = _LINE.fullmatch(line.strip())
+            if found is None:
+                raise DataError(
+                    where, f"the line must be `VIDEO start end##sentence`, not {line!r}"
+                )
+            video, start, end = found[1], float(found[2]), float(found[3])
+            if not start < end:
+                raise DataError(where, f"end must lie behind start ({start:g}), not at {end:g}")
+            yield SetRow(
+                "charades-sta",
+                str(number),
+                where,
+                folder / "Charades_v1" / f"{video}.mp4",
+                found[4].strip(),
+                (),
+                (start, end),
+                duration=lengths.get(video),
+            )
+
+
+def _lengths(path: Path) -> dict[str, float]:
+    """{video: seconds} of the table; {} where there is none."""
+    if not path.exists():
+        return {}
+    lengths = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), 2):
+            try:
+                lengths[row["id"]] = float(row["length"])
+            except (KeyError, TypeError, ValueError) as error:
+                fault = "the line must have an id and a length in seconds"
+                raise DataError(f"{path}:{number}", fault) from error
+    return lengths
