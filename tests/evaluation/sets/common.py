@@ -119,7 +119,7 @@ def world(folder: Path, videos: int, questions: int, frames: int) -> list[SetRow
             rows[-1]["question_type"] = asked.task
     for row in rows:
         others = dict.fromkeys(a for a in answers[row["question_type"]] if a != row["answer"])
-        row["candidates"] = sorted([row["answer"], *list(others)[:3]])
+        row["candidates"] = [*sorted([row["answer"], *list(others)[:3]]), "nothing of this"]
     # the questions of a video stand apart
     rows.sort(key=lambda row: row["question"])
     write(folder / "json/1_world.json", rows)
