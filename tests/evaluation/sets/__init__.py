@@ -1,4 +1,4 @@
 """Question sets: readers, rules, scores, runs.
 
-common.py: small sets of each format, with invented rows.
+common.py    small sets of each format, with invented rows.
 """

@@ -127,6 +127,6 @@ def world(folder: Path, videos: int, questions: int, frames: int) -> list[SetRow
 
 
 def _scenes(seed: int, frames: int, questions: int) -> Iterator[Puzzle]:
-    tasks = ("sign", "colour", "count")
+    tasks = ("sign", "colour", "chain", "count")
     for draw in range(seed, seed + 1000):
         yield draw_puzzle(draw, frames, tasks, turns=questions, absent=0)
