@@ -159,4 +159,5 @@ def test_a_run_interrupted_twice_equals_one_that_was_not(tmp_path, monkeypatch):
     assert 24 <= opened.count <= 26
     assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
     assert (whole["answered"], whole["failed"], whole["missing"]) == (60, 0, 0)
-    assert whole["rules"]["strict"]["micro"]["right"] >= 50
+    # well above chance: a question has 3 to 5 candidates
+    assert whole["rules"]["strict"]["micro"]["interval"][0] > 1 / 3
