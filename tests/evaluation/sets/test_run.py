@@ -145,7 +145,7 @@ def test_a_run_interrupted_twice_equals_one_that_was_not(tmp_path, monkeypatch):
     model = TimeViper.from_pretrained(TINY)
     rows = world(tmp_path / "set", videos=12, questions=5, frames=64)
     assert len(rows) == 60
-    options = {"style": "question", "max_new_tokens": 8}
+    options = {"style": "question", "max_new_tokens": 16}
     opened = Opened(monkeypatch)
     whole = run_eval(model, rows, tmp_path / "whole", **options)
     assert opened.count == 12
@@ -159,5 +159,5 @@ def test_a_run_interrupted_twice_equals_one_that_was_not(tmp_path, monkeypatch):
     assert 24 <= opened.count <= 26
     assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
     assert (whole["answered"], whole["failed"], whole["missing"]) == (60, 0, 0)
-    # well above chance: a question has 3 to 5 candidates
+    # well above chance: most questions have three candidates or more
     assert whole["rules"]["strict"]["micro"]["interval"][0] > 1 / 3
