@@ -15,6 +15,7 @@ import pytest
 import typer
 
 from tests.checkpoint.hub import hub_directory, hub_weights, tiny_tower
+from tests.evaluation.sets.common import mlvu
 from tests.random_model import square_video, tiny_model
 from timeviper_fast import Answer, TimeViper
 from timeviper_fast.cli.main import app, main
@@ -56,6 +57,7 @@ def home(tmp_path_factory):
     library = home / "LIBRARY" / "VIDEO.mp4.session"
     TimeViper.from_pretrained(home / "MODEL").open(home / "VIDEO.mp4").save(library)
     turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A square."}]
+    mlvu(home / "MLVU")
     rows = [{"video": str(home / name), "conversations": turns} for name in ("VIDEO.mp4", "2.mp4")]
     shutil.copy(home / "VIDEO.mp4", home / "2.mp4")
     (home / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -131,7 +133,7 @@ def test_every_line_of_a_shell_that_names_the_program_is_a_command():
 def test_options_exist():
     commands = typer.main.get_group(app).commands
     assert {word for command in COMMANDS for word in commands if f" {word} " in f"{command} "} == {
-        "ask", "convert", "demo", "doctor", "held-out", "index", "info", "needle", "plan", "session",
+        "ask", "convert", "demo", "doctor", "eval", "held-out", "index", "info", "needle", "plan", "session",
         "train", "train-tiny", "watch",
     }  # fmt: skip
     # those of the program itself too, such as --debug and --install-completion

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from types import SimpleNamespace
 
+import pyarrow.parquet
 import pytest
 
 from timeviper_fast.errors import ArgumentError, DataError
@@ -77,20 +76,9 @@ def test_parquet_needs_pyarrow_and_says_so(tmp_path, monkeypatch):
         list(records(tmp_path / "a.parquet"))
 
 
-def test_parquet_rows_have_numbers(tmp_path, monkeypatch):
-    """With a stand-in for pyarrow whose files are JSON: only the calls are tested."""
-
-    def read_table(path):
-        try:
-            return SimpleNamespace(to_pylist=lambda: value)
-        finally:
-            value = json.loads(path.read_text())
-
-    parquet = SimpleNamespace(read_table=read_table)
-    fake = SimpleNamespace(ArrowException=ValueError, parquet=parquet)
-    monkeypatch.setitem(sys.modules, "pyarrow", fake)
+def test_parquet_rows_have_numbers(tmp_path):
     path = tmp_path / "a.parquet"
-    path.write_text('[{"x": "1"}, {"x": "2"}]')
+    pyarrow.parquet.write_table(pyarrow.table({"x": ["1", "2"]}), path)
     assert [(r.where, r.get("x")) for r in records(path)][1] == (f"{path}:row 2", "2")
     path.write_text("no table")
     with pytest.raises(DataError, match=r"a\.parquet: it is no parquet file"):
