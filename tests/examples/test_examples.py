@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -15,14 +16,18 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 # what each prints
 PRINTS = {
     "ask.py": "before layer 2: 256 -> 128 vision tokens",
+    "blocking_curves.py": "V2I absent from layer 5",
     "several_questions.py": "64 frames, read once",
     "ops_alone.py": "prefill and steps differ from one pass by at most",
     "patch_a_model.py": "tvkernels.mamba_chunk_scan_combined",
     "packed_loss.py": "step 3: loss",
     "ten_thousand_frames.py": "10 right\nten at once",
 }
-# fewer frames than ten thousand; no thread more than the other tests have
-FEW = ("--frames", 64, "--threads", 1)
+# less than a user would want; no thread more than the other tests have
+FEW = {
+    "blocking_curves.py": ("--videos", 1, "--layers", 5),
+    "ten_thousand_frames.py": ("--frames", 64, "--threads", 1),
+}
 
 
 def run(monkeypatch, capsys, name, *arguments):
@@ -36,9 +41,28 @@ def test_every_example_is_run():
 
 
 @pytest.mark.parametrize("name", PRINTS)
-def test_example(monkeypatch, capsys, name):
-    few = FEW if name == "ten_thousand_frames.py" else ()
-    assert PRINTS[name] in run(monkeypatch, capsys, name, *few)
+def test_example(monkeypatch, capsys, name, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert PRINTS[name] in run(monkeypatch, capsys, name, *FEW.get(name, ()))
+
+
+def test_the_figures_of_blocking_are_written_for_every_layer(monkeypatch, capsys, tmp_path):
+    file = tmp_path / "curves.json"
+    few = ("--videos", 1, "--layers", 3, "--output", file)
+    run(monkeypatch, capsys, "blocking_curves.py", *few)
+    told = json.loads(file.read_text())
+    assert [len(curve["points"]) for curve in told["blocking"]] == [7] * 9
+    for curve in told["blocking"]:
+        whole, points = curve["whole"], curve["points"]
+        assert [point["layer"] for point in points] == [*range(7)]
+        # attention layer 3 is the last one that is blocked here
+        assert {p["log_likelihood"] for p in points[4:]} == {whole["log_likelihood"]}
+        assert {p["log_likelihood"] for p in points[:4]} == {points[3]["log_likelihood"]}
+        for point in points:
+            assert point["n"] == 3
+            assert sum(task["right"] for task in point["tasks"].values()) == point["right"]
+    assert [[p["drop"] for p in c["points"]] for c in told["redundancy"]] == [[0.5, 0.9]] * 2
+    assert [layer["layer"] for layer in told["looks"]["no stage"]] == [0, 2, 3, 4, 5]
 
 
 def test_steps_on_the_packed_loss_lower_it(monkeypatch, capsys):
