@@ -39,6 +39,15 @@ def test_spans(run, home, tmp_path):
     assert (code, err) == (0, "")
     for said in ("mIoU", "R1@IoU>0.5", "R1@IoU>=0.5", "average of these four"):
         assert said in out
+    assert "top span" not in out
+    code, out, _ = run(*words[:-6], "--evidence", "--max-new-tokens", 1, "--out", tmp_path / "new")
+    assert code == 0
+    assert [line.split()[:2] for line in out.splitlines()[-3:]] == [
+        ["all", "question"],
+        ["all", "control"],
+        ["all", "above"],
+    ]
+    assert all("/2 " in line for line in out.splitlines()[-3:])
 
 
 def test_mistakes_are_one_line_before_the_weights_are_loaded(run, tmp_path, monkeypatch):
@@ -54,5 +63,7 @@ def test_mistakes_are_one_line_before_the_weights_are_loaded(run, tmp_path, monk
     )
     one_line(run("eval", "mlvu", tmp_path, "--sample", "often"), "--sample must")
     one_line(run("eval", "mlvu", tmp_path, "--max-new-tokens", 0), "--max-new-tokens must be a")
+    mlvu(tmp_path / "whole")
+    one_line(run("eval", "mlvu", tmp_path / "whole", "--evidence"), "--evidence must be left out")
     (tmp_path / "file").touch()
     one_line(run("eval", "mlvu", tmp_path, "--out", tmp_path / "file"), "--out must be a directory")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from timeviper_fast.evaluation.evidence_score import READINGS, Pointing, evidence_score
 from timeviper_fast.evaluation.figures import (
     draw,
     grids,
@@ -53,6 +55,14 @@ def test_the_summary_counts_every_row_once():
     assert (chain["answers"]["right"], chain["kept"]["right"], chain["kept"]["n"]) == (0, 2, 3)
     assert found["none", 64, "chain", 0]["kept"]["n"] == 5
     assert found["blind", 64, "sign", 0]["kept"]["share"] is None
+
+
+def test_scored_evidence_stands_in_the_summary_by_task_and_hops():
+    hit = dict.fromkeys(READINGS, Pointing(True, True, 0.5, (0.1, 0.3, 0.2)))
+    rows = [replace(ROWS[0], evidence=hit), replace(ROWS[4], evidence=hit), *ROWS[5:]]
+    found = {(e["task"], e["hops"]): e.get("evidence") for e in summary(rows) if e["kept"]["n"]}
+    assert found["chain", 0] == found["chain", 2] == found["sign", 0] == evidence_score([hit])
+    assert found["chain", 3] is None
 
 
 def test_heat_maps_hold_every_row_once():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from tests.evaluation.common import TASKS, haystack, random_model
 from timeviper_fast.evaluation import needle as needle_module
 from timeviper_fast.evaluation.needle import NeedlePlan, run_needles
+from timeviper_fast.evaluation.rows import RowFile
 from timeviper_fast.text.prompt import build_prompt
 
 PLAN = NeedlePlan(frames=(40, 64), depths=4, videos=4, max_new_tokens=2)
@@ -129,6 +131,39 @@ def test_the_frame_found_has_the_largest_score(model, tmp_path):
     first, second = (stage[0] for stage in records)
     token = first.kept[0][second.scores[0].argmax()]
     assert row.found == int(token) // 4
+
+
+def test_evidence_is_scored_against_the_needed_frames(model, tmp_path):
+    """Equal to the scores of one pass over each prompt, for rows that need a frame."""
+    made = haystack(model, ("sign", "no-colour"))
+    plan = NeedlePlan(
+        (40,), depths=2, videos=1, controls=("blind",), max_new_tokens=1, evidence=True
+    )
+    rows = run_needles(model, model.tokenizer, made, plan, tmp_path)
+    sign, *others = rows
+    assert [row.evidence for row in others] == [None] * 3
+    trial = made.trial(40, 0, 0, (0.0, 1.0))
+
+    def looked(question):
+        prompt = build_prompt(model.tokenizer, question, vision=True)
+        ids = [torch.tensor([part]) for part in (prompt.before, prompt.after)]
+        with torch.no_grad():
+            inside, segment = model.embed(ids[0], made.visual(trial), ids[1])
+            _, records = model.backbone(inside, (segment,))
+        first, second = (stage[0] for stage in records)
+        mass = torch.zeros(40).index_add_(0, first.kept[0] // 4, second.scores[0])
+        return (mass / mass.sum())[list(sign.needed)].sum().item()
+
+    for name, question in (("question", sign.question), ("control", "Describe the video.")):
+        assert sign.evidence[name].mass == pytest.approx(looked(question), rel=1e-4)
+        assert sign.evidence[name].by_chance[2] == 1 / 40
+    assert RowFile(tmp_path / "rows.jsonl").rows == rows
+    with pytest.raises(ValueError, match="out must hold rows of the same evidence"):
+        run_needles(model, model.tokenizer, made, replace(plan, evidence=False), tmp_path)
+    bare = random_model()
+    bare.set_stages(())
+    with pytest.raises(ValueError, match="evidence must be left out for a model without"):
+        run_needles(bare, bare.tokenizer, made, plan, tmp_path / "new")
 
 
 def test_what_is_asked_is_what_is_answered(model, tmp_path, monkeypatch):

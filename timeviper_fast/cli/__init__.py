@@ -16,6 +16,7 @@
     needle.py      few frames among thousands
     held_out.py    what training has not seen
     eval.py        a published question set
+    evidence_table.py  where the model looked, scored
     demo.py        the embedded model on a video whose answers are known
     output.py      a file that takes an answer
     terminal.py    lines, tables, progress bars, answers

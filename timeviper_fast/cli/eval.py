@@ -36,6 +36,14 @@ def eval(
         str, typer.Option(help="Prompt: paper, letter (asks for it alone) or question (alone).")
     ] = "paper",
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 128,
+    evidence: Annotated[
+        bool,
+        typer.Option(
+            "--evidence",
+            help="Score where the model looked (charades-sta, lvbench); asks one more question "
+            "about each video.",
+        ),
+    ] = False,
     as_json: Json = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress bars, no notes.")
@@ -53,7 +61,7 @@ def eval(
         from timeviper_fast.cli.terminal import err, progress_bars, say
         from timeviper_fast.evaluation.sets.catalogue import missing_videos, read_set
         from timeviper_fast.evaluation.sets.prompts import expect_style
-        from timeviper_fast.evaluation.sets.run import run_eval
+        from timeviper_fast.evaluation.sets.run import expect_spans, run_eval
         from timeviper_fast.inference.request import Request
         from timeviper_fast.timeviper import TimeViper
         from tvkernels import use_backend
@@ -62,6 +70,8 @@ def eval(
     expect_style(style)
     Request("a question", policy=policy, max_new_tokens=max_new_tokens)
     rows = read_set(name, folder)
+    if evidence:
+        expect_spans(rows)
     if (missing := missing_videos(rows)) and not quiet:
         shown = ", ".join(map(str, missing[:5])) + (" and so on" if len(missing) > 5 else "")
         say(err, f"{len(missing)} videos are missing: {shown}")
@@ -73,6 +83,7 @@ def eval(
             model, device=device, dtype=dtype, progress=partial(progress, "weights")
         )
         options = {"policy": policy, "style": style, "max_new_tokens": max_new_tokens}
+        options |= {"evidence": evidence}
         found = run_eval(loaded, rows, out, progress=progress, **options)  # type: ignore[arg-type]
     _show(found, as_json)
     if not (quiet or as_json):
@@ -81,6 +92,7 @@ def eval(
 
 def _show(found: dict[str, Any], as_json: bool) -> None:
     """Print the scores as tables or as one JSON object."""
+    from timeviper_fast.cli.evidence_table import print_evidence
     from timeviper_fast.cli.terminal import out, print_table, say
 
     if as_json:
@@ -94,6 +106,7 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
     for rule, scores in found["rules"].items():
         lines = _of_options(scores) if "micro" in scores else _of_spans(scores)
         print_table(out, (f"rule: {rule}", "score"), [*lines, ("unread", str(scores["unread"]))])
+    print_evidence(out, "evidence", found.get("evidence", {}))
 
 
 def _of_options(scores: dict[str, Any]) -> list[tuple[str, str]]:

@@ -87,6 +87,12 @@ def needle(
         float | None, typer.Option(help="Frames per second of the video files; default: 1.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 16,
+    evidence: Annotated[
+        bool,
+        typer.Option(
+            "--evidence", help="Score the evidence too; asks one more question about each video."
+        ),
+    ] = False,
     figures: Annotated[bool, typer.Option(help="Draw heat maps (needs matplotlib).")] = True,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
@@ -114,6 +120,7 @@ def needle(
         controls=tuple(items(control, str, "control")),
         max_new_tokens=max_new_tokens,
         form=form,
+        evidence=evidence,
     )
     # refuse every wrong option before the extras are imported and the weights are loaded
     of_world = {"tasks": tasks, "level": level, "pool": pool, "held_out": held_out or None}
@@ -157,6 +164,7 @@ def needle(
 
 def _show(rows: Sequence[Row], foot: str, as_json: bool) -> None:
     """Print the results as a table or as one JSON object."""
+    from timeviper_fast.cli.evidence_table import print_evidence
     from timeviper_fast.cli.terminal import out, print_table
     from timeviper_fast.evaluation.figures import order, summary
 
@@ -165,7 +173,10 @@ def _show(rows: Sequence[Row], foot: str, as_json: bool) -> None:
         typer.echo(json.dumps({"haystack": foot, "results": results, "order": order(rows)}))
         return
     header = ("frames", "task", "control", "keep", "right", "needed frames kept", "found")
-    print_table(out, header, [_line(result) for result in results if not result["hops"]])
+    whole = [result for result in results if not result["hops"]]
+    print_table(out, header, [_line(result) for result in whole])
+    looked = {_name(r): r["evidence"] for r in whole if "evidence" in r}
+    print_evidence(out, "frames, task", looked)
 
 
 def items(text: str, kind: Callable[[str], _Item], name: str) -> list[_Item]:
@@ -281,6 +292,12 @@ def _world(
         held_out=held_out,
         progress=progress,
     )
+
+
+def _name(result: dict[str, Any]) -> str:
+    """The length, task and variant of a result in one cell."""
+    control = "" if result["control"] == "none" else f", {result['control']}"
+    return f"{result['frames']:,} {result['task']}, keep {result['keep']:g}{control}"
 
 
 def _line(result: dict[str, Any]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ synthetic.py  haystacks of the seeded world
 film.py       haystacks of films, needles of images
 forms.py      the needle tests of V-NIAH and VideoChat-Flash
 controls.py   control experiments: the same questions with one thing changed
+evidence_score.py  whether evidence lies where the truth is
 rows.py       the answers on disk
 needle.py     run_needles: plan -> videos -> questions -> rows
 held_out.py   wordings, frames and lengths that training has not seen

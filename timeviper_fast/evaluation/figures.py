@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from timeviper_fast.errors import expect_matplotlib
+from timeviper_fast.evaluation.evidence_score import evidence_by
 from timeviper_fast.evaluation.rows import Row
 from timeviper_fast.evaluation.score import Score, tally
 
@@ -73,7 +74,8 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Scores for each control, keep value, length and task; for chains also for each hop count.
 
     "answers" counts right answers, "kept" the needed frames that still have a token, and "when" the
-    answers whose needed frame has the largest score of all frames.
+    answers whose needed frame has the largest score of all frames. "evidence" is `evidence_score`,
+    where the run scored it.
     """
     found = []
     whole = tally(rows, lambda r: (r.control, r.keep, r.frames, r.task, 0), lambda r: r.answered)
@@ -83,10 +85,12 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     kept |= tally(parts, lambda r: (*_group(r), r.hops), lambda r: r.retained)
     when = tally(rows, lambda r: (*_group(r), 0), lambda r: r.timed)
     when |= tally(parts, lambda r: (*_group(r), r.hops), lambda r: r.timed)
+    looked = evidence_by(rows, _keys, lambda row: row.evidence)
     for key, score in sorted({**whole, **hops}.items()):
         names = dict(zip(("control", "keep", "frames", "task", "hops"), key))
         scores = {"answers": score, "kept": kept[key], "when": when[key]}
         found.append({**names, **{name: part.to_dict() for name, part in scores.items()}})
+        found[-1] |= {"evidence": looked[key]} if key in looked else {}
     return found
 
 
@@ -115,6 +119,11 @@ def _in_order(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 def _group(row: Row) -> tuple[str, float, int, str]:
     return (row.control, row.keep, row.frames, row.task)
+
+
+def _keys(row: Row) -> set[tuple[str, float, int, str, int]]:
+    """The results in which a row counts: that of its task, and for a chain that of its hops."""
+    return {(*_group(row), 0), (*_group(row), row.hops)}
 
 
 def _maps(rows: Sequence[Row]) -> list[tuple[str, float, str]]:

@@ -19,20 +19,30 @@ from torch import Tensor
 
 from timeviper_fast.errors import expect_folder, fail, is_integer, is_number
 from timeviper_fast.evaluation.controls import Variant, expect_controls, variants, with_variant
+from timeviper_fast.evaluation.evidence_score import Pointing, judge_evidence
 from timeviper_fast.evaluation.forms import Form, form_of
 from timeviper_fast.evaluation.rows import Row, RowFile, keep_settings
 from timeviper_fast.evaluation.trial import Haystack, Probe, Trial, depth_of
 from timeviper_fast.inference.answer import stop_ids_of
 from timeviper_fast.inference.ended import Ended, Prefill
+from timeviper_fast.inference.evidence import Evidence, collect_evidence
 from timeviper_fast.inference.generate import decode, prefill, read_front
 from timeviper_fast.inference.request import sampling_of
+from timeviper_fast.inference.session import NEUTRAL
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.text.prompt import Prompt, build_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["NeedlePlan", "Needles", "run_needles", "settings_of", "weights_digest"]
+__all__ = [
+    "NeedlePlan",
+    "Needles",
+    "expect_attention",
+    "run_needles",
+    "settings_of",
+    "weights_digest",
+]
 
 Progress = Callable[[str, int, int], None]
 
@@ -51,6 +61,7 @@ class NeedlePlan:
         controls: some of `CONTROLS`, in addition to the test itself.
         max_new_tokens: most tokens of an answer.
         form: "ours", or one of `FORMS`, which inserts needles and supplies the answers.
+        evidence: whether to score `Evidence` too. It costs one neutral question for each video.
     """
 
     frames: tuple[int, ...] = (64, 1000, 10_000)
@@ -61,6 +72,7 @@ class NeedlePlan:
     controls: tuple[str, ...] = ()
     max_new_tokens: int = 16
     form: str = "ours"
+    evidence: bool = False
 
     def __post_init__(self) -> None:
         for name in ("depths", "videos", "max_new_tokens"):
@@ -109,6 +121,8 @@ def run_needles(
     expect_folder("needle", "out", out)
     plan.expect_tasks(len(haystack.tasks))
     ways = variants(model.backbone.stages, plan.keeps, plan.controls)
+    if plan.evidence:
+        expect_attention("needle", model)
     settings = settings_of(model, plan) | haystack.facts
     if form := form_of(plan.form):
         form.check(haystack.tasks)
@@ -135,6 +149,13 @@ def run_needles(
         return [row for row in rows if row.key in chosen]
 
 
+def expect_attention(owner: str, model: TimeViperNetwork) -> None:
+    """Raise an ArgumentError if a model has no evidence to score."""
+    if not any(stage.select == "attention" for stage in model.backbone.stages):
+        rule = "be left out for a model without a stage that selects by attention"
+        fail(owner, "evidence", rule, True)
+
+
 def settings_of(model: TimeViperNetwork, plan: NeedlePlan) -> dict[str, Any]:
     """The settings of a run that do not depend on its haystack, as in `settings.json`."""
     settings = {
@@ -143,8 +164,9 @@ def settings_of(model: TimeViperNetwork, plan: NeedlePlan) -> dict[str, Any]:
         "seed": plan.seed,
         "max_new_tokens": plan.max_new_tokens,
     }
-    form = form_of(plan.form)
-    return settings | ({"form": form.name} if form else {})
+    if form := form_of(plan.form):
+        settings["form"] = form.name
+    return settings | ({"evidence": True} if plan.evidence else {})
 
 
 class _Ask(NamedTuple):
@@ -242,6 +264,8 @@ class Needles:
         if group.visual is not None:
             video = self._read_video(prompts[0], group.visual)
         spent = time.perf_counter() - started
+        shown = video is not None and way.control not in ("blind", "needle-only")
+        control = self._control(video, group) if video and shown and self.plan.evidence else None
         for probe, prompt in zip(group.probes, prompts):
             started = time.perf_counter()
             if video:
@@ -252,7 +276,7 @@ class Needles:
             said = self._said(read, probe)
             seconds = time.perf_counter() - started
             kept = found = None
-            if group.visual is not None and way.control not in ("blind", "needle-only"):
+            if shown and group.visual is not None:
                 left = set((read.kept[0] // group.visual.shape[1]).tolist())
                 kept = len(left.intersection(probe.needed))
                 found = _found(read, group.visual.shape[1])
@@ -273,6 +297,7 @@ class Needles:
                 seconds=round(seconds, 4),
                 video_seconds=round(spent, 4),
                 found=found,
+                evidence=_judged(read, group, probe, control),
             )
 
     def _prompt(self, probe: Probe, vision: bool) -> Prompt:
@@ -291,6 +316,12 @@ class Needles:
         """The video up to the stage that the questions can change."""
         embeddings, segment = self.model.embed(self._ids(prompt.before), visual, self._ids([]))
         return read_front(self.model.backbone, embeddings, segment, chunk=8192)
+
+    def _control(self, video: Ended, group: _Ask) -> Evidence | None:
+        """The evidence of a neutral question about the video."""
+        prompt = build_prompt(self.tokenizer, NEUTRAL, template=self.model.config.template)
+        text = self.model.backbone.embeddings(self._ids(prompt.after))
+        return _evidence(video.read([text], max_new_tokens=1), group)
 
     def _read_text(self, prompt: Prompt, longest: int) -> Prefill:
         ids = self._ids(prompt.before + prompt.after)
@@ -335,6 +366,23 @@ def _found(read: Prefill, tokens: int) -> int | None:
             return int(kept[record.scores[0].argmax()]) // tokens
         kept = kept[record.kept[0]]
     return None
+
+
+def _evidence(read: Prefill, group: _Ask) -> Evidence | None:
+    """The evidence by frame; a frame lasts one second, as all frames are equally far apart."""
+    assert group.visual is not None
+    frames, tokens = group.visual.shape[:2]
+    return collect_evidence(read.records, [float(i) for i in range(frames)], [tokens] * frames)
+
+
+def _judged(
+    read: Prefill, group: _Ask, probe: Probe, control: Evidence | None
+) -> dict[str, Pointing] | None:
+    """Whether the evidence lies on the needed frames; None without a control or such a frame."""
+    own = _evidence(read, group) if control is not None and probe.needed else None
+    if own is None or control is None:
+        return None
+    return judge_evidence(own, control, frozenset(probe.needed))
 
 
 def weights_digest(model: TimeViperNetwork) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from timeviper_fast.errors import ArgumentError
+from timeviper_fast.evaluation.evidence_score import Pointing, evidence_of_line
 from timeviper_fast.evaluation.score import Score
 
 __all__ = ["Key", "LineFile", "Row", "RowFile", "expect_settings", "keep_settings"]
@@ -38,6 +39,8 @@ class Row:
         video_seconds: time of the computation that the questions of the video share.
         found: the frame with the largest score in the asking stage: when the model saw the answer.
             None if no stage asks, and for the controls blind, no-video and needle-only.
+        evidence: with NeedlePlan.evidence, whether the evidence lies on the needed frames; None
+            where `found` is.
     """
 
     control: str
@@ -56,6 +59,7 @@ class Row:
     seconds: float
     video_seconds: float
     found: int | None = None
+    evidence: dict[str, Pointing] | None = None
 
     @property
     def key(self) -> Key:
@@ -151,7 +155,8 @@ class RowFile(LineFile[Row]):
     owner, run = "needle", "a needle run"
 
     def parse(self, fields: dict[str, Any]) -> Row:
-        return Row(**{**fields, "needed": tuple(fields["needed"])})
+        evidence = evidence_of_line(fields.get("evidence"))
+        return Row(**{**fields, "needed": tuple(fields["needed"]), "evidence": evidence})
 
 
 def expect_settings(path: Path, settings: Mapping[str, Any], *, owner: str = "needle") -> None:

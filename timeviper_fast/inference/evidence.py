@@ -84,12 +84,8 @@ class Evidence:
             raise ArgumentError("Evidence", "control", rule, f"{len(control.seconds)} frames")
         return replace(self, control=control.mass)
 
-    def spans(self, share: float = 0.5) -> tuple[tuple[float, float], ...]:
-        """The shortest seconds that hold a share of the video's mass, as (start, end), in order.
-
-        A frame stands for the seconds up to the next one, the last for as long as the one before
-        it. Frames are taken by mass per second, the highest first: with frames at equal distances
-        no shorter seconds hold the share. Neighbours are joined. () where no frame has mass.
+    def frames(self, share: float = 0.5) -> tuple[int, ...]:
+        """Numbers of the frames in `spans`, the one with the most mass per second first.
 
         Raises:
             ArgumentError: of `share`: not in (0, 1].
@@ -107,8 +103,21 @@ class Evidence:
                 break
             taken.append(frame)
             held += self.mass[frame]
+        return tuple(taken)
+
+    def spans(self, share: float = 0.5) -> tuple[tuple[float, float], ...]:
+        """The shortest seconds that hold a share of the video's mass, as (start, end), in order.
+
+        A frame stands for the seconds up to the next one, the last for as long as the one before
+        it. Frames are taken by mass per second, the highest first: with frames at equal distances
+        no shorter seconds hold the share. Neighbours are joined. () where no frame has mass.
+
+        Raises:
+            ArgumentError: of `share`: not in (0, 1].
+        """
+        lasts = [b - a for a, b in zip(self.edges, self.edges[1:])]
         spans: list[tuple[float, float]] = []
-        for frame in sorted(taken):
+        for frame in sorted(self.frames(share)):
             start, end = self.seconds[frame], self.seconds[frame] + lasts[frame]
             if spans and start <= spans[-1][1]:
                 start = spans.pop()[0]

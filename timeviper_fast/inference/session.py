@@ -41,10 +41,10 @@ from timeviper_fast.video import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Chat", "Session"]
+__all__ = ["NEUTRAL", "Chat", "Session"]
 
 # asks for nothing in particular: what draws attention here draws it whatever is asked
-_NEUTRAL = "Describe the video."
+NEUTRAL = "Describe the video."
 # questions that are read and answered together; each holds a fork of the video's states
 BATCH = 8
 
@@ -137,7 +137,7 @@ class Session:
         attention whatever is asked. None if no stage selects by attention.
         """
         if self._control is None:
-            read = self.read(Question(_NEUTRAL, max_new_tokens=1))
+            read = self.read(Question(NEUTRAL, max_new_tokens=1))
             self._control = self.footage.evidence(read, 0)
         return self._control
 

@@ -157,3 +157,21 @@ def test_a_malformed_row_is_refused_by_file_and_row(tmp_path, name, changes, whe
     WRITERS[name](tmp_path, **changes)
     with pytest.raises(DataError, match=f"{re.escape(where)}: {said}"):
         read_set(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ("00:10-00:20", ((10.0, 20.0),)),
+        ("65:01 - 1:05:30", ((3901.0, 3930.0),)),
+        ("01:00-01:00", ((60.0, 60.0),)),
+        ("02:00-01:00", ()),
+        ("all of it", ()),
+        (None, ()),
+    ],
+)
+def test_a_time_reference_is_a_span_or_none(tmp_path, text, spans):
+    common.lv_bench(tmp_path, time_reference=text)
+    first, second = read_set("lvbench", tmp_path)
+    assert first.spans == ((10.0, 20.0),)
+    assert second.spans == spans

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 
 from tests.evaluation.sets.common import world
 from tests.random_model import tiny_model
 from timeviper_fast.embedded.models import TINY
+from timeviper_fast.evaluation.evidence_score import judge_evidence
+from timeviper_fast.evaluation.sets.prompts import asked
 from timeviper_fast.evaluation.sets.run import SaidFile, run_eval
 from timeviper_fast.inference.session import Session
 from timeviper_fast.timeviper import TimeViper
@@ -114,6 +117,32 @@ def test_a_question_that_does_not_fit_is_a_line(model, rows, tmp_path, monkeypat
     found = run_eval(model, rows, tmp_path, max_new_tokens=1)
     assert (found["answered"], found["failed"]) == (3, 1)
     assert "the question does not fit the window" in [line["error"] for line in lines(tmp_path)]
+
+
+def test_evidence_is_scored_where_a_row_has_a_span(model, rows, tmp_path):
+    """Equal to the evidence of `ask` against the same spans; a control for each video."""
+    one, two, *others = rows
+    rows = [replace(one, spans=((1.0, 3.0),)), replace(two, spans=((0.0, 0.0),)), *others]
+    options = {"max_new_tokens": 1, "evidence": True}
+    found = run_eval(model, rows, tmp_path, **options)["evidence"]
+    neutral = model.ask(one.video, "Describe the video.", max_new_tokens=1).evidence
+    prompt = asked(one, "paper", 8.0, 8)
+    looked = model.ask(one.video, prompt.prompt, answer_prefix=prompt.answer_prefix).evidence
+    held = {line["id"]: line["evidence"] for line in lines(tmp_path)}
+    assert held[one.id] == json.loads(
+        json.dumps({n: asdict(p) for n, p in judge_evidence(looked, neutral, {1, 2}).items()})
+    )
+    assert held[one.id]["question"]["by_chance"][2] == 2 / 8
+    assert [held[row.id] for row in others] == [None, None]
+    assert found["all"]["question"]["top1"]["n"] == 2
+    tasks = {f"task {row.groups['task'][0]}" for row in (one, two)}
+    assert set(found) == {"all", *tasks}
+    # a run that goes on reads what is on disk
+    assert run_eval(model, rows, tmp_path, **options)["evidence"] == found
+    with pytest.raises(ValueError, match=r"out must hold rows of the same evidence \(false\)"):
+        run_eval(model, rows, tmp_path, max_new_tokens=1)
+    with pytest.raises(ValueError, match="evidence must be left out for rows without true spans"):
+        run_eval(model, others, tmp_path / "new", **options)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ def test_lines_become_rows(tmp_path):
     one, two = read_set("charades-sta", tmp_path)
     assert (one.id, one.question, one.answer) == ("1", "a person opens a box.", (2.5, 10.0))
     assert (two.answer, two.duration, two.options) == ((3.0, 4.25), 31.5, ())
+    assert (one.spans, two.spans) == (((2.5, 10.0),), ((3.0, 4.25),))
     assert one.video == tmp_path / "Charades_v1/K1L2M.mp4"
 
 

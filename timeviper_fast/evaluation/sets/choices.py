@@ -17,7 +17,7 @@ from timeviper_fast.evaluation.sets.files import (
     read_json,
     records,
 )
-from timeviper_fast.evaluation.sets.row import Place, SetRow
+from timeviper_fast.evaluation.sets.row import Place, SetRow, Span
 
 __all__ = [
     "STRUCTURES",
@@ -43,6 +43,8 @@ _QUESTION_ID = Kind(
     lambda v: isinstance(v, str) and re.fullmatch(r"[^-]+-[1-4]", v) is not None,
 )
 _OPTION_LINE = re.compile(r"\n(?=\([A-Z]\) )")
+# minutes and seconds, or hours in front of them
+_REFERENCE = re.compile(r"((?:\d+:)?\d+:\d+)\s*-\s*((?:\d+:)?\d+:\d+)")
 # where the videos of MVBench's tasks lie below video/
 _MVBENCH = {
     "action_antonym": "ssv2_video",
@@ -111,7 +113,10 @@ def video_mme_v2(folder: Path) -> Iterator[SetRow]:
 
 
 def lv_bench(folder: Path) -> Iterator[SetRow]:
-    """LVBench: video_info.meta.jsonl, a line per video with its questions; all_videos/<key>.mp4."""
+    """LVBench: video_info.meta.jsonl, a line per video with its questions; all_videos/<key>.mp4.
+
+    A `time_reference` that is not two times in order, such as "01:20-01:35", gives no span.
+    """
     for path in find(folder, "video_info.meta.jsonl"):
         for line in records(path):
             for fields in line.get("qa", LIST):
@@ -128,6 +133,7 @@ def lv_bench(folder: Path) -> Iterator[SetRow]:
                     options,
                     record.letter("answer", options),
                     {"task": (kinds,) if isinstance(kinds, str) else tuple(kinds)},
+                    spans=_referred(record.fields.get("time_reference")),
                 )
 
 
@@ -224,6 +230,18 @@ def _perceived(folder: Path, video: str, record: Record) -> SetRow:
         record.index("answer_id", options),
         groups,
     )
+
+
+def _referred(text: object) -> tuple[Span, ...]:
+    """The span of a time reference; () if it is none."""
+    found = _REFERENCE.fullmatch(text.strip()) if isinstance(text, str) else None
+    if found is None:
+        return ()
+    start, end = (
+        sum(60**power * int(part) for power, part in enumerate(reversed(time.split(":"))))
+        for time in found.groups()
+    )
+    return ((float(start), float(end)),) if start <= end else ()
 
 
 def _structure(record: Record) -> str:

@@ -45,6 +45,7 @@ class SetRow:
         subtitles: their file, if there is one. No prompt shows them yet.
         fps: frames per second of a folder of frames; None for a file.
         duration: seconds of the video, if the set tells them.
+        spans: when the answer is shown, as (start, end) in seconds; () if the set does not tell.
         place: the place in a group of questions that are scored together.
     """
 
@@ -61,6 +62,7 @@ class SetRow:
     subtitles: Path | None = None
     fps: float | None = None
     duration: float | None = None
+    spans: tuple[Span, ...] = ()
     place: Place | None = None
 
     @property

@@ -11,17 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from timeviper_fast.errors import expect_folder, fail
-from timeviper_fast.evaluation.needle import weights_digest
+from timeviper_fast.evaluation.evidence_score import (
+    Pointing,
+    evidence_by,
+    evidence_of_line,
+    judge_evidence,
+    true_frames,
+)
+from timeviper_fast.evaluation.needle import expect_attention, weights_digest
 from timeviper_fast.evaluation.rows import LineFile, keep_settings
 from timeviper_fast.evaluation.sets.prompts import asked, expect_style
 from timeviper_fast.evaluation.sets.report import report
 from timeviper_fast.evaluation.sets.row import SetRow, Span
+from timeviper_fast.inference.evidence import Evidence
 from timeviper_fast.inference.request import Request
 from timeviper_fast.inference.session import Session
 from timeviper_fast.timeviper import TimeViper
 from timeviper_fast.video import Progress, open_video
 
-__all__ = ["Said", "SaidFile", "run_eval"]
+__all__ = ["Said", "SaidFile", "expect_spans", "run_eval"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class Said:
         error: why there is no answer; "" if there is one.
         seconds: time from the question to the end of the answer.
         video_seconds: time to read the video, which its questions share.
+        evidence: with the option, whether the evidence lies in the row's spans; None if it has
+            none, and after an error.
     """
 
     id: str
@@ -45,6 +55,7 @@ class Said:
     error: str
     seconds: float
     video_seconds: float
+    evidence: dict[str, Pointing] | None = None
 
     @property
     def key(self) -> str:
@@ -58,8 +69,9 @@ class SaidFile(LineFile[Said]):
     owner, run = "eval", "an eval run"
 
     def parse(self, fields: dict[str, Any]) -> Said:
-        truth = fields["truth"]
-        return Said(**{**fields, "truth": truth if isinstance(truth, str) else tuple(truth)})
+        truth, evidence = fields["truth"], evidence_of_line(fields.get("evidence"))
+        truth = truth if isinstance(truth, str) else tuple(truth)
+        return Said(**{**fields, "truth": truth, "evidence": evidence})
 
 
 def run_eval(
@@ -70,6 +82,7 @@ def run_eval(
     policy: str | None = None,
     style: str = "paper",
     max_new_tokens: int = 128,
+    evidence: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Ask all rows that have no answer yet, and score all.
@@ -86,13 +99,17 @@ def run_eval(
         policy: which frames are looked at, as in `TimeViper.ask`.
         style: one of STYLES.
         max_new_tokens: longest answer.
+        evidence: whether to score where the model looked, for rows with spans. It asks one neutral
+            question more about each video.
         progress: called with ("questions", done, all).
 
     Returns:
-        What `report` returns.
+        What `report` returns, and with `evidence` the key "evidence": `evidence_score` of "all"
+        rows and of each group.
 
     Raises:
-        ValueError: a bad argument, or a folder that is a file or holds answers of other settings.
+        ValueError: a bad argument, a folder that is a file or holds answers of other settings, or
+            `evidence` for rows without spans, or a model without a stage that selects by attention.
     """
     expect_folder("eval", "out", folder)
     expect_style(style)
@@ -101,6 +118,9 @@ def run_eval(
         fail("eval", "rows", "be one or more", list(rows))
     if model.tokenizer is None:
         fail("eval", "model", "have a tokenizer", None)
+    if evidence:
+        expect_spans(rows)
+        expect_attention("eval", model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {
@@ -110,9 +130,10 @@ def run_eval(
     }
     settings |= {"stages": [asdict(stage) for stage in model.backbone.stages]}
     settings |= {"policy": policy, "style": style, "max_new_tokens": max_new_tokens}
+    settings |= {"evidence": evidence}
     keep_settings(folder / "settings.json", settings, owner="eval")
     with SaidFile(folder / "answers.jsonl") as said:
-        asker = _Asker(model, policy, style, max_new_tokens)
+        asker = _Asker(model, policy, style, max_new_tokens, evidence)
         for group in _by_video(rows):
             new = [row for row in group if row.id not in said.keys]
             for line in asker.ask(new) if new and new[0].video.exists() else ():
@@ -123,9 +144,18 @@ def run_eval(
     answers = {line.id: line.answer for line in lines if not line.error}
     failed = len(lines) - len(answers)
     found = report(rows, answers, failed, missing=len(rows) - len(lines))
+    if evidence:
+        found["evidence"] = _looked(rows, lines)
     text = json.dumps(found, indent=1) + "\n"
     (folder / "scores.json").write_text(text, encoding="utf-8")
     return found
+
+
+def expect_spans(rows: Sequence[SetRow]) -> None:
+    """Raise an ArgumentError if no row says when its answer is shown."""
+    if not any(row.spans for row in rows):
+        rule = "be left out for rows without true spans (charades-sta and lvbench have them)"
+        fail("eval", "evidence", rule, rows[0].set)
 
 
 @dataclass(frozen=True)
@@ -134,6 +164,7 @@ class _Asker:
     policy: str | None
     style: str
     max_new_tokens: int
+    evidence: bool
 
     def ask(self, rows: Sequence[SetRow]) -> Iterator[Said]:
         """The answers about one video, or about the same part of it."""
@@ -150,23 +181,48 @@ class _Asker:
         spent = time.perf_counter() - started
         for row in rows:
             started = time.perf_counter()
-            answer, fault = "", ""
+            answer, fault, evidence = "", "", None
             try:
-                answer = self._answer(session, row)
+                answer, looked = self._answer(session, row)
+                lasted = time.perf_counter() - started
+                if self.evidence and row.spans:
+                    evidence = _judged(looked, session.control(), row)
             except ValueError as error:
-                fault = str(error)
-            yield _said(row, answer, fault, time.perf_counter() - started, spent)
+                answer, fault, lasted = "", str(error), time.perf_counter() - started
+            yield _said(row, answer, fault, lasted, spent, evidence)
 
-    def _answer(self, session: Session, row: SetRow) -> str:
+    def _answer(self, session: Session, row: SetRow) -> tuple[str, Evidence | None]:
         footage = session.footage
         prompt, prefix = asked(row, self.style, footage.duration, len(footage.seconds))
         said = session.ask(prompt, answer_prefix=prefix, max_new_tokens=self.max_new_tokens)
-        return str(said.text)
+        return str(said.text), said.evidence
 
 
-def _said(row: SetRow, answer: str, error: str, seconds: float, video_seconds: float) -> Said:
+def _said(
+    row: SetRow,
+    answer: str,
+    error: str,
+    seconds: float,
+    video_seconds: float,
+    evidence: dict[str, Pointing] | None = None,
+) -> Said:
     times = round(seconds, 4), round(video_seconds, 4)
-    return Said(row.id, str(row.video), row.answer, answer, error, *times)
+    return Said(row.id, str(row.video), row.answer, answer, error, *times, evidence)
+
+
+def _judged(
+    looked: Evidence | None, control: Evidence | None, row: SetRow
+) -> dict[str, Pointing] | None:
+    """Whether the evidence lies in the row's spans; None if no vision token was there."""
+    if looked is None or control is None:
+        return None
+    return judge_evidence(looked, control, true_frames(looked.seconds, row.spans))
+
+
+def _looked(rows: Sequence[SetRow], lines: Sequence[Said]) -> dict[str, Any]:
+    """The scores of the evidence: of all rows with spans, and of each group."""
+    groups = {row.id: [f"{n} {v}" for n, of in row.groups.items() for v in of] for row in rows}
+    return evidence_by(lines, lambda line: ("all", *groups[line.id]), lambda line: line.evidence)
 
 
 def _by_video(rows: Sequence[SetRow]) -> list[list[SetRow]]:

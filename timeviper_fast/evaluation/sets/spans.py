@@ -42,6 +42,7 @@ def charades_sta(folder: Path) -> Iterator[SetRow]:
                 (),
                 (start, end),
                 duration=lengths.get(video),
+                spans=((start, end),),
             )
 
 
