@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 
-from timeviper_fast.atomic import whole_file
+from timeviper_fast.atomic import naming, whole_file
 
 
 def test_a_file_appears_with_its_content_and_directories(tmp_path):
@@ -36,6 +37,21 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path, error):
         write(partial)
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_an_error_that_names_no_file_gets_the_target(tmp_path):
+    """As that of a full disk."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def write(partial):
+        raise full
+
+    with pytest.raises(OSError, match="No space left") as it, whole_file(tmp_path / "a") as partial:
+        write(partial)
+    assert it.value.filename == str(tmp_path / "a")
+    with pytest.raises(FileNotFoundError) as it, naming(tmp_path / "a"):
+        (tmp_path / "gone").read_text()
+    assert it.value.filename == str(tmp_path / "gone")
 
 
 def test_a_killed_process_leaves_the_old_file(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 import pickle
 
 import pytest
@@ -47,6 +48,17 @@ def test_a_folder_is_where_no_file_is(tmp_path):
             expect_folder("run", "out", path)
         rule = "out must be a directory or the name of a new one"
         assert str(it.value) == f"run: {rule}, got {path}, {got}"
+
+
+def test_a_folder_of_results_can_be_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    rule = "run: out must be a directory that can be written to, got"
+    with pytest.raises(ArgumentError) as it:
+        expect_folder("run", "out", tmp_path)
+    assert str(it.value) == f"{rule} {tmp_path}"
+    with pytest.raises(ArgumentError) as it:
+        expect_folder("run", "out", tmp_path / "new/newer")
+    assert str(it.value) == f"{rule} {tmp_path}/new/newer, where {tmp_path} is read-only"
 
 
 @pytest.mark.parametrize(

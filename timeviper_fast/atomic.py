@@ -8,7 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-__all__ = ["whole_file"]
+__all__ = ["naming", "whole_file"]
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in an OSError of the block that names none, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -18,15 +29,16 @@ def whole_file(target: Path) -> Iterator[Path]:
     Readers see the old file or the new one, and after a power failure too: the content is flushed
     to the disk before it gets its name. An error in the block leaves `target` as it was and no
     temporary file; only a killed process leaves one. Its name begins with a dot and ends with the
-    target's suffix. Missing directories are made.
+    target's suffix. Missing directories are made. A full disk is an OSError that names `target`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     # part of the name only, which may have the longest length that there is
     partial = target.with_name(f".{target.stem[:40]}.{uuid4().hex}.partial{target.suffix}")
     try:
-        yield partial
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(partial, target)
+        with naming(target):
+            yield partial
+            with partial.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)

@@ -143,7 +143,8 @@ def not_built(owner: str, name: str, rule: str, value: Any) -> NoReturn:
 
 
 def expect_folder(owner: str, name: str, path: str | os.PathLike[str]) -> None:
-    """Raise an ArgumentError for a path that cannot become a directory: there is a file."""
+    """Raise an ArgumentError for a path that cannot become a directory with new files in it: there
+    is a file, or nothing may be written."""
     for place in (Path(path), *Path(path).parents):
         if os.path.lexists(place):
             if not place.is_dir():
@@ -151,6 +152,9 @@ def expect_folder(owner: str, name: str, path: str | os.PathLike[str]) -> None:
                     f"{path}, where {place} is a file" if place != Path(path) else f"{path}, a file"
                 )
                 raise ArgumentError(owner, name, "be a directory or the name of a new one", what)
+            if not os.access(place, os.W_OK | os.X_OK):
+                what = f"{path}, where {place} is read-only" if place != Path(path) else str(path)
+                raise ArgumentError(owner, name, "be a directory that can be written to", what)
             return
 
 

@@ -29,6 +29,26 @@ def test_tables_files_and_json(run, home, tmp_path):
     )
 
 
+def test_what_failed_is_said_and_nothing_answered_is_exit_code_1(run, home, tmp_path):
+    charades_sta(tmp_path / "set")
+    (tmp_path / "set/Charades_v1").mkdir()
+    video = tmp_path / "set/Charades_v1/K1L2M.mp4"
+    words = ["eval", "charades-sta", tmp_path / "set", "--model", home / "model"]
+    words += ["--out", tmp_path / "out", "--max-new-tokens", 1, "--sample", "uniform:4"]
+    one_line(run(*words), f"DIR must hold the videos too, got none of 1, such as {video}")
+    video.write_text("no video")
+    code, out, err = run(*words)
+    assert code == 1
+    assert "0 of 2 answered, 2 failed, 0 without a video" in " ".join(out.split())
+    assert "2 questions failed: " in err
+    assert "K1L2M.mp4" in " ".join(err.split())
+    video.write_bytes((home / "video.mp4").read_bytes())
+    assert run(*words)[0] == 1
+    code, out, err = run(*words, "--retry")
+    assert (code, "2 of 2 answered, 0 failed" in " ".join(out.split())) == (0, True)
+    assert "questions failed" not in err
+
+
 def test_spans(run, home, tmp_path):
     charades_sta(tmp_path / "set")
     (tmp_path / "set/Charades_v1").mkdir()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from timeviper_fast.evaluation.rows import Row, RowFile, keep_settings
@@ -53,6 +55,37 @@ def test_a_file_of_something_else_is_refused(tmp_path, line):
     with pytest.raises(ValueError, match=r"out must hold rows of a needle run, got rows\.jsonl:1;"):
         RowFile(path)
     assert path.read_text() == f"{line}\n"
+
+
+def test_lines_are_taken_out(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with RowFile(path) as rows:
+        for i in range(3):
+            rows.add(row(i))
+        rows.drop(lambda one: one.video == 1)
+        assert [key[3] for key in sorted(rows.keys)] == [0, 2]
+        rows.add(row(1))
+    assert RowFile(path).rows == [row(0), row(2), row(1)]
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    """/dev/full refuses every byte."""
+    rows = RowFile(tmp_path / "rows.jsonl")
+    rows.close()
+    rows._file = os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb")
+    for write in (lambda: rows.add(row()), rows.close):
+        with pytest.raises(OSError, match=r"No space left on device: '.*rows\.jsonl'"):
+            write()
+    assert rows.rows == []
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{"])
+def test_settings_that_are_none_are_refused(tmp_path, text):
+    """As those of a run that an older version wrote while the disk was full."""
+    path = tmp_path / "settings.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"out must hold the settings of a run, got none in .*;"):
+        keep_settings(path, {"seed": 1})
 
 
 def test_settings_are_kept_and_compared(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ import typer
 from timeviper_fast.cli.app import MODEL_HELP, BackendName, Device, Dtype, Json, named
 from timeviper_fast.cli.interrupt import importing
 from timeviper_fast.embedded.models import TINY
-from timeviper_fast.errors import expect_folder
+from timeviper_fast.errors import ArgumentError, expect_folder
 
 __all__ = ["eval"]
 
@@ -44,6 +45,9 @@ def eval(
             "about each video.",
         ),
     ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Ask again what ended with an error.")
+    ] = False,
     as_json: Json = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress bars, no notes.")
@@ -55,7 +59,7 @@ def eval(
     """Ask the questions of a published set, and score the answers by the paper's and strict rules.
 
     Each video is read once for all of its questions. A video that cannot be read is a line with its
-    error. Scores are of answered questions.
+    error. Scores are of answered questions; the exit code is 1 if there are none.
     """
     with importing():
         from timeviper_fast.cli.terminal import err, progress_bars, say
@@ -72,9 +76,12 @@ def eval(
     rows = read_set(name, folder)
     if evidence:
         expect_spans(rows)
-    if (missing := missing_videos(rows)) and not quiet:
-        shown = ", ".join(map(str, missing[:5])) + (" and so on" if len(missing) > 5 else "")
-        say(err, f"{len(missing)} videos are missing: {shown}")
+    missing = missing_videos(rows)
+    if len(missing) == len({row.video for row in rows}):
+        none = f"none of {len(missing)}, such as {missing[0]}"
+        raise ArgumentError("eval", "folder", "hold the videos too", none)
+    if missing and not quiet:
+        say(err, f"{len(missing)} videos are missing: {_first(missing)}")
     with (
         use_backend(backend) if backend else nullcontext(),
         progress_bars(err, hidden=quiet) as progress,
@@ -83,11 +90,21 @@ def eval(
             model, device=device, dtype=dtype, progress=partial(progress, "weights")
         )
         options = {"policy": policy, "style": style, "max_new_tokens": max_new_tokens}
-        options |= {"evidence": evidence}
+        options |= {"evidence": evidence, "retry": retry}
         found = run_eval(loaded, rows, out, progress=progress, **options)  # type: ignore[arg-type]
     _show(found, as_json)
+    if found["errors"]:
+        say(err, f"{found['failed']} questions failed: {_first(list(found['errors']), '; ', 3)}")
     if not (quiet or as_json):
         say(err, f"wrote {out}")
+    if not found["answered"]:
+        raise typer.Exit(1)
+
+
+def _first(things: Sequence[object], between: str = ", ", count: int = 5) -> str:
+    """The first few of them, in words."""
+    shown = between.join(map(str, things[:count]))
+    return shown + (f"{between}and so on" if len(things) > count else "")
 
 
 def _show(found: dict[str, Any], as_json: bool) -> None:

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from timeviper_fast.errors import expect_matplotlib, fail
+from timeviper_fast.evaluation.rows import write_json
 
 __all__ = ["draw_curves", "read_curves"]
 
@@ -81,4 +82,4 @@ def draw_curves(folder: str | Path, path: str | Path) -> None:
         axes.tick_params(labelsize=7)
     figure.tight_layout()
     figure.savefig(path)
-    path.with_suffix(".json").write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
+    write_json(path.with_suffix(".json"), curves)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from timeviper_fast.errors import expect_matplotlib
 from timeviper_fast.evaluation.evidence_score import evidence_by
-from timeviper_fast.evaluation.rows import Row
+from timeviper_fast.evaluation.rows import Row, write_json
 from timeviper_fast.evaluation.score import Score, tally
 
 if TYPE_CHECKING:
@@ -158,15 +157,11 @@ def grids(rows: Sequence[Row]) -> list[Grid]:
 def write_results(rows: Sequence[Row], out: Path, foot: str, *, figures: bool = True) -> None:
     """Write `summary.json`, and for each heat map a JSON file and, if wanted, a PNG."""
     whole = {"haystack": foot, "results": summary(rows), "order": order(rows)}
-    _write(out / "summary.json", whole)
+    write_json(out / "summary.json", whole)
     for grid in grids(rows):
-        _write(out / f"{grid.name}.json", {"haystack": foot, **grid.to_dict()})
+        write_json(out / f"{grid.name}.json", {"haystack": foot, **grid.to_dict()})
         if figures:
             draw(grid, out / f"{grid.name}.png", foot)
-
-
-def _write(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def draw(grid: Grid, path: Path, foot: str) -> None:

@@ -7,7 +7,6 @@ lengths ask about the same scenes.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from timeviper_fast.dataset.randomness import hash63
 from timeviper_fast.errors import COUNT, FROM_0, expect, expect_folder, fail, is_integer
 from timeviper_fast.evaluation.needle import NeedlePlan, run_needles, settings_of
-from timeviper_fast.evaluation.rows import Row, expect_settings
+from timeviper_fast.evaluation.rows import Row, expect_settings, write_json
 from timeviper_fast.evaluation.score import Score
 from timeviper_fast.evaluation.synthetic import (
     FEWEST,
@@ -145,7 +144,7 @@ def run_held_out(
         needles = NeedlePlan(lengths, videos=plan.videos, seed=plan.seed)
         rows[name] = run_needles(model, tokenizer, haystack, needles, out / name, progress=progress)
     found = {**asdict(plan), "sets": compare(rows, plan.points)}
-    (out / "held_out.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "held_out.json", found)
     return found
 
 

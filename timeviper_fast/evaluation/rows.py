@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from timeviper_fast.atomic import naming, whole_file
 from timeviper_fast.errors import ArgumentError
 from timeviper_fast.evaluation.evidence_score import Pointing, evidence_of_line
 from timeviper_fast.evaluation.score import Score
 
-__all__ = ["Key", "LineFile", "Row", "RowFile", "expect_settings", "keep_settings"]
+__all__ = [
+    "Key",
+    "LineFile",
+    "Row",
+    "RowFile",
+    "expect_settings",
+    "keep_settings",
+    "write_json",
+]
 
 _Line = TypeVar("_Line", bound=Any)
 _File = TypeVar("_File", bound="LineFile[Any]")
@@ -107,6 +117,7 @@ class LineFile(ABC, Generic[_Line]):
 
     def __init__(self, path: Path) -> None:
         self.rows: list[_Line] = []
+        self._path = path
         data = path.read_bytes() if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines(), 1):
@@ -122,14 +133,26 @@ class LineFile(ABC, Generic[_Line]):
 
     def add(self, row: _Line) -> None:
         """Write a line."""
-        self._file.write(json.dumps(asdict(row)).encode() + b"\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(_line(row))
+            self._file.flush()
         self.rows.append(row)
         self.keys.add(row.key)
 
+    def drop(self, gone: Callable[[_Line], bool]) -> None:
+        """Take lines out of the file, so that their questions are asked again."""
+        self.rows = [row for row in self.rows if not gone(row)]
+        self.keys = {row.key for row in self.rows}
+        self.close()
+        with whole_file(self._path) as partial:
+            partial.write_bytes(b"".join(map(_line, self.rows)))
+        self._file = self._path.open("r+b")
+        self._file.seek(0, os.SEEK_END)
+
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
 
     def __enter__(self: _File) -> _File:
         return self
@@ -142,7 +165,7 @@ class LineFile(ABC, Generic[_Line]):
 
     def _parsed(self, line: bytes, where: str) -> _Line:
         try:
-            return self.parse(json.loads(line))
+            return self.parse(dict(json.loads(line)))
         except (ValueError, TypeError, KeyError) as error:
             remedy = "give another folder, or take the line out"
             rule = f"hold rows of {self.run}"
@@ -159,6 +182,16 @@ class RowFile(LineFile[Row]):
         return Row(**{**fields, "needed": tuple(fields["needed"]), "evidence": evidence})
 
 
+def _line(row: Any) -> bytes:
+    return json.dumps(asdict(row)).encode() + b"\n"
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file, whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
 def expect_settings(path: Path, settings: Mapping[str, Any], *, owner: str = "needle") -> None:
     """Compare settings that are known before the videos with those in the file, if there is one.
 
@@ -167,7 +200,7 @@ def expect_settings(path: Path, settings: Mapping[str, Any], *, owner: str = "ne
     """
     if not path.exists():
         return
-    own, held = json.loads(json.dumps(settings)), json.loads(path.read_text(encoding="utf-8"))
+    own, held = json.loads(json.dumps(settings)), _held(path, owner)
     for name in own:
         if held.get(name) != own[name]:
             rule = f"hold rows of the same {name} ({_short(own[name])})"
@@ -183,10 +216,21 @@ def keep_settings(path: Path, settings: Mapping[str, Any], *, owner: str = "need
     """
     own = json.loads(json.dumps(settings))
     if not path.exists():
-        path.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
+        write_json(path, own)
         return
-    held = json.loads(path.read_text(encoding="utf-8"))
-    expect_settings(path, dict.fromkeys(held) | own, owner=owner)
+    expect_settings(path, dict.fromkeys(_held(path, owner)) | own, owner=owner)
+
+
+def _held(path: Path, owner: str) -> dict[str, Any]:
+    """The settings in a file."""
+    try:
+        held = json.loads(path.read_bytes())
+    except ValueError:
+        held = None
+    if not isinstance(held, dict):
+        remedy = "give another folder, or remove the file if the rows beside it are of this run"
+        raise ArgumentError(owner, "out", "hold the settings of a run", f"none in {path}", remedy)
+    return held
 
 
 def _short(value: object) -> str:

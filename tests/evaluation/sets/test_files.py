@@ -63,8 +63,16 @@ def test_fields_are_checked():
 def test_the_first_pattern_with_files_counts(tmp_path):
     (tmp_path / "b.txt").touch()
     assert find(tmp_path, "a*", "b*") == [tmp_path / "b.txt"]
-    with pytest.raises(ArgumentError, match=r"folder must hold a\* or c\*, got"):
+    with pytest.raises(ArgumentError, match=r"folder must hold a\* or c\*, got '[^']*'$"):
         find(tmp_path, "a*", "c*")
+
+
+def test_a_folder_one_level_off_is_named(tmp_path):
+    (tmp_path / "set/json").mkdir(parents=True)
+    (tmp_path / "set/json/1.json").touch()
+    for folder in (tmp_path, tmp_path / "set/json"):
+        with pytest.raises(ArgumentError, match=f"must hold json/.*; {tmp_path}/set does$"):
+            find(folder, "json/*.json")
 
 
 def test_parquet_needs_pyarrow_and_says_so(tmp_path, monkeypatch):

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
+import torch
 
 from tests.evaluation.sets.common import world
 from tests.random_model import tiny_model
-from timeviper_fast.embedded.models import TINY
 from timeviper_fast.evaluation.evidence_score import judge_evidence
 from timeviper_fast.evaluation.sets.prompts import asked
 from timeviper_fast.evaluation.sets.run import SaidFile, run_eval
 from timeviper_fast.inference.session import Session
 from timeviper_fast.timeviper import TimeViper
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -25,17 +33,6 @@ def model():
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     return world(tmp_path_factory.mktemp("set"), videos=2, questions=2, frames=8)
-
-
-class Stop:
-    """Interrupts a run behind its n-th line."""
-
-    def __init__(self, lines):
-        self.lines = lines
-
-    def __call__(self, what, done, total):
-        if done >= self.lines:
-            raise KeyboardInterrupt
 
 
 class Opened:
@@ -84,7 +81,7 @@ def test_a_video_is_opened_once_and_answers_equal_those_of_ask(model, rows, tmp_
         ValueError, match=r"eval: out must hold rows of the same style \(.letter.\)"
     ):
         run_eval(model, rows, tmp_path, style="letter", **options)
-    with pytest.raises(ValueError, match="out must hold rows of the same rows"):
+    with pytest.raises(ValueError, match="out must hold rows of the same questions"):
         run_eval(model, rows[1:], tmp_path, **options)
 
 
@@ -100,17 +97,26 @@ def test_a_broken_video_is_a_line_and_a_missing_one_waits(model, tmp_path):
     broken = [line for line in lines(tmp_path / "out") if line["error"]]
     assert {line["video"] for line in broken} == {str(videos[0])}
     assert all(line["answer"] == "" and "0.npy" in line["error"] for line in broken)
+    assert found["errors"] == {broken[0]["error"]: 2}
     videos[1].write_bytes(whole)
     found = run_eval(model, rows, tmp_path / "out", max_new_tokens=1)
     assert (found["answered"], found["failed"], found["missing"]) == (4, 2, 0)
+    # a mended video is asked again on request, and nothing else is
+    videos[0].write_bytes(whole)
+    assert run_eval(model, rows, tmp_path / "out", max_new_tokens=1)["failed"] == 2
+    before = [line for line in lines(tmp_path / "out") if not line["error"]]
+    found = run_eval(model, rows, tmp_path / "out", max_new_tokens=1, retry=True)
+    assert (found["answered"], found["failed"], found["errors"]) == (6, 0, {})
+    assert lines(tmp_path / "out")[:4] == before
 
 
-def test_a_question_that_does_not_fit_is_a_line(model, rows, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [ValueError, torch.OutOfMemoryError])
+def test_a_question_that_does_not_fit_is_a_line(model, rows, tmp_path, monkeypatch, error):
     own = Session.ask
 
     def ask(session, prompt, **options):
         if rows[0].question in prompt:
-            raise ValueError("the question does not fit the window")
+            raise error("the question does not fit the window")
         return own(session, prompt, **options)
 
     monkeypatch.setattr(Session, "ask", ask)
@@ -168,25 +174,61 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         SaidFile(tmp_path / "answers.jsonl")
 
 
+class Command:
+    """`timeviper-fast eval` about a set, in a process of its own."""
+
+    def __init__(self, folder, out):
+        self.answers = out / "answers.jsonl"
+        words = ["eval", "mlvu", folder, "--out", out, "--style", "question", "-q"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "timeviper_fast", *map(str, words), "--max-new-tokens", "16"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            # a run in the background ignores SIGINT, and its children would too
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+    def end(self):
+        """Wait for the end: exit code and standard error."""
+        return self.process.wait(600), self.process.stderr.read()
+
+    def stop(self, count, by):
+        """Send a signal once there are so many answers; then as `end`."""
+        try:
+            deadline = time.monotonic() + 300
+            while not self.answers.exists() or self.answers.read_bytes().count(b"\n") < count:
+                assert self.process.poll() is None, self.end()
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            self.process.send_signal(by)
+            return self.end()
+        finally:
+            self.process.kill()
+
+
 @pytest.mark.long
-def test_a_run_interrupted_twice_equals_one_that_was_not(tmp_path, monkeypatch):
-    """The embedded model, 60 questions about 12 videos of the synthetic world."""
-    model = TimeViper.from_pretrained(TINY)
-    rows = world(tmp_path / "set", videos=12, questions=5, frames=64)
-    assert len(rows) == 60
-    options = {"style": "question", "max_new_tokens": 16}
-    opened = Opened(monkeypatch)
-    whole = run_eval(model, rows, tmp_path / "whole", **options)
-    assert opened.count == 12
-    for stop in (7, 31):
-        with pytest.raises(KeyboardInterrupt):
-            run_eval(model, rows, tmp_path / "parts", progress=Stop(stop), **options)
-        with (tmp_path / "parts/answers.jsonl").open("a") as file:
-            file.write('{"id": "1_wor')  # a line that was cut off by the kill
-    assert run_eval(model, rows, tmp_path / "parts", **options) == whole
-    # a video whose questions were interrupted is opened again
-    assert 24 <= opened.count <= 26
-    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
-    assert (whole["answered"], whole["failed"], whole["missing"]) == (60, 0, 0)
+def test_a_run_interrupted_twice_equals_one_that_was_not(tmp_path):
+    """The command line and the embedded model, with 60 questions about 12 videos of the synthetic
+    world: killed, continued, interrupted by Ctrl-C, and continued to the end."""
+    assert len(world(tmp_path / "set", videos=12, questions=5, frames=64)) == 60
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert Command(tmp_path / "set", whole).end() == (0, "")
+    stops = (
+        (7, signal.SIGKILL, (-signal.SIGKILL, "")),
+        (31, signal.SIGINT, (130, "timeviper-fast: interrupted\n")),
+    )
+    for count, by, ended in stops:
+        assert Command(tmp_path / "set", parts).stop(count, by) == ended
+        assert count <= (parts / "answers.jsonl").read_bytes().count(b"\n") < 60
+        assert not (parts / "scores.json").exists()
+        with (parts / "answers.jsonl").open("a") as file:
+            file.write('{"id": "1_wor')  # a line that the kill cuts off
+    assert Command(tmp_path / "set", parts).end() == (0, "")
+    assert lines(parts) == lines(whole)
+    scores = json.loads((parts / "scores.json").read_text())
+    assert scores == json.loads((whole / "scores.json").read_text())
+    assert (scores["answered"], scores["failed"], scores["missing"]) == (60, 0, 0)
     # well above chance: most questions have three candidates or more
-    assert whole["rules"]["strict"]["micro"]["interval"][0] > 1 / 3
+    assert scores["rules"]["strict"]["micro"]["interval"][0] > 1 / 3

@@ -19,6 +19,17 @@ def test_lines_become_rows(tmp_path):
     assert one.video == tmp_path / "Charades_v1/K1L2M.mp4"
 
 
+def test_a_line_that_is_no_utf8_is_refused(tmp_path):
+    path = charades_sta(tmp_path)
+    path.write_bytes(path.read_bytes() + b"K1L2M 1 2##they dr\xfcm.\n")
+    with pytest.raises(DataError, match=r"Charades_sta_test\.txt:3: the line must be UTF-8"):
+        read_set("charades-sta", tmp_path)
+    charades_sta(tmp_path)
+    (tmp_path / "Charades_v1_test.csv").write_bytes(b"id,length\nK1L2M,3\nK\xff,1\n")
+    with pytest.raises(DataError, match=r"Charades_v1_test\.csv:3: the line must be UTF-8"):
+        read_set("charades-sta", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from timeviper_fast.errors import TEXT, ArgumentError, DataError, Kind, fail
 
-__all__ = ["LIST", "TEXTS", "Record", "find", "read_json", "records"]
+__all__ = ["LIST", "TEXTS", "Record", "find", "read_json", "read_lines", "records"]
 
 TEXTS = Kind(
     "be a list of 2 to 26 texts that are not empty",
@@ -96,7 +96,25 @@ def find(folder: Path, *patterns: str) -> list[Path]:
     for pattern in patterns:
         if found := sorted(folder.glob(pattern)):
             return found
-    fail("eval", "folder", f"hold {' or '.join(patterns)}", str(folder))
+    near = [*sorted(path for path in folder.iterdir() if path.is_dir()), folder.parent]
+    # a pattern with ** has been searched for below the folder already
+    names = [pattern for pattern in patterns if "**" not in pattern]
+    held = [place for place in near if any(any(place.glob(name)) for name in names)]
+    remedy = f"{held[0]} does" if held else ""
+    fail("eval", "folder", f"hold {' or '.join(patterns)}", str(folder), remedy)
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file.
+
+    Raises:
+        DataError: a line is not UTF-8; it names file and line.
+    """
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            yield line.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}:{number}", f"the line must be UTF-8 ({error})") from error
 
 
 def read_json(path: Path) -> Any:

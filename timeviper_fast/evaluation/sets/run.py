@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from timeviper_fast.errors import expect_folder, fail
 from timeviper_fast.evaluation.evidence_score import (
@@ -19,7 +21,7 @@ from timeviper_fast.evaluation.evidence_score import (
     true_frames,
 )
 from timeviper_fast.evaluation.needle import expect_attention, weights_digest
-from timeviper_fast.evaluation.rows import LineFile, keep_settings
+from timeviper_fast.evaluation.rows import LineFile, keep_settings, write_json
 from timeviper_fast.evaluation.sets.prompts import asked, expect_style
 from timeviper_fast.evaluation.sets.report import report
 from timeviper_fast.evaluation.sets.row import SetRow, Span
@@ -83,13 +85,14 @@ def run_eval(
     style: str = "paper",
     max_new_tokens: int = 128,
     evidence: bool = False,
+    retry: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Ask all rows that have no answer yet, and score all.
 
     Rows are grouped by video, each of which is read once. A video that cannot be read, or a
-    question that does not fit, gives lines with the error. Rows whose video does not exist
-    are left for a later run.
+    question that does not fit the window or the device's memory, gives lines with the error. Rows
+    whose video does not exist are left for a later run.
 
     Args:
         model: a `TimeViper` with a tokenizer.
@@ -101,11 +104,12 @@ def run_eval(
         max_new_tokens: longest answer.
         evidence: whether to score where the model looked, for rows with spans. It asks one neutral
             question more about each video.
+        retry: whether rows whose line has an error are asked again.
         progress: called with ("questions", done, all).
 
     Returns:
-        What `report` returns, and with `evidence` the key "evidence": `evidence_score` of "all"
-        rows and of each group.
+        What `report` returns, "errors" ({error: number of lines}), and with `evidence` the key
+        "evidence": `evidence_score` of "all" rows and of each group.
 
     Raises:
         ValueError: a bad argument, a folder that is a file or holds answers of other settings, or
@@ -125,7 +129,7 @@ def run_eval(
     folder.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {
         "set": rows[0].set,
-        "rows": _digest(rows),
+        "questions": _digest(rows),
         "model": weights_digest(model),
     }
     settings |= {"stages": [asdict(stage) for stage in model.backbone.stages]}
@@ -133,6 +137,8 @@ def run_eval(
     settings |= {"evidence": evidence}
     keep_settings(folder / "settings.json", settings, owner="eval")
     with SaidFile(folder / "answers.jsonl") as said:
+        if retry:
+            said.drop(lambda line: bool(line.error))
         asker = _Asker(model, policy, style, max_new_tokens, evidence)
         for group in _by_video(rows):
             new = [row for row in group if row.id not in said.keys]
@@ -144,10 +150,10 @@ def run_eval(
     answers = {line.id: line.answer for line in lines if not line.error}
     failed = len(lines) - len(answers)
     found = report(rows, answers, failed, missing=len(rows) - len(lines))
+    found["errors"] = dict(Counter(line.error for line in lines if line.error))
     if evidence:
         found["evidence"] = _looked(rows, lines)
-    text = json.dumps(found, indent=1) + "\n"
-    (folder / "scores.json").write_text(text, encoding="utf-8")
+    write_json(folder / "scores.json", found)
     return found
 
 
@@ -174,7 +180,7 @@ class _Asker:
                 session = self.model.open(
                     video, policy=self.policy, start=first.start, end=first.end
                 )
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, torch.OutOfMemoryError) as error:
             for row in rows:
                 yield _said(row, "", str(error), 0.0, time.perf_counter() - started)
             return
@@ -187,7 +193,7 @@ class _Asker:
                 lasted = time.perf_counter() - started
                 if self.evidence and row.spans:
                     evidence = _judged(looked, session.control(), row)
-            except ValueError as error:
+            except (ValueError, torch.OutOfMemoryError) as error:
                 answer, fault, lasted = "", str(error), time.perf_counter() - started
             yield _said(row, answer, fault, lasted, spent, evidence)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from timeviper_fast.errors import DataError
-from timeviper_fast.evaluation.sets.files import find
+from timeviper_fast.evaluation.sets.files import find, read_lines
 from timeviper_fast.evaluation.sets.row import SetRow
 
 __all__ = ["charades_sta"]
@@ -23,7 +23,7 @@ def charades_sta(folder: Path) -> Iterator[SetRow]:
     """
     lengths = _lengths(folder / "Charades_v1_test.csv")
     for path in find(folder, "Charades_sta_test.txt"):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(read_lines(path), 1):
             where = f"{path}:{number}"
             found = _LINE.fullmatch(line.strip())
             if found is None:
@@ -51,11 +51,11 @@ def _lengths(path: Path) -> dict[str, float]:
     if not path.exists():
         return {}
     lengths = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), 2):
-            try:
-                lengths[row["id"]] = float(row["length"])
-            except (KeyError, TypeError, ValueError) as error:
-                fault = "the line must have an id and a length in seconds"
-                raise DataError(f"{path}:{number}", fault) from error
+    table = csv.DictReader(f"{line}\n" for line in read_lines(path))
+    for row in table:
+        try:
+            lengths[row["id"]] = float(row["length"])
+        except (KeyError, TypeError, ValueError) as error:
+            fault = "the line must have an id and a length in seconds"
+            raise DataError(f"{path}:{table.line_num}", fault) from error
     return lengths
