@@ -39,7 +39,7 @@ test: $(FRESH)-test
 	@$(BIN)/python -m pytest $(or $(strip $(ARGS)),--ignore=tests/machine_code)
 ifeq ($(strip $(ARGS)),)
 	@echo 'the same contracts on the kernels, through the interpreter'
-	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto -m triton tests/core tests/ops tests/model tests/integrations
+	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto -m triton tests/analysis tests/core tests/ops tests/model tests/integrations
 endif
 
 long: $(FRESH)-test

@@ -46,6 +46,9 @@ def test_a_session_sees_what_a_reading_of_the_whole_prompt_sees(model, video, se
         assert view.groups.position.equal(other.groups.position)
         assert view.groups.count("answer") == len(said.token_ids)
         torch.testing.assert_close(view.scores, other.scores, rtol=1e-3, atol=1e-5)
+    kept = dict(zip(everywhere, whole.view.kept()))
+    assert asked.view.kept().equal(torch.stack([kept[view.layer] for view in asked.view.layers]))
+    assert asked.view.depths[-1] == whole.view.depths[-1] == asked.view.layers[-1].layer / 12
     last = asked.view.layers[-1].groups
     seconds = last.seconds(asked.token_seconds)
     assert tuple(seconds[~seconds.isnan()].tolist()) == said.kept_seconds
@@ -63,6 +66,16 @@ def test_other_stages_are_looked_through(model, video) -> None:
     opening = Opening(policy="fps:1", stages="none")
     seen = look_at(model, model.tokenizer, video, WHAT, opening=opening)
     assert seen.view.kept().all()
+
+
+def test_a_feature_file_is_seen_as_its_video(model, video, tmp_path) -> None:
+    path, opening = tmp_path / "square.features", Opening(frame_batch=5)
+    model.save_features(video, path, policy="fps:1", frame_batch=5)
+    stored = look_at(model, model.tokenizer, path, WHAT, opening=opening)
+    seen = look_at(model, model.tokenizer, video, WHAT, opening=OPENING)
+    assert stored.to_dict() == seen.to_dict()
+    with pytest.raises(ValueError, match="policy must be left out for a feature file"):
+        look_at(model, model.tokenizer, path, WHAT, opening=OPENING)
 
 
 def test_tiles_are_refused(model, video) -> None:

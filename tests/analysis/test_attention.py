@@ -40,9 +40,13 @@ def test_masses_and_rows_equal_the_matrix(n: int, m: int) -> None:
     scale=st.sampled_from([0.1, 1.0, 30.0]),
 )
 def test_masses_of_all_groups_sum_to_one(length, queries, groups, width, scale) -> None:
-    """With more groups than the head is wide, and with logits that underflow, too."""
+    """With more groups than the head is wide, and with logits that underflow, too. The mass on
+    groups that are joined is the sum of theirs."""
     q, k = scale * randn(min(queries, length), 6, width), randn(length, 3, width, seed=1)
-    mass = attention_group_mass(q, k, one_hot(length, groups))
+    indicator = one_hot(length, groups)
+    mass = attention_group_mass(q, k, indicator)
+    joined = attention_group_mass(q, k, indicator[:, ::2].sum(1, keepdim=True))
+    torch.testing.assert_close(joined[..., 0], mass[..., ::2].sum(-1), rtol=0, atol=1e-13)
     assert mass.shape == (6, len(q), groups)
     assert mass.min() >= 0
     torch.testing.assert_close(mass.sum(-1), torch.ones(6, len(q)).double(), rtol=0, atol=1e-13)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.random_model import tiny_model
+from timeviper_fast.analysis import curves
 from timeviper_fast.analysis.blocking import Blocking, blocked
 from timeviper_fast.analysis.curves import (
     Curve,
     Example,
+    Measure,
     answer_log_likelihood,
     blocking_curve,
     log_likelihood,
@@ -20,8 +23,10 @@ from timeviper_fast.analysis.curves import (
     redundancy_curve,
 )
 from timeviper_fast.errors import ArgumentError
+from timeviper_fast.evaluation.sets.answers import iou
 from timeviper_fast.inference.generate import decode
 from timeviper_fast.inference.request import Question
+from timeviper_fast.inference.session import Session
 
 ASKED = "What is it?"
 OPTIONS = {"max_new_tokens": 2, "stages": ()}
@@ -66,6 +71,22 @@ def test_a_session_of_a_view_is_blocked_and_the_model_s_own_is_not(model, video)
         view.ask(video, ASKED, max_new_tokens=3).text
         == view.ask(other, ASKED, max_new_tokens=3).text
     )
+
+
+@pytest.mark.parametrize("bounded", [None, "window:5s"])
+def test_a_stream_through_a_view_is_its_video_or_is_refused(model, bounded):
+    """What a bounded stream has forgotten is not marked as vision any more."""
+    generator = torch.Generator().manual_seed(1)
+    video = torch.randint(0, 256, (24, 48, 48, 3), generator=generator, dtype=torch.uint8)
+    view = blocked(model, Blocking(("instruction", "response"), 0, "absent"))
+    stream = view.stream(chunk=16, frame_batch=2, bounded=bounded)
+    if bounded is None:
+        stream.push(video)
+        want = answer_log_likelihood(view.open(video), ASKED, [65, 66])
+        assert answer_log_likelihood(stream.now(), ASKED, [65, 66]) == pytest.approx(want, abs=1e-4)
+    else:
+        with pytest.raises(NotImplementedError, match="video must keep all that it has read"):
+            stream.push(video)
 
 
 def test_a_list_of_questions_and_a_chat_go_through_a_view(model, video):
@@ -117,6 +138,42 @@ def test_a_video_is_opened_once_for_the_examples_in_a_row(model, video, monkeypa
     assert (len(opened), found.right, found.n, found.accuracy) == (2, 2, 3, pytest.approx(2 / 3))
     assert told[-1] == ("questions", 3, 3)
     assert found.per_token == pytest.approx(found.log_likelihood)
+
+
+def test_overlaps_with_true_spans_become_a_mean_overlap(model, video, monkeypatch):
+    """A model that answers "2 to 6" whatever it is asked: IoU 2 / 6 with 4 .. 8, and 1."""
+    monkeypatch.setattr(
+        Session, "ask", lambda *_, **options: SimpleNamespace(text=f"{options['answer_prefix']}6")
+    )
+    examples = [
+        Example(video, "When does it move?", truth, answer_prefix="2 to ")
+        for truth in ("4 to 8", "2 to 6")
+    ]
+
+    def overlap(answer: str, truth: str) -> float:
+        said, true = (tuple(map(float, text.split(" to "))) for text in (answer, truth))
+        return iou(said, true)
+
+    options = {"judge": overlap, "max_new_tokens": 1}
+    curve = blocking_curve(model, examples, Blocking(), layers=(0,), **options)
+    for found in (curve.whole, *curve.points):
+        assert found.right == pytest.approx(4 / 3)
+        assert found.to_dict()["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_a_share_that_is_dropped_leaves_the_rest(model, video, monkeypatch):
+    """In float64 1 - 0.9 is below 0.1, which would leave 24 of 250."""
+    stages = []
+
+    def measured(*_, **options):
+        stages.extend(options["stages"])
+        return Measure(0.0, 1, 0.0, 0.0)
+
+    monkeypatch.setattr(curves, "measure", measured)
+    drops = (0.1, 0.5, 0.7, 0.9, 0.99)
+    redundancy_curve(model, [Example(video, ASKED, "A")], "uniform", drops=drops, layers=(2,))
+    assert [stage.kept_count(1000) for stage in stages] == [900, 500, 300, 100, 10]
+    assert [stage.kept_count(250) for stage in stages[1::2]] == [125, 25]
 
 
 def test_a_blocking_curve_ends_at_the_whole_model(model, video):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.analysis.dense import backbone, mamba_matrix, randn
 from tests.analysis.test_attention import one_hot
+from tests.contract import on_device
 from tests.footprint import largest_tensor
 from timeviper_fast.analysis.mamba import (
     ScanWeights,
@@ -20,9 +21,10 @@ from timeviper_fast.model.stack import Packing
 from tvkernels import mamba_chunk_scan_combined
 
 
-def weights_of(n: int, heads: int = 4, groups: int = 2) -> ScanWeights:
+def weights_of(n: int, heads: int = 4, groups: int = 2, states: int = 6) -> ScanWeights:
     dt = randn(n, heads, seed=1).exp() * 0.1
-    A, B, C = -randn(heads, seed=2).exp(), randn(n, groups, 6, seed=3), randn(n, groups, 6, seed=4)
+    A, shape = -randn(heads, seed=2).exp(), (n, groups, states)
+    B, C = randn(*shape, seed=3), randn(*shape, seed=4)
     return ScanWeights(dt, A, B, C)
 
 
@@ -36,6 +38,17 @@ def test_sums_and_rows_equal_the_matrix(n: int, with_dt: bool) -> None:
     rows = torch.arange(0, n, 3)
     found = torch.cat([w for _, w in mamba_rows(weights, rows, with_dt=with_dt)], dim=1)
     torch.testing.assert_close(found, M[:, rows], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_backends_sum_one_hot_values(backend: str, count: int) -> None:
+    """The scan's head is as wide as there are groups, which is narrow for a kernel."""
+    weights = ScanWeights(*(on_device(x.float()) for x in weights_of(40, states=16)))
+    groups = on_device(one_hot(40, count))
+    for with_dt in (True, False):
+        want = mamba_matrix(*(x.cpu() for x in weights), with_dt=with_dt) @ groups.cpu().double()
+        sums = mamba_group_sums(weights, groups, 16, with_dt=with_dt).cpu()
+        torch.testing.assert_close(sums, want.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_matrix_is_that_of_the_scan() -> None:
@@ -74,7 +87,12 @@ def test_weights_are_those_of_the_layer() -> None:
 )
 def test_sums_over_all_groups_are_the_row_sums(n, groups, share, with_dt) -> None:
     weights = weights_of(n, 2 * share)
-    split = mamba_group_sums(weights, one_hot(n, groups), 16, with_dt=with_dt).sum(-1)
+    indicator = one_hot(n, groups)
+    each = mamba_group_sums(weights, indicator, 16, with_dt=with_dt)
+    joined = indicator[:, ::2].sum(1, keepdim=True)
+    some = mamba_group_sums(weights, joined, 16, with_dt=with_dt)[..., 0]
+    torch.testing.assert_close(some, each[..., ::2].sum(-1), rtol=0, atol=1e-11)
+    split = each.sum(-1)
     whole = mamba_group_sums(weights, torch.ones(n, 1), 16, with_dt=with_dt)[..., 0]
     torch.testing.assert_close(split, whole, rtol=0, atol=1e-11)
     (_, rows), *rest = mamba_rows(weights, torch.arange(n), with_dt=with_dt)

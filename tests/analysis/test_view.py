@@ -40,12 +40,16 @@ def test_scores_are_shares_of_absolute_weights() -> None:
 
 def test_layers_in_order_of_depth_and_what_they_keep() -> None:
     later = Groups.of(Segment(6, VisualSpan(1, 4))).keep(torch.tensor([0, 3]))
-    view = View(GROUPS.names, (view_of(2, GROUPS), view_of(5, later)), {0: "no columns"}, True)
+    view = View(
+        GROUPS.names, (view_of(2, GROUPS), view_of(5, later)), {0: "no columns"}, True, 8, 5
+    )
     assert view.by_depth("instruction", "vision") == (
         (2, "mamba", pytest.approx(0.625)),
         (5, "mamba", pytest.approx(0.625)),
     )
-    assert view.kept().tolist() == [[True, True, False, False], [True, False, False, True]]
+    assert view.kept().tolist() == [[1, 1, 0, 0, 0], [1, 0, 0, 1, 0]]
+    assert view.depths == (0.25, 0.625)
+    assert [layer["depth"] for layer in view.to_dict()["layers"]] == [0.25, 0.625]
     assert view.to_dict()["skipped"] == {"0": "no columns"}
     with pytest.raises(ValueError, match="name must be one of instruction, vision, answer"):
         view.by_depth("sound", "vision")

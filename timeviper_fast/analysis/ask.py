@@ -14,6 +14,7 @@ from timeviper_fast.analysis.view import View
 from timeviper_fast.errors import fail
 from timeviper_fast.inference.answer import check_tokenizer, stop_ids_of
 from timeviper_fast.inference.encode import encode_video, token_seconds
+from timeviper_fast.inference.feature_file import Features, is_feature_file
 from timeviper_fast.inference.request import Opening, Question, question_prompt
 from timeviper_fast.inference.session import Session
 from timeviper_fast.model.model import TimeViperNetwork
@@ -64,7 +65,7 @@ def look_at(
 
     Args:
         model, tokenizer: as of a session.
-        video: a path, an array or a `Video`, as `TimeViper.open` takes it.
+        video: a path, an array, a `Video` or a feature file, as `TimeViper.open` takes it.
         question: its prompt is that of asking.
         answer: token ids of the answer, such as `Answer.token_ids`.
         opening: how the video is read; its `chunk` is not used, and it has no tiles.
@@ -80,8 +81,10 @@ def look_at(
     config, watch = model.config, StopWatch(model.device)
     if opening.stages is not None:
         model = model.with_stages(parse_stages(opening.stages, config))
-    opened = video
-    if not isinstance(video, Video):
+    opened = Features(video, model) if is_feature_file(video) else video
+    if isinstance(opened, Features):
+        opening = opened.opening(opening)
+    elif not isinstance(video, Video):
         opened = open_video(video, on_error=opening.on_error, progress=progress)
     with opened as source:
         opening = opening.of_model(config, source.is_image)
@@ -91,7 +94,11 @@ def look_at(
         shape = (len(indices), duration, source.is_image)
         prompt = question_prompt(config, tokenizer, opening, question, *shape)
         check_tokenizer(config, prompt, stop_ids_of(tokenizer, config))
-        parts = [*encode_video(model, source, indices, opening.frame_batch, watch, progress)]
+        options = opening.frame_batch, watch, progress
+        if isinstance(source, Features):
+            parts = [*source.encoded(model, *options)]
+        else:
+            parts = [*encode_video(model, source, indices, *options)]
     visual = torch.cat([part.tokens for part in parts])
     embeddings, segment = model.embed(_ids(model, prompt.before), visual, _ids(model, prompt.after))
     said = model.embed_text("answer", _ids(model, answer))

@@ -265,7 +265,9 @@ def redundancy_curve(
     points = []
     for layer in layers:
         for drop in drops:
-            stage = CompressionStage(layer, select, 1 - drop, transfer=False, score=score)  # type: ignore[arg-type]
+            # 1 - 0.9 is below 0.1 in float64, and 250 tokens would leave 24
+            keep = round(1 - drop, 12)
+            stage = CompressionStage(layer, select, keep, transfer=False, score=score)  # type: ignore[arg-type]
             found = measure(model, examples, stages=(stage,), **options)
             points.append(replace(found, layer=layer, drop=drop))
     settings = {"kind": "redundancy", "select": select, "score": score, "transfer": False}

@@ -93,7 +93,7 @@ def look(
     chosen = _positions(segment, groups, looking)
     _check_maps(backbone, looking)
     views: list[LayerView] = []
-    prompt = embeddings
+    prompt, total = embeddings, segment.vision_present
     for number in range(-1, len(backbone.stages)):
         if number >= 0 and segment.vision_tokens:
             layer = backbone.layers[backbone.stages[number].layer]
@@ -112,7 +112,8 @@ def look(
                 stop_stage=number + 1,
             ).hidden
         prompt, answer = joint.split([prompt.shape[1], answer.shape[1]], dim=1)
-    return View(groups.names, tuple(views), {}, looking.with_dt)
+    depth = len(backbone.layers)
+    return View(groups.names, tuple(views), {}, looking.with_dt, depth, total)
 
 
 @torch.no_grad()
@@ -173,7 +174,8 @@ def look_behind(
             start = len(groups) - x.shape[1]
             rotary = Rotary.of(backbone.config, [start], (x.shape[1],), x)
         views.append(_view(backbone, layer, x, rotary, keys, groups, chosen, looking))
-    return View(groups.names, tuple(views), skipped, looking.with_dt)
+    sizes = len(backbone.layers), read.segment.vision_present
+    return View(groups.names, tuple(views), skipped, looking.with_dt, *sizes)
 
 
 def _view(

@@ -93,15 +93,26 @@ class View:
         layers: of every layer that has rows and columns to show, in order; MLPs have none.
         skipped: by number, why a layer is not shown.
         with_dt: whether the weights of Mamba-2 layers hold dt.
+        depth: layers of the model, MLPs too.
+        vision_tokens: of the video, before any stage.
     """
 
     names: tuple[str, ...]
     layers: tuple[LayerView, ...]
     skipped: Mapping[int, str]
     with_dt: bool
+    depth: int
+    vision_tokens: int
+
+    @property
+    def depths(self) -> tuple[float, ...]:
+        """Of each shown layer, its number over the layers of the model. Models of different
+        lengths, such as a hybrid and a Qwen2, are compared at equal depths."""
+        return tuple(view.layer / self.depth for view in self.layers)
 
     def by_depth(self, source: str, target: str) -> tuple[tuple[int, str, float], ...]:
-        """(layer, kind, score) of each layer: how much rows of `source` look at `target`.
+        """(layer, kind, score) of each layer: how much rows of `source` look at `target`. The
+        relative depths of the layers are `depths`.
 
         Raises:
             ValueError: there is no such group.
@@ -114,17 +125,17 @@ class View:
 
     def kept(self) -> Tensor:
         """(layers, vision tokens) bool: which vision tokens of the video enter each shown layer."""
-        total = max((int(view.groups.vision.max()) + 1 for view in self.layers), default=0)
-        kept = torch.zeros(len(self.layers), total, dtype=torch.bool)
+        kept = torch.zeros(len(self.layers), self.vision_tokens, dtype=torch.bool)
         for row, view in zip(kept, self.layers):
             row[view.groups.vision[view.groups.vision >= 0]] = True
         return kept
 
     def to_dict(self) -> dict[str, Any]:
         """As plain numbers for JSON; `scores` are [source][target] in the order of `groups`."""
+        layers = [{**view.to_dict(), "depth": at} for view, at in zip(self.layers, self.depths)]
         return {
             "groups": [*self.names],
             "with_dt": self.with_dt,
-            "layers": [view.to_dict() for view in self.layers],
+            "layers": layers,
             "skipped": {str(layer): why for layer, why in self.skipped.items()},
         }
