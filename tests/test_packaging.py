@@ -79,6 +79,8 @@ def test_the_wheel_says_what_it_needs(wheel):
         scripts = archive.read(info["entry_points.txt"]).decode()
     assert "LICENSE" in info
     assert "timeviper-fast = timeviper_fast.__main__:main" in scripts
+    plugin = "timeviper_fast = timeviper_fast.evaluation.lmms.manifest:manifest"
+    assert f"[lmms_eval.models]\n{plugin}\n" in scripts
     assert metadata["License-Expression"] == "Apache-2.0"
     assert set(metadata["Requires-Python"].split(",")) == {">=3.10", "<3.14"}
     assert set(metadata.get_all("Provides-Extra")) == {

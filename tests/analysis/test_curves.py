@@ -18,7 +18,6 @@ from timeviper_fast.analysis.curves import (
     Measure,
     answer_log_likelihood,
     blocking_curve,
-    log_likelihood,
     measure,
     redundancy_curve,
 )
@@ -111,10 +110,6 @@ def test_what_cannot_be_scored_is_named(model, video):
     session = model.open(video)
     with pytest.raises(ArgumentError, match="answer_ids must hold a token or more"):
         answer_log_likelihood(session, ASKED, [])
-    text = session.read(Question(ASKED, 1))
-    text.logits = text.logits.expand(2, -1)
-    with pytest.raises(ArgumentError, match="read must be one prompt, got 2"):
-        log_likelihood(model.backbone, text, [1])
     with pytest.raises(ArgumentError, match="examples must hold an example or more"):
         measure(model, [])
 

@@ -20,7 +20,8 @@ FOLDERS = {
     "checkpoint": "config embedded errors presets",
     "training": "checkpoint config dataset errors layout model presets text timeviper",
     "dataset": "atomic config errors layout model text video",
-    "evaluation": "atomic config dataset errors inference layout model synthetic text timeviper video",
+    "evaluation": "atomic config dataset embedded errors inference layout model synthetic text "
+    "timeviper video",
     "synthetic": "atomic config dataset errors model presets text timeviper training",
     "model": "config errors layout stops",
     "inference": "atomic checkpoint config errors layout model stages stops text video",
@@ -129,6 +130,7 @@ MODULES = {
         "step": "",
         "generate": "ended plan prefix request step",
         "prompts": "ended generate request",
+        "likelihood": "ended",
         "answer": "ended evidence generate request",
         "room": "plan request",
         "footage": "encode ended evidence",
@@ -262,6 +264,13 @@ MODULES = {
         "sets.answers": "sets.row",
         "sets.report": "score sets.answers sets.row",
         "sets.run": "evidence_score needle rows sets.prompts sets.report sets.row",
+        "lmms.__init__": "",
+        "lmms.manifest": "",
+        "lmms.query": "",
+        "lmms.told": "lmms.query rows",
+        "lmms.asker": "lmms.query lmms.told needle",
+        "lmms.workers": "lmms.asker lmms.query lmms.told",
+        "lmms.adapter": "lmms.asker lmms.query lmms.told lmms.workers rows",
     },
 }
 # imported inside a function, so that importing the package stays quick

@@ -134,11 +134,14 @@ def test_what_is_imported_is_declared():
     names = {re.split(r"\W", line.replace("-", "_"))[0] for line in declared}
     names = {"PIL" if name == "pillow" else name for name in names}
     known = sys.stdlib_module_names | names | {"tvkernels", "timeviper_fast"}
+    # lmms-eval imports its adapter, and brings tqdm along
+    plugin = {"lmms_eval", "tqdm"}
     assert not [
         f"{file.path}:{line} {module}"
         for file in PRODUCT
         for line, module, _, _ in file.imports()
         if module.split(".")[0] not in known
+        and not ("/evaluation/lmms/" in file.path and module.split(".")[0] in plugin)
     ]
 
 

@@ -10,15 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from timeviper_fast.analysis.blocking import Blocking, blocked
 from timeviper_fast.config import ATTENTION, CompressionStage, Selection
 from timeviper_fast.errors import fail
-from timeviper_fast.inference.ended import Prefill
+from timeviper_fast.inference.likelihood import likelihood
 from timeviper_fast.inference.request import Question
 from timeviper_fast.inference.session import Session
-from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.timeviper import TimeViper
 from timeviper_fast.video import Progress
 
@@ -28,7 +25,6 @@ __all__ = [
     "Measure",
     "answer_log_likelihood",
     "blocking_curve",
-    "log_likelihood",
     "measure",
     "redundancy_curve",
 ]
@@ -112,39 +108,17 @@ def _same(answer: str, reference: str) -> bool:
     return bare == other
 
 
-@torch.no_grad()
-def log_likelihood(backbone: HybridBackbone, read: Prefill, answer_ids: Sequence[int]) -> float:
-    """The log-likelihood of an answer behind a prompt, in nats: the sum over its tokens.
-
-    Args:
-        backbone: the model that read the prompt; of a blocked one the answer's tokens are
-            response rows.
-        read: one prompt, with room for the answer (`max_new_tokens`). Its cache is continued.
-        answer_ids: one or more token ids. A stop id at their end counts as a token.
-
-    Raises:
-        ValueError: no token, or several prompts.
-    """
-    if not answer_ids:
-        fail("log_likelihood", "answer_ids", "hold a token or more", answer_ids)
-    if len(read.logits) != 1:
-        fail("log_likelihood", "read", "be one prompt", len(read.logits))
-    ids = torch.tensor([[*answer_ids]], device=read.logits.device)
-    logits = read.logits[:, None]
-    if ids.shape[1] > 1:
-        hidden, _ = backbone(backbone.embeddings(ids[:, :-1]), cache=read.cache)
-        logits = torch.cat([logits, backbone.logits(hidden)], dim=1)
-    logs = logits.log_softmax(-1).gather(-1, ids[..., None])
-    return float(logs.double().sum())
-
-
 def answer_log_likelihood(
     session: Session, question: str, answer_ids: Sequence[int], *, answer_prefix: str = ""
 ) -> float:
-    """`log_likelihood` of an answer to a session's question; the session is not changed."""
+    """The log-likelihood of an answer to a session's question, in nats: the sum over its tokens.
+
+    Raises:
+        ValueError: no token.
+    """
     room = max(len(answer_ids), 1)
     read = session.read(Question(question, room, answer_prefix=answer_prefix))
-    return log_likelihood(session.model.backbone, read, answer_ids)
+    return likelihood(session.model.backbone, read, answer_ids).log
 
 
 def measure(

@@ -14,4 +14,5 @@ held_out.py   wordings, frames and lengths that training has not seen
 figures.py    scores, heat maps, JSON
 curves.py     curves of the run that trains the tiny model
 sets/         published question sets: read, asked, scored
+lmms/         the model of lmms-eval
 """

@@ -105,6 +105,7 @@ class LineFile(ABC, Generic[_Line]):
 
     Attributes:
         owner, run: the command that errors name, and its run in words.
+        argument: its option that names the folder.
         rows: all lines.
         keys: the keys of all lines.
 
@@ -114,6 +115,7 @@ class LineFile(ABC, Generic[_Line]):
 
     owner: str
     run: str
+    argument: str = "out"
 
     def __init__(self, path: Path) -> None:
         self.rows: list[_Line] = []
@@ -169,7 +171,7 @@ class LineFile(ABC, Generic[_Line]):
         except (ValueError, TypeError, KeyError) as error:
             remedy = "give another folder, or take the line out"
             rule = f"hold rows of {self.run}"
-            raise ArgumentError(self.owner, "out", rule, where, remedy) from error
+            raise ArgumentError(self.owner, self.argument, rule, where, remedy) from error
 
 
 class RowFile(LineFile[Row]):
@@ -192,7 +194,9 @@ def write_json(path: Path, value: object) -> None:
         partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def expect_settings(path: Path, settings: Mapping[str, Any], *, owner: str = "needle") -> None:
+def expect_settings(
+    path: Path, settings: Mapping[str, Any], *, owner: str = "needle", argument: str = "out"
+) -> None:
     """Compare settings that are known before the videos with those in the file, if there is one.
 
     Raises:
@@ -200,15 +204,17 @@ def expect_settings(path: Path, settings: Mapping[str, Any], *, owner: str = "ne
     """
     if not path.exists():
         return
-    own, held = json.loads(json.dumps(settings)), _held(path, owner)
+    own, held = json.loads(json.dumps(settings)), _held(path, owner, argument)
     for name in own:
         if held.get(name) != own[name]:
             rule = f"hold rows of the same {name} ({_short(own[name])})"
             remedy = "give another folder"
-            raise ArgumentError(owner, "out", rule, _short(held.get(name)), remedy)
+            raise ArgumentError(owner, argument, rule, _short(held.get(name)), remedy)
 
 
-def keep_settings(path: Path, settings: Mapping[str, Any], *, owner: str = "needle") -> None:
+def keep_settings(
+    path: Path, settings: Mapping[str, Any], *, owner: str = "needle", argument: str = "out"
+) -> None:
     """Write the settings of the videos and the model, or compare them with those in the file.
 
     Raises:
@@ -218,10 +224,12 @@ def keep_settings(path: Path, settings: Mapping[str, Any], *, owner: str = "need
     if not path.exists():
         write_json(path, own)
         return
-    expect_settings(path, dict.fromkeys(_held(path, owner)) | own, owner=owner)
+    expect_settings(
+        path, dict.fromkeys(_held(path, owner, argument)) | own, owner=owner, argument=argument
+    )
 
 
-def _held(path: Path, owner: str) -> dict[str, Any]:
+def _held(path: Path, owner: str, argument: str) -> dict[str, Any]:
     """The settings in a file."""
     try:
         held = json.loads(path.read_bytes())
@@ -229,7 +237,8 @@ def _held(path: Path, owner: str) -> dict[str, Any]:
         held = None
     if not isinstance(held, dict):
         remedy = "give another folder, or remove the file if the rows beside it are of this run"
-        raise ArgumentError(owner, "out", "hold the settings of a run", f"none in {path}", remedy)
+        rule = "hold the settings of a run"
+        raise ArgumentError(owner, argument, rule, f"none in {path}", remedy)
     return held
 
 

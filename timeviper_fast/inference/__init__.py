@@ -22,6 +22,7 @@
     prompts.py   prompts given as tensors
     step.py      one token further, as one CUDA graph where there is a GPU
     generate.py  prefill, decode, sampling
+    likelihood.py  how likely a given answer is
     room.py      the memory there is: what is chosen, refused and said by it
     fit.py       whether a question fits the model's window, and the numbers that do
     plan.py      what a video and its questions need, known before anything runs
