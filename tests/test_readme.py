@@ -58,6 +58,8 @@ def home(tmp_path_factory):
     TimeViper.from_pretrained(home / "MODEL").open(home / "VIDEO.mp4").save(library)
     turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A square."}]
     mlvu(home / "MLVU")
+    (home / "MLVU/video/1_plotQA").mkdir(parents=True)
+    shutil.copy(home / "VIDEO.mp4", home / "MLVU/video/1_plotQA/9.mp4")
     rows = [{"video": str(home / name), "conversations": turns} for name in ("VIDEO.mp4", "2.mp4")]
     shutil.copy(home / "VIDEO.mp4", home / "2.mp4")
     (home / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
