@@ -135,7 +135,7 @@ def test_every_line_of_a_shell_that_names_the_program_is_a_command():
 def test_options_exist():
     commands = typer.main.get_group(app).commands
     assert {word for command in COMMANDS for word in commands if f" {word} " in f"{command} "} == {
-        "ask", "convert", "demo", "doctor", "eval", "held-out", "index", "info", "needle", "plan", "session",
+        "analyse", "ask", "convert", "demo", "doctor", "eval", "held-out", "index", "info", "needle", "plan", "session",
         "train", "train-tiny", "watch",
     }  # fmt: skip
     # those of the program itself too, such as --debug and --install-completion

@@ -25,10 +25,10 @@ FOLDERS = {
     "synthetic": "atomic config dataset errors model presets text timeviper training",
     "model": "config errors layout stops",
     "inference": "atomic checkpoint config errors layout model stages stops text video",
-    "analysis": "config errors inference layout model stages stops timeviper video",
+    "analysis": "atomic config errors inference layout model stages stops timeviper video",
     "timeviper": "checkpoint config embedded errors inference model stages stops text video",
     "demo": "dataset errors evaluation model presets synthetic text timeviper video",
-    "cli": "atomic checkpoint config demo embedded errors evaluation inference presets stages stops "
+    "cli": "analysis atomic checkpoint config demo embedded errors evaluation inference presets stages stops "
     "synthetic timeviper training video",
     "__main__": "cli",
     "__init__": "config inference presets timeviper",
@@ -159,6 +159,8 @@ MODULES = {
         "view": "groups heads",
         "look": "attention groups heads mamba rows view",
         "ask": "look view",
+        "plots": "",
+        "figures": "ask curves groups heads plots view",
     },
     "cli": {
         "__init__": "",
@@ -171,6 +173,7 @@ MODULES = {
         "session": "app interrupt terminal",
         "index": "app interrupt mistakes terminal",
         "ask": "app interrupt output session terminal",
+        "analyse": "app ask inspect interrupt output session terminal",
         "convert": "app interrupt terminal",
         "demo": "app interrupt terminal",
         "inspect": "app interrupt terminal",
@@ -181,7 +184,7 @@ MODULES = {
         "train": "app interrupt terminal",
         "train_tiny": "app interrupt terminal",
         "watch": "app interrupt mistakes terminal",
-        "main": "app ask convert demo eval held_out index inspect mistakes needle plan session train "
+        "main": "analyse app ask convert demo eval held_out index inspect mistakes needle plan session train "
         "train_tiny watch",
     },
     "training": {

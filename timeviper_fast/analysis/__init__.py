@@ -11,5 +11,7 @@ labels.py     which rows of a pass are vision, which are blocked, and what a cac
 blocked_layers.py  attention, Mamba-2 and TransV whose blocked rows do not see vision
 blocking.py   a view of a model in which text does not see vision from a layer on
 curves.py     accuracy and likelihood of answers by first blocked layer, or by dropped tokens
+figures.py    numbers of figures, their JSON files, and pictures beside them
+plots.py      the pictures
 ask.py        a question about a video file, or of a session
 """

@@ -12,11 +12,13 @@ from torch import Tensor
 from timeviper_fast.analysis.look import Looking, look, look_behind
 from timeviper_fast.analysis.view import View
 from timeviper_fast.errors import fail
-from timeviper_fast.inference.answer import check_tokenizer, stop_ids_of
+from timeviper_fast.inference.answer import check_tokenizer, speak, stop_ids_of
 from timeviper_fast.inference.encode import encode_video, token_seconds
 from timeviper_fast.inference.feature_file import Features, is_feature_file
-from timeviper_fast.inference.request import Opening, Question, question_prompt
+from timeviper_fast.inference.generate import prefill
+from timeviper_fast.inference.request import Opening, Question, question_prompt, sampling_of
 from timeviper_fast.inference.session import Session
+from timeviper_fast.layout import Segment
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.stages import parse_stages
 from timeviper_fast.stops import StopWatch
@@ -25,7 +27,7 @@ from timeviper_fast.video import Progress, Video, open_video
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Seen", "look_asked", "look_at"]
+__all__ = ["Prompted", "Seen", "look_asked", "look_at", "prompted"]
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,102 @@ class Seen:
         return {**self.view.to_dict(), "layer_seconds": seconds}
 
 
+@dataclass(frozen=True)
+class Prompted:
+    """A video and a question as embeddings, which are looked at as often as one likes.
+
+    Attributes:
+        model: with the stages that the video is read with.
+        tokenizer: of the model.
+        embeddings: (1, n, d_model), the prompt.
+        segment: where the vision lies in it.
+        token_seconds, frame_tokens: as in `Seen`.
+        notes: what is known of flaws of the video.
+    """
+
+    model: TimeViperNetwork
+    tokenizer: PreTrainedTokenizerBase
+    embeddings: Tensor
+    segment: Segment
+    token_seconds: Tensor
+    frame_tokens: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+    @torch.no_grad()
+    def look(self, answer: Sequence[int] = (), looking: Looking | None = None) -> Seen:
+        """What `look_at` sees."""
+        said = self.model.embed_text("answer", _ids(self.model, answer))
+        view = look(self.model.backbone, self.embeddings, self.segment, said, looking)
+        return Seen(view, self.token_seconds, self.frame_tokens)
+
+    @torch.no_grad()
+    def answer(self, max_new_tokens: int) -> tuple[list[int], str]:
+        """Token ids of the greedy answer, with the one that ended it, and its text."""
+        backbone, config = self.model.backbone, self.model.config
+        read = prefill(backbone, self.embeddings, self.segment, max_new_tokens=max_new_tokens)
+        [said] = speak(
+            backbone,
+            self.tokenizer,
+            read,
+            max_new_tokens=max_new_tokens,
+            stop_ids=stop_ids_of(self.tokenizer, config),
+            sampling=sampling_of(config),
+        )
+        return said
+
+
 @torch.no_grad()
+def prompted(
+    model: TimeViperNetwork,
+    tokenizer: PreTrainedTokenizerBase | None,
+    video: Any,
+    question: Question,
+    opening: Opening | None = None,
+    progress: Progress | None = None,
+) -> Prompted:
+    """Encode a video and a question; the arguments are those of `look_at`.
+
+    Raises:
+        ValueError: as `look_at`.
+    """
+    opening = opening or Opening()
+    if opening.tiles:
+        fail("look_at", "opening", "have no tiles", opening)
+    if tokenizer is None:
+        fail("look_at", "tokenizer", "be given", None)
+    config, watch = model.config, StopWatch(model.device)
+    if opening.stages is not None:
+        model = model.with_stages(parse_stages(opening.stages, config))
+    opened = Features(video, model) if is_feature_file(video) else video
+    if isinstance(opened, Features):
+        opening = opened.opening(opening)
+    elif not isinstance(video, Video):
+        opened = open_video(video, on_error=opening.on_error, progress=progress)
+    with opened as source:
+        opening = opening.of_model(config, source.is_image)
+        assert opening.policy is not None
+        indices = source.sample(opening.policy, start=opening.start, end=opening.end)
+        duration = source.span(opening.start, opening.end, opening.policy).duration
+        shape = (len(indices), duration, source.is_image)
+        prompt = question_prompt(config, tokenizer, opening, question, *shape)
+        check_tokenizer(config, prompt, stop_ids_of(tokenizer, config))
+        options = (opening.frame_batch, watch, progress)
+        if isinstance(source, Features):
+            parts = [*source.encoded(model, *options)]
+        else:
+            parts = [*encode_video(model, source, indices, *options)]
+    visual = torch.cat([part.tokens for part in parts])
+    embeddings, segment = model.embed(_ids(model, prompt.before), visual, _ids(model, prompt.after))
+    counts = (visual.shape[1],) * len(visual)
+    # a single frame is an image
+    clip = config.clip_frames if len(indices) > 1 else 1
+    seconds = token_seconds(torch.cat([part.seconds for part in parts]), counts, clip)
+    return Prompted(model, tokenizer, embeddings, segment, seconds, counts, source.notes)
+
+
 def look_at(
     model: TimeViperNetwork,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     video: Any,
     question: Question,
     answer: Sequence[int] = (),
@@ -75,39 +169,8 @@ def look_at(
     Raises:
         ValueError: as `TimeViper.open`, or an option that does not fit the prompt.
     """
-    opening = opening or Opening()
-    if opening.tiles:
-        fail("look_at", "opening", "have no tiles", opening)
-    config, watch = model.config, StopWatch(model.device)
-    if opening.stages is not None:
-        model = model.with_stages(parse_stages(opening.stages, config))
-    opened = Features(video, model) if is_feature_file(video) else video
-    if isinstance(opened, Features):
-        opening = opened.opening(opening)
-    elif not isinstance(video, Video):
-        opened = open_video(video, on_error=opening.on_error, progress=progress)
-    with opened as source:
-        opening = opening.of_model(config, source.is_image)
-        assert opening.policy is not None
-        indices = source.sample(opening.policy, start=opening.start, end=opening.end)
-        duration = source.span(opening.start, opening.end, opening.policy).duration
-        shape = (len(indices), duration, source.is_image)
-        prompt = question_prompt(config, tokenizer, opening, question, *shape)
-        check_tokenizer(config, prompt, stop_ids_of(tokenizer, config))
-        options = opening.frame_batch, watch, progress
-        if isinstance(source, Features):
-            parts = [*source.encoded(model, *options)]
-        else:
-            parts = [*encode_video(model, source, indices, *options)]
-    visual = torch.cat([part.tokens for part in parts])
-    embeddings, segment = model.embed(_ids(model, prompt.before), visual, _ids(model, prompt.after))
-    said = model.embed_text("answer", _ids(model, answer))
-    view = look(model.backbone, embeddings, segment, said, looking)
-    counts = [visual.shape[1]] * len(visual)
-    # a single frame is an image
-    clip = config.clip_frames if len(indices) > 1 else 1
-    seconds = token_seconds(torch.cat([part.seconds for part in parts]), counts, clip)
-    return Seen(view, seconds, tuple(counts))
+    read = prompted(model, tokenizer, video, question, opening, progress)
+    return read.look(answer, looking)
 
 
 @torch.no_grad()

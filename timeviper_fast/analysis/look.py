@@ -16,6 +16,7 @@ from timeviper_fast.analysis.heads import sink_share
 from timeviper_fast.analysis.mamba import mamba_group_sums, mamba_rows, scan_weights
 from timeviper_fast.analysis.rows import row_sums
 from timeviper_fast.analysis.view import LayerView, View
+from timeviper_fast.config import BackboneConfig
 from timeviper_fast.errors import COUNT, expect, fail
 from timeviper_fast.inference.ended import Ended
 from timeviper_fast.layout import Segment
@@ -24,7 +25,7 @@ from timeviper_fast.model.cache import AttentionState
 from timeviper_fast.model.nemotron_h import HybridBackbone, Mamba2
 from timeviper_fast.model.qwen2 import Rotary
 
-__all__ = ["Looking", "look", "look_behind"]
+__all__ = ["Looking", "check_maps", "look", "look_behind"]
 
 _NO_COLUMNS = "the video's tokens are in this layer's state, and no longer apart"
 # without vision these last rows are looked at
@@ -91,7 +92,7 @@ def look(
     answer = _answer("look", embeddings, answer)
     groups = Groups.of(segment, answer.shape[1], looking.further)
     chosen = _positions(segment, groups, looking)
-    _check_maps(backbone, looking)
+    check_maps(backbone.config, looking.maps)
     views: list[LayerView] = []
     prompt, total = embeddings, segment.vision_present
     for number in range(-1, len(backbone.stages)):
@@ -140,7 +141,7 @@ def look_behind(
     answer = _answer("look_behind", text, answer)
     if not text.shape[1]:
         fail("look_behind", "text", "have at least one token", tuple(text.shape))
-    _check_maps(backbone, looking)
+    check_maps(backbone.config, looking.maps)
     inputs: dict[int, list[Tensor]] = {}
 
     def seen(layer: int, x: Tensor, _: Rotary | None) -> None:
@@ -274,10 +275,9 @@ def _positions(segment: Segment, groups: Groups, looking: Looking) -> Tensor:
     return rows
 
 
-def _check_maps(backbone: HybridBackbone, looking: Looking) -> None:
+def check_maps(config: BackboneConfig, maps: Mapping[int, Sequence[int]]) -> None:
     """Refuse maps of heads that do not exist before anything runs."""
-    config = backbone.config
-    for layer, heads in looking.maps.items():
+    for layer, heads in maps.items():
         kind = config.pattern[layer] if 0 <= layer < config.num_hidden_layers else ""
         count = {"M": config.mamba_num_heads, "*": config.num_attention_heads}.get(kind, 0)
         if not count:

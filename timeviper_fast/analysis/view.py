@@ -55,6 +55,12 @@ class LayerView:
     maps: Mapping[int, Tensor]
 
     @property
+    def shares(self) -> Tensor:
+        """(groups,) float64: the mean over heads and chosen rows of absolute weights that sum to 1
+        in a row; NaN without a row."""
+        return normalised(self.absolute).mean((0, 1))
+
+    @property
     def scores(self) -> Tensor:
         """(groups, groups) float64: how much chosen rows of group a look at group b, [a, b], in
         absolute weights that sum to 1 in a row, averaged over the heads."""
@@ -76,6 +82,7 @@ class LayerView:
             "kind": self.kind,
             "tokens": {name: self.groups.count(name) for name in names},
             "rows": self.groups.position[self.chosen].tolist(),
+            "shares": numbers(self.shares),
             "scores": numbers(self.scores),
             "scores_by_head": numbers(self.scores_by_head),
             "sink": self.sink.to_dict(),

@@ -17,6 +17,7 @@
     held_out.py    what training has not seen
     eval.py        a published question set
     evidence_table.py  where the model looked, scored
+    analyse.py     what each layer looks at
     demo.py        the embedded model on a video whose answers are known
     output.py      a file that takes an answer
     terminal.py    lines, tables, progress bars, answers

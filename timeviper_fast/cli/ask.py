@@ -11,7 +11,7 @@ import typer
 
 from timeviper_fast.cli.app import MODEL_HELP, VIDEO_HELP, BackendName, Device, Dtype, Json, named
 from timeviper_fast.cli.interrupt import importing
-from timeviper_fast.cli.session import format_of
+from timeviper_fast.cli.session import format_of, refuse_opening
 from timeviper_fast.embedded.models import TINY, embedded_directory
 from timeviper_fast.errors import ArgumentError, expect_matplotlib
 from timeviper_fast.inference.request import Request, Sampling
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from timeviper_fast.config import CompressionStage
     from timeviper_fast.video import Progress, Video
 
-__all__ = ["ask"]
+__all__ = ["ask", "source_of"]
 
 _POLICIES = ("fps:1", "fps:2:max=256", "uniform:32", "upstream", "videochat-flash")
 
@@ -137,14 +137,14 @@ def ask(
     )
     level = format_of(video)
     if level is not None:
-        _refuse_opening(context, video, level)
+        refuse_opening(context, video, level)
     inputs = (video, str(embedded_directory(model) or model))
     target = None if output in (None, "-") else writable(output, inputs)
     picture = None if evidence is None else _picture(evidence, inputs)
     with (
         use_backend(backend) if backend else nullcontext(),
         progress_bars(err, hidden=stream or quiet) as progress,
-        _source(video, level, request, progress) as source,
+        source_of(video, level, request, progress) as source,
         speaking(out, stream and not as_json) as on_text,
     ):
         name, notes = (video, ()) if source is None else (source.name, source.notes)
@@ -187,27 +187,8 @@ def _expect_evidence(stages: Sequence[CompressionStage], picture: Path) -> None:
         raise ArgumentError("", "evidence", rule, picture)
 
 
-# options that say how a video is read: which frames, and how
-_FRAMES = ("policy", "start", "end", "tiles", "salvage")
-_OPENING = {"features": _FRAMES, "session": (*_FRAMES, "stages", "frame_batch", "chunk")}
-
-
-def _refuse_opening(context: typer.Context, video: str, level: str) -> None:
-    """A file of a video that was read takes no options of reading it."""
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if (
-            parameter.name in _OPENING.get(level, ())
-            and source is not None
-            and source.name != "DEFAULT"
-        ):
-            rule = f"be left out for {video}, a video that was read already ({level})"
-            given = context.params[parameter.name]
-            raise ArgumentError("", parameter.name, rule, given, "index takes these options")
-
-
 @contextmanager
-def _source(
+def source_of(
     video: str, level: str | None, request: Request, progress: Progress
 ) -> Iterator[Video | None]:
     """The opened video; None where it is a file of one that was read."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
+from timeviper_fast.cli.analyse import analyse
 from timeviper_fast.cli.app import options
 from timeviper_fast.cli.ask import ask
 from timeviper_fast.cli.convert import convert
@@ -40,8 +41,8 @@ app = typer.Typer(
 )
 app.callback()(options)
 _COMMANDS: tuple[Callable[..., None], ...] = (
-    ask, index, watch, plan, train, train_tiny, needle, held_out, eval, info, doctor, convert,
-    demo,
+    ask, index, watch, plan, train, train_tiny, needle, held_out, eval, analyse, info, doctor,
+    convert, demo,
 )  # fmt: skip
 for command in _COMMANDS:
     app.command()(command)
@@ -89,6 +90,11 @@ def _complain(line: str) -> None:
 # what the library calls by another name than the command's own function
 _RENAMED = {
     "ask": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
+    "analyse": {
+        "checkpoint.path": "--model",
+        "from_pretrained.path": "--model",
+        "Looking.maps": "--heads",
+    },
     "index": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
     "eval": {
         "checkpoint.path": "--model",

@@ -17,7 +17,7 @@ from timeviper_fast.inference.tensor_file import read_header
 if TYPE_CHECKING:
     from timeviper_fast.inference.tensor_file import Header
 
-__all__ = ["app", "format_of"]
+__all__ = ["app", "format_of", "refuse_opening"]
 
 SUFFIXES = (".session", ".features")
 _PREFIX = "timeviper_fast."
@@ -65,6 +65,25 @@ def format_of(path: str | os.PathLike[str]) -> str | None:
     if written.startswith(_PREFIX):
         return written.removeprefix(_PREFIX)
     return file.suffix[1:] if file.suffix in SUFFIXES else None
+
+
+# options that say how a video is read: which frames, and how
+_FRAMES = ("policy", "start", "end", "tiles", "salvage")
+_OPENING = {"features": _FRAMES, "session": (*_FRAMES, "stages", "frame_batch", "chunk")}
+
+
+def refuse_opening(context: typer.Context, video: str, level: str) -> None:
+    """A file of a video that was read takes no options of reading it."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if (
+            parameter.name in _OPENING.get(level, ())
+            and source is not None
+            and source.name != "DEFAULT"
+        ):
+            rule = f"be left out for {video}, a video that was read already ({level})"
+            given = context.params[parameter.name]
+            raise ArgumentError("", parameter.name, rule, given, "index takes these options")
 
 
 def _told(path: Path) -> dict[str, Any] | None:
