@@ -16,7 +16,7 @@ def test_tables_files_and_json(run, home, tmp_path):
     words += ["--out", tmp_path / "out", "--sample", "uniform:4"]
     code, out, err = run(*words)
     assert code == 0, err
-    assert f"1 videos are missing: {rows[0].video}" in " ".join(err.split())
+    assert f"1 of 2 videos are missing: {rows[0].video}" in " ".join(err.split())
     said = " ".join(out.split())
     assert "2 of 4 answered, 0 failed, 2 without a video; neither rule reads" in said
     for words_of_a_table in ("rule: paper", "rule: strict", "micro: all questions", "macro: mean"):

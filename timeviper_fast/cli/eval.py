@@ -77,11 +77,12 @@ def eval(
     if evidence:
         expect_spans(rows)
     missing = missing_videos(rows)
-    if len(missing) == len({row.video for row in rows}):
+    videos = len({row.video for row in rows})
+    if len(missing) == videos:
         none = f"none of {len(missing)}, such as {missing[0]}"
         raise ArgumentError("eval", "folder", "hold the videos too", none)
     if missing and not quiet:
-        say(err, f"{len(missing)} videos are missing: {_first(missing)}")
+        say(err, f"{len(missing)} of {videos} videos are missing: {_first(missing)}")
     with (
         use_backend(backend) if backend else nullcontext(),
         progress_bars(err, hidden=quiet) as progress,

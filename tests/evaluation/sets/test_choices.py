@@ -58,6 +58,22 @@ def test_lv_bench(tmp_path):
     assert one.where == f"{tmp_path}/video_info.meta.jsonl:2"
 
 
+def test_lv_bench_as_its_repository_lays_it_out(tmp_path):
+    path = common.lv_bench(tmp_path)
+    (tmp_path / "data").mkdir()
+    path.rename(tmp_path / "data" / path.name)
+    assert read_set("lvbench", tmp_path)[0].video == tmp_path / "all_videos/harbour.mp4"
+
+
+def test_mv_bench_takes_whole_videos_of_charades_if_they_are_there(tmp_path):
+    common.mv_bench(tmp_path)
+    common.write(tmp_path / "video/star/Charades_v1_480/clip.mp4", "")
+    one, *_, other = read_set("mvbench", tmp_path)
+    assert one.video == tmp_path / "video/star/Charades_v1_480/clip.mp4"
+    assert (one.start, one.end) == (1.5, 4.0)
+    assert other.video == tmp_path / "video/perception/videos/clip.mp4"
+
+
 def test_mlvu_leaves_open_questions_out(tmp_path):
     rows = read("mlvu", tmp_path)
     assert [(row.id, row.answer) for row in rows] == [("1_plotQA/1", "B"), ("1_plotQA/3", "A")]

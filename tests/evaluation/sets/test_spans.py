@@ -19,6 +19,19 @@ def test_lines_become_rows(tmp_path):
     assert one.video == tmp_path / "Charades_v1/K1L2M.mp4"
 
 
+@pytest.mark.parametrize("name", ["Charades_sta_test.txt", "charades_sta_test.txt"])
+def test_annotations_in_their_own_folder_and_small_videos(tmp_path, name):
+    path = charades_sta(tmp_path)
+    (tmp_path / "Charades_anno").mkdir()
+    path.rename(tmp_path / "Charades_anno" / name)
+    (tmp_path / "Charades_anno/Charades_v1_test.csv").write_text("id,length\nK1L2M,31.5\n")
+    (tmp_path / "Charades_v1_480").mkdir()
+    (tmp_path / "Charades_v1_480/K1L2M.mp4").touch()
+    one, _ = read_set("charades-sta", tmp_path)
+    assert one.duration == 31.5
+    assert one.video == tmp_path / "Charades_v1_480/K1L2M.mp4"
+
+
 def test_a_line_that_is_no_utf8_is_refused(tmp_path):
     path = charades_sta(tmp_path)
     path.write_bytes(path.read_bytes() + b"K1L2M 1 2##they dr\xfcm.\n")

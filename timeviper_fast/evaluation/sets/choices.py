@@ -14,6 +14,7 @@ from timeviper_fast.evaluation.sets.files import (
     TEXTS,
     Record,
     find,
+    first,
     read_json,
     records,
 )
@@ -45,7 +46,9 @@ _QUESTION_ID = Kind(
 _OPTION_LINE = re.compile(r"\n(?=\([A-Z]\) )")
 # minutes and seconds, or hours in front of them
 _REFERENCE = re.compile(r"((?:\d+:)?\d+:\d+)\s*-\s*((?:\d+:)?\d+:\d+)")
-# where the videos of MVBench's tasks lie below video/
+# where the videos of MVBench's tasks lie below video/; the whole videos of Charades come first, as
+# times of start and end are theirs
+_WHOLE = "star/Charades_v1_480"
 _MVBENCH = {
     "action_antonym": "ssv2_video",
     "action_count": "perception/videos",
@@ -102,7 +105,7 @@ def video_mme_v2(folder: Path) -> Iterator[SetRow]:
                 "video-mme-v2",
                 name,
                 record.where,
-                _first(folder, f"{video}.mp4", f"videos/{video}.mp4", f"data/{video}.mp4"),
+                first(folder, f"{video}.mp4", f"videos/{video}.mp4", f"data/{video}.mp4"),
                 record.get("question"),
                 options,
                 record.letter("answer", options),
@@ -115,9 +118,9 @@ def video_mme_v2(folder: Path) -> Iterator[SetRow]:
 def lv_bench(folder: Path) -> Iterator[SetRow]:
     """LVBench: video_info.meta.jsonl, a line per video with its questions; all_videos/<key>.mp4.
 
-    A `time_reference` that is not two times in order, such as "01:20-01:35", gives no span.
+    The .jsonl file may lie in data/. A `time_reference` that is not two times in order, such as "01:20-01:35", gives no span.
     """
-    for path in find(folder, "video_info.meta.jsonl"):
+    for path in find(folder, "video_info.meta.jsonl", "data/video_info.meta.jsonl"):
         for line in records(path):
             for fields in line.get("qa", LIST):
                 record = Record(line.where, fields)
@@ -188,12 +191,14 @@ def mv_bench(folder: Path) -> Iterator[SetRow]:
             start, end = record.maybe("start", FROM_0), record.maybe("end", FROM_0)
             if start is not None and end is not None and not start < end:
                 record.refuse("end", f"lie behind start ({start:g})")
-            place = f"video/{_MVBENCH.get(path.stem, path.stem)}/{name}"
+            folders = [_MVBENCH.get(path.stem, path.stem), path.stem]
+            if folders[0].startswith("star/"):
+                folders.insert(0, _WHOLE)
             yield SetRow(
                 "mvbench",
                 f"{path.stem}/{number}",
                 record.where,
-                _first(folder, place, f"video/{path.stem}/{name}"),
+                first(folder, *(f"video/{own}/{name}" for own in folders)),
                 record.get("question"),
                 _with_letters(candidates),
                 record.text_of("answer", candidates),
@@ -257,8 +262,3 @@ def _with_letters(candidates: Sequence[Any]) -> tuple[str, ...]:
 
 def _existing(path: Path) -> Path | None:
     return path if path.exists() else None
-
-
-def _first(folder: Path, *names: str) -> Path:
-    """The first of these that exists; the first of all if none does."""
-    return next((folder / name for name in names if (folder / name).exists()), folder / names[0])

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from timeviper_fast.errors import TEXT, ArgumentError, DataError, Kind, fail
 
-__all__ = ["LIST", "TEXTS", "Record", "find", "read_json", "read_lines", "records"]
+__all__ = ["LIST", "TEXTS", "Record", "find", "first", "read_json", "read_lines", "records"]
 
 TEXTS = Kind(
     "be a list of 2 to 26 texts that are not empty",
@@ -102,6 +102,11 @@ def find(folder: Path, *patterns: str) -> list[Path]:
     held = [place for place in near if any(any(place.glob(name)) for name in names)]
     remedy = f"{held[0]} does" if held else ""
     fail("eval", "folder", f"hold {' or '.join(patterns)}", str(folder), remedy)
+
+
+def first(folder: Path, *names: str) -> Path:
+    """The first of these that exists; the first of all if none does."""
+    return next((folder / name for name in names if (folder / name).exists()), folder / names[0])
 
 
 def read_lines(path: Path) -> Iterator[str]:

@@ -8,21 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from timeviper_fast.errors import DataError
-from timeviper_fast.evaluation.sets.files import find, read_lines
+from timeviper_fast.evaluation.sets.files import find, first, read_lines
 from timeviper_fast.evaluation.sets.row import SetRow
 
 __all__ = ["charades_sta"]
 
+_NAMES = ("Charades_sta_test.txt", "charades_sta_test.txt")
 _LINE = re.compile(r"(\S+) (\d+(?:\.\d+)?) (\d+(?:\.\d+)?)##(.*\S.*)")
 
 
 def charades_sta(folder: Path) -> Iterator[SetRow]:
-    """Charades_sta_test.txt, Charades_v1/<id>.mp4; Charades_v1_test.csv has the lengths, if there.
+    """Charades_sta_test.txt, Charades_v1/<id>.mp4 or Charades_v1_480/<id>.mp4.
 
-    A line is `VIDEO start end##sentence`. Its id is its number, because equal lines occur.
+    The text may lie in Charades_anno/. Charades_v1_test.csv beside it has the lengths, if there. A
+    line is `VIDEO start end##sentence`. Its id is its number, because equal lines occur.
     """
-    lengths = _lengths(folder / "Charades_v1_test.csv")
-    for path in find(folder, "Charades_sta_test.txt"):
+    for path in find(folder, *_NAMES, *(f"Charades_anno/{name}" for name in _NAMES)):
+        lengths = _lengths(path.with_name("Charades_v1_test.csv"))
         for number, line in enumerate(read_lines(path), 1):
             where = f"{path}:{number}"
             found = _LINE.fullmatch(line.strip())
@@ -37,7 +39,7 @@ def charades_sta(folder: Path) -> Iterator[SetRow]:
                 "charades-sta",
                 str(number),
                 where,
-                folder / "Charades_v1" / f"{video}.mp4",
+                first(folder, *(f"Charades_v1{size}/{video}.mp4" for size in ("", "_480"))),
                 found[4].strip(),
                 (),
                 (start, end),
