@@ -118,7 +118,8 @@ def video_mme_v2(folder: Path) -> Iterator[SetRow]:
 def lv_bench(folder: Path) -> Iterator[SetRow]:
     """LVBench: video_info.meta.jsonl, a line per video with its questions; all_videos/<key>.mp4.
 
-    The .jsonl file may lie in data/. A `time_reference` that is not two times in order, such as "01:20-01:35", gives no span.
+    The .jsonl file may lie in data/. A `time_reference` that is not two times in order, such as
+    "01:20-01:35", gives no span.
     """
     for path in find(folder, "video_info.meta.jsonl", "data/video_info.meta.jsonl"):
         for line in records(path):
