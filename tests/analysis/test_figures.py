@@ -66,6 +66,18 @@ def test_a_map_has_shares_of_rows_and_columns_that_stay_in_their_groups() -> Non
     assert narrow["columns"]["groups"] == [0, 1, 0]
 
 
+def test_a_question_behind_a_long_video_keeps_a_column_for_each_token() -> None:
+    """Of 3,010 tokens in at most about 100 columns, only the 3,000 of vision share columns."""
+    groups = Groups.of(Segment(3010, VisualSpan(6, 3000)))
+    view = replace(view_of(2, GROUPS), groups=groups, chosen=torch.tensor([3009]))
+    view = replace(view, maps={0: torch.ones(1, 3010)})
+    seen = Seen(seen_of(view).view, torch.zeros(3000).double(), (3000,))
+    columns = map_figure(seen, 2, 0, columns=100)["columns"]
+    assert columns["tokens"] == [1] * 6 + [31] * 96 + [24] + [1] * 4
+    assert sum(columns["tokens"]) == 3010
+    assert columns["groups"] == [0] * 6 + [1] * 97 + [0] * 4
+
+
 def test_a_weight_that_is_no_number_stays_one() -> None:
     view = view_of(2, GROUPS)
     view.maps[0][0, 1] = math.nan

@@ -120,7 +120,7 @@ def test_a_map_shows_borders_names_seconds_zeros_and_what_is_no_number() -> None
     assert names == ["instruction", "vision", "instruction", "answer"]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["instruction", "answer"]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["12.5"]
-    assert axes.get_xticks().tolist() == [1.5]
+    assert axes.get_xticks().tolist() == [0.375]
     assert figure.get_suptitle().startswith("a $ b $\nlayer 3 (attention), head 1")
 
 
@@ -147,11 +147,54 @@ def test_curves_have_a_dashed_line_for_the_whole_model() -> None:
     ]
     told = {"title": "", "kind": "blocking", "metric": "accuracy", "name": "mIoU", "lines": lines}
     [axes] = draw({"figure": "curves", **told}).axes
-    first, whole, missing, second = axes.lines
+    first, whole, second, missing = axes.lines
     assert whole.get_linestyle() == "--"
     assert set(whole.get_ydata()) == {0.9}
     assert [*missing.get_xdata()] == [3]
     assert math.isnan(first.get_ydata()[1])
     assert (second.get_color(), second.get_marker(), second.get_linestyle()) == LINES[1]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("first blocked layer", "mIoU")
-    assert labels(axes) == ["a", "no number", "b"]
+    assert labels(axes) == ["a", "b", "no number"]
+
+
+def test_twelve_curves_are_told_apart_and_what_is_no_number_is_named_once() -> None:
+    lines = [
+        {"label": f"{i}", "layers": [0, 3], "values": [i / 12, None], "whole": 0.9}
+        for i in range(12)
+    ]
+    told = {"title": "", "kind": "blocking", "metric": "accuracy", "name": "", "lines": lines}
+    [axes] = draw({"figure": "curves", **told}).axes
+    drawn = {line.get_label(): line for line in axes.lines}
+    looks = {
+        (line.get_color(), line.get_marker(), line.get_linestyle(), line.get_markerfacecolor())
+        for line in (drawn[f"{i}"] for i in range(12))
+    }
+    assert len(looks) == 12
+    assert labels(axes) == [*(f"{i}" for i in range(12)), "no number"]
+
+
+def test_a_short_question_behind_a_long_video_is_wide_enough_for_its_name() -> None:
+    """Of 1,010 tokens 5 are in front of the video, 4 behind it, and 1 is the answer."""
+    columns = {
+        "first": [*range(5), *range(5, 1005, 10), *range(1005, 1010)],
+        "tokens": [1] * 5 + [10] * 100 + [1] * 5,
+        "groups": [0] * 5 + [1] * 100 + [0] * 4 + [2],
+        "seconds": [None] * 110,
+    }
+    figure = draw(
+        {
+            "figure": "map", "title": "", "layer": 0, "kind": "mamba", "head": 0, "rows": [1009],
+            "groups": ["instruction", "vision", "answer"], "row_groups": [2], "columns": columns,
+            "weights": [[1e-3] * 110],
+        }
+    )  # fmt: skip
+    axes = figure.axes[0]
+    edges = axes.collections[0].get_coordinates()[0, :, 0]
+    widths = [edges[at] - edges[start] for start, at in ((0, 5), (5, 105), (105, 109), (109, 110))]
+    assert widths == pytest.approx([0.13 / 1.38, 0.99 / 1.38, 0.13 / 1.38, 0.13 / 1.38], rel=1e-2)
+    assert (edges[0], edges[-1]) == pytest.approx((0, 1))
+    assert [text.get_rotation() for text in axes.texts] == [0] * 4
+    assert axes.get_xlabel() == "tokens of this layer's input; short groups are widened"
+    assert [text.get_text() for text in axes.get_xticklabels()][-1] == "1009"
+    # a tenth of equal weights is in the colours
+    assert axes.collections[0].norm.vmin <= 1e-4

@@ -66,7 +66,8 @@ def map_figure(
     """The map of one head: chosen rows by all columns.
 
     Each row has absolute weights that sum to 1. Where a layer has more tokens than `columns`,
-    neighbouring tokens of a group share a column, which has their mean.
+    neighbouring tokens of a group share a column, which has their mean. A run of a group that is no
+    longer than an eighth of `columns` keeps a column for each token.
 
     Args:
         seen: with the head among `Looking.maps`.
@@ -111,13 +112,12 @@ def map_figure(
 
 
 def _columns(group: Tensor, most: int) -> Tensor:
-    """(m,) the column of each token: runs of a group, cut into equal parts."""
-    width = max(1, -(-len(group) // most))
-    starts = torch.ones(len(group), dtype=torch.bool)
-    starts[1:] = group[1:] != group[:-1]
-    tokens = torch.arange(len(group))
-    run = torch.where(starts, tokens, 0).cummax(0).values
-    return ((tokens - run) % width == 0).cumsum(0) - 1
+    """(n,) the column of each token: runs of a group, cut into equal parts. Runs that are short
+    beside `most`, such as a question behind a long video, keep a column for each token."""
+    _, lengths = group.unique_consecutive(return_counts=True)
+    width = torch.where(lengths > most // 8, max(1, -(-len(group) // most)), 1)
+    place = torch.arange(len(group)) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+    return (place % width.repeat_interleave(lengths) == 0).cumsum(0) - 1
 
 
 def share_figure(seen: Seen, *, title: str = "") -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,15 @@ LINES = (
     ("#CC79A7", "D", "-"),
     ("#0072B2", "v", "-."),
 )
+# markers of the lines behind these; seven are no multiple of the colours
+_HOLLOW = ("P", "X", "d", "<", ">", "h", "*")
 # strips beside a map; each is named as well
 GROUP_COLOURS = ("#000000", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442")
 _MAP = "cividis"
 # lightest and darkest colour of a map of weights are so far apart at most
 _DECADES = 5
+# of a map's width, what a group has at least, so that its name fits above it
+_NARROWEST = 0.13
 # as many columns of frames as a picture has room for
 _FRAMES = 1000
 
@@ -65,10 +69,7 @@ def _draw_map(told: dict[str, Any]) -> Figure:
     from matplotlib.colors import LogNorm
 
     rows, columns = told["rows"], told["columns"]
-    edges = [*columns["first"], columns["first"][-1] + columns["tokens"][-1]]
-    seen = [x for row in told["weights"] for x in row if x]
-    most = max(seen, default=1.0)
-    least = max(min([*seen, most / 10]), most / 10**_DECADES)
+    least, most = _scale(told["weights"], sum(columns["tokens"]))
     # a logarithmic scale would hide zeros
     values = [
         [math.nan if x is None else max(x, least / 10) for x in row] for row in told["weights"]
@@ -76,23 +77,50 @@ def _draw_map(told: dict[str, Any]) -> Figure:
     height = min(max(1.7 + 0.12 * len(rows), 2.6), 9)
     words = f"layer {told['layer']} ({_WORDS[told['kind']]}), head {told['head']}: |weight|"
     figure = _figure(9, height, told["title"], f"{words} as a share of its row, in a token")
-    axes = figure.add_subplot()
+    axes, (edges, stretched) = figure.add_subplot(), _edges(columns)
     norm = LogNorm(least, most)
     heights = range(len(rows) + 1)
     # what a row cannot see yet is white, a NaN is hatched, and 0 has the darkest colour
     axes.patch.set(facecolor="0.85", hatch="xxx", edgecolor="0.6")
-    masked = _masked(values, [[at > row for at in columns["first"]] for row in rows])
+    unseen = [[first > row for first in columns["first"]] for row in rows]
+    masked = _masked(values, unseen)
     mesh = axes.pcolormesh(edges, heights, masked, cmap=_MAP, norm=norm, rasterized=True)
-    later = _masked(
-        [[0.0] * len(edges[1:]) for _ in rows], [[x <= row for x in edges[:-1]] for row in rows]
-    )
+    blank = [[0.0] * len(columns["first"]) for _ in rows]
+    later = _masked(blank, [[not hidden for hidden in row] for row in unseen])
     axes.pcolormesh(edges, heights, later, cmap="gray_r", vmin=0, vmax=1, rasterized=True)
     axes.invert_yaxis()
     _mark_groups(axes, told, edges)
-    _seconds_axis(axes, columns)
+    _mark_rows(axes, told)
+    _columns_axis(axes, columns, edges, stretched)
     bar = figure.colorbar(mesh, ax=axes, extend="min", pad=0.01)
     bar.set_label("share", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     return figure
+
+
+def _scale(weights: list[list[float | None]], tokens: int) -> tuple[float, float]:
+    """Least and most of the colours: all weights above 0, as far as five decades down, and farther
+    where equal weights are smaller."""
+    seen = [x for row in weights for x in row if x]
+    most = max(seen, default=1.0)
+    floor = min(most / 10**_DECADES, 0.1 / tokens)
+    return max(min([*seen, most / 10]), floor), most
+
+
+def _edges(columns: dict[str, Any]) -> tuple[list[float], bool]:
+    """Borders of the columns, from 0 to 1, and whether a run of a group is wider than its tokens:
+    a question behind a long video would be a line too thin to see and to name."""
+    tokens = columns["tokens"]
+    runs = [len([*run]) for _, run in groupby(columns["groups"])]
+    least, start, widths = min(_NARROWEST, 0.55 / len(runs)), 0, []
+    stretched = False
+    for n in runs:
+        own = tokens[start : start + n]
+        share = sum(own) / sum(tokens)
+        stretched |= share < least
+        widths += [max(share, least) * width / sum(own) for width in own]
+        start += n
+    return [0.0, *(edge / sum(widths) for edge in accumulate(widths))], stretched
 
 
 def _masked(values: list[list[float]], hidden: list[list[bool]]) -> Any:
@@ -103,43 +131,50 @@ def _masked(values: list[list[float]], hidden: list[list[bool]]) -> Any:
     return np.ma.masked_where(np.asarray(hidden) | np.isnan(shown), shown)
 
 
-def _mark_groups(axes: Axes, told: dict[str, Any], edges: Sequence[int]) -> None:
-    """Name the groups of columns above the map and those of rows beside it; lines part them."""
-    names, span = told["groups"], edges[-1] - edges[0]
-    start = 0
+def _mark_groups(axes: Axes, told: dict[str, Any], edges: Sequence[float]) -> None:
+    """Name the groups of columns above the map; lines part them."""
+    names, start = told["groups"], 0
+    style: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
     for number, run in groupby(told["columns"]["groups"]):
         stop = start + len(list(run))
         left, right = edges[start], edges[stop]
         axes.axvline(left, color="white", linewidth=1.5)
         axes.axvline(left, color="black", linewidth=0.7)
-        style: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
         bar = {"color": GROUP_COLOURS[number % len(GROUP_COLOURS)], "solid_capstyle": "butt"}
         axes.plot([left, right], [1.015, 1.015], linewidth=4, **bar | style)
-        narrow = (right - left) / span < 0.012 * len(names[number])
-        style |= {"rotation": 35, "ha": "left"} if narrow else {"ha": "center"}
-        axes.text((left + right) / 2, 1.03, names[number], va="bottom", fontsize=7, **style)
+        narrow = right - left < 0.0085 * len(names[number])
+        turn = {"rotation": 35, "ha": "left"} if narrow else {"ha": "center"}
+        middle = (left + right) / 2
+        axes.text(middle, 1.03, names[number], va="bottom", fontsize=7, **turn | style)
         start = stop
+
+
+def _mark_rows(axes: Axes, told: dict[str, Any]) -> None:
+    """Name the groups of rows beside the map; lines part them."""
     ticks, labels, start = [], [], 0
     for number, run in groupby(told["row_groups"]):
         stop = start + len(list(run))
         axes.axhline(start, color="white", linewidth=1.5)
         axes.axhline(start, color="black", linewidth=0.7)
         ticks.append((start + stop) / 2)
-        labels.append(names[number])
+        labels.append(told["groups"][number])
         start = stop
-    axes.set_yticks(ticks, labels, fontsize=7, rotation=90, va="center")
+    axes.set_yticks(ticks, labels, fontsize=7)
     axes.set_ylabel("rows", fontsize=8)
 
 
-def _seconds_axis(axes: Axes, columns: dict[str, Any]) -> None:
-    """Seconds below the columns that have them; else the tokens' numbers."""
-    ticks = _ticks(columns["seconds"])
-    axes.set_xlabel("tokens of this layer's input", fontsize=8)
-    axes.tick_params(axis="x", labelsize=7)
-    if ticks:
-        places = [columns["first"][i] + columns["tokens"][i] / 2 for i in ticks]
-        axes.set_xticks(places, [f"{columns['seconds'][i]:.4g}" for i in ticks])
-        axes.set_xlabel("tokens of this layer's input, at the second of the video", fontsize=8)
+def _columns_axis(
+    axes: Axes, columns: dict[str, Any], edges: Sequence[float], stretched: bool
+) -> None:
+    """Seconds below the columns that have them; without any, the tokens' numbers."""
+    ticks, shown = _ticks(columns["seconds"]), columns["seconds"]
+    words = ", at the second of the video"
+    if not ticks:
+        ticks, shown, words = _ticks(columns["first"]), columns["first"], ""
+    places = [(edges[i] + edges[i + 1]) / 2 for i in ticks]
+    axes.set_xticks(places, [f"{shown[i]:.4g}" for i in ticks], fontsize=7)
+    words += "; short groups are widened" * stretched
+    axes.set_xlabel(f"tokens of this layer's input{words}", fontsize=8)
 
 
 def _ticks(seconds: Sequence[float | None]) -> list[int]:
@@ -166,7 +201,9 @@ def _draw_shares(told: dict[str, Any]) -> Figure:
         # behind the other panels of the row, whose numbers count for the common axis
         axes.set_ylim(bottom=0)
         axes.set_ylabel("share", fontsize=8)
-    panels[0, 0].legend(fontsize=7, frameon=False)
+    shown = [axes.get_legend_handles_labels() for axes in panels.flat]
+    handles = {label: handle for own in shown for handle, label in zip(*own)}
+    panels[0, 0].legend(handles.values(), handles, fontsize=7, frameon=False)
     return figure
 
 
@@ -242,6 +279,7 @@ def _draw_sinks(told: dict[str, Any]) -> Figure:
 
 def _draw_kept(told: dict[str, Any]) -> Figure:
     import numpy as np
+    from matplotlib.ticker import MaxNLocator
 
     step = max(1, -(-len(told["tokens"]) // _FRAMES))
     starts = np.arange(0, len(told["tokens"]), step)
@@ -265,6 +303,8 @@ def _draw_kept(told: dict[str, Any]) -> Figure:
     _frames_axis(axes, [told["seconds"][at] for at in starts])
     bar = figure.colorbar(mesh, ax=axes, pad=0.01)
     bar.set_label("tokens", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
@@ -279,22 +319,17 @@ def _draw_curves(told: dict[str, Any]) -> Figure:
     words = "vision is blocked from a layer on" if blocks else "tokens are dropped before a layer"
     figure = _figure(7, 4, told["title"], f"{words} (dashed: the whole model)")
     axes, wholes = figure.add_subplot(), [line["whole"] for line in told["lines"]]
+    missing = set()
     for i, line in enumerate(told["lines"]):
-        colour, marker, style = LINES[i % len(LINES)]
+        look = _look(i)
         values = [math.nan if x is None else x for x in line["values"]]
-        look: dict[str, Any] = {
-            "color": colour,
-            "marker": marker,
-            "linestyle": style,
-            "markersize": 4,
-        }
         axes.plot(line["layers"], values, linewidth=1.2, label=line["label"], **look)
         whole = line["whole"]
         if whole is not None and wholes.index(whole) == i:
-            alone = len(set(wholes)) == 1
-            axes.axhline(whole, color="0.35" if alone else colour, linestyle="--", linewidth=1)
-        pairs = zip(line["layers"], line["values"])
-        _mark_missing(axes, [layer for layer, value in pairs if value is None])
+            colour = "0.35" if len(set(wholes)) == 1 else look["color"]
+            axes.axhline(whole, color=colour, linestyle="--", linewidth=1)
+        missing |= {at for at, value in zip(line["layers"], line["values"]) if value is None}
+    _mark_missing(axes, sorted(missing))
     _plain(axes)
     if told["metric"] == "accuracy":
         axes.set_ylim(0, 1.03)
@@ -302,3 +337,13 @@ def _draw_curves(told: dict[str, Any]) -> Figure:
     axes.set_ylabel(told["name"], fontsize=8, parse_math=False)
     axes.legend(fontsize=7, frameon=False)
     return figure
+
+
+def _look(i: int) -> dict[str, Any]:
+    """How the line of a number looks; after all colours come other markers, which are hollow."""
+    colour, marker, style = LINES[i % len(LINES)]
+    look: dict[str, Any] = {"color": colour, "linestyle": style, "markersize": 4}
+    if i >= len(LINES):
+        marker = _HOLLOW[(i - len(LINES)) % len(_HOLLOW)]
+        look |= {"markerfacecolor": "white", "markersize": 6}
+    return look | {"marker": marker}
