@@ -10,6 +10,8 @@ import pytest
 from tests.cli.common import one_line
 from timeviper_fast.timeviper import TimeViper
 
+LEVELS = ("features", "session")
+
 
 @pytest.fixture(scope="module")
 def words(home):
@@ -90,7 +92,12 @@ def test_files_of_videos_that_were_read(run, words, home, tmp_path):
         run("analyse", home / "a.session", *options, "--heads", f"{min(told['skipped'])}:0"),
         "--heads must name layers that a session shows",
     )
-    for level, option in (("features", "--sample"), ("session", "--stages")):
+    asked = [*options, "--mention-duration", "--json"]
+    longer = [json.loads(run("analyse", home / f"a.{level}", *asked)[1]) for level in LEVELS]
+    # both prompts say the length now, which the model by itself does not
+    tokens = [told["layers"][-1]["tokens"]["instruction"] for told in (whole, *longer)]
+    assert tokens[0] < tokens[1] == tokens[2]
+    for level, option in zip(LEVELS, ("--sample", "--stages")):
         said = run("analyse", home / f"a.{level}", *options, option, "fps:1")
         one_line(said, f"{option} must be left out", f"a video that was read already ({level})")
 
@@ -107,6 +114,7 @@ def test_mistakes_are_one_line_before_the_weights_are_loaded(
     one_line(run(*given, "--sample", "often"), "--sample must")
     one_line(run(*given, "--start", "9:99"), "--start must")
     one_line(run(*given, "--max-new-tokens", 0), "--max-new-tokens must be a positive")
+    one_line(run(*given, "--frame-batch", 0), "--frame-batch must be a positive")
     one_line(run("analyse", home / "video.mp4", "", *given[3:]), "question must not be empty")
     (tmp_path / "file").touch()
     one_line(run(*given, "--out", tmp_path / "file"), "--out must be a directory")

@@ -84,6 +84,16 @@ def analyse(
         typer.Option(help="The answer to look at, which may be empty; default: the model's own."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest own answer, in tokens.")] = 64,
+    mention_duration: Annotated[
+        bool | None,
+        typer.Option(help="Tell it the video's length and frame count; default: the model's."),
+    ] = Request.mention_duration,
+    salvage: Annotated[
+        bool, typer.Option(help="Use what can be decoded of damaged video.")
+    ] = False,
+    frame_batch: Annotated[
+        int | None, typer.Option(help="Frames encoded at a time.")
+    ] = Request.frame_batch,
     figures: Annotated[
         bool, typer.Option(help="Draw pictures beside the JSON files (extra plot).")
     ] = True,
@@ -116,7 +126,16 @@ def analyse(
         from timeviper_fast.timeviper import TimeViper
         from tvkernels import use_backend
     # refuse every wrong option before the weights are loaded
-    request = Request(question, max_new_tokens, policy=policy, start=start, end=end)
+    request = Request(
+        question,
+        max_new_tokens,
+        mention_duration=mention_duration,
+        policy=policy,
+        start=start,
+        end=end,
+        frame_batch=frame_batch,
+        on_error="use" if salvage else "raise",
+    )
     looking = Looking(maps=_heads(heads), with_dt=with_dt, by_head=False)
     level = format_of(video)
     if level not in (None, "features", "session"):
@@ -182,10 +201,11 @@ def _reader(
         read = prompted(model, model.tokenizer, video, request, request, progress)
         return read.look, partial(read.answer, request.max_new_tokens), read.notes
     session = video
-    asked = Question(request.question, request.max_new_tokens)
+    mention, most = request.mention_duration, request.max_new_tokens
+    asked = Question(request.question, most, mention_duration=mention)
 
     def answer() -> tuple[Sequence[int], str]:
-        said = session.ask(asked.question, max_new_tokens=asked.max_new_tokens)
+        said = session.ask(asked.question, max_new_tokens=most, mention_duration=mention)
         return said.token_ids, said.text
 
     return partial(look_asked, session, asked), answer, session.footage.all_notes
