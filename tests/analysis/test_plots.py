@@ -80,8 +80,17 @@ def test_shares_have_a_panel_for_each_pair_and_a_line_for_each_kind() -> None:
     assert first.get_ylabel() == "share"
     # the panels of a row have one scale, on which all their points are seen
     assert last.get_ylim()[0] == 0
-    assert last.get_ylim()[1] >= 0.3
+    assert last.get_ylim()[1] >= 1.05 * 0.3
+    assert first.get_ylim()[1] >= 1.05 * 0.6
     assert "not shown: layers 1" in figure.get_suptitle()
+
+
+def test_a_long_question_leaves_room_for_the_picture() -> None:
+    told = {"mass": [0.1, 0.2, 0.3], "least": [0.0] * 3, "most": [0.4] * 3, "uniform": [0.1] * 3}
+    figure = draw({**layers(figure="sinks", **told), "title": "Which of these is it? " * 200})
+    assert figure.get_suptitle().splitlines()[2].endswith("[...]")
+    figure.canvas.draw()
+    assert figure.axes[0].get_position().height > 0.5
 
 
 def test_sinks_have_a_bar_over_the_heads_and_the_share_of_equal_weights() -> None:

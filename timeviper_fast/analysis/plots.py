@@ -59,7 +59,8 @@ def _figure(width: float, height: float, *titles: str) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    lines = [fill(title, int(12 * width)) for title in titles if title]
+    # a question with options may be long
+    lines = [fill(title, int(12 * width), max_lines=3) for title in titles if title]
     # questions may hold dollar signs, which are no formulas
     figure.suptitle("\n".join(lines), fontsize=9, parse_math=False)
     return figure
@@ -199,7 +200,7 @@ def _draw_shares(told: dict[str, Any]) -> Figure:
         axes.set_xlabel("layer", fontsize=8)
     for axes in panels[:, 0]:
         # behind the other panels of the row, whose numbers count for the common axis
-        axes.set_ylim(bottom=0)
+        _from_zero(axes)
         axes.set_ylabel("share", fontsize=8)
     shown = [axes.get_legend_handles_labels() for axes in panels.flat]
     handles = {label: handle for own in shown for handle, label in zip(*own)}
@@ -252,6 +253,11 @@ def _plain(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def _from_zero(axes: Axes) -> None:
+    """Begin at 0, and leave room for the whole marker of the highest point."""
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+
+
 def _without(told: dict[str, Any]) -> str:
     """Which layers are not shown."""
     skipped = told["skipped"]
@@ -270,7 +276,7 @@ def _draw_sinks(told: dict[str, Any]) -> Figure:
     uniform = [math.nan if x is None else x for x in told["uniform"]]
     style: dict[str, Any] = {"color": "0.35", "marker": "_", "linestyle": "", "markersize": 12}
     axes.plot(told["layers"], uniform, label="equal weights", **style)
-    axes.set_ylim(bottom=0)
+    _from_zero(axes)
     axes.set_xlabel("layer", fontsize=8)
     axes.set_ylabel("mass", fontsize=8)
     axes.legend(fontsize=7, frameon=False)
