@@ -136,7 +136,7 @@ def test_a_map_shows_borders_names_seconds_zeros_and_what_is_no_number() -> None
 def test_frames_of_a_long_video_share_columns_that_show_the_most_of_them() -> None:
     frames = 2500
     kept = [[2] * frames, [int(i == 1234) for i in range(frames)]]
-    told = {"tokens": [2] * frames, "seconds": [float(i) for i in range(frames)], "kept": kept}
+    told = {"tokens": [2] * frames, "seconds": [10.0 * i for i in range(frames)], "kept": kept}
     figure = draw(
         {**layers(figure="kept", **told), "layers": [0, 3], "kinds": ["mamba", "attention"]}
     )
@@ -146,7 +146,7 @@ def test_frames_of_a_long_video_share_columns_that_show_the_most_of_them() -> No
     assert shown[1].sum() == 1
     assert [text.get_text() for text in axes.get_yticklabels()] == [" 0", "attention 3"]
     assert "most of 3 neighbours" in figure.get_suptitle()
-    assert axes.get_xticklabels()[-1].get_text() == "2499"
+    assert axes.get_xticklabels()[-1].get_text() == "24990"
 
 
 def test_curves_have_a_dashed_line_for_the_whole_model() -> None:

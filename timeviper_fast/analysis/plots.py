@@ -173,7 +173,7 @@ def _columns_axis(
     if not ticks:
         ticks, shown, words = _ticks(columns["first"]), columns["first"], ""
     places = [(edges[i] + edges[i + 1]) / 2 for i in ticks]
-    axes.set_xticks(places, [f"{shown[i]:.4g}" for i in ticks], fontsize=7)
+    axes.set_xticks(places, [_tenths(shown[i]) for i in ticks], fontsize=7)
     words += "; short groups are widened" * stretched
     axes.set_xlabel(f"tokens of this layer's input{words}", fontsize=8)
 
@@ -182,6 +182,11 @@ def _ticks(seconds: Sequence[float | None]) -> list[int]:
     """Up to nine of the places that have a second."""
     shown = [i for i, second in enumerate(seconds) if second is not None]
     return [shown[round(i * (len(shown) - 1) / 8)] for i in range(9)] if shown[8:] else shown
+
+
+def _tenths(value: Any) -> str:
+    """A number to one place behind the point, as long as it is: hours have five digits."""
+    return f"{value:.1f}".removesuffix(".0")
 
 
 def _draw_shares(told: dict[str, Any]) -> Figure:
@@ -316,7 +321,7 @@ def _draw_kept(told: dict[str, Any]) -> Figure:
 
 def _frames_axis(axes: Axes, seconds: Sequence[float | None]) -> None:
     ticks = _ticks(seconds)
-    axes.set_xticks([i + 0.5 for i in ticks], [f"{seconds[i]:.4g}" for i in ticks], fontsize=7)
+    axes.set_xticks([i + 0.5 for i in ticks], [_tenths(seconds[i]) for i in ticks], fontsize=7)
     axes.set_xlabel("frames, at the second of the video", fontsize=8)
 
 
