@@ -45,6 +45,7 @@ def test_a_session_sees_what_a_reading_of_the_whole_prompt_sees(model, video, se
         other = everywhere[view.layer]
         assert view.groups.position.equal(other.groups.position)
         assert view.groups.count("answer") == len(said.token_ids)
+        assert view.profile.window == 4
         torch.testing.assert_close(view.scores, other.scores, rtol=1e-3, atol=1e-5)
     kept = dict(zip(everywhere, whole.view.kept()))
     assert asked.view.kept().equal(torch.stack([kept[view.layer] for view in asked.view.layers]))

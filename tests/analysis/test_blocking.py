@@ -50,6 +50,33 @@ def test_with_stages_chunks_and_steps_agree(grade):
         torch.testing.assert_close(logits_of(view, chunk, together), want)
 
 
+@pytest.mark.parametrize("grade", [None, *GRADES])
+def test_with_stages_a_pass_without_a_cache_is_a_session(grade):
+    """Behind a stage fewer vision tokens stand at other places."""
+    view = blocked_backbone(model(STAGES), Blocking(BOTH, 1, grade))
+    with torch.no_grad():
+        hidden, _ = view(torch.cat([FRONT, VIDEO, TEXT], 1), (SEGMENT,))
+        torch.testing.assert_close(view.logits(hidden[:, -1]), logits_of(view)[:, 0])
+
+
+@pytest.mark.parametrize(("rows_", "told"), [(BOTH, ()), (BOTH[:1], (2,)), (BOTH[1:], (0, 1))])
+def test_a_closed_stage_tells_only_rows_that_are_not_blocked(rows_, told):
+    """Two rows of the question, and one of the answer."""
+    plain = model(STAGES)
+    view = blocked_backbone(plain, Blocking(rows_, 0))
+    text, dropped = rows(3), rows(6, seed=2)
+    stage = next(stage for stage in plain.transv if stage.stage.transfer)
+    closed = view.transv[[*plain.transv].index(stage)]
+    heads = (-1, stage.head_dim)
+    key, value = (proj(dropped).unflatten(-1, heads) for proj in (stage.k_proj, stage.v_proj))
+    view.labels.answers = 1
+    with torch.no_grad():
+        own, seen = stage.read(text, key, value), closed.read(text, key, value)
+    for row in range(3):
+        assert seen[0, row].equal((own if row in told else text)[0, row])
+        assert not own[0, row].equal(text[0, row])
+
+
 @pytest.mark.parametrize("stages", [(), STAGES])
 def test_questions_read_together_are_those_read_alone(stages):
     view = blocked_backbone(model(stages), Blocking(BOTH, 1, "absent"))
@@ -105,7 +132,7 @@ def test_the_model_is_as_before_also_after_an_error(stages):
 
 def test_a_view_takes_other_stages():
     view = blocked_backbone(model(STAGES), Blocking(BOTH, 1, "absent"))
-    other = view.with_stages((CompressionStage(3, "uniform", 0.25, transfer=False),))
+    other = view.with_stages((CompressionStage(3, "uniform", 0.25),))
     own = blocked_backbone(model(STAGES).with_stages(other.stages), Blocking(BOTH, 1, "absent"))
     assert torch.equal(logits_of(other), logits_of(own))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -169,6 +170,41 @@ def test_a_share_that_is_dropped_leaves_the_rest(model, video, monkeypatch):
     redundancy_curve(model, [Example(video, ASKED, "A")], "uniform", drops=drops, layers=(2,))
     assert [stage.kept_count(1000) for stage in stages] == [900, 500, 300, 100, 10]
     assert [stage.kept_count(250) for stage in stages[1::2]] == [125, 25]
+
+
+def test_by_default_a_stage_stands_wherever_it_can(model, video, monkeypatch):
+    monkeypatch.setattr(curves, "measure", lambda *_, **__: Measure(0.0, 1, 0.0, 0.0))
+    pattern, found = model.config.backbone.pattern, {}
+    for select in ("uniform", "attention"):
+        curve = redundancy_curve(model, [Example(video, ASKED, "A")], select, drops=(0.5,))
+        found[select] = [point.layer for point in curve.points]
+    assert found["uniform"] == [*range(len(pattern))]
+    assert found["attention"] == [i for i, kind in enumerate(pattern) if kind == "*"]
+
+
+def test_a_curve_keeps_the_blocking_but_for_its_layer(model, video, monkeypatch):
+    monkeypatch.setattr(curves, "measure", lambda *_, **__: Measure(0.0, 1, 0.0, 0.0))
+    made = []
+    monkeypatch.setattr(curves, "blocked", lambda _, blocking: made.append(blocking))
+    given = Blocking(("response",), 4, "edge+conv", transfer=False)
+    blocking_curve(model, [Example(video, ASKED, "A")], given, layers=(1, 2))
+    assert made == [replace(given, from_layer=layer) for layer in (1, 2)]
+
+
+def test_an_exact_match_reads_past_case_spaces_and_a_full_stop(model, video, monkeypatch):
+    told = iter([" A square. ", "a circle"])
+    monkeypatch.setattr(Session, "ask", lambda *_, **__: SimpleNamespace(text=next(told)))
+    assert measure(model, [Example(video, ASKED, "a Square")] * 2).right == 1
+
+
+def test_a_reference_answer_stands_behind_its_prefix(model, video):
+    session = model.open(video)
+    for prefix in ("", "It is "):
+        want = answer_log_likelihood(session, ASKED, [65], answer_prefix=prefix)
+        example = Example(video, ASKED, "A", answer_prefix=prefix)
+        found = measure(model, [example], max_new_tokens=1)
+        assert found.log_likelihood == pytest.approx(want, abs=1e-4)
+        assert prefix or want != answer_log_likelihood(session, ASKED, [65], answer_prefix="It is ")
 
 
 def test_a_blocking_curve_ends_at_the_whole_model(model, video):

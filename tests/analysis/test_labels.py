@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.analysis.blocks import SEGMENT, model, rows
-from timeviper_fast.analysis.labels import Labels, MarkedCache, marks_of
+from timeviper_fast.analysis.blocking import Blocking, blocked_backbone
+from timeviper_fast.analysis.labels import Labels, Mark, MarkedCache, marks_of
 from timeviper_fast.errors import ArgumentError
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.cache import HybridCache
@@ -39,6 +40,24 @@ def test_packed_samples_are_refused():
         labels.reading(20, (Segment(10), Segment(10)), None),
     ):
         pass
+
+
+def test_a_row_s_mark_has_its_own_columns():
+    """Questions of unequal lengths that were joined differ in their columns."""
+    columns = torch.tensor([[True, False], [False, True]])
+    shared = torch.tensor([[True, True]])
+    mark = Mark([shared, columns])
+    assert mark.row(1).column.tolist() == [[True, True, False, True]]
+
+
+def test_second_states_count_as_memory():
+    view = blocked_backbone(model(), Blocking(grade="absent"))
+    cache = HybridCache(view.config, [99] * 9, dtype=torch.float64)
+    with torch.no_grad():
+        view.run(rows(), (SEGMENT,), cache=cache)
+    twins = [mark.twin.nbytes for mark in cache.marks.values() if mark.twin is not None]
+    assert len(twins) == view.config.pattern.count("M")
+    assert cache.nbytes == HybridCache.nbytes.fget(cache) + sum(twins)
 
 
 def test_a_cache_that_another_model_wrote_is_refused():

@@ -74,7 +74,8 @@ class ProfileSums:
         p = weights / total.masked_fill(total == 0, 1.0)[..., None]
         columns = torch.arange(weights.shape[-1], device=rows.device)
         distance = (rows[:, None] - columns).clamp_min(0)
-        near = ((columns <= rows[:, None]) & (distance < self.window)).to(p)
+        # columns behind the row have no weight
+        near = (distance < self.window).to(p)
         sparsity = 1 - torch.special.entr(p).sum(-1) / torch.log(rows + 1.0)
         locality = torch.einsum("hbm,bm->hb", p, near)
         reach = torch.einsum("hbm,bm->hb", p, distance.to(p)) / rows
