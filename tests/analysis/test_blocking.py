@@ -130,11 +130,18 @@ def test_the_model_is_as_before_also_after_an_error(stages):
     assert {id(p) for p in view.parameters()} == {id(p) for p in plain.parameters()}
 
 
-def test_a_view_takes_other_stages():
-    view = blocked_backbone(model(STAGES), Blocking(BOTH, 1, "absent"))
-    other = view.with_stages((CompressionStage(3, "uniform", 0.25),))
-    own = blocked_backbone(model(STAGES).with_stages(other.stages), Blocking(BOTH, 1, "absent"))
+@pytest.mark.parametrize("transfer", [True, False])
+def test_a_view_takes_other_stages(transfer):
+    """Without transfer the stage is a new module, which has to tell the labels what it keeps."""
+    stages = (CompressionStage(3, "uniform", 0.25, transfer=transfer),)
+    other = blocked_backbone(model(STAGES), Blocking(BOTH, 1, "absent")).with_stages(stages)
+    own = blocked_backbone(model(STAGES).with_stages(stages), Blocking(BOTH, 1, "absent"))
     assert torch.equal(logits_of(other), logits_of(own))
+    with torch.no_grad():
+        one, two = (
+            view(torch.cat([FRONT, VIDEO, TEXT], 1), (SEGMENT,))[0] for view in (other, own)
+        )
+    assert torch.equal(one, two)
 
 
 def test_bad_arguments_are_named():
