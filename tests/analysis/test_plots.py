@@ -192,18 +192,22 @@ def test_a_short_question_behind_a_long_video_is_wide_enough_for_its_name() -> N
     }
     figure = draw(
         {
-            "figure": "map", "title": "", "layer": 0, "kind": "mamba", "head": 0, "rows": [1009],
-            "groups": ["instruction", "vision", "answer"], "row_groups": [2], "columns": columns,
-            "weights": [[1e-3] * 110],
+            "figure": "map", "title": "", "layer": 0, "kind": "mamba", "head": 0,
+            "groups": ["instruction", "vision", "answer"], "columns": columns,
+            "rows": [1008] * 99 + [1009], "row_groups": [0] * 99 + [2],
+            "weights": [[1e-3] * 110] * 100,
         }
     )  # fmt: skip
     axes = figure.axes[0]
     edges = axes.collections[0].get_coordinates()[0, :, 0]
     widths = [edges[at] - edges[start] for start, at in ((0, 5), (5, 105), (105, 109), (109, 110))]
+    # the one row of the answer is high enough for its name, too
+    heights = axes.collections[0].get_coordinates()[:, 0, 1]
+    assert heights[-1] - heights[-2] == pytest.approx(0.05 / 1.04)
     assert widths == pytest.approx([0.13 / 1.38, 0.99 / 1.38, 0.13 / 1.38, 0.13 / 1.38], rel=1e-2)
-    assert (edges[0], edges[-1]) == pytest.approx((0, 1))
+    assert (edges[0], edges[-1], heights[0], heights[-1]) == pytest.approx((0, 1, 0, 1))
     assert [text.get_rotation() for text in axes.texts] == [0] * 4
-    assert axes.get_xlabel() == "tokens of this layer's input; short groups are widened"
+    assert axes.get_xlabel() == "tokens of this layer's input; short groups are stretched"
     assert [text.get_text() for text in axes.get_xticklabels()][-1] == "1009"
     # a tenth of equal weights is in the colours
     assert axes.collections[0].norm.vmin <= 1e-4

@@ -37,8 +37,9 @@ GROUP_COLOURS = ("#000000", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442")
 _MAP = "cividis"
 # lightest and darkest colour of a map of weights are so far apart at most
 _DECADES = 5
-# of a map's width, what a group has at least, so that its name fits above it
+# of a map's width and height, what a group has at least, so that its name fits beside it
 _NARROWEST = 0.13
+_LOWEST = 0.05
 # as many columns of frames as a picture has room for
 _FRAMES = 1000
 
@@ -78,9 +79,9 @@ def _draw_map(told: dict[str, Any]) -> Figure:
     height = min(max(1.7 + 0.12 * len(rows), 2.6), 9)
     words = f"layer {told['layer']} ({_WORDS[told['kind']]}), head {told['head']}: |weight|"
     figure = _figure(9, height, told["title"], f"{words} as a share of its row, in a token")
-    axes, (edges, stretched) = figure.add_subplot(), _edges(columns)
-    norm = LogNorm(least, most)
-    heights = range(len(rows) + 1)
+    axes, norm = figure.add_subplot(), LogNorm(least, most)
+    edges, wider = _edges(columns["groups"], columns["tokens"], _NARROWEST)
+    heights, higher = _edges(told["row_groups"], [1] * len(rows), _LOWEST)
     # what a row cannot see yet is white, a NaN is hatched, and 0 has the darkest colour
     axes.patch.set(facecolor="0.85", hatch="xxx", edgecolor="0.6")
     unseen = [[first > row for first in columns["first"]] for row in rows]
@@ -91,8 +92,8 @@ def _draw_map(told: dict[str, Any]) -> Figure:
     axes.pcolormesh(edges, heights, later, cmap="gray_r", vmin=0, vmax=1, rasterized=True)
     axes.invert_yaxis()
     _mark_groups(axes, told, edges)
-    _mark_rows(axes, told)
-    _columns_axis(axes, columns, edges, stretched)
+    _mark_rows(axes, told, heights)
+    _columns_axis(axes, columns, edges, stretched=wider or higher)
     bar = figure.colorbar(mesh, ax=axes, extend="min", pad=0.01)
     bar.set_label("share", fontsize=8)
     bar.ax.tick_params(labelsize=7)
@@ -108,16 +109,17 @@ def _scale(weights: list[list[float | None]], tokens: int) -> tuple[float, float
     return max(min([*seen, most / 10]), floor), most
 
 
-def _edges(columns: dict[str, Any]) -> tuple[list[float], bool]:
-    """Borders of the columns, from 0 to 1, and whether a run of a group is wider than its tokens:
-    a question behind a long video would be a line too thin to see and to name."""
-    tokens = columns["tokens"]
-    runs = [len([*run]) for _, run in groupby(columns["groups"])]
-    least, start, widths = min(_NARROWEST, 0.55 / len(runs)), 0, []
+def _edges(
+    groups: Sequence[int], sizes: Sequence[int], narrowest: float
+) -> tuple[list[float], bool]:
+    """Borders of columns or rows, from 0 to 1, and whether a run of a group is wider than its
+    sizes: a question behind a long video would be a line too thin to see and to name."""
+    runs = [len([*run]) for _, run in groupby(groups)]
+    least, start, widths = min(narrowest, 0.55 / len(runs)), 0, []
     stretched = False
     for n in runs:
-        own = tokens[start : start + n]
-        share = sum(own) / sum(tokens)
+        own = sizes[start : start + n]
+        share = sum(own) / sum(sizes)
         stretched |= share < least
         widths += [max(share, least) * width / sum(own) for width in own]
         start += n
@@ -150,14 +152,14 @@ def _mark_groups(axes: Axes, told: dict[str, Any], edges: Sequence[float]) -> No
         start = stop
 
 
-def _mark_rows(axes: Axes, told: dict[str, Any]) -> None:
+def _mark_rows(axes: Axes, told: dict[str, Any], edges: Sequence[float]) -> None:
     """Name the groups of rows beside the map; lines part them."""
     ticks, labels, start = [], [], 0
     for number, run in groupby(told["row_groups"]):
         stop = start + len(list(run))
-        axes.axhline(start, color="white", linewidth=1.5)
-        axes.axhline(start, color="black", linewidth=0.7)
-        ticks.append((start + stop) / 2)
+        axes.axhline(edges[start], color="white", linewidth=1.5)
+        axes.axhline(edges[start], color="black", linewidth=0.7)
+        ticks.append((edges[start] + edges[stop]) / 2)
         labels.append(told["groups"][number])
         start = stop
     axes.set_yticks(ticks, labels, fontsize=7)
@@ -165,23 +167,27 @@ def _mark_rows(axes: Axes, told: dict[str, Any]) -> None:
 
 
 def _columns_axis(
-    axes: Axes, columns: dict[str, Any], edges: Sequence[float], stretched: bool
+    axes: Axes, columns: dict[str, Any], edges: Sequence[float], *, stretched: bool
 ) -> None:
     """Seconds below the columns that have them; without any, the tokens' numbers."""
-    ticks, shown = _ticks(columns["seconds"]), columns["seconds"]
-    words = ", at the second of the video"
-    if not ticks:
-        ticks, shown, words = _ticks(columns["first"]), columns["first"], ""
+    shown, words = columns["seconds"], ", at the second of the video"
+    if not any(second is not None for second in shown):
+        shown, words = columns["first"], ""
+    at = [edges[i] for i, second in enumerate(shown) if second is not None]
+    # a label and a gap take a twentieth
+    ticks = _ticks(shown, max(2, min(9, int(20 * (at[-1] - at[0])))))
     places = [(edges[i] + edges[i + 1]) / 2 for i in ticks]
     axes.set_xticks(places, [_tenths(shown[i]) for i in ticks], fontsize=7)
-    words += "; short groups are widened" * stretched
+    words += "; short groups are stretched" * stretched
     axes.set_xlabel(f"tokens of this layer's input{words}", fontsize=8)
 
 
-def _ticks(seconds: Sequence[float | None]) -> list[int]:
-    """Up to nine of the places that have a second."""
+def _ticks(seconds: Sequence[float | None], most: int = 9) -> list[int]:
+    """Up to `most` of the places that have a second, 2 or more."""
     shown = [i for i, second in enumerate(seconds) if second is not None]
-    return [shown[round(i * (len(shown) - 1) / 8)] for i in range(9)] if shown[8:] else shown
+    if len(shown) <= most:
+        return shown
+    return [shown[round(i * (len(shown) - 1) / (most - 1))] for i in range(most)]
 
 
 def _tenths(value: Any) -> str:
