@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ import torch
 from tests.random_model import square_video, tiny_model
 from timeviper_fast.analysis.ask import look_asked, look_at
 from timeviper_fast.analysis.look import Looking
+from timeviper_fast.config import ProjectorConfig
 from timeviper_fast.inference.request import Opening, Question
+from timeviper_fast.timeviper import TimeViper
 
 WHAT = Question("What moves?", max_new_tokens=4)
 OPENING = Opening(policy="fps:1", chunk=16, frame_batch=5)
@@ -77,6 +80,20 @@ def test_a_feature_file_is_seen_as_its_video(model, video, tmp_path) -> None:
     assert stored.to_dict() == seen.to_dict()
     with pytest.raises(ValueError, match="policy must be left out for a feature file"):
         look_at(model, model.tokenizer, path, WHAT, opening=OPENING)
+
+
+def test_tokens_of_clips_have_the_seconds_that_a_session_gives_them(model, video) -> None:
+    """A token of a clip of four frames shows its middle."""
+    clips = TimeViper(
+        replace(model.config, projector=ProjectorConfig(num_tokens=16, clip_frames=4))
+    )
+    clips.load_state_dict(model.state_dict())
+    clips.tokenizer = model.tokenizer
+    seen = look_at(clips.eval(), clips.tokenizer, video, WHAT, opening=OPENING)
+    footage = clips.open(video, policy="fps:1", frame_batch=5).footage
+    want = footage.token_seconds(len(seen.token_seconds))
+    assert seen.token_seconds.equal(want)
+    assert len(want.unique()) == len(footage.seconds) / 4
 
 
 def test_tiles_are_refused(model, video) -> None:
