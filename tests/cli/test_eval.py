@@ -85,5 +85,6 @@ def test_mistakes_are_one_line_before_the_weights_are_loaded(run, tmp_path, monk
     one_line(run("eval", "mlvu", tmp_path, "--max-new-tokens", 0), "--max-new-tokens must be a")
     mlvu(tmp_path / "whole")
     one_line(run("eval", "mlvu", tmp_path / "whole", "--evidence"), "--evidence must be left out")
+    one_line(run("eval", "mlvu", tmp_path / "whole", "--subtitles"), "--subtitles must be left out")
     (tmp_path / "file").touch()
     one_line(run("eval", "mlvu", tmp_path, "--out", tmp_path / "file"), "--out must be a directory")

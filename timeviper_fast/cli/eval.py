@@ -45,6 +45,13 @@ def eval(
             "about each video.",
         ),
     ] = False,
+    subtitles: Annotated[
+        bool,
+        typer.Option(
+            "--subtitles",
+            help="Show what is spoken while a frame is shown (video-mme, longvideobench).",
+        ),
+    ] = False,
     retry: Annotated[
         bool, typer.Option("--retry", help="Ask again what ended with an error.")
     ] = False,
@@ -66,6 +73,7 @@ def eval(
         from timeviper_fast.evaluation.sets.catalogue import missing_videos, read_set
         from timeviper_fast.evaluation.sets.prompts import expect_style
         from timeviper_fast.evaluation.sets.run import expect_spans, run_eval
+        from timeviper_fast.evaluation.sets.subtitles import subtitles_of
         from timeviper_fast.inference.request import Request
         from timeviper_fast.timeviper import TimeViper
         from tvkernels import use_backend
@@ -76,6 +84,8 @@ def eval(
     rows = read_set(name, folder)
     if evidence:
         expect_spans(rows)
+    if subtitles:
+        subtitles_of(rows)
     missing = missing_videos(rows)
     videos = len({row.video for row in rows})
     if len(missing) == videos:
@@ -91,7 +101,7 @@ def eval(
             model, device=device, dtype=dtype, progress=partial(progress, "weights")
         )
         options = {"policy": policy, "style": style, "max_new_tokens": max_new_tokens}
-        options |= {"evidence": evidence, "retry": retry}
+        options |= {"evidence": evidence, "subtitles": subtitles, "retry": retry}
         found = run_eval(loaded, rows, out, progress=progress, **options)  # type: ignore[arg-type]
     _show(found, as_json)
     if found["errors"]:

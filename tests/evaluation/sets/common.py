@@ -64,6 +64,7 @@ def long_video_bench(folder: Path, **changes: Any) -> Path:
     row = {"id": "boat_0", "video_id": "boat", "video_path": "boat.mp4", "question": "Where to?"}
     row |= {"candidates": ["north", "south", "west"], "correct_choice": 2, "duration": 900}
     row |= {"question_category": "S2E", "duration_group": 600, "subtitle_path": "boat_en.json"}
+    row |= {"starting_timestamp_for_subtitles": 12.5}
     write(folder / "subtitles/boat_en.json", [])
     return write(folder / "lvb_val.json", [row, {**row, "id": "boat_1"} | changes])
 

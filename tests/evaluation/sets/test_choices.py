@@ -88,6 +88,7 @@ def test_long_video_bench(tmp_path):
     assert row.groups == {"task": ("S2E",), "duration": ("600",)}
     assert row.video == tmp_path / "videos/boat.mp4"
     assert row.subtitles == tmp_path / "subtitles/boat_en.json"
+    assert row.subtitles_start == 12.5
 
 
 def test_mv_bench(tmp_path):

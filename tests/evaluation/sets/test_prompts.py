@@ -22,6 +22,15 @@ def test_options_stand_one_per_line():
     assert asked(row, "question", 9.0, 4) == ("What flies?", "")
 
 
+def test_subtitles_stand_in_front_of_the_question():
+    row = question(options=("A. red", "B. blue"))
+    head = "This video's subtitles are listed below:\nlook\nup\n"
+    for style in ("paper", "letter", "question"):
+        plain = asked(row, style, 9.0, 4)
+        shown = asked(row, style, 9.0, 4, subtitles=["look", "up"])
+        assert shown == (head + plain.prompt, plain.answer_prefix)
+
+
 def test_the_grounding_sentence():
     prompt, prefix = asked(sentence(duration=31.5), "paper", 30.0, 16)
     assert prompt == (

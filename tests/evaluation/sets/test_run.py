@@ -151,6 +151,30 @@ def test_evidence_is_scored_where_a_row_has_a_span(model, rows, tmp_path):
         run_eval(model, others, tmp_path / "new", **options)
 
 
+def test_prompts_show_what_is_spoken_while_the_frames_are_shown(model, rows, tmp_path, monkeypatch):
+    """Frames at 0, 1, ... 7 seconds; the video starts at 100 s of the subtitles."""
+    prompts, own = {}, Session.ask
+    monkeypatch.setattr(
+        Session, "ask", lambda s, prompt, **o: prompts.setdefault(prompt) or own(s, prompt, **o)
+    )
+    subtitles = tmp_path / "boat.json"
+    subtitles.write_text(
+        '[{"timestamp": [102.5, 103.5], "text": "a boat"},'
+        ' {"timestamp": [3, 5], "text": "too early"}, {"timestamp": [120, 130], "text": "late"}]'
+    )
+    one, *others = rows
+    rows = [replace(one, subtitles=subtitles, subtitles_start=100.0), *others]
+    options = {"max_new_tokens": 1, "subtitles": True}
+    run_eval(model, rows, tmp_path / "out", **options)
+    plain = {asked(row, "paper", 8.0, 8).prompt for row in others}
+    first = "This video's subtitles are listed below:\na boat\n" + asked(one, "paper", 8, 8).prompt
+    assert set(prompts) == {first, *plain}
+    with pytest.raises(ValueError, match=r"out must hold rows of the same subtitles \(false\)"):
+        run_eval(model, rows, tmp_path / "out", max_new_tokens=1)
+    with pytest.raises(ValueError, match="subtitles must be left out for rows without"):
+        run_eval(model, others, tmp_path / "new", **options)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -180,6 +180,7 @@ def long_video_bench(folder: Path) -> Iterator[SetRow]:
                     "duration": (str(record.get("duration_group", _NAME)),),
                 },
                 subtitles=subtitles and _existing(folder / "subtitles" / subtitles),
+                subtitles_start=record.maybe("starting_timestamp_for_subtitles", FROM_0) or 0.0,
                 duration=record.maybe("duration", FROM_0),
             )
 

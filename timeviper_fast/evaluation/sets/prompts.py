@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from timeviper_fast.errors import fail
@@ -16,6 +17,8 @@ STYLES = {
 }
 _FULL_OPTION = "Please provide your answer by stating the letter followed by the full option."
 _LETTER = "Answer with the letter of the right option only."
+# the words of Video-MME's authors
+_SUBTITLES = "This video's subtitles are listed below:"
 _FORM = "The output format of the predicted timestamp should be like: 'start to end' seconds"
 
 
@@ -32,7 +35,9 @@ def expect_style(style: str) -> None:
         fail("eval", "style", f"be one of {', '.join(STYLES)}", style)
 
 
-def asked(row: SetRow, style: str, seconds: float, frames: int) -> Asked:
+def asked(
+    row: SetRow, style: str, seconds: float, frames: int, subtitles: Sequence[str] = ()
+) -> Asked:
     """The prompt of a row.
 
     Args:
@@ -41,14 +46,18 @@ def asked(row: SetRow, style: str, seconds: float, frames: int) -> Asked:
             which the paper's figures were probably computed.
         seconds: length of the video; the set's own is taken where it tells one.
         frames: frames that the model sees.
+        subtitles: lines to show in front of the question.
     """
     expect_style(style)
     if not row.options:
         return Asked(_grounding(row, style, row.duration or seconds, frames))
-    lines = [row.question, *row.options]
+    shown = [_SUBTITLES, *subtitles] if subtitles else []
+    lines = [*shown, row.question, *row.options]
     if style == "paper":
         return Asked("\n".join([*lines, _FULL_OPTION]), "Best Option: (")
-    return Asked("\n".join([*lines, _LETTER]) if style == "letter" else row.question)
+    return Asked(
+        "\n".join([*lines, _LETTER]) if style == "letter" else "\n".join([*shown, row.question])
+    )
 
 
 def _grounding(row: SetRow, style: str, seconds: float, frames: int) -> str:

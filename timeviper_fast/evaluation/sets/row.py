@@ -42,7 +42,8 @@ class SetRow:
         answer: a letter, or (start, end) in seconds.
         groups: for each property, such as "task" or "duration", the row's values.
         start, end: the part of the video to show, in seconds; None for all.
-        subtitles: their file, if there is one. No prompt shows them yet.
+        subtitles: their file, if there is one.
+        subtitles_start: second of the subtitles at which the video starts.
         fps: frames per second of a folder of frames; None for a file.
         duration: seconds of the video, if the set tells them.
         spans: when the answer is shown, as (start, end) in seconds; () if the set does not tell.
@@ -60,6 +61,7 @@ class SetRow:
     start: float | None = None
     end: float | None = None
     subtitles: Path | None = None
+    subtitles_start: float = 0.0
     fps: float | None = None
     duration: float | None = None
     spans: tuple[Span, ...] = ()

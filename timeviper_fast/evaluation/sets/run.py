@@ -25,6 +25,7 @@ from timeviper_fast.evaluation.rows import LineFile, keep_settings, write_json
 from timeviper_fast.evaluation.sets.prompts import asked, expect_style
 from timeviper_fast.evaluation.sets.report import report
 from timeviper_fast.evaluation.sets.row import SetRow, Span
+from timeviper_fast.evaluation.sets.subtitles import Subtitles, spoken, subtitles_of
 from timeviper_fast.inference.evidence import Evidence
 from timeviper_fast.inference.request import Request
 from timeviper_fast.inference.session import Session
@@ -85,6 +86,7 @@ def run_eval(
     style: str = "paper",
     max_new_tokens: int = 128,
     evidence: bool = False,
+    subtitles: bool = False,
     retry: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -104,6 +106,8 @@ def run_eval(
         max_new_tokens: longest answer.
         evidence: whether to score where the model looked, for rows with spans. It asks one neutral
             question more about each video.
+        subtitles: whether prompts show the lines that are spoken while a frame is shown, for
+            videos that have them.
         retry: whether rows whose line has an error are asked again.
         progress: called with ("questions", done, all).
 
@@ -113,7 +117,8 @@ def run_eval(
 
     Raises:
         ValueError: a bad argument, a folder that is a file or holds answers of other settings, or
-            `evidence` for rows without spans, or a model without a stage that selects by attention.
+            `evidence` for rows without spans, or a model without a stage that selects by attention,
+            or `subtitles` for rows without them, or subtitles that break their format.
     """
     expect_folder("eval", "out", folder)
     expect_style(style)
@@ -125,6 +130,7 @@ def run_eval(
     if evidence:
         expect_spans(rows)
         expect_attention("eval", model)
+    lines_of = subtitles_of(rows) if subtitles else {}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {
@@ -134,12 +140,12 @@ def run_eval(
     }
     settings |= {"stages": [asdict(stage) for stage in model.backbone.stages]}
     settings |= {"policy": policy, "style": style, "max_new_tokens": max_new_tokens}
-    settings |= {"evidence": evidence}
+    settings |= {"evidence": evidence, "subtitles": subtitles}
     keep_settings(folder / "settings.json", settings, owner="eval")
     with SaidFile(folder / "answers.jsonl") as said:
         if retry:
             said.drop(lambda line: bool(line.error))
-        asker = _Asker(model, policy, style, max_new_tokens, evidence)
+        asker = _Asker(model, policy, style, max_new_tokens, evidence, lines_of)
         for group in _by_video(rows):
             new = [row for row in group if row.id not in said.keys]
             for line in asker.ask(new) if new and new[0].video.exists() else ():
@@ -171,6 +177,7 @@ class _Asker:
     style: str
     max_new_tokens: int
     evidence: bool
+    subtitles: Subtitles
 
     def ask(self, rows: Sequence[SetRow]) -> Iterator[Said]:
         """The answers about one video, or about the same part of it."""
@@ -199,7 +206,10 @@ class _Asker:
 
     def _answer(self, session: Session, row: SetRow) -> tuple[str, Evidence | None]:
         footage = session.footage
-        prompt, prefix = asked(row, self.style, footage.duration, len(footage.seconds))
+        own = self.subtitles.get(row.subtitles, ()) if row.subtitles else ()
+        shown = spoken(own, [row.subtitles_start + at for at in footage.seconds.tolist()])
+        seen = footage.duration, len(footage.seconds)
+        prompt, prefix = asked(row, self.style, *seen, subtitles=shown)
         said = session.ask(prompt, answer_prefix=prefix, max_new_tokens=self.max_new_tokens)
         return str(said.text), said.evidence
 
