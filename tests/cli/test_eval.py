@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.cli.common import one_line
-from tests.evaluation.sets.common import charades_sta, mlvu, world
+from tests.evaluation.sets.common import charades_sta, mlvu, video_mme, world
 from timeviper_fast.timeviper import TimeViper
 
 
@@ -47,6 +47,17 @@ def test_what_failed_is_said_and_nothing_answered_is_exit_code_1(run, home, tmp_
     code, out, err = run(*words, "--retry")
     assert (code, "2 of 2 answered, 0 failed" in " ".join(out.split())) == (0, True)
     assert "questions failed" not in err
+
+
+def test_subtitles(run, home, tmp_path):
+    video_mme(tmp_path / "set")
+    (tmp_path / "set/data").mkdir()
+    (tmp_path / "set/data/kite.mp4").write_bytes((home / "video.mp4").read_bytes())
+    words = ["eval", "video-mme", tmp_path / "set", "--model", home / "model", "--subtitles"]
+    words += ["--out", tmp_path / "out", "--max-new-tokens", 1, "--sample", "uniform:4", "-q"]
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    assert "2 of 2 have subtitles" in out
 
 
 def test_spans(run, home, tmp_path):

@@ -131,6 +131,8 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
         f"{found['answered']} of {found['questions']} answered, {found['failed']} failed, "
         f"{found['missing']} without a video; neither rule reads {found['unread']} answers",
     )
+    if "with_subtitles" in found:
+        say(out, f"{found['with_subtitles']} of {found['questions']} have subtitles")
     for rule, scores in found["rules"].items():
         lines = _of_options(scores) if "micro" in scores else _of_spans(scores)
         print_table(out, (f"rule: {rule}", "score"), [*lines, ("unread", str(scores["unread"]))])

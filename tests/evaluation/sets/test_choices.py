@@ -74,6 +74,14 @@ def test_mv_bench_takes_whole_videos_of_charades_if_they_are_there(tmp_path):
     assert other.video == tmp_path / "video/perception/videos/clip.mp4"
 
 
+def test_mv_bench_does_not_read_another_set(tmp_path):
+    common.mlvu(tmp_path)
+    with pytest.raises(
+        DataError, match=r"1_plotQA\.json: the file must be named after a task of MV"
+    ):
+        read_set("mvbench", tmp_path)
+
+
 def test_mlvu_leaves_open_questions_out(tmp_path):
     rows = read("mlvu", tmp_path)
     assert [(row.id, row.answer) for row in rows] == [("1_plotQA/1", "B"), ("1_plotQA/3", "A")]

@@ -165,7 +165,8 @@ def test_prompts_show_what_is_spoken_while_the_frames_are_shown(model, rows, tmp
     one, *others = rows
     rows = [replace(one, subtitles=subtitles, subtitles_start=100.0), *others]
     options = {"max_new_tokens": 1, "subtitles": True}
-    run_eval(model, rows, tmp_path / "out", **options)
+    found = run_eval(model, rows, tmp_path / "out", **options)
+    assert (found["with_subtitles"], found["questions"]) == (1, 4)
     plain = {asked(row, "paper", 8.0, 8).prompt for row in others}
     first = "This video's subtitles are listed below:\na boat\n" + asked(one, "paper", 8, 8).prompt
     assert set(prompts) == {first, *plain}

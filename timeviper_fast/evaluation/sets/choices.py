@@ -188,12 +188,14 @@ def long_video_bench(folder: Path) -> Iterator[SetRow]:
 def mv_bench(folder: Path) -> Iterator[SetRow]:
     """MVBench: json/<task>.json; videos below video/, or in a folder of the task's name."""
     for path in find(folder, "json/*.json"):
+        if path.stem not in _MVBENCH:
+            raise DataError(str(path), "the file must be named after a task of MVBench")
         for number, record in enumerate(records(path), 1):
             name, candidates = record.get("video"), record.get("candidates", TEXTS)
             start, end = record.maybe("start", FROM_0), record.maybe("end", FROM_0)
             if start is not None and end is not None and not start < end:
                 record.refuse("end", f"lie behind start ({start:g})")
-            folders = [_MVBENCH.get(path.stem, path.stem), path.stem]
+            folders = [_MVBENCH[path.stem], path.stem]
             if folders[0].startswith("star/"):
                 folders.insert(0, _WHOLE)
             yield SetRow(

@@ -112,8 +112,9 @@ def run_eval(
         progress: called with ("questions", done, all).
 
     Returns:
-        What `report` returns, "errors" ({error: number of lines}), and with `evidence` the key
-        "evidence": `evidence_score` of "all" rows and of each group.
+        What `report` returns, and "errors" ({error: number of lines}). With `evidence` it has
+        "evidence", which is `evidence_score` of "all" rows and of each group, and with `subtitles`
+        "with_subtitles", the number of rows whose video has some.
 
     Raises:
         ValueError: a bad argument, a folder that is a file or holds answers of other settings, or
@@ -157,6 +158,8 @@ def run_eval(
     failed = len(lines) - len(answers)
     found = report(rows, answers, failed, missing=len(rows) - len(lines))
     found["errors"] = dict(Counter(line.error for line in lines if line.error))
+    if subtitles:
+        found["with_subtitles"] = sum(row.subtitles in lines_of for row in rows)
     if evidence:
         found["evidence"] = _looked(rows, lines)
     write_json(folder / "scores.json", found)
