@@ -53,6 +53,7 @@ def test_subtitles(run, home, tmp_path):
     video_mme(tmp_path / "set")
     (tmp_path / "set/data").mkdir()
     (tmp_path / "set/data/kite.mp4").write_bytes((home / "video.mp4").read_bytes())
+    (tmp_path / "set/subtitle/kite.srt").write_text("1\n00:00:00,000 --> 00:00:02,500\nwind\n")
     words = ["eval", "video-mme", tmp_path / "set", "--model", home / "model", "--subtitles"]
     words += ["--out", tmp_path / "out", "--max-new-tokens", 1, "--sample", "uniform:4", "-q"]
     code, out, err = run(*words)
