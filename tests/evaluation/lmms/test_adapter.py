@@ -186,11 +186,11 @@ def test_the_likeliest_choice_has_the_smallest_value(made, model, paths):
         Instance("loglikelihood", (arguments[0], choice, *arguments[1:]))
         for choice in (said, "\x07")
     ]
-    (likely, yes), (unlikely, no) = adapter.loglikelihood(choices)
+    (likely, yes), (unlikely, no) = texts(adapter.loglikelihood(choices))
     assert 0 < likely < unlikely
     assert (yes, no) == (True, False)
     target = Instance("loglikelihood", (arguments[0], lambda doc: said, *arguments[1:]))
-    assert adapter.loglikelihood([target]) == [(-likely, True)]
+    assert texts(adapter.loglikelihood([target])) == [(-likely, True)]
     gone = replace(target, arguments=(*target.args[:2], lambda doc: ["gone.mp4"], *target.args[3:]))
     with pytest.raises(RuntimeError, match=r"1 likelihoods are missing: gone.mp4: no such file"):
         adapter.loglikelihood([target, gone])
@@ -229,13 +229,13 @@ def test_wrong_arguments_are_named_before_a_model_is_loaded(adapter_class, optio
         adapter_class(pretrained="no-model", **{"device": "cpu", **options})
 
 
-def test_several_processes_are_warned_of(made, adapter_class, monkeypatch, tmp_path):
-    monkeypatch.setenv("RANK", "1")
+def test_several_processes_are_told_once(made, adapter_class, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.warns(UserWarning, match="2 processes share the documents one by one") as told:
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
         adapter = made(resume=str(tmp_path))
-    assert len(told) == 1
-    assert (adapter.rank, adapter.world_size) == (1, 2)
-    assert (tmp_path / "answers-1-of-2.jsonl").exists()
+        assert (adapter.rank, adapter.world_size) == (int(rank), 2)
+        assert (tmp_path / f"answers-{rank}-of-2.jsonl").exists()
+    assert capsys.readouterr().err.count("2 processes share the documents one by one") == 1
     with pytest.raises(ValueError, match="devices must be left out where several processes run"):
         adapter_class(devices="cpu,cpu")

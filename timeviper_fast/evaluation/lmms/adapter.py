@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -93,8 +92,9 @@ class TimeViperLmms(lmms):
             expect_folder(OWNER, "resume", folder)
         names = (str(_words(pretrained)), _words(dtype), _words(stages))
         load = Load(*names, policy, _count(batch_size))
-        if self._world_size > 1:
-            warnings.warn(_SHARED.format(self._world_size), stacklevel=2)
+        # lmms-eval hides Python's warnings
+        if self._world_size > 1 and self._rank == 0:
+            _say(_SHARED.format(self._world_size))
         self._answerer = answerer(load, places)
         self._device = torch.device(places[0] or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._file = None if folder is None else self._opened(Path(folder))
@@ -136,8 +136,10 @@ class TimeViperLmms(lmms):
             left = [one for one, answer in zip(left, said) if one.goes_on(answer.text)]
         return [one.said for one in rounds]
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """(value, whether greedy decoding says it) of each continuation.
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+        """(value, whether greedy decoding says it) of each continuation, as a result's text.
+
+        lmms-eval 0.7.3 turns a bare pair into a string, and hands a result's text on as it is.
 
         lmms-eval takes the choice with the smallest value as the model's answer. So a continuation
         that is text, as of multiple choice, gets its loss, which is minus its log-likelihood. One
@@ -159,7 +161,8 @@ class TimeViperLmms(lmms):
         found = self._told(queries)
         if missing := [said.error for said in found if said.loss is None]:
             raise RuntimeError(f"{OWNER}: {len(missing)} likelihoods are missing: {missing[0]}")
-        return [(sign * (said.loss or 0.0), said.greedy) for sign, said in zip(signs, found)]
+        pairs = [(sign * (said.loss or 0.0), said.greedy) for sign, said in zip(signs, found)]
+        return [GenerationResult(pair) for pair in pairs]
 
     def clean(self) -> None:
         """End the processes and close the file; lmms-eval calls it behind the last request."""
