@@ -22,13 +22,14 @@ FOLDERS = {
     "dataset": "atomic config errors layout model text video",
     "evaluation": "atomic config dataset embedded errors inference layout model synthetic text "
     "timeviper video",
+    "corpus": "atomic errors evaluation inference model stages timeviper video",
     "synthetic": "atomic config dataset errors model presets text timeviper training",
     "model": "config errors layout stops",
     "inference": "atomic checkpoint config errors layout model stages stops text video",
     "analysis": "atomic config errors inference layout model stages stops timeviper video",
     "timeviper": "checkpoint config embedded errors inference model stages stops text video",
     "demo": "dataset errors evaluation model presets synthetic text timeviper video",
-    "cli": "analysis atomic checkpoint config demo embedded errors evaluation inference presets stages stops "
+    "cli": "analysis atomic checkpoint config corpus demo embedded errors evaluation inference presets stages stops "
     "synthetic timeviper training video",
     "__main__": "cli",
     "__init__": "config inference presets timeviper",
@@ -162,6 +163,17 @@ MODULES = {
         "plots": "",
         "figures": "ask curves groups heads plots view",
     },
+    "corpus": {
+        "__init__": "",
+        "rows": "",
+        "attempts": "",
+        "records": "attempts rows",
+        "answer": "rows",
+        "run": "answer attempts records rows",
+        "library": "attempts",
+        "collect": "records",
+        "cluster": "rows run",
+    },
     "cli": {
         "__init__": "",
         "app": "",
@@ -177,6 +189,7 @@ MODULES = {
         "convert": "app interrupt terminal",
         "demo": "app interrupt terminal",
         "inspect": "app interrupt terminal",
+        "corpus": "app interrupt terminal",
         "plan": "app inspect interrupt terminal",
         "needle": "app evidence_table interrupt terminal",
         "held_out": "app interrupt needle terminal",
@@ -184,8 +197,8 @@ MODULES = {
         "train": "app interrupt terminal",
         "train_tiny": "app interrupt terminal",
         "watch": "app interrupt mistakes terminal",
-        "main": "analyse app ask convert demo eval held_out index inspect mistakes needle plan session train "
-        "train_tiny watch",
+        "main": "analyse app ask convert corpus demo eval held_out index inspect mistakes needle plan "
+        "session train train_tiny watch",
     },
     "training": {
         "__init__": "",

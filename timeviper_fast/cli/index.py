@@ -6,7 +6,7 @@ import os
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,13 +16,7 @@ from timeviper_fast.cli.mistakes import one_line
 from timeviper_fast.embedded.models import TINY
 from timeviper_fast.errors import ArgumentError, expect_folder
 from timeviper_fast.inference.request import Opening
-from timeviper_fast.inference.tensor_file import read_header
 from timeviper_fast.stages import STAGES_FORMS
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from timeviper_fast.timeviper import TimeViper
 
 __all__ = ["index"]
 
@@ -80,6 +74,7 @@ def index(
     """
     with importing():
         from timeviper_fast.cli.terminal import err, progress_bars, say
+        from timeviper_fast.corpus.library import Library
         from timeviper_fast.timeviper import TimeViper
         from tvkernels import use_backend
     opening = Opening(
@@ -100,10 +95,12 @@ def index(
         loaded = TimeViper.from_pretrained(
             model, device=device, dtype=dtype, progress=partial(progress, "weights")
         )
-        writer = _Writer(loaded, opening, level, overwrite, progress)
+        folder = Path(into).expanduser()
+        library = Library(loaded, folder, opening, level, overwrite=overwrite, progress=progress)
+        library.expect_room(targets.items())
         for video, target in targets.items():
             try:
-                done = writer.write(video, target)
+                done = library.write(video, target)
             except Exception as error:
                 line = one_line(error, _NAMES)
                 if line is None:
@@ -113,6 +110,7 @@ def index(
             else:
                 if not quiet:
                     say(err, f"{target}: {done}")
+        library.close()
     if failed:
         raise typer.Exit(2)
 
@@ -148,55 +146,3 @@ def _targets(videos: list[str], folder: Path, level: str) -> dict[str, Path]:
             raise ArgumentError("", "VIDEO", rule, f"{other} and {video}")
         targets[video] = target
     return targets
-
-
-class _Writer:
-    """Writes the files of one model and one set of options."""
-
-    def __init__(
-        self, model: TimeViper, opening: Opening, level: str, overwrite: bool, progress: Any
-    ) -> None:
-        self.model, self.opening, self.level = model, opening, level
-        self.overwrite, self.progress = overwrite, progress
-
-    def write(self, video: str, target: Path) -> str:
-        """Read a video into its file, unless it is there; say what was done.
-
-        Raises:
-            ValueError: there is a file that does not fit and must not be replaced.
-        """
-        # without a tokenizer opening the video says so
-        if os.path.lexists(target) and self.model.tokenizer is not None:
-            differs = self._misfit(video, target, self.model.tokenizer)
-            if differs is None:
-                return "it is there already"
-            if not self.overwrite:
-                rule = "fit this model, video and options"
-                raise ArgumentError("", str(target), rule, differs, "overwrite=True replaces it")
-        if self.level == "features":
-            from timeviper_fast.inference.feature_file import save_features
-
-            options = {"overwrite": self.overwrite, "progress": self.progress}
-            save_features(self.model, video, self.opening, target, **options)
-        else:
-            session = self.model.open(video, progress=self.progress, **vars(self.opening))
-            session.save(target, overwrite=self.overwrite)
-        header = read_header(target)
-        frames = 0 if header is None else header.entries["seconds"].shape[0]
-        return f"{frames:,} frames, {target.stat().st_size / 1e6:,.1f} MB"
-
-    def _misfit(self, video: str, target: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        from timeviper_fast.inference.feature_file import feature_misfit
-        from timeviper_fast.inference.footage import bytes_of, changed_after
-        from timeviper_fast.inference.session_file import misfit
-
-        header = read_header(target) if target.is_file() else None
-        size = bytes_of(video)
-        if self.level == "features":
-            differs = feature_misfit(header, self.model, self.opening, size)
-        else:
-            differs = misfit(header, self.model, tokenizer, self.opening, size)
-        if differs is None and changed_after(video, target):
-            # another video may have as many bytes
-            return "one that is older than the video"
-        return differs

@@ -12,11 +12,13 @@ import sys
 from collections.abc import Callable, Sequence
 
 import typer
+from typer.core import TyperGroup
 
 from timeviper_fast.cli.analyse import analyse
 from timeviper_fast.cli.app import options
 from timeviper_fast.cli.ask import ask
 from timeviper_fast.cli.convert import convert
+from timeviper_fast.cli.corpus import app as corpus
 from timeviper_fast.cli.demo import demo
 from timeviper_fast.cli.eval import eval
 from timeviper_fast.cli.held_out import held_out
@@ -47,6 +49,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
 for command in _COMMANDS:
     app.command()(command)
 app.add_typer(session, name="session")
+app.add_typer(corpus, name="corpus")
 
 
 def main() -> None:
@@ -102,6 +105,13 @@ _RENAMED = {
         "eval.set": "SET",
         "eval.folder": "DIR",
     },
+    "corpus": {
+        "checkpoint.path": "--model",
+        "from_pretrained.path": "--model",
+        "corpus.questions": "QUESTIONS",
+        "corpus.folder": "DIR",
+        "corpus.workers": "--ray",
+    },
     "held-out": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
     "watch": {
         "checkpoint.path": "--model",
@@ -134,5 +144,9 @@ def _names(arguments: Sequence[str]) -> dict[str, str]:
     command = next((word for word in arguments if word in commands), None)
     if command is None:
         return {}
-    options = (p for p in commands[command].params if p.param_type_name == "option")
+    found = commands[command]
+    if isinstance(found, TyperGroup):
+        # `corpus run`: the options are those of the command in the group
+        found = next((found.commands[word] for word in arguments if word in found.commands), found)
+    options = (p for p in found.params if p.param_type_name == "option")
     return {p.name: p.opts[0] for p in options if p.name} | _RENAMED.get(command, {})
