@@ -19,7 +19,12 @@ from tests.evaluation.sets.common import mlvu
 from tests.random_model import square_video, tiny_model
 from timeviper_fast import Answer, TimeViper
 from timeviper_fast.cli.main import app, main
+from timeviper_fast.corpus.answer import Options
+from timeviper_fast.corpus.records import Records
+from timeviper_fast.corpus.rows import read_rows
+from timeviper_fast.corpus.run import Worker, run_corpus
 from timeviper_fast.inference.ended import StageCount
+from timeviper_fast.inference.request import Opening
 from timeviper_fast.presets import VISION_PRESETS
 from timeviper_fast.stops import Stop
 from timeviper_fast.training.config import read_config
@@ -64,6 +69,12 @@ def home(tmp_path_factory):
     shutil.copy(home / "VIDEO.mp4", home / "2.mp4")
     (home / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (home / "run.toml").write_text(RUN)
+    asked = {"video": "VIDEO.mp4", "questions": ["What moves?"]}
+    (home / "QUESTIONS.jsonl").write_text(json.dumps(asked) + "\n")
+    # the records of the page's own run, which its other commands read
+    options = Options(Opening(policy="uniform:64"))
+    worker = Worker(TimeViper.from_pretrained(home / "MODEL"), Records(home / "RECORDS"), options)
+    run_corpus(worker, read_rows(home / "QUESTIONS.jsonl"))
     flash = home / "OpenGVLab/VideoChat-Flash-Qwen2_5-2B_res448"
     hub_directory(flash, hub_weights(20), num_hidden_layers=20)
     with pytest.MonkeyPatch.context() as patch:
@@ -135,18 +146,24 @@ def test_every_line_of_a_shell_that_names_the_program_is_a_command():
 def test_options_exist():
     commands = typer.main.get_group(app).commands
     assert {word for command in COMMANDS for word in commands if f" {word} " in f"{command} "} == {
-        "analyse", "ask", "convert", "demo", "doctor", "eval", "held-out", "index", "info", "needle", "plan", "session",
-        "train", "train-tiny", "watch",
+        "analyse", "ask", "convert", "corpus", "demo", "doctor", "eval", "held-out", "index", "info",
+        "needle", "plan", "session", "train", "train-tiny", "watch",
     }  # fmt: skip
     # those of the program itself too, such as --debug and --install-completion
     everything = [typer.main.get_command(app), *commands.values()]
+    everything += [
+        c for group in commands.values() for c in getattr(group, "commands", {}).values()
+    ]
     known = {
         o for command in everything for p in command.params for o in (*p.opts, *p.secondary_opts)
     }
     mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))
     # of lmms-eval, up to the first underscore
     others = {"--limit", "--log", "--offset", "--use"}
-    assert mentioned - known <= {"--index-url", "--nproc-per-node", "--shm-size"} | others
+    assert (
+        mentioned - known
+        <= {"--index-url", "--no-python", "--nproc-per-node", "--shm-size"} | others
+    )
 
 
 def test_the_torch_to_install_is_the_tested_one():
