@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from timeviper_fast.cli.app import MODEL_HELP, VIDEO_HELP, BackendName, Device, Dtype, Json, named
+from timeviper_fast.cli.app import (
+    MODEL_HELP,
+    VIDEO_HELP,
+    BackendName,
+    Device,
+    Dtype,
+    FrameBatch,
+    Json,
+    Quiet,
+    Salvage,
+    Sample,
+    StagesText,
+    named,
+)
 from timeviper_fast.cli.ask import source_of
 from timeviper_fast.cli.inspect import config_of
 from timeviper_fast.cli.interrupt import importing
@@ -20,7 +33,6 @@ from timeviper_fast.cli.session import format_of, refuse_opening
 from timeviper_fast.embedded.models import TINY, embedded_directory
 from timeviper_fast.errors import ArgumentError, expect_folder, expect_matplotlib
 from timeviper_fast.inference.request import Question, Request
-from timeviper_fast.stages import STAGES_FORMS
 
 if TYPE_CHECKING:
     from timeviper_fast.analysis.ask import Seen
@@ -70,15 +82,10 @@ def analyse(
             help="Whether Mamba-2's weights hold dt; TimeViper's released code leaves it out.",
         ),
     ] = True,
-    policy: Annotated[
-        str | None, typer.Option("--sample", help="As in ask; default: the model's.")
-    ] = None,
+    policy: Sample = None,
     start: Annotated[str | None, typer.Option(help="Look at the video from here on.")] = None,
     end: Annotated[str | None, typer.Option(help="Look at the video up to here.")] = None,
-    stages: Annotated[
-        str | None,
-        typer.Option(help=f"Drop vision tokens: {STAGES_FORMS}; default: the model's stages."),
-    ] = None,
+    stages: StagesText = None,
     answer: Annotated[
         str | None,
         typer.Option(help="The answer to look at, which may be empty; default: the model's own."),
@@ -88,12 +95,8 @@ def analyse(
         bool | None,
         typer.Option(help="Tell it the video's length and frame count; default: the model's."),
     ] = Request.mention_duration,
-    salvage: Annotated[
-        bool, typer.Option(help="Use what can be decoded of damaged video.")
-    ] = False,
-    frame_batch: Annotated[
-        int | None, typer.Option(help="Frames encoded at a time.")
-    ] = Request.frame_batch,
+    salvage: Salvage = False,
+    frame_batch: FrameBatch = Request.frame_batch,
     figures: Annotated[
         bool, typer.Option(help="Draw pictures beside the JSON files (extra plot).")
     ] = True,
@@ -106,9 +109,7 @@ def analyse(
         ),
     ] = None,
     as_json: Json = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress bars and no notes.")
-    ] = False,
+    quiet: Quiet = False,
     device: Device = None,
     dtype: Dtype = None,
     backend: BackendName = None,

@@ -7,15 +7,23 @@ from typing import Annotated, Literal
 
 import typer
 
+from timeviper_fast.stages import STAGES_FORMS
+
 __all__ = [
     "MODEL_HELP",
     "REMEDY",
     "VIDEO_HELP",
     "BackendName",
+    "Chunk",
     "Device",
     "Dtype",
     "DtypeName",
+    "FrameBatch",
     "Json",
+    "Quiet",
+    "Salvage",
+    "Sample",
+    "StagesText",
     "named",
     "options",
     "version",
@@ -41,6 +49,17 @@ Dtype = Annotated[
     DtypeName | None, typer.Option(help="Of the weights; default: bfloat16 on CUDA, else float32.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no notes.")]
+Sample = Annotated[str | None, typer.Option("--sample", help="As in ask; default: the model's.")]
+StagesText = Annotated[
+    str | None,
+    typer.Option(help=f"Drop vision tokens: {STAGES_FORMS}; default: the model's stages."),
+]
+Salvage = Annotated[
+    bool, typer.Option("--salvage", help="Use what can be decoded of damaged video.")
+]
+FrameBatch = Annotated[int | None, typer.Option(help="Frames encoded at a time.")]
+Chunk = Annotated[int | None, typer.Option(help="Prompt tokens per pass through the LLM.")]
 BackendName = Annotated[
     Literal["reference", "triton"] | None,
     typer.Option(help="Force plain PyTorch or the kernels; default by device."),

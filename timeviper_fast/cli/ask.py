@@ -9,13 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from timeviper_fast.cli.app import MODEL_HELP, VIDEO_HELP, BackendName, Device, Dtype, Json, named
+from timeviper_fast.cli.app import (
+    MODEL_HELP,
+    VIDEO_HELP,
+    BackendName,
+    Chunk,
+    Device,
+    Dtype,
+    FrameBatch,
+    Json,
+    Quiet,
+    Salvage,
+    StagesText,
+    named,
+)
 from timeviper_fast.cli.interrupt import importing
 from timeviper_fast.cli.session import format_of, refuse_opening
 from timeviper_fast.embedded.models import TINY, embedded_directory
 from timeviper_fast.errors import ArgumentError, expect_matplotlib
 from timeviper_fast.inference.request import Request, Sampling
-from timeviper_fast.stages import STAGES_FORMS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,19 +82,10 @@ def ask(
         bool | None,
         typer.Option(help="Tell it the video's length and frame count; default: the model's."),
     ] = Request.mention_duration,
-    stages: Annotated[
-        str | None,
-        typer.Option(help=f"Drop vision tokens: {STAGES_FORMS}; default: the model's stages."),
-    ] = None,
-    salvage: Annotated[
-        bool, typer.Option(help="Use what can be decoded of damaged video.")
-    ] = False,
-    frame_batch: Annotated[
-        int | None, typer.Option(help="Frames encoded at a time.")
-    ] = Request.frame_batch,
-    chunk: Annotated[
-        int | None, typer.Option(help="Prompt tokens per pass through the LLM.")
-    ] = Request.chunk,
+    stages: StagesText = None,
+    salvage: Salvage = False,
+    frame_batch: FrameBatch = Request.frame_batch,
+    chunk: Chunk = Request.chunk,
     stream: Annotated[
         bool, typer.Option(help="Print the answer as it is written; no progress bars.")
     ] = False,
@@ -100,9 +103,7 @@ def ask(
             help="PNG file for where the model looked when it chose what to keep.", callback=named
         ),
     ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress bars and no notes.")
-    ] = False,
+    quiet: Quiet = False,
     device: Device = None,
     dtype: Dtype = None,
     backend: BackendName = None,

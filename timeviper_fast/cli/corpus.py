@@ -11,12 +11,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from timeviper_fast.cli.app import MODEL_HELP, BackendName, Device, Dtype, DtypeName, Json, named
+from timeviper_fast.cli.app import (
+    MODEL_HELP,
+    BackendName,
+    Chunk,
+    Device,
+    Dtype,
+    DtypeName,
+    FrameBatch,
+    Json,
+    Quiet,
+    Salvage,
+    Sample,
+    StagesText,
+    named,
+)
 from timeviper_fast.cli.interrupt import importing
 from timeviper_fast.embedded.models import TINY
 from timeviper_fast.errors import ArgumentError, expect_folder
 from timeviper_fast.inference.request import Opening, Question
-from timeviper_fast.stages import STAGES_FORMS
 
 if TYPE_CHECKING:
     from timeviper_fast.corpus.answer import Options
@@ -39,25 +52,14 @@ def run(
         str, typer.Option(help="Folder of the records; a stopped run continues.", callback=named)
     ],
     model: Annotated[str, typer.Option(help=MODEL_HELP, callback=named)] = TINY,
-    policy: Annotated[
-        str | None, typer.Option("--sample", help="As in ask; default: the model's.")
-    ] = None,
-    stages: Annotated[
-        str | None,
-        typer.Option(help=f"Drop vision tokens: {STAGES_FORMS}; default: the model's stages."),
-    ] = None,
+    policy: Sample = None,
+    stages: StagesText = None,
     max_new_tokens: Annotated[
         int, typer.Option(help="Most tokens of an answer.")
     ] = Question.max_new_tokens,
-    salvage: Annotated[
-        bool, typer.Option("--salvage", help="Use what can be decoded of damaged video.")
-    ] = False,
-    frame_batch: Annotated[
-        int | None, typer.Option(help="Frames encoded at a time.")
-    ] = Opening.frame_batch,
-    chunk: Annotated[
-        int | None, typer.Option(help="Tokens per pass through the LLM.")
-    ] = Opening.chunk,
+    salvage: Salvage = False,
+    frame_batch: FrameBatch = Opening.frame_batch,
+    chunk: Chunk = Opening.chunk,
     shard: Annotated[
         str | None,
         typer.Option(metavar="I/N", help="Only part I of N, from 0 on: $RANK/$WORLD_SIZE."),
@@ -71,9 +73,7 @@ def run(
     ray_address: Annotated[
         str | None, typer.Option(help="A running cluster ('auto'); default: one is started here.")
     ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress bars and no notes.")
-    ] = False,
+    quiet: Quiet = False,
     device: Device = None,
     dtype: Dtype = None,
     backend: BackendName = None,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from timeviper_fast.cli.app import MODEL_HELP, BackendName, Device, Dtype, Json, named
+from timeviper_fast.cli.app import MODEL_HELP, BackendName, Device, Dtype, Json, Quiet, named
 from timeviper_fast.cli.interrupt import importing
 from timeviper_fast.embedded.models import TINY
 from timeviper_fast.errors import ArgumentError, expect_folder
@@ -56,9 +56,7 @@ def eval(
         bool, typer.Option("--retry", help="Ask again what ended with an error.")
     ] = False,
     as_json: Json = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress bars, no notes.")
-    ] = False,
+    quiet: Quiet = False,
     device: Device = None,
     dtype: Dtype = None,
     backend: BackendName = None,

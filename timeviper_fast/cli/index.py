@@ -10,13 +10,24 @@ from typing import Annotated, Literal
 
 import typer
 
-from timeviper_fast.cli.app import MODEL_HELP, BackendName, Device, Dtype, named
+from timeviper_fast.cli.app import (
+    MODEL_HELP,
+    BackendName,
+    Chunk,
+    Device,
+    Dtype,
+    FrameBatch,
+    Quiet,
+    Salvage,
+    Sample,
+    StagesText,
+    named,
+)
 from timeviper_fast.cli.interrupt import importing
 from timeviper_fast.cli.mistakes import one_line
 from timeviper_fast.embedded.models import TINY
 from timeviper_fast.errors import ArgumentError, expect_folder
 from timeviper_fast.inference.request import Opening
-from timeviper_fast.stages import STAGES_FORMS
 
 __all__ = ["index"]
 
@@ -34,9 +45,7 @@ def index(
         Literal["session", "features"],
         typer.Option(help="features: small, and for any LLM behind the same vision encoder."),
     ] = "session",
-    policy: Annotated[
-        str | None, typer.Option("--sample", help="As in ask; default: the model's.")
-    ] = None,
+    policy: Sample = None,
     start: Annotated[
         str | None, typer.Option(help="Look at the videos from here on: 90, 1:30 or 1:02:03.5.")
     ] = None,
@@ -44,25 +53,14 @@ def index(
     lead: Annotated[
         str, typer.Option(help="Words in front of the video in every question.")
     ] = Opening.lead,
-    stages: Annotated[
-        str | None,
-        typer.Option(help=f"Drop vision tokens: {STAGES_FORMS}; default: the model's stages."),
-    ] = None,
-    salvage: Annotated[
-        bool, typer.Option("--salvage", help="Use what can be decoded of damaged video.")
-    ] = False,
-    frame_batch: Annotated[
-        int | None, typer.Option(help="Frames encoded at a time.")
-    ] = Opening.frame_batch,
-    chunk: Annotated[
-        int | None, typer.Option(help="Tokens per pass through the LLM.")
-    ] = Opening.chunk,
+    stages: StagesText = None,
+    salvage: Salvage = False,
+    frame_batch: FrameBatch = Opening.frame_batch,
+    chunk: Chunk = Opening.chunk,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that do not fit, and damaged ones.")
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress bars and no notes.")
-    ] = False,
+    quiet: Quiet = False,
     device: Device = None,
     dtype: Dtype = None,
     backend: BackendName = None,

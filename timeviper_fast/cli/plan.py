@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from timeviper_fast.cli.app import VIDEO_HELP, DtypeName, Json, named
+from timeviper_fast.cli.app import VIDEO_HELP, DtypeName, Json, Sample, StagesText, named
 from timeviper_fast.cli.inspect import config_of, model_names
 from timeviper_fast.cli.interrupt import importing
 from timeviper_fast.embedded.models import TINY
 from timeviper_fast.errors import ArgumentError
 from timeviper_fast.inference.gpus import GPUS
-from timeviper_fast.stages import STAGES_FORMS, parse_stages
+from timeviper_fast.stages import parse_stages
 
 if TYPE_CHECKING:
     from timeviper_fast.config import TimeViperConfig
@@ -37,9 +37,7 @@ def plan(
             autocompletion=model_names,
         ),
     ] = TINY,
-    policy: Annotated[
-        str | None, typer.Option("--sample", help="As in ask; default: the model's.")
-    ] = None,
+    policy: Sample = None,
     gpu: Annotated[
         str | None,
         typer.Option(
@@ -49,10 +47,7 @@ def plan(
     ] = None,
     questions: Annotated[int, typer.Option(help="Questions that are answered together.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
-    stages: Annotated[
-        str | None,
-        typer.Option(help=f"Drop vision tokens: {STAGES_FORMS}; default: the model's stages."),
-    ] = None,
+    stages: StagesText = None,
     chunk: Annotated[
         int | None, typer.Option(help="Prompt tokens per pass; default: the most that fits.")
     ] = None,

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from timeviper_fast.cli.app import MODEL_HELP, BackendName, Device, Dtype, named
+from timeviper_fast.cli.app import MODEL_HELP, BackendName, Device, Dtype, StagesText, named
 from timeviper_fast.cli.interrupt import importing
 from timeviper_fast.cli.mistakes import one_line
 from timeviper_fast.embedded.models import TINY
 from timeviper_fast.errors import ArgumentError
 from timeviper_fast.inference.request import Question, Sampling
-from timeviper_fast.stages import STAGES_FORMS
 
 if TYPE_CHECKING:
     from timeviper_fast.inference.watch import Reply
@@ -74,10 +73,7 @@ def watch(
     ] = Question.max_new_tokens,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = Sampling.temperature,
     seed: Annotated[int | None, typer.Option(help="Makes a draw repeatable.")] = Sampling.seed,
-    stages: Annotated[
-        str | None,
-        typer.Option(help=f"Drop vision tokens: {STAGES_FORMS}; default: the model's stages."),
-    ] = None,
+    stages: StagesText = None,
     frame_batch: Annotated[int, typer.Option(help="Frames encoded at a time.")] = 16,
     chunk: Annotated[int, typer.Option(help="Tokens per pass through the LLM.")] = 1024,
     as_json: Annotated[
