@@ -38,6 +38,7 @@ __all__ = [
     "BackboneConfig",
     "CompressionStage",
     "ProjectorConfig",
+    "Selection",
     "TimeViperConfig",
     "VisionConfig",
     "check_stages",
