@@ -47,7 +47,7 @@ class BlockedAttention(Attention):
         if not here.any_blocked or not bool(mark.column.any()):
             return out
         if state is not None:
-            k, v = state.everything
+            k, v = _written(state, last)
         at = _blocked_rows(here, q.device)
         places = last[:, None] - q.shape[1] + at
         seen = attend_without(q.index_select(1, at), k, v, places, mark.column_on(q.device))
@@ -59,6 +59,16 @@ def _more(mark: Mark, here: Piece, state: AttentionState) -> None:
     mark.columns.append(here.vision[None])
     if mark.column.shape[1] != state.start + state.longest:
         not_built("blocked", "video", "keep all that it has read", "one that forgets (bounded)")
+
+
+def _written(state: AttentionState, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of all columns, 0 behind each row's `last`: a weight of 0 on memory that was
+    never written would be NaN where a NaN lies there."""
+    k, v = state.everything
+    if state.even and not state.fixed:
+        return k, v
+    behind = torch.arange(k.shape[1], device=k.device) >= last[:, None]
+    return tuple(x.masked_fill(behind[:, :, None, None], 0) for x in (k, v))  # type: ignore[return-value]
 
 
 def _blocked_rows(here: Piece, device: torch.device) -> Tensor:
