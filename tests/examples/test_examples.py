@@ -20,12 +20,14 @@ PRINTS = {
     "several_questions.py": "64 frames, read once",
     "ops_alone.py": "prefill and steps differ from one pass by at most",
     "patch_a_model.py": "tvkernels.mamba_chunk_scan_combined",
+    "questions_per_video.py": "| embedded | 2 |",
     "packed_loss.py": "step 3: loss",
     "ten_thousand_frames.py": "10 right\nten at once",
 }
 # less than a user would want; no thread more than the other tests have
 FEW = {
     "blocking_curves.py": ("--videos", 1, "--layers", 5),
+    "questions_per_video.py": ("--frames", 32, "--videos", 1, "--questions", 2),
     "ten_thousand_frames.py": ("--frames", 64, "--threads", 1),
 }
 
