@@ -36,7 +36,7 @@ from timeviper_fast.inference.request import Opening, Question
 
 ROWS = (("instruction",), ("response",), ("instruction", "response"))
 NAMES = dict(zip(ROWS, ("V2I", "V2R", "both")))
-GRADES = (None, "edge", "absent")
+GRADES = (None, "edge", "edge+conv", "absent")
 # shares of the vision tokens; the curve's `whole` drops none
 DROPS = (0.5, 0.9)
 NEW = 16
@@ -46,7 +46,7 @@ SEEN, NEAR = 20, 16
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--videos", type=int, default=4, help="100 take a quarter of an hour")
+    parser.add_argument("--videos", type=int, default=4, help="100 take some twenty minutes")
     parser.add_argument("--seconds", type=int, default=64, help="of each video")
     parser.add_argument("--seed", type=int, default=1000, help="of the first video")
     parser.add_argument("--threads", type=int, default=1)

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from timeviper_fast.atomic import naming, whole_file
+from timeviper_fast.atomic import lock, naming, whole_file
 
 
 def test_a_file_appears_with_its_content_and_directories(tmp_path):
@@ -66,3 +66,12 @@ def test_a_killed_process_leaves_the_old_file(tmp_path):
     assert target.read_text() == "old"
     (left,) = (name for name in os.listdir(tmp_path) if name != "file.txt")
     assert left.startswith(".")
+
+
+def test_a_file_is_locked_until_it_is_closed(tmp_path):
+    path = tmp_path / "file"
+    with path.open("ab") as one, path.open("ab") as other:
+        assert lock(one)
+        assert not lock(other)
+        one.close()
+        assert lock(other)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and by one process at a time."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 from uuid import uuid4
 
-__all__ = ["naming", "whole_file"]
+__all__ = ["lock", "naming", "whole_file"]
 
 
 @contextmanager
@@ -42,3 +43,18 @@ def whole_file(target: Path) -> Iterator[Path]:
             os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def lock(file: IO[bytes]) -> bool:
+    """Lock an open file until it is closed; False if it is locked already.
+
+    The file system must have locks, as local disks and NFS 4 do.
+    """
+    # imported here: Windows has no such module, and commands that lock nothing run there
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

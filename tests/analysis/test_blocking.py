@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.analysis.blocks import AFTER, BEFORE, BOTH, LENGTH, PATTERN, SEGMENT, VISION, model, rows
-from tests.inference.one_go import read
+from tests.inference.one_go import QWEN2, backbone, read
 from timeviper_fast.analysis.blocked_layers import GRADES
 from timeviper_fast.analysis.blocking import Blocking, blocked_backbone
 from timeviper_fast.config import CompressionStage
@@ -40,6 +40,21 @@ def test_a_session_is_one_pass_of_everything(rows_, grade):
         want = view.logits(view(text, (segment,))[0][:, LENGTH - 1 :])
     for chunk, together in ((7, True), (1, False), (None, False)):
         torch.testing.assert_close(logits_of(view, chunk, together), want)
+
+
+@pytest.mark.parametrize("rows_", [("instruction",), ("response",), BOTH])
+def test_a_model_with_rotary_positions_is_blocked_alike(rows_):
+    """Qwen2: the blocked rows' keys have turned as the others have."""
+    plain = backbone("*-*-*-", (), torch.float64, family=QWEN2)
+    view = blocked_backbone(plain, Blocking(rows_, 2))
+    text = torch.cat([FRONT, VIDEO, TEXT, view.embeddings(ANSWER)], 1)
+    segment = SEGMENT.__class__(LENGTH + NEW, SEGMENT.span, query_from_end=NEW)
+    with torch.no_grad():
+        want = view.logits(view(text, (segment,))[0][:, LENGTH - 1 :])
+        plainly = plain.logits(plain(text, (segment,))[0][:, LENGTH - 1 :])
+    for chunk, together in ((7, True), (1, False)):
+        torch.testing.assert_close(logits_of(view, chunk, together), want)
+    assert (want - plainly).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("grade", [None, *GRADES])

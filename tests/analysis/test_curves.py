@@ -113,6 +113,13 @@ def test_a_session_that_another_model_opened_is_refused(model, video, tmp_path):
     view = blocked(model, Blocking())
     with pytest.raises(ArgumentError, match="session must be read by the blocked model alone"):
         view.load_session(tmp_path / "plain.session").ask(ASKED, max_new_tokens=1)
+    # its second states would be lost
+    stream = view.stream(chunk=16, frame_batch=2)
+    stream.push(video)
+    for read in (view.open(video), stream):
+        with pytest.raises(ArgumentError, match="model must be one in which nothing is blocked"):
+            read.save(tmp_path / "view")
+    assert [path.name for path in tmp_path.iterdir()] == ["plain.session"]
 
 
 def test_what_cannot_be_scored_is_named(model, video):

@@ -32,6 +32,8 @@ def test_heads_of_each_kind() -> None:
     first[:, 0] = 1
     found = profile_of(torch.stack([uniform, own, first, torch.zeros(n, n)]))
     assert found.kinds == ("global", "local", "sparse", "unmeasured")
+    # neither near nor far: equal weights over the last 12 tokens, of which 4 are near
+    assert profile_of(torch.ones(1, 97, 97).tril().triu(-11)).kinds == ("mixed",)
     assert found.rows.tolist() == [29, 29, 29, 0]
     near = sum(4 / (i + 1) for i in range(4, n)) / 29
     torch.testing.assert_close(found.locality[:3], torch.tensor([near, 1, 0]).double())

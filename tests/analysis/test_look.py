@@ -204,6 +204,9 @@ def test_looking_changes_nothing_and_leaves_no_hook() -> None:
     [
         ({"maps": {1: [0]}}, "maps must name layers of attention or Mamba-2, got 1"),
         ({"maps": {3: [5]}}, r"maps must name heads 0 .. 4 of layer 3, got \[5\]"),
+        ({"maps": {3: [0.0]}}, r"maps must name heads 0 .. 4 of layer 3, got \[0.0\]"),
+        ({"maps": {"3": [0]}}, "maps must name layers of attention or Mamba-2, got '3'"),
+        ({"rows": [1.5]}, r"rows must be integers, got \[1.5\]"),
         ({"rows": [31]}, r"rows must lie in 0 .. 30, got \[31, 31\]"),
         ({"sinks": 0}, r"sinks, window must be 1 or more, got \(0, 64\)"),
     ],

@@ -159,7 +159,7 @@ MODULES = {
         "mamba": "rows",
         "view": "groups heads",
         "look": "attention groups heads mamba rows view",
-        "ask": "look view",
+        "ask": "heads look view",
         "plots": "",
         "figures": "ask curves groups heads plots view",
     },

@@ -23,9 +23,7 @@ def test_a_folder_of_records(run, home, tmp_path, monkeypatch):
     assert "records with an error" in run("corpus", "status", "out")[1]
     code, out, err = run("corpus", "collect", "out", "--into", "all.parquet")
     assert (code, err) == (0, "all.parquet: 9 answers\n")
-    one_line(
-        run(*words, "--sample", "fps:2"), '--out must hold records of the same policy ("fps:2")'
-    )
+    one_line(run(*words, "--sample", "fps:2"), '--out must hold rows of the same policy ("fps:2")')
 
 
 def test_mistakes_are_one_line_before_the_weights_are_loaded(run, tmp_path, monkeypatch):

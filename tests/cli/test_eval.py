@@ -35,7 +35,9 @@ def test_what_failed_is_said_and_nothing_answered_is_exit_code_1(run, home, tmp_
     video = tmp_path / "set/Charades_v1/K1L2M.mp4"
     words = ["eval", "charades-sta", tmp_path / "set", "--model", home / "model"]
     words += ["--out", tmp_path / "out", "--max-new-tokens", 1, "--sample", "uniform:4"]
-    one_line(run(*words), f"DIR must hold the videos too, got none of 1, such as {video}")
+    one_line(
+        run(*words), f"DIR must hold the videos of its questions, got none of 1, such as {video}"
+    )
     video.write_text("no video")
     code, out, err = run(*words)
     assert code == 1

@@ -36,5 +36,5 @@ def test_settings_are_kept_and_compared(tmp_path):
     records.keep_settings({"policy": "fps:1", "size": (1, 2)})
     Records(tmp_path / "out").keep_settings({"policy": "fps:1", "size": (1, 2)})
     for other in ({"policy": "fps:2", "size": (1, 2)}, {"policy": "fps:1"}):
-        with pytest.raises(ArgumentError, match="out must hold records of the same"):
+        with pytest.raises(ArgumentError, match="out must hold rows of the same"):
             records.keep_settings(other)

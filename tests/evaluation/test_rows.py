@@ -95,3 +95,20 @@ def test_settings_are_kept_and_compared(tmp_path):
     for other in ({"seed": 2, "tasks": ["sign"]}, {"seed": 1}, {"seed": 1, "tasks": [], "x": 1}):
         with pytest.raises(ValueError, match=r"out must hold rows of the same (seed|tasks)"):
             keep_settings(path, other)
+
+
+def test_a_file_has_one_writer(tmp_path):
+    """Two runs would overwrite each other's lines."""
+    path = tmp_path / "rows.jsonl"
+    with RowFile(path) as one:
+        one.add(row(0))
+        for _ in range(2):
+            with pytest.raises(
+                ValueError, match="out must be the folder of one run at a time, got"
+            ):
+                RowFile(path)
+            # the file is another one then
+            one.drop(lambda line: False)
+        one.add(row(1))
+    with RowFile(path) as again:
+        assert again.rows == [row(0), row(1)]

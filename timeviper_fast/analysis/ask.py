@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from timeviper_fast.analysis.heads import numbers
 from timeviper_fast.analysis.look import Looking, look, look_behind
 from timeviper_fast.analysis.view import View
 from timeviper_fast.errors import fail
@@ -48,7 +49,7 @@ class Seen:
     def to_dict(self) -> dict[str, Any]:
         """As plain numbers, for JSON; `layer_seconds` has each layer's tokens, None for text."""
         layers = [view.groups.seconds(self.token_seconds) for view in self.view.layers]
-        seconds = [[None if x != x else x for x in layer.tolist()] for layer in layers]
+        seconds = [numbers(layer) for layer in layers]
         return {**self.view.to_dict(), "layer_seconds": seconds}
 
 

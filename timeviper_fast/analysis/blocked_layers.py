@@ -148,8 +148,8 @@ class BlockedMamba(Mamba2):
         return mark.twin
 
     def _second(self, xBC: Tensor, dt: Tensor, here: Piece, twin: MambaState | None) -> Tensor:
-        """(batch, seqlen, d_inner) of a scan in which vision is blocked; of the vision rows
-        themselves it says nothing."""
+        """(batch, seqlen, d_inner) of a scan in which vision is blocked; the rows of vision tokens
+        have no meaning."""
         if self.grade == "absent":
             return self._cut(xBC, dt, here, twin)
         vision = here.vision.to(xBC.device)[None, :, None]

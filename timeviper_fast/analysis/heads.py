@@ -11,7 +11,8 @@ from torch import Tensor
 __all__ = ["HeadProfile", "ProfileSums", "SinkShare", "category_scores", "normalised", "sink_share"]
 
 # Thresholds of ours: the sources name the kinds and show examples, but give no rule.
-_HALF, _SPARSE = 0.5, 0.5
+# Equal weights have a reach of 0.5: a head with half of that looks far.
+_HALF, _SPARSE, _FAR = 0.5, 0.5, 0.25
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ class HeadProfile:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Of each head: "local" if at least half of its weight is near, else "sparse" if its
-        sparsity is at least 0.5, else "global"; "unmeasured" without a row."""
-        measured = zip(self.rows.tolist(), self.locality.tolist(), self.sparsity.tolist())
-        return tuple(_kind(*figures) for figures in measured)
+        sparsity is at least 0.5, else "global" if its reach is at least 0.25, else "mixed";
+        "unmeasured" without a row."""
+        figures = (self.rows, self.locality, self.sparsity, self.reach)
+        return tuple(_kind(*of_head) for of_head in zip(*(x.tolist() for x in figures)))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain numbers; NaN is None."""
@@ -50,12 +52,14 @@ class HeadProfile:
         return {**named, "rows": self.rows.tolist(), "window": self.window, "kinds": [*self.kinds]}
 
 
-def _kind(rows: int, locality: float, sparsity: float) -> str:
+def _kind(rows: int, locality: float, sparsity: float, reach: float) -> str:
     if not rows:
         return "unmeasured"
     if locality >= _HALF:
         return "local"
-    return "sparse" if sparsity >= _SPARSE else "global"
+    if sparsity >= _SPARSE:
+        return "sparse"
+    return "global" if reach >= _FAR else "mixed"
 
 
 class ProfileSums:

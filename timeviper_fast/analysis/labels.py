@@ -122,6 +122,10 @@ class MarkedCache(HybridCache):
                 twin = _side_by_side([mark.twin for mark in each if mark.twin is not None])
             self.marks[i] = Mark([torch.cat(padded)], twin)
 
+    def expect_in_file(self) -> None:
+        # a file has no place for marks
+        fail("save", "model", "be one in which nothing is blocked", "a blocked view of one")
+
     @staticmethod
     def _with(cache: HybridCache, marks: dict[int, Mark]) -> HybridCache:
         assert isinstance(cache, MarkedCache)

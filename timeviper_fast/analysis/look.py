@@ -17,7 +17,7 @@ from timeviper_fast.analysis.mamba import mamba_group_sums, mamba_rows, scan_wei
 from timeviper_fast.analysis.rows import row_sums
 from timeviper_fast.analysis.view import LayerView, View
 from timeviper_fast.config import BackboneConfig
-from timeviper_fast.errors import COUNT, expect, fail
+from timeviper_fast.errors import COUNT, expect, fail, is_integer
 from timeviper_fast.inference.ended import Ended
 from timeviper_fast.layout import Segment
 from timeviper_fast.model.attention import Attention
@@ -269,7 +269,10 @@ def _positions(segment: Segment, groups: Groups, looking: Looking) -> Tensor:
     if looking.rows is None:
         start = segment.span.stop if segment.span.length else max(0, total - _LAST)
         return torch.arange(start, total)
-    rows = torch.as_tensor(looking.rows, dtype=torch.int64)
+    rows = torch.as_tensor(looking.rows)
+    if rows.numel() and (rows.is_floating_point() or rows.dtype == torch.bool):
+        fail("Looking", "rows", "be integers", looking.rows)
+    rows = rows.long()
     if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < total:
         fail("Looking", "rows", f"lie in 0 .. {total - 1}", [int(rows.min()), int(rows.max())])
     return rows
@@ -278,9 +281,10 @@ def _positions(segment: Segment, groups: Groups, looking: Looking) -> Tensor:
 def check_maps(config: BackboneConfig, maps: Mapping[int, Sequence[int]]) -> None:
     """Refuse maps of heads that do not exist before anything runs."""
     for layer, heads in maps.items():
-        kind = config.pattern[layer] if 0 <= layer < config.num_hidden_layers else ""
+        known = is_integer(layer) and 0 <= layer < config.num_hidden_layers
+        kind = config.pattern[layer] if known else ""
         count = {"M": config.mamba_num_heads, "*": config.num_attention_heads}.get(kind, 0)
         if not count:
             fail("Looking", "maps", "name layers of attention or Mamba-2", layer)
-        if not all(0 <= head < count for head in heads):
+        if not all(is_integer(head) and 0 <= head < count for head in heads):
             fail("Looking", "maps", f"name heads 0 .. {count - 1} of layer {layer}", [*heads])

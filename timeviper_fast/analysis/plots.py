@@ -78,7 +78,7 @@ def _draw_map(told: dict[str, Any]) -> Figure:
     ]
     height = min(max(1.7 + 0.12 * len(rows), 2.6), 9)
     words = f"layer {told['layer']} ({_WORDS[told['kind']]}), head {told['head']}: |weight|"
-    figure = _figure(9, height, told["title"], f"{words} as a share of its row, in a token")
+    figure = _figure(9, height, told["title"], f"{words} as a share of its row, per token")
     axes, norm = figure.add_subplot(), LogNorm(least, most)
     edges, wider = _edges(columns["groups"], columns["tokens"], _NARROWEST)
     heights, higher = _edges(told["row_groups"], [1] * len(rows), _LOWEST)
@@ -276,7 +276,7 @@ def _without(told: dict[str, Any]) -> str:
 
 
 def _draw_sinks(told: dict[str, Any]) -> Figure:
-    words = "mass on the first tokens: the mean over the heads, and a bar over all heads"
+    words = "mass on the first tokens: mean over the heads, and a bar from least to most"
     figure = _figure(7, 3.4, told["title"], words, _without(told))
     axes = figure.add_subplot()
     _by_kind(axes, told, told["mass"])

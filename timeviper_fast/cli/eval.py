@@ -70,6 +70,7 @@ def eval(
         from timeviper_fast.cli.terminal import err, progress_bars, say
         from timeviper_fast.evaluation.sets.catalogue import missing_videos, read_set
         from timeviper_fast.evaluation.sets.prompts import expect_style
+        from timeviper_fast.evaluation.sets.row import LeftOut
         from timeviper_fast.evaluation.sets.run import expect_spans, run_eval
         from timeviper_fast.evaluation.sets.subtitles import subtitles_of
         from timeviper_fast.inference.request import Request
@@ -79,16 +80,20 @@ def eval(
     expect_folder("eval", "out", out)
     expect_style(style)
     Request("a question", policy=policy, max_new_tokens=max_new_tokens)
-    rows = read_set(name, folder)
+    left_out: list[LeftOut] = []
+    rows = read_set(name, folder, left_out.append)
     if evidence:
         expect_spans(rows)
     if subtitles:
         subtitles_of(rows)
+    if left_out and not quiet:
+        need = "questions without candidates need a judge and are left out, the first at"
+        say(err, f"{len(left_out)} {need} {left_out[0].where}")
     missing = missing_videos(rows)
     videos = len({row.video for row in rows})
     if len(missing) == videos:
         none = f"none of {len(missing)}, such as {missing[0]}"
-        raise ArgumentError("eval", "folder", "hold the videos too", none)
+        raise ArgumentError("eval", "folder", "hold the videos of its questions", none)
     if missing and not quiet:
         say(err, f"{len(missing)} of {videos} videos are missing: {_first(missing)}")
     with (

@@ -6,20 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from timeviper_fast.corpus.rows import Asked, CorpusRow
 from timeviper_fast.errors import fail
 from timeviper_fast.inference.answer import Answer
 from timeviper_fast.inference.request import Opening, Question
+from timeviper_fast.inference.room import FAULTS
 from timeviper_fast.inference.session import Session
 from timeviper_fast.model.fingerprint import fingerprint, numbers_of
 from timeviper_fast.timeviper import TimeViper
 
 __all__ = ["Options", "answered", "error_record", "settings_of"]
-
-# faults of one video or question; others end the process
-_FAULTS = (ValueError, OSError, NotImplementedError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ def answered(model: TimeViper, row: CorpusRow, options: Options) -> dict[str, An
     try:
         opening = replace(options.opening, start=row.start, end=row.end)
         session = model.open(row.path, **vars(opening))
-    except _FAULTS as error:
+    except FAULTS as error:
         return error_record(row, _told(error, row))
     answers = _answers(session, row, options.max_new_tokens)
     record = _record(row, "", answers)
@@ -86,12 +82,12 @@ def _answers(session: Session, row: CorpusRow, max_new_tokens: int) -> list[dict
         try:
             answers = _ask(session, some, prefix, max_new_tokens)
             found |= {one.id: _said(one, answer) for one, answer in zip(some, answers)}
-        except _FAULTS:
+        except FAULTS:
             for one in some:
                 try:
                     [answer] = _ask(session, [one], prefix, max_new_tokens)
                     found[one.id] = _said(one, answer)
-                except _FAULTS as error:
+                except FAULTS as error:
                     found[one.id] = _said(one, None, _told(error, row))
     return [found[asked.id] for asked in row.questions]
 

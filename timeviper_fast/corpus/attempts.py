@@ -6,13 +6,14 @@ same video and end as well. So each attempt is marked before it begins, and the 
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import IO
+
+from timeviper_fast.atomic import lock
 
 __all__ = ["MOST_ATTEMPTS", "Attempts", "hashed"]
 
@@ -45,13 +46,8 @@ class Attempts:
         """
         path = hashed(self.folder, key, ".attempts")
         with _opened(path) as mark:
-            try:
-                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield None
-                return
-            if os.fstat(mark.fileno()).st_nlink == 0:
-                # another process ended this key's work after the file was opened here
+            # no link: another process ended this key's work after the file was opened here
+            if not lock(mark) or os.fstat(mark.fileno()).st_nlink == 0:
                 yield None
                 return
             try:

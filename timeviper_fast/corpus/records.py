@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from timeviper_fast.atomic import whole_file
 from timeviper_fast.corpus.attempts import Attempts, hashed
 from timeviper_fast.corpus.rows import CorpusRow
-from timeviper_fast.errors import ArgumentError, fail
+from timeviper_fast.errors import fail
+from timeviper_fast.evaluation.rows import keep_settings, write_json
 
 __all__ = ["Records"]
 
@@ -48,9 +48,7 @@ class Records:
 
     def put(self, row: CorpusRow, record: Mapping[str, Any]) -> None:
         """Write a row's record; OSError if it cannot be written."""
-        path = hashed(self._records, row.id, ".json")
-        with whole_file(path) as partial:
-            partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(hashed(self._records, row.id, ".json"), record)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """All records, sorted by id."""
@@ -67,16 +65,7 @@ class Records:
         Raises:
             ArgumentError: the folder holds records of other settings.
         """
-        own = json.loads(json.dumps(settings))
-        if not self._settings.exists():
-            with whole_file(self._settings) as partial:
-                partial.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
-        held = self.settings()
-        for name in sorted({*own, *held}):
-            if held.get(name) != own.get(name):
-                rule = f"hold records of the same {name} ({json.dumps(own.get(name))})"
-                value = json.dumps(held.get(name))
-                raise ArgumentError("corpus", "out", rule, value, "give another folder")
+        keep_settings(self._settings, settings, owner="corpus")
 
     def settings(self) -> dict[str, Any]:
         """The settings of all records.

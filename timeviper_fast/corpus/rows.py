@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import string
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -12,6 +11,7 @@ from typing import Any
 
 from timeviper_fast.errors import FROM_0, TEXT, ArgumentError, DataError, Kind
 from timeviper_fast.evaluation.sets.files import TEXTS, Record, records
+from timeviper_fast.evaluation.sets.row import with_letters
 
 __all__ = ["Asked", "CorpusRow", "read_rows", "shard_of"]
 
@@ -38,8 +38,7 @@ class Asked:
     @property
     def prompt(self) -> str:
         """The question, and its options by letter, a line each."""
-        options = (f"{x}. {text}" for x, text in zip(string.ascii_uppercase, self.options))
-        return "\n".join([self.question, *options])
+        return "\n".join([self.question, *with_letters(self.options)])
 
 
 @dataclass(frozen=True)

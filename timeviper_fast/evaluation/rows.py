@@ -8,9 +8,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
-from timeviper_fast.atomic import naming, whole_file
+from timeviper_fast.atomic import lock, naming, whole_file
 from timeviper_fast.errors import ArgumentError
 from timeviper_fast.evaluation.evidence_score import Pointing, evidence_of_line
 from timeviper_fast.evaluation.score import Score
@@ -101,7 +101,7 @@ class LineFile(ABC, Generic[_Line]):
 
     Args:
         path: the file; made if it does not exist. A last line without a newline, left by a run that
-            was killed, is removed.
+            was killed, is removed. The file is locked until it is closed.
 
     Attributes:
         owner, run: the command that errors name, and its run in words.
@@ -110,7 +110,7 @@ class LineFile(ABC, Generic[_Line]):
         keys: the keys of all lines.
 
     Raises:
-        ArgumentError: a line is not of this kind.
+        ArgumentError: a line is not of this kind, or another run writes the file.
     """
 
     owner: str
@@ -120,11 +120,15 @@ class LineFile(ABC, Generic[_Line]):
     def __init__(self, path: Path) -> None:
         self.rows: list[_Line] = []
         self._path = path
-        data = path.read_bytes() if path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), 1):
-            self.rows.append(self._parsed(line, f"{path.name}:{number}"))
-        self._file = path.open("r+b" if path.exists() else "w+b")
+        self._file = self._locked()
+        try:
+            data = self._file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            for number, line in enumerate(whole.splitlines(), 1):
+                self.rows.append(self._parsed(line, f"{path.name}:{number}"))
+        except BaseException:
+            self._file.close()
+            raise
         self._file.truncate(len(whole))
         self._file.seek(len(whole))
         self.keys: set[Hashable] = {row.key for row in self.rows}
@@ -145,10 +149,10 @@ class LineFile(ABC, Generic[_Line]):
         """Take lines out of the file, so that their questions are asked again."""
         self.rows = [row for row in self.rows if not gone(row)]
         self.keys = {row.key for row in self.rows}
-        self.close()
         with whole_file(self._path) as partial:
             partial.write_bytes(b"".join(map(_line, self.rows)))
-        self._file = self._path.open("r+b")
+        self.close()
+        self._file = self._locked()
         self._file.seek(0, os.SEEK_END)
 
     def close(self) -> None:
@@ -164,6 +168,18 @@ class LineFile(ABC, Generic[_Line]):
 
     def __iter__(self) -> Iterator[_Line]:
         return iter(self.rows)
+
+    def _locked(self) -> IO[bytes]:
+        """The file, made if it does not exist, which no other run may write now."""
+        self._path.open("ab").close()
+        file = self._path.open("r+b")
+        # another run may have replaced the file by `drop`
+        if lock(file) and self._path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            return file
+        file.close()
+        rule, remedy = "be the folder of one run at a time", "give another folder"
+        held = f"{self._path}, which a run writes now"
+        raise ArgumentError(self.owner, self.argument, rule, held, remedy)
 
     def _parsed(self, line: bytes, where: str) -> _Line:
         try:

@@ -14,9 +14,11 @@ from timeviper_fast.inference.plan import Plan, check_plan, plan
 from timeviper_fast.inference.request import Opening
 from timeviper_fast.model.model import TimeViperNetwork
 
-__all__ = ["OutOfMemory", "explained", "fitting_batch", "free_bytes", "planned"]
+__all__ = ["FAULTS", "OutOfMemory", "explained", "fitting_batch", "free_bytes", "planned"]
 
 CHUNK = 8192
+# what is said of one video or question, where many are read and the others go on
+FAULTS = (ValueError, OSError, NotImplementedError, torch.OutOfMemoryError)
 _GB = 1e9
 
 

@@ -148,9 +148,10 @@ def save_contents(
     """Write a file; `Session.save` says what each argument may be.
 
     Raises:
-        ValueError: a file or directory that must not be replaced.
+        ValueError: a file or directory that must not be replaced, or what a blocked view has read.
         OSError: it cannot be written, or the disk is full.
     """
+    contents.ended.cache.expect_in_file()
     target = target_of("save", path, overwrite)
     write_tensors(target, _tensors(contents), {**_texts(contents), **model_texts(model, tokenizer)})
 

@@ -80,6 +80,7 @@ def write_stream(
     overwrite: bool = False,
 ) -> None:
     """Write a file; `Stream.save` says what it is. `told` has opening, settings and counts."""
+    prefix.cache.expect_in_file()
     target = target_of("save", path, overwrite)
     tensors = _prefix_tensors(prefix) | {"seconds": seconds}
     tensors |= {"frames.pixels": pending.pixels, "frames.seconds": pending.seconds}

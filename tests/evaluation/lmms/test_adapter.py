@@ -90,11 +90,14 @@ def test_a_stopped_run_goes_on_where_it_was(made, paths, tmp_path, opened, monke
         stopped = task.give(made(resume=str(tmp_path)))
         with pytest.raises(KeyboardInterrupt):
             stopped.generate_until(task.requests())
+    # the end of a process closes its file
+    stopped.clean()
     assert len(lines(tmp_path)) == 3
     assert opened == [str(path) for path in paths[:2]]
     capsys.readouterr()
-    found = task.give(made(resume=str(tmp_path))).generate_until(task.requests())
-    assert texts(found) == wanted
+    going_on = task.give(made(resume=str(tmp_path)))
+    assert texts(going_on.generate_until(task.requests())) == wanted
+    going_on.clean()
     assert "3 of 6 requests were answered before" in capsys.readouterr().err
     # of the second video the other question
     assert opened == [str(paths[i]) for i in (0, 1, 2, 1)]
@@ -138,6 +141,21 @@ def test_a_task_that_ends_the_program_for_a_missing_file_costs_its_rows(made, pa
     ]
     assert [bool(text) for text in texts(adapter.generate_until(requests))] == [False, True]
     assert "doc_to_visual: SystemExit: the video does not exist" in capsys.readouterr().err
+
+
+def test_a_document_with_several_visuals_costs_its_rows(made, paths, capsys):
+    task = Task(paths[:2], questions=1)
+    adapter = task.give(made())
+
+    def visuals(doc):
+        return [doc["video"]] * (2 if doc["video"] == str(paths[0]) else 1)
+
+    requests = [
+        replace(request, arguments=(*request.args[:2], visuals, *request.args[3:]))
+        for request in task.requests()
+    ]
+    assert [bool(text) for text in texts(adapter.generate_until(requests))] == [False, True]
+    assert "doc_to_visual must give one video's path or one image" in capsys.readouterr().err
 
 
 def test_equal_requests_share_an_answer_unless_it_is_drawn(made, paths, tmp_path):

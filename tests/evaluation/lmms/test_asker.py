@@ -14,6 +14,7 @@ from timeviper_fast.analysis.curves import answer_log_likelihood
 from timeviper_fast.errors import ArgumentError
 from timeviper_fast.evaluation.lmms.asker import Asker, Load
 from timeviper_fast.evaluation.lmms.query import Options, Query
+from timeviper_fast.inference.room import OutOfMemory
 from timeviper_fast.inference.session import Session
 from timeviper_fast.text.prompt import build_prompt
 
@@ -116,3 +117,29 @@ def test_a_model_without_a_tokenizer_is_refused(model, monkeypatch, tmp_path):
     load = Load(str(tmp_path / "bare"), None, None, None, 1)
     with pytest.raises(ArgumentError, match="timeviper_fast: pretrained must have a tokenizer"):
         load.asker("cpu")
+
+
+def test_memory_that_runs_out_is_an_error_of_the_video_or_of_one_question(
+    asker, paths, monkeypatch
+):
+    """Too many questions at a time are asked one by one."""
+    own = Session.ask
+
+    def ask(session, questions, **options):
+        if len(questions) > 1 or "Why" in questions[0]:
+            raise OutOfMemory("too little memory")
+        return own(session, questions, **options)
+
+    monkeypatch.setattr(Session, "ask", ask)
+    asker = Asker(asker.model, "uniform:4", 2)
+    found = said(asker, query(paths[0]), query(paths[0], "Why?"))
+    assert [one.error for one in found] == ["", "too little memory"]
+    assert found[0].tokens == 3
+
+    def full(*_, **__):
+        raise OutOfMemory("no room for the video")
+
+    monkeypatch.setattr(type(asker.model), "open", full)
+    assert [one.error for one in said(asker, query(paths[0]), query(paths[0]))] == [
+        "no room for the video"
+    ] * 2

@@ -40,6 +40,21 @@ from timeviper_fast.evaluation.sets.answers import RULES, iou, is_unread
         ("E", None, None),
         ("The video shows a kite.", None, None),
         ("Because of the wind", "B", None),
+        # what models write around a letter
+        ("B\nBecause it is blue.", "B", "B"),
+        ("Answer: B\nExplanation: it flies.", "A", "B"),
+        ("The answer is B, because it is blue.", None, "B"),
+        ("The answer is B because it is blue", None, "B"),
+        ("B, a blue kite", "B", "B"),
+        ("B a blue kite", "B", "B"),
+        ("**B**", None, "B"),
+        ("The answer is **B**.", None, "B"),
+        ("I choose B.", None, "B"),
+        ("No, the answer is B, not C", None, "B"),
+        ("A, B", "A", None),
+        ("The answer is B or C", None, None),
+        ("The answer is a man", None, None),
+        ("D.C. is shown", "D", None),
     ],
 )
 def test_letters(text, paper, strict):
@@ -62,6 +77,10 @@ def test_letters(text, paper, strict):
         # reversed: no overlap by the paper's rule, unread by the strict one
         ("9 to 5", (9.0, 5.0), None),
         ("at 12 seconds", None, None),
+        # a clock's times and numbers with a comma are no seconds
+        ("1:05 to 10:35", (5.0, 10.0), None),
+        ("5,0 to 7,5", (0.0, 7.0), None),
+        ("10 to 20, I think", (10.0, 20.0), (10.0, 20.0)),
         ("", None, None),
     ],
 )

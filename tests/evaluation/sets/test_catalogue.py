@@ -25,3 +25,9 @@ def test_wrong_names_and_folders(tmp_path):
     common.write(tmp_path / "json/9_summary.json", [{"video": "a.mp4", "question": "Tell."}])
     with pytest.raises(ArgumentError, match="folder must hold a question with options"):
         read_set("mlvu", tmp_path)
+
+
+def test_questions_that_are_left_out_are_told(tmp_path):
+    path, told = common.mlvu(tmp_path), []
+    assert len(read_set("mlvu", tmp_path, told.append)) == 2
+    assert [one.where for one in told] == [f"{path}:row 2"]

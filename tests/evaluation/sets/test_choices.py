@@ -156,6 +156,8 @@ def test_perception_test(tmp_path):
         ("lvbench", {"question": "Who waits?"}, "jsonl:2", "question must have 2 to 26 options"),
         ("lvbench", {"question_type": []}, "jsonl:2", "question_type must be a text or a list"),
         ("mlvu", {"answer": "glass"}, "1_plotQA.json:row 3", "answer must equal exactly one of"),
+        ("mlvu", {"candidates": []}, "1_plotQA.json:row 3", "candidates must be a list of 2 to 26"),
+        ("mlvu", {"candidates": 0}, "1_plotQA.json:row 3", "candidates must be a list of 2 to 26"),
         ("mlvu", {"duration": "long"}, "1_plotQA.json:row 3", "duration must be a finite number"),
         (
             "longvideobench",

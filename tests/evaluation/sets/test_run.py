@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -257,3 +258,28 @@ def test_a_run_interrupted_twice_equals_one_that_was_not(tmp_path):
     assert (scores["answered"], scores["failed"], scores["missing"]) == (60, 0, 0)
     # well above chance: most questions have three candidates or more
     assert scores["rules"]["strict"]["micro"]["interval"][0] > 1 / 3
+
+
+def test_other_numbers_or_prompts_are_another_run(model, rows, tmp_path):
+    run_eval(model, rows, tmp_path, max_new_tokens=1)
+    with pytest.raises(ValueError, match="out must hold rows of the same questions"):
+        run_eval(model, [replace(rows[0], duration=9.0), *rows[1:]], tmp_path, max_new_tokens=1)
+    narrow = copy.deepcopy(model).bfloat16()
+    run_eval(narrow, rows[:1], tmp_path / "narrow", max_new_tokens=1)
+    with pytest.raises(ValueError, match=r'rows of the same dtype \("float32"\), got "bfloat16"'):
+        run_eval(narrow.float(), rows[:1], tmp_path / "narrow", max_new_tokens=1)
+
+
+def test_a_length_is_said_once(model, rows, tmp_path, monkeypatch):
+    """By the prompt of grounding; other prompts leave it to the model."""
+    given, own = [], Session.ask
+
+    def ask(session, prompt, **options):
+        given.append(options["mention_duration"])
+        return own(session, prompt, **options)
+
+    monkeypatch.setattr(Session, "ask", ask)
+    spans = [replace(row, options=(), answer=(1.0, 2.0)) for row in rows[:1]]
+    for style, some in (("paper", rows[:1]), ("paper", spans), ("question", spans)):
+        run_eval(model, some, tmp_path / f"{len(given)}", max_new_tokens=1, style=style)
+    assert given == [None, False, None]

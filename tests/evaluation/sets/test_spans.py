@@ -10,7 +10,8 @@ from timeviper_fast.evaluation.sets.catalogue import read_set
 
 
 def test_lines_become_rows(tmp_path):
-    charades_sta(tmp_path)
+    path = charades_sta(tmp_path)
+    path.write_text(path.read_text() + "\n")
     (tmp_path / "Charades_v1_test.csv").write_text("id,subject,length\nK1L2M,x,31.5\n")
     one, two = read_set("charades-sta", tmp_path)
     assert (one.id, one.question, one.answer) == ("1", "a person opens a box.", (2.5, 10.0))

@@ -16,7 +16,7 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from timeviper_fast.embedded.models import TINY
-from timeviper_fast.errors import expect_folder, fail
+from timeviper_fast.errors import ArgumentError, expect_folder, fail
 from timeviper_fast.evaluation.lmms.asker import Load, Numbered
 from timeviper_fast.evaluation.lmms.query import (
     OWNER,
@@ -194,12 +194,12 @@ class TimeViperLmms(lmms):
         doc_id, task, split = document
         visual, fault = None, ""
         try:
-            visuals = doc_to_visual(self._document(*document))
+            visual = visual_of(doc_to_visual(self._document(*document)))
+        except ArgumentError as error:
+            fault = str(error)
         # code of the task, which may end in sys.exit where a file does not exist
         except (Exception, SystemExit) as error:
             fault = f"doc_to_visual: {type(error).__name__}: {error}"
-        else:
-            visual = visual_of(visuals)
         options = options or Options()
         return Query(task, split, doc_id, text, visual, options, continuation, fault=fault)
 

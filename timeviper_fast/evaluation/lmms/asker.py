@@ -18,6 +18,7 @@ from timeviper_fast.inference.ended import Prefill
 from timeviper_fast.inference.generate import prefill
 from timeviper_fast.inference.likelihood import likelihood
 from timeviper_fast.inference.request import Question, sampling_of
+from timeviper_fast.inference.room import FAULTS
 from timeviper_fast.inference.session import Session
 from timeviper_fast.text.prompt import build_prompt
 from timeviper_fast.timeviper import TimeViper
@@ -74,7 +75,7 @@ class Asker:
         try:
             if visual is not None:
                 session = self.model.open(visual, policy=self._policy)
-        except (ValueError, OSError) as error:
+        except FAULTS as error:
             yield from ((place, Said(error=str(error))) for place, _ in group)
             return
         # only equal options are answered together
@@ -86,14 +87,14 @@ class Asker:
     def _said(
         self, session: Session | None, items: Sequence[Numbered]
     ) -> Iterator[tuple[int, Said]]:
-        """Answer queries with equal options together, or one by one if one of them is refused."""
+        """Answer queries with equal options together, or one by one if they are refused."""
         try:
             queries = [query for _, query in items]
             if queries[0].continuation is None:
                 said = self._spoken(session, queries)
             else:
                 said = [self._scored(session, query) for query in queries]
-        except ValueError as error:
+        except FAULTS as error:
             if len(items) == 1:
                 yield items[0][0], Said(error=str(error))
                 return

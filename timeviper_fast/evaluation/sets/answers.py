@@ -18,14 +18,22 @@ _NUMBER = r"(\d+(?:\.\d+)?)"
 _PAPER_SPAN = re.compile(rf"{_NUMBER} (?:to|and) {_NUMBER}")
 _SECONDS = r"\s*(?:s|sec|secs|seconds)?\.?\s*"
 _STRICT_SPAN = re.compile(
-    rf"(?<![\d.-]){_NUMBER}{_SECONDS}(?:to|and|-|\u2013){_SECONDS}{_NUMBER}", re.IGNORECASE
+    # no part of a clock's time, 1:05, nor of a number with a comma, 1,200
+    rf"(?<![\d.,:-]){_NUMBER}{_SECONDS}(?:to|and|-|\u2013){_SECONDS}{_NUMBER}(?![\d]|[:,]\d)",
+    re.IGNORECASE,
 )
-# "B", "(B)", "B)", "B. red", "(B) red", "b: red"
-_LEADING = re.compile(r"\(?([A-Za-z])(?:[).:]+(?:\s|$)|$)")
-# "the answer is B.", "Answer: (B)", "Option B"
+# "B", "(B)", "B)", "B. red", "B, red", "b: red", and "B" with a line behind it
+_LEADING = re.compile(r"\(?([A-Za-z])(?:[).:,]+(?:\s|$)|\s*(?:\n|$))")
+# "the answer is B.", "Answer: (B)", "Option B", "I choose B, because"
 _STATED = re.compile(
-    r"\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*\(?([A-Z])(?:[).:;!]|\s*$)", re.IGNORECASE
+    r"\b(?:answer|option|choice|choose|pick|select)(?:\s+is)?\s*:?\s*\(?([A-Z])"
+    r"(?:[).:;!,]|\s*(?:\n|$)|\s+(?:because|since)\b)",
+    re.IGNORECASE,
 )
+# "B or C", "A, B"
+_SEVERAL = re.compile(r"\b([A-Z])\)?\s*(?:,|/|&|\band\b|\bor\b)\s*\(?([A-Z])\b")
+# marks of bold and code, which models put around letters
+_EMPHASIS = str.maketrans("", "", "*`")
 _MARKED = re.compile(r"\(([A-Z])\)")
 
 
@@ -38,15 +46,17 @@ def _paper_letter(text: str, row: SetRow) -> str | None:
 
 def _strict_letter(text: str, row: SetRow) -> str | None:
     """The one letter that the answer states, at its start or as "the answer is B"; else that of the
-    one option whose text it is. None for several letters, or for none."""
-    text = text.strip()
+    one option whose text it is, or whose letter and text. None for several letters, or for none."""
+    text = text.translate(_EMPHASIS).strip()
     found = {match[1].upper() for match in _STATED.finditer(text)}
     found |= set(_MARKED.findall(text))
+    found |= {letter for pair in _SEVERAL.findall(text) for letter in pair if letter in row.letters}
     if leading := _LEADING.match(text):
         found.add(leading[1].upper())
     if not found:
-        same = [a for a, option in zip(row.letters, row.texts) if _plain(option) == _plain(text)]
-        found = set(same)
+        said = _plain(text)
+        pairs = [(a, _plain(option)) for a, option in zip(row.letters, row.texts)]
+        found = {a for a, option in pairs if said in (option, f"{a.casefold()} {option}")}
     letter = found.pop() if len(found) == 1 else None
     return letter if letter is not None and letter in row.letters else None
 

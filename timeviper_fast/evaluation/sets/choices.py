@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from timeviper_fast.errors import FROM_0, TEXT, DataError, Kind, is_integer
 from timeviper_fast.evaluation.sets.files import (
@@ -18,7 +16,7 @@ from timeviper_fast.evaluation.sets.files import (
     read_json,
     records,
 )
-from timeviper_fast.evaluation.sets.row import Place, SetRow, Span
+from timeviper_fast.evaluation.sets.row import LeftOut, Place, SetRow, Span, with_letters
 
 __all__ = [
     "STRUCTURES",
@@ -141,20 +139,22 @@ def lv_bench(folder: Path) -> Iterator[SetRow]:
                 )
 
 
-def mlvu(folder: Path) -> Iterator[SetRow]:
+def mlvu(folder: Path) -> Iterator[SetRow | LeftOut]:
     """MLVU: json/<n>_<task>.json, video/<n>_<task>/. Rows without candidates are left out: their
     answers are texts, which need a judge."""
     for path in find(folder, "json/*.json"):
         for number, record in enumerate(records(path), 1):
-            if record.fields.get("candidates"):
-                candidates = record.get("candidates", TEXTS)
+            candidates = record.maybe("candidates", TEXTS)
+            if candidates is None:
+                yield LeftOut(record.where)
+            else:
                 yield SetRow(
                     "mlvu",
                     f"{path.stem}/{number}",
                     record.where,
                     folder / "video" / path.stem / record.get("video"),
                     record.get("question"),
-                    _with_letters(candidates),
+                    with_letters(candidates),
                     record.text_of("answer", candidates),
                     {"task": (record.get("question_type"),)},
                     duration=record.maybe("duration", FROM_0),
@@ -173,7 +173,7 @@ def long_video_bench(folder: Path) -> Iterator[SetRow]:
                 record.where,
                 folder / "videos" / record.get("video_path"),
                 record.get("question"),
-                _with_letters(candidates),
+                with_letters(candidates),
                 record.index("correct_choice", candidates),
                 {
                     "task": (record.get("question_category"),),
@@ -204,7 +204,7 @@ def mv_bench(folder: Path) -> Iterator[SetRow]:
                 record.where,
                 first(folder, *(f"video/{own}/{name}" for own in folders)),
                 record.get("question"),
-                _with_letters(candidates),
+                with_letters(candidates),
                 record.text_of("answer", candidates),
                 {"task": (path.stem,)},
                 start=start,
@@ -235,7 +235,7 @@ def _perceived(folder: Path, video: str, record: Record) -> SetRow:
         record.where,
         folder / "videos" / f"{video}.mp4",
         record.get("question"),
-        _with_letters(options),
+        with_letters(options),
         record.index("answer_id", options),
         groups,
     )
@@ -258,10 +258,6 @@ def _structure(record: Record) -> str:
     if structure not in STRUCTURES:
         record.refuse("group_structure", f"be one of {' '.join(STRUCTURES)}")
     return structure
-
-
-def _with_letters(candidates: Sequence[Any]) -> tuple[str, ...]:
-    return tuple(f"{a}. {text.strip()}" for a, text in zip(string.ascii_uppercase, candidates))
 
 
 def _existing(path: Path) -> Path | None:

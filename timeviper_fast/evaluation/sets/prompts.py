@@ -8,7 +8,7 @@ from typing import NamedTuple
 from timeviper_fast.errors import fail
 from timeviper_fast.evaluation.sets.row import SetRow
 
-__all__ = ["STYLES", "Asked", "asked", "expect_style"]
+__all__ = ["STYLES", "Asked", "asked", "expect_style", "tells_duration"]
 
 STYLES = {
     "paper": "the released code's words; the answer is made to begin with 'Best Option: ('",
@@ -33,6 +33,11 @@ def expect_style(style: str) -> None:
     """Raise an ArgumentError for a style that is unknown."""
     if style not in STYLES:
         fail("eval", "style", f"be one of {', '.join(STYLES)}", style)
+
+
+def tells_duration(row: SetRow, style: str) -> bool:
+    """Whether the prompt of a row says how long the video is: the model need not say it again."""
+    return not row.options and style != "question"
 
 
 def asked(
@@ -61,7 +66,7 @@ def asked(
 
 
 def _grounding(row: SetRow, style: str, seconds: float, frames: int) -> str:
-    if style == "question":
+    if not tells_duration(row, style):
         return row.question
     return (
         f"The video lasts for {seconds:.2f} seconds, and {frames} frames are uniformly sampled "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["Place", "SetRow", "Span"]
+__all__ = ["LeftOut", "Place", "SetRow", "Span", "with_letters"]
 
 Span = tuple[float, float]
 
@@ -26,6 +27,12 @@ class Place:
     group: str
     number: int
     structure: str
+
+
+class LeftOut(NamedTuple):
+    """A question of a file that is not asked; `where` is as in `SetRow`."""
+
+    where: str
 
 
 @dataclass(frozen=True)
@@ -76,3 +83,8 @@ class SetRow:
     def texts(self) -> tuple[str, ...]:
         """The options without their letters."""
         return tuple(option.partition(" ")[2].strip() for option in self.options)
+
+
+def with_letters(texts: Sequence[str]) -> tuple[str, ...]:
+    """Options as they are shown: "A. red", "B. blue"."""
+    return tuple(f"{a}. {text.strip()}" for a, text in zip(string.ascii_uppercase, texts))

@@ -10,8 +10,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from timeviper_fast.errors import expect_folder, fail
 from timeviper_fast.evaluation.evidence_score import (
     Pointing,
@@ -22,12 +20,13 @@ from timeviper_fast.evaluation.evidence_score import (
 )
 from timeviper_fast.evaluation.needle import expect_attention, weights_digest
 from timeviper_fast.evaluation.rows import LineFile, keep_settings, write_json
-from timeviper_fast.evaluation.sets.prompts import asked, expect_style
+from timeviper_fast.evaluation.sets.prompts import asked, expect_style, tells_duration
 from timeviper_fast.evaluation.sets.report import report
 from timeviper_fast.evaluation.sets.row import SetRow, Span
 from timeviper_fast.evaluation.sets.subtitles import Subtitles, spoken, subtitles_of
 from timeviper_fast.inference.evidence import Evidence
 from timeviper_fast.inference.request import Request
+from timeviper_fast.inference.room import FAULTS
 from timeviper_fast.inference.session import Session
 from timeviper_fast.timeviper import TimeViper
 from timeviper_fast.video import Progress, open_video
@@ -136,12 +135,13 @@ def run_eval(
     folder.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {
         "set": rows[0].set,
-        "questions": _digest(rows),
         "model": weights_digest(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
     }
     settings |= {"stages": [asdict(stage) for stage in model.backbone.stages]}
     settings |= {"policy": policy, "style": style, "max_new_tokens": max_new_tokens}
     settings |= {"evidence": evidence, "subtitles": subtitles}
+    settings["questions"] = _digest(rows, lines_of)
     keep_settings(folder / "settings.json", settings, owner="eval")
     with SaidFile(folder / "answers.jsonl") as said:
         if retry:
@@ -190,7 +190,7 @@ class _Asker:
                 session = self.model.open(
                     video, policy=self.policy, start=first.start, end=first.end
                 )
-        except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        except FAULTS as error:
             for row in rows:
                 yield _said(row, "", str(error), 0.0, time.perf_counter() - started)
             return
@@ -203,7 +203,7 @@ class _Asker:
                 lasted = time.perf_counter() - started
                 if self.evidence and row.spans:
                     evidence = _judged(looked, session.control(), row)
-            except (ValueError, torch.OutOfMemoryError) as error:
+            except FAULTS as error:
                 answer, fault, lasted = "", str(error), time.perf_counter() - started
             yield _said(row, answer, fault, lasted, spent, evidence)
 
@@ -213,7 +213,12 @@ class _Asker:
         shown = spoken(own, [row.subtitles_start + at for at in footage.seconds.tolist()])
         seen = footage.duration, len(footage.seconds)
         prompt, prefix = asked(row, self.style, *seen, subtitles=shown)
-        said = session.ask(prompt, answer_prefix=prefix, max_new_tokens=self.max_new_tokens)
+        said = session.ask(
+            prompt,
+            answer_prefix=prefix,
+            max_new_tokens=self.max_new_tokens,
+            mention_duration=False if tells_duration(row, self.style) else None,
+        )
         return str(said.text), said.evidence
 
 
@@ -252,7 +257,11 @@ def _by_video(rows: Sequence[SetRow]) -> list[list[SetRow]]:
     return list(groups.values())
 
 
-def _digest(rows: Sequence[SetRow]) -> str:
-    """A hash of all that is asked, without the folder that the set lies in."""
-    told = [(r.id, r.video.name, r.question, r.options, r.answer, r.start, r.end) for r in rows]
+def _digest(rows: Sequence[SetRow], subtitles: Subtitles) -> str:
+    """A hash of all that is asked and shown, without the folder that the set lies in."""
+    elsewhere = dict.fromkeys(("where", "video", "subtitles"))
+    told = []
+    for row in rows:
+        lines = subtitles.get(row.subtitles) if row.subtitles else None
+        told.append((row.video.name, lines, {**asdict(row), **elsewhere}))
     return sha256(repr(told).encode()).hexdigest()[:16]

@@ -25,7 +25,11 @@ def charades_sta(folder: Path) -> Iterator[SetRow]:
     """
     for path in find(folder, *_NAMES, *(f"Charades_anno/{name}" for name in _NAMES)):
         lengths = _lengths(path.with_name("Charades_v1_test.csv"))
-        for number, line in enumerate(read_lines(path), 1):
+        lines = [*read_lines(path)]
+        while lines and not lines[-1].strip():
+            # an editor may have left empty lines at the end
+            lines.pop()
+        for number, line in enumerate(lines, 1):
             where = f"{path}:{number}"
             found = _LINE.fullmatch(line.strip())
             if found is None:
