@@ -23,9 +23,9 @@ def row(name: str, points) -> str:
 def test_blocking_and_dropping_are_those_of_the_file():
     rows, grades = (
         ("V2I", "V2R", "both"),
-        ("attention alone", "and Mamba-2, edge", "and Mamba-2, absent"),
+        ("attention alone", *(f"and Mamba-2, {g}" for g in ("edge", "edge+conv", "absent"))),
     )
-    for (rows_, grade), curve in zip(product(rows, grades), TOLD["blocking"]):
+    for (rows_, grade), curve in zip(product(rows, grades), TOLD["blocking"], strict=True):
         assert row(f"{rows_}, {grade}", [curve["points"][i] for i in (0, 3, 4, 5)]) in PAGE
     assert f"Whole: {share(TOLD['blocking'][0]['whole'])}." in PAGE
     for curve, drop in product(TOLD["redundancy"], (0.5, 0.9)):

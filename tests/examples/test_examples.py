@@ -53,7 +53,7 @@ def test_the_figures_of_blocking_are_written_for_every_layer(monkeypatch, capsys
     few = ("--videos", 1, "--layers", 3, "--output", file)
     run(monkeypatch, capsys, "blocking_curves.py", *few)
     told = json.loads(file.read_text())
-    assert [len(curve["points"]) for curve in told["blocking"]] == [7] * 9
+    assert [len(curve["points"]) for curve in told["blocking"]] == [7] * 12
     for curve in told["blocking"]:
         whole, points = curve["whole"], curve["points"]
         assert [point["layer"] for point in points] == [*range(7)]
