@@ -52,3 +52,21 @@ def test_a_segment_of_counts_alone_plans_like_one_with_its_index():
     assert counted.after(5) == segment.after(5)
     assert counted.after(5).length == 17
     assert counted.after(5).vision_present == 5
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (
+            lambda: Segment(5, VisualSpan(3, 4)),
+            "span must lie inside the sample's 5 tokens",
+        ),
+        (
+            lambda: Segment(5, VisualSpan(1, 2), query_from_end=2),
+            "query_from_end must point at one of the 2 tokens after the span, got 2",
+        ),
+    ],
+)
+def test_sentences(build, words):
+    with pytest.raises(ValueError, match=words):
+        build()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -98,3 +99,10 @@ def test_the_model_of_the_synthetic_world_fits_the_wheel():
     assert config.stages[1].score == "normed"
     # no attention layer runs before the stage that selects by attention
     assert config.stages[1].layer == config.backbone.layers_of("*")[0]
+
+
+@pytest.mark.parametrize("name", ["7b", []])
+def test_an_unknown_name_is_refused(name):
+    words = rf"preset: name must be one of 'nemotron-nano-9b-v2'.*, got {re.escape(repr(name))}"
+    with pytest.raises(ValueError, match=words):
+        preset(name)

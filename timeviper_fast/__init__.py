@@ -1,7 +1,7 @@
 """Questions and answers about hour-long videos: a lean TimeViper on tvkernels' ops.
 
     timeviper.py  TimeViper: load and save a model, ask it, generate
-    config.py     the model's shape in frozen dataclasses
+    config/       the model's shape in frozen dataclasses
     presets.py    the published shapes by name
     stages.py     compression stages in the words of users
     layout.py     where vision tokens lie in a sequence, and what reaches each layer

@@ -32,6 +32,7 @@ __all__ = [
     "expect_folder",
     "expect_function",
     "expect_matplotlib",
+    "expect_one_of",
     "fail",
     "instance_of",
     "is_integer",
@@ -236,3 +237,9 @@ RANGE = Kind("be a tuple (low, high) of numbers with 0 <= low <= high", _is_rang
 TRIPLE = Kind("be a tuple of 3 finite numbers", lambda v: _all(is_number, v, 3))
 SCALES = Kind("be a tuple of 3 finite numbers above 0", lambda v: _all(ABOVE_0.holds, v, 3))
 IDS = Kind("be a tuple of token ids (0 or more)", lambda v: _all(COUNT.holds, v))
+
+
+def expect_one_of(owner: str, name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Refuse a value that is none of `choices`."""
+    if value not in choices:
+        fail(owner, name, f"be one of {', '.join(map(repr, choices))}", value)

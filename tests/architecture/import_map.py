@@ -36,6 +36,13 @@ FOLDERS = {
 }
 # Which modules of its own folder each module of a folder may import.
 MODULES = {
+    "config": {
+        "__init__": "backbone model stage vision",
+        "backbone": "",
+        "stage": "backbone",
+        "vision": "",
+        "model": "backbone stage vision",
+    },
     "video": {
         "__init__": "stream video writer",
         "sampling": "times",

@@ -1,0 +1,44 @@
+"""The encoder's and the projector's configuration: every broken rule has its sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from timeviper_fast.config import ProjectorConfig, VisionConfig
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (
+            lambda: VisionConfig(num_attention_heads=7),
+            "num_attention_heads must divide hidden_size",
+        ),
+        (lambda: VisionConfig(patch_size=400), "patch_size must be at most image_size"),
+        (lambda: VisionConfig(feature_layer=27), "feature_layer must name one of the 27 blocks"),
+        (lambda: VisionConfig(hidden_act="relu"), "hidden_act must be one of 'gelu'"),
+        (lambda: VisionConfig(resize="stretch"), "resize must be one of 'naive'"),
+        (lambda: ProjectorConfig(kind="qformer"), "kind must be one of 'gelu_mlp'"),
+        (lambda: ProjectorConfig(token_order="size"), "token_order must be one of 'raw'"),
+        (lambda: VisionConfig(kind="clip"), "kind must be one of 'siglip', 'dinov2', 'umt', 'int"),
+        (lambda: VisionConfig(clip_frames=4), "clip_frames must be 1 for kind='siglip', got 4"),
+        (
+            lambda: VisionConfig(kind="umt", register_tokens=4),
+            "register_tokens must be 0 for kind='umt', got 4",
+        ),
+        (
+            lambda: ProjectorConfig(image_tokens=64),
+            r"image_tokens must be num_tokens \(16\) or None, for an image is a clip .*, got 64",
+        ),
+        (lambda: ProjectorConfig(num_tokens=0), "num_tokens must be a positive integer .*, got 0"),
+    ],
+)
+def test_sentences(build, words):
+    with pytest.raises(ValueError, match=words):
+        build()
+
+
+@pytest.mark.parametrize("std", [(0.5, 0.5, 0.0), (0.5, 0.5, -1.0)])
+def test_pixels_are_not_divided_by_zero(std):
+    with pytest.raises(ValueError, match="image_std must be a tuple of 3 finite numbers above 0"):
+        VisionConfig(image_std=std)

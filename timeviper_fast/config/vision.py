@@ -1,0 +1,140 @@
+"""The shapes of the vision encoder and of the projector behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from timeviper_fast.errors import (
+    ABOVE_0,
+    COUNT,
+    INTEGER,
+    OPTIONAL_SIZE,
+    SCALES,
+    SIZE,
+    TRIPLE,
+    expect,
+    expect_one_of,
+    fail,
+)
+
+__all__ = ["ProjectorConfig", "VisionConfig"]
+
+TokenOrder = Literal["raw", "ascending", "descending"]
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Vision transformer whose features feed the projector.
+
+    `kind` is the encoder: "siglip", "dinov2", "umt" or "internvideo2". The last two see a video in
+    clips: every patch of `clip_frames` frames attends to every other patch of the same clip.
+    `register_tokens` are DINOv2's. `feature_layer` is the block whose output is used, as an index
+    into the list of blocks (negative from the end); later blocks are never built. `hidden_act` is
+    "gelu" (exact, erf) or "gelu_pytorch_tanh". Images are resized by the strategy
+    `resize` (video/preprocess.py names them) and scaled to [0, 1], then (pixel - mean) / std.
+    """
+
+    kind: str = "siglip"
+    image_size: int = 384  # pixels per side
+    patch_size: int = 14  # pixels per side
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    num_hidden_layers: int = 27
+    num_attention_heads: int = 16
+    layer_norm_eps: float = 1e-6
+    hidden_act: str = "gelu"
+    feature_layer: int = -2
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    resize: str = "naive"
+    clip_frames: int = 1
+    register_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        owner = "VisionConfig"
+        expect_one_of(owner, "kind", self.kind, ("siglip", "dinov2", "umt", "internvideo2"))
+        expect(
+            owner, self, SIZE, "image_size", "patch_size", "hidden_size", "intermediate_size",
+            "num_hidden_layers", "num_attention_heads", "clip_frames",
+        )  # fmt: skip
+        expect(owner, self, COUNT, "register_tokens")
+        expect(owner, self, ABOVE_0, "layer_norm_eps")
+        expect(owner, self, INTEGER, "feature_layer")
+        expect(owner, self, TRIPLE, "image_mean")
+        expect(owner, self, SCALES, "image_std")
+        if self.hidden_size % self.num_attention_heads:
+            rule = f"divide hidden_size ({self.hidden_size})"
+            fail(owner, "num_attention_heads", rule, self.num_attention_heads)
+        if self.patch_size > self.image_size:
+            fail(owner, "patch_size", f"be at most image_size ({self.image_size})", self.patch_size)
+        if not -self.num_hidden_layers <= self.feature_layer < self.num_hidden_layers:
+            rule = f"name one of the {self.num_hidden_layers} blocks"
+            fail(owner, "feature_layer", rule, self.feature_layer)
+        expect_one_of(owner, "hidden_act", self.hidden_act, ("gelu", "gelu_pytorch_tanh"))
+        expect_one_of(owner, "resize", self.resize, ("naive", "crop", "letterbox", "pillow13"))
+        if self.clip_frames > 1 and self.kind not in ("umt", "internvideo2"):
+            fail(owner, "clip_frames", f"be 1 for kind={self.kind!r}", self.clip_frames)
+        if self.kind == "internvideo2" and self.hidden_size % 16:
+            # a quarter of the channels is sines and cosines of time, the rest of row and column
+            fail(
+                owner,
+                "hidden_size",
+                "be a multiple of 16 for kind='internvideo2'",
+                self.hidden_size,
+            )
+        if self.register_tokens and self.kind != "dinov2":
+            fail(owner, "register_tokens", f"be 0 for kind={self.kind!r}", self.register_tokens)
+
+    @property
+    def patches_per_side(self) -> int:
+        """Whole patches per side of a frame; pixels beyond the last one are not seen."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches_per_frame(self) -> int:
+        """Patch tokens of one frame."""
+        return self.patches_per_side**2
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that are built: up to and including `feature_layer`."""
+        return self.feature_layer % self.num_hidden_layers + 1
+
+
+@dataclass(frozen=True)
+class ProjectorConfig:
+    """From patch features to visual tokens.
+
+    `kind`: "gelu_mlp" projects every patch; "tome_mlp" first merges each frame's patches to
+    `num_tokens` (ToMe), then projects with two linear layers; "fused_tome_mlp" merges, then
+    projects with three. `clip_frames` frames are merged together into `clip_frames * num_tokens`
+    tokens; an image is merged alone, into `image_tokens` (None: `num_tokens`). `token_order` sorts
+    the merged tokens by how many patches they hold.
+    """
+
+    kind: str = "tome_mlp"
+    num_tokens: int = 16  # tokens per frame after merging
+    clip_frames: int = 1  # frames per merge
+    token_order: TokenOrder = "raw"
+    merge_heads: int = 16
+    image_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        owner = "ProjectorConfig"
+        expect_one_of(owner, "kind", self.kind, ("gelu_mlp", "tome_mlp", "fused_tome_mlp"))
+        expect_one_of(owner, "token_order", self.token_order, ("raw", "ascending", "descending"))
+        expect(owner, self, SIZE, "num_tokens", "clip_frames", "merge_heads")
+        expect(owner, self, OPTIONAL_SIZE, "image_tokens")
+        if self.clip_frames == 1 and self.tokens_of_image != self.num_tokens:
+            rule = f"be num_tokens ({self.num_tokens}) or None, for an image is a clip of 1 frame"
+            fail(owner, "image_tokens", rule, self.image_tokens)
+
+    @property
+    def tokens_of_image(self) -> int:
+        """Tokens that an image is merged to."""
+        return self.num_tokens if self.image_tokens is None else self.image_tokens
+
+    @property
+    def merges(self) -> bool:
+        return self.kind != "gelu_mlp"
