@@ -1,4 +1,4 @@
-"""Forty videos of five questions, and processes that are killed: one record each, equal bytes."""
+"""Forty videos of five questions; killed processes and a full disk: one record each, equal bytes."""
 
 from __future__ import annotations
 
@@ -113,3 +113,31 @@ def test_actors_and_a_driver_of_ray_are_killed(home):
     driver.wait()
     assert start(home, "out", "--ray", "2").wait(timeout=300) == 0, (home / "error.txt").read_text()
     check(home, "out")
+
+
+FULL = """
+mount -t tmpfs -o size=100k none small && cd small || exit 1
+run() { (cd .. && "$@" --out small/out) }
+run "$@"; [ $? = 2 ] || exit 2
+ls out/records/*/*.json | wc -l >../first
+mount -o remount,size=4m none . && run "$@" || exit 3
+cp -r out ../out
+"""
+
+
+@pytest.mark.long
+def test_a_disk_is_full(home):
+    """A real file system of 100 kB, then of 4 MB; in a namespace, where a user may mount one."""
+    (home / "small").mkdir()
+    command = [sys.executable, "-m", "timeviper_fast", "corpus", *RUN, "--quiet"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [home, Path.cwd()]))}
+    shell = ["unshare", "--map-root-user", "--mount", "sh", "-c", FULL, "sh", *command]
+    done = subprocess.run(shell, cwd=home, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 0 < int((home / "first").read_text()) < 41
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert start(home, "whole", poison="").wait(timeout=300) == 0
+    for folder in ("out", "whole"):
+        collect(Records(home / folder), home / f"{folder}.jsonl")
+    assert (home / "out.jsonl").read_bytes() == (home / "whole.jsonl").read_bytes()
