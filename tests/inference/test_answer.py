@@ -44,7 +44,7 @@ def test_each_row_ends_with_its_own_stop_token(model, read):
 def test_pieces_of_text_are_the_text(model, read):
     heard: list[str] = []
     steps: list[tuple] = []
-    options = {"on_text": heard.append, "progress": lambda *step: steps.append(step)}
+    options = {"on_text": [heard.append], "progress": lambda *step: steps.append(step)}
     [(ids, text)] = spoken(model, read("What moves?"), **options)
     assert "".join(heard).strip() == text
     assert steps[-1] == ("tokens", len(ids), 8)

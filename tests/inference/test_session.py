@@ -46,6 +46,16 @@ def test_a_list_of_questions_gives_a_list_of_answers(session):
     assert session.ask(QUESTIONS[:1], max_new_tokens=6)[0].text == answers[0].text
 
 
+def test_each_question_of_a_list_has_its_own_listener(session):
+    """More questions than are answered together; some are not listened to."""
+    many, heard = QUESTIONS * 4, [[] for _ in range(12)]
+    on_text = [pieces.append if row % 3 else None for row, pieces in enumerate(heard)]
+    answers = session.ask(many, max_new_tokens=6, on_text=on_text)
+    for row, (pieces, answer) in enumerate(zip(heard, answers)):
+        assert "".join(pieces).strip() == (answer.text if row % 3 else "")
+    assert any(answer.text for answer in answers[1::3])
+
+
 def test_a_drawn_answer_does_not_depend_on_its_neighbours(session):
     sampling = Sampling(temperature=1.0, seed=11)
     together = session.ask(QUESTIONS, max_new_tokens=6, sampling=sampling)
@@ -134,8 +144,14 @@ def test_questions_share_the_videos_keys_and_values(session):
 def test_mistakes(session):
     with pytest.raises(ValueError, match="question must not be empty"):
         session.ask([])
-    with pytest.raises(ValueError, match="on_text must be left out for a list"):
-        session.ask(QUESTIONS, on_text=print)
+    rule = "on_text must be a list with a function or None for each of the 3 questions"
+    for wrong in (print, [print] * 2):
+        with pytest.raises(ValueError, match=rule):
+            session.ask(QUESTIONS, on_text=wrong)
+    with pytest.raises(ValueError, match=r"on_text\[1\] must be a function or None, got 5"):
+        session.ask(QUESTIONS, on_text=[None, 5, print])
+    with pytest.raises(ValueError, match="on_text must be a function or None"):
+        session.ask("What?", on_text=[print])
     with pytest.raises(ValueError, match="max_new_tokens must be a positive number"):
         session.ask("What?", max_new_tokens=0)
 

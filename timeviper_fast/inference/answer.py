@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from timeviper_fast.config import TimeViperConfig
 from timeviper_fast.errors import fail
 from timeviper_fast.inference.ended import Prefill, StageCount
 from timeviper_fast.inference.evidence import Evidence
 from timeviper_fast.inference.generate import decode
-from timeviper_fast.inference.request import Sampling
+from timeviper_fast.inference.request import OnText, Sampling
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.stops import Stop
 from timeviper_fast.text.prompt import Prompt, stop_token_ids
@@ -100,34 +102,40 @@ def speak(
     max_new_tokens: int,
     stop_ids: set[int],
     sampling: Sampling,
-    on_text: Callable[[str], None] | None = None,
+    on_text: Sequence[OnText | None] = (),
     progress: Progress | None = None,
 ) -> list[tuple[list[int], str]]:
     """Decode all rows to their ends: the ids of each, and their text.
 
     Args:
-        on_text: called with pieces of the answer of a single row, as soon as they are whole words.
+        on_text: for each row, what gets the pieces of its answer as soon as they are whole words;
+            () for none.
     """
-    streamer = _text_streamer(tokenizer, on_text) if on_text else None
+    heard = on_text or [None] * len(read.logits)
+    streamers = [None if one is None else _text_streamer(tokenizer, one) for one in heard]
     rows: list[list[int]] = [[] for _ in read.logits]
     for step, tokens in enumerate(
         decode(backbone, read, max_new_tokens=max_new_tokens, stop_ids=stop_ids, sampling=sampling),
         start=1,
     ):
-        for row, token in zip(rows, tokens.tolist()):
+        for row, streamer, token in zip(rows, streamers, tokens.tolist()):
             # a row that has ended repeats its last token until all have
-            if not row or row[-1] not in stop_ids:
-                row.append(token)
-        if streamer is not None:
-            streamer.put(tokens.cpu())
+            if row and row[-1] in stop_ids:
+                continue
+            row.append(token)
+            if streamer is not None:
+                streamer.put(torch.tensor([token]))
+                if token in stop_ids:
+                    streamer.end()
         if progress is not None:
             progress("tokens", step, max_new_tokens)
-    if streamer is not None:
-        streamer.end()
+    for row, streamer in zip(rows, streamers):
+        if streamer is not None and row[-1] not in stop_ids:
+            streamer.end()
     return [(ids, str(tokenizer.decode(ids, skip_special_tokens=True)).strip()) for ids in rows]
 
 
-def _text_streamer(tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> Any:
+def _text_streamer(tokenizer: PreTrainedTokenizerBase, on_text: OnText) -> Any:
     """A transformers streamer that hands finished pieces of text to `on_text`."""
     from transformers import TextStreamer
 

@@ -75,7 +75,7 @@ def answer_from(
     watch = watch or StopWatch(session.model.device)
     with watch.at("prompt"):
         prompts = [session.prompt(question)]
-    [answered] = session.answer(prompts, question, watch, on_text=on_text, progress=progress)
+    [answered] = session.answer(prompts, question, watch, on_text=[on_text], progress=progress)
     if control and answered.evidence is not None:
         neutral = session.control()
         assert neutral is not None

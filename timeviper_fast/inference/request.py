@@ -5,11 +5,11 @@ Importing this imports no torch, so that `timeviper-fast ask --help` shows the d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from timeviper_fast.errors import BOOL, expect, fail, is_integer, is_number
+from timeviper_fast.errors import BOOL, expect, expect_function, fail, is_integer, is_number
 
 if TYPE_CHECKING:
     import torch
@@ -22,14 +22,20 @@ if TYPE_CHECKING:
     from timeviper_fast.video.times import Time
 
 __all__ = [
+    "OnText",
     "Opening",
     "Question",
     "Request",
     "Sampling",
     "check_sampling",
+    "is_list_of_questions",
+    "listeners",
     "question_prompt",
     "sampling_of",
 ]
+
+# gets the pieces of an answer while it is made
+OnText = Callable[[str], None]
 
 # where the vision tokens stand behind a lead; no text that people write holds it
 _PLACE = "\ue000"
@@ -209,6 +215,30 @@ def question_prompt(
         answer_prefix=question.answer_prefix,
         placeholder=placeholder,
     )
+
+
+def is_list_of_questions(question: str | Sequence[Any]) -> bool:
+    """Whether it is a list of questions; a list of messages is one question."""
+    if isinstance(question, str) or not isinstance(question, (list, tuple)):
+        return False
+    return bool(question) and isinstance(question[0], (str, list, tuple))
+
+
+def listeners(on_text: Any, questions: int | None) -> list[OnText | None]:
+    """What gets the pieces of each answer, of a list of `questions` or of one (None).
+
+    Raises:
+        ValueError: neither a function nor None for one question, nor a list of these for a list.
+    """
+    if questions is None or on_text is None:
+        expect_function("ask", on_text=on_text)
+        return [on_text] * (questions or 1)
+    if not isinstance(on_text, (list, tuple)) or len(on_text) != questions:
+        rule = f"be a list with a function or None for each of the {questions} questions"
+        fail("ask", "on_text", rule, on_text)
+    for number, one in enumerate(on_text):
+        expect_function("ask", **{f"on_text[{number}]": one})
+    return [*on_text]
 
 
 def _expect_positive(name: str, value: int, unit: str) -> None:

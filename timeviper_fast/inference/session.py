@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,12 @@ from timeviper_fast.inference.evidence import Evidence
 from timeviper_fast.inference.footage import Footage
 from timeviper_fast.inference.generate import counted
 from timeviper_fast.inference.request import (
+    OnText,
     Opening,
     Question,
     Sampling,
+    is_list_of_questions,
+    listeners,
     question_prompt,
     sampling_of,
 )
@@ -96,7 +99,7 @@ class Session:
         sampling: Sampling | None = Question.sampling,
         answer_prefix: str = Question.answer_prefix,
         mention_duration: bool | None = Question.mention_duration,
-        on_text: Callable[[str], None] | None = None,
+        on_text: OnText | Sequence[OnText | None] | None = None,
         progress: Progress | None = None,
     ) -> Any:
         """Answer one question, or a list of them.
@@ -108,15 +111,15 @@ class Session:
             max_new_tokens, sampling, answer_prefix, mention_duration, progress: as in
                 `TimeViper.ask`, for each of the questions. With a seed, each answer is drawn as if
                 its question had been asked alone.
-            on_text: as in `TimeViper.ask`; of a single question only.
+            on_text: as in `TimeViper.ask`; for a list of questions, a list with a function or None
+                for each.
 
         Raises:
             ValueError: a bad argument, or a question that does not fit the model's window.
         """
-        expect_function("ask", on_text=on_text, progress=progress)
-        many = _is_list_of_questions(question)
-        if many and on_text is not None:
-            fail("ask", "on_text", "be left out for a list of questions", on_text)
+        expect_function("ask", progress=progress)
+        many = is_list_of_questions(question)
+        heard = listeners(on_text, len(question) if many else None)
         given = (max_new_tokens, sampling, answer_prefix, mention_duration)
         questions = [Question(one, *given) for one in (question if many else [question])]
         prompts = [self.prompt(question) for question in questions]
@@ -125,8 +128,8 @@ class Session:
         for start in range(0, len(questions), batch):
             together = prompts[start : start + batch]
             watch = StopWatch(self.model.device)
-            options = questions[0]
-            answers += self.answer(together, options, watch, on_text=on_text, progress=progress)
+            rows = heard[start : start + batch]
+            answers += self.answer(together, questions[0], watch, on_text=rows, progress=progress)
         return answers if many else answers[0]
 
     @torch.no_grad()
@@ -217,7 +220,7 @@ class Session:
         options: Question,
         watch: StopWatch,
         *,
-        on_text: Callable[[str], None] | None = None,
+        on_text: Sequence[OnText | None] = (),
         progress: Progress | None = None,
         ended: Ended | None = None,
         known: int = 0,
@@ -228,6 +231,7 @@ class Session:
             prompts: theirs, by `prompt`.
             options: a question with the options of all.
             watch: gets the times and sizes of this.
+            on_text: for each prompt, what gets the pieces of its answer; () for none.
             ended: the video with the first `known` token ids of the question behind it already.
         """
         ended = ended or self._ended
@@ -380,7 +384,7 @@ class Chat:
         *,
         max_new_tokens: int = Question.max_new_tokens,
         sampling: Sampling | None = Question.sampling,
-        on_text: Callable[[str], None] | None = None,
+        on_text: OnText | None = None,
         progress: Progress | None = None,
     ) -> Answer:
         """The answer to the next question. A question that fails leaves the chat as it was.
@@ -408,7 +412,7 @@ class Chat:
             [prompt],
             asked,
             watch,
-            on_text=on_text,
+            on_text=[on_text],
             progress=progress,
             ended=ended,
             known=len(ids),
@@ -416,10 +420,3 @@ class Chat:
         self.messages = [*messages, {"role": "assistant", "content": answer.text}]
         self._ids, self._ended = ids, ended
         return answer
-
-
-def _is_list_of_questions(question: str | Sequence[Any]) -> bool:
-    """Whether it is a list of questions; a list of messages is one question."""
-    if isinstance(question, str) or not isinstance(question, (list, tuple)):
-        return False
-    return bool(question) and isinstance(question[0], (str, list, tuple))
