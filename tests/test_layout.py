@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.model.common import runs_of
-from timeviper_fast.layout import Segment, VisualSpan, tokens_before_layer
+from timeviper_fast.config import CompressionStage
+from timeviper_fast.layout import Segment, VisualSpan, tokens_before_layer, vision_after
 from timeviper_fast.presets import preset
 
 
@@ -70,3 +71,19 @@ def test_a_segment_of_counts_alone_plans_like_one_with_its_index():
 def test_sentences(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+def test_stages_behind_a_content_stage_count_what_it_left():
+    stages = (
+        CompressionStage(0, "content", 1.0, transfer=False, prune=0.75),
+        CompressionStage(2, "uniform", 0.55),
+        CompressionStage(3, "attention", 0.3),
+    )
+    segment = Segment(120, VisualSpan(4, 96), frame_tokens=16)
+    assert vision_after(segment, stages) == (96, 24, 13, 7)
+    assert tokens_before_layer((segment,), stages, 5) == [48, 48, 37, 31, 31]
+
+
+def test_frames_fill_the_vision_tokens():
+    with pytest.raises(ValueError, match="frame_tokens must divide the 96 vision tokens, got 20"):
+        Segment(120, VisualSpan(4, 96), frame_tokens=20)

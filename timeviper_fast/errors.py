@@ -19,6 +19,7 @@ __all__ = [
     "RANGE",
     "RATIO",
     "SCALES",
+    "SHARE",
     "SIZE",
     "TEXT",
     "TRIPLE",
@@ -233,6 +234,7 @@ OPTIONAL_SIZE = Kind(f"{SIZE.rule} or None", lambda v: v is None or SIZE.holds(v
 ABOVE_0 = Kind("be a finite number above 0", lambda v: is_number(v) and v > 0)
 FROM_0 = Kind("be a finite number of 0 or more", lambda v: is_number(v) and v >= 0)
 RATIO = Kind("lie in (0, 1]", lambda v: is_number(v) and 0 < v <= 1)
+SHARE = Kind("lie in [0, 1)", lambda v: is_number(v) and 0 <= v < 1)
 RANGE = Kind("be a tuple (low, high) of numbers with 0 <= low <= high", _is_range)
 TRIPLE = Kind("be a tuple of 3 finite numbers", lambda v: _all(is_number, v, 3))
 SCALES = Kind("be a tuple of 3 finite numbers above 0", lambda v: _all(ABOVE_0.holds, v, 3))

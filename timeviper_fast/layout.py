@@ -12,7 +12,7 @@ from torch import Tensor
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.errors import COUNT, INTEGER, expect, fail, instance_of
 
-__all__ = ["Segment", "VisualSpan", "shorten", "tokens_before_layer"]
+__all__ = ["Segment", "VisualSpan", "shorten", "tokens_before_layer", "vision_after"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Segment:
         index: (1 or batch, vision_present) int64, where the vision tokens lie, counted from the
             span's first token, ascending. None for one contiguous run, and in a segment that only
             counts tokens.
+        frame_tokens: vision tokens of each frame, or of each clip that is merged as one, before any
+            stage: content stages compare them. 0: not known, or frames have unequal numbers.
     """
 
     length: int
@@ -56,9 +58,10 @@ class Segment:
     vision_tokens: int = -1
     text_inside: int = 0
     index: Tensor | None = field(default=None, compare=False, repr=False)
+    frame_tokens: int = 0
 
     def __post_init__(self) -> None:
-        expect("Segment", self, COUNT, "length", "query_from_end", "text_inside")
+        expect("Segment", self, COUNT, "length", "query_from_end", "text_inside", "frame_tokens")
         expect("Segment", self, INTEGER, "vision_tokens")
         expect("Segment", self, instance_of(VisualSpan), "span")
         if self.text_inside > self.span.length:
@@ -68,6 +71,9 @@ class Segment:
             fail("Segment", "index", rule, self.index)
         if self.vision_tokens < 0:
             object.__setattr__(self, "vision_tokens", self.vision_present)
+        if self.frame_tokens and self.vision_present % self.frame_tokens:
+            rule = f"divide the {self.vision_present} vision tokens"
+            fail("Segment", "frame_tokens", rule, self.frame_tokens)
         if self.span.stop > self.length:
             fail("Segment", "span", f"lie inside the sample's {self.length} tokens", self.span)
         text_after = self.length - self.span.stop
@@ -88,6 +94,7 @@ class Segment:
         *,
         query_from_end: int = 0,
         device: torch.device | str | None = None,
+        frame_tokens: int = 0,
     ) -> Segment:
         """A sample whose vision tokens lie in several runs with text between them.
 
@@ -95,7 +102,7 @@ class Segment:
             length: tokens of the sample.
             runs: each relative to the sample's first token, ascending; empty runs are ignored, and
                 adjacent ones are joined.
-            query_from_end: as the attribute.
+            query_from_end, frame_tokens: as the attributes.
             device: the sequence's device; `index` is copied there once.
 
         Raises:
@@ -114,7 +121,14 @@ class Segment:
         if text_inside:
             places = [torch.arange(run.start - start, run.stop - start) for run in runs]
             index = torch.cat(places)[None].to(device)
-        return cls(length, span, query_from_end, text_inside=text_inside, index=index)
+        return cls(
+            length,
+            span,
+            query_from_end,
+            text_inside=text_inside,
+            index=index,
+            frame_tokens=frame_tokens,
+        )
 
     def _holds_the_vision(self, index: object) -> bool:
         return (
@@ -133,7 +147,12 @@ class Segment:
         """The sample after `kept` of its present vision tokens remain: counts only, no index."""
         dropped = self.vision_present - kept
         span = replace(self.span, length=self.span.length - dropped)
-        return replace(self, length=self.length - dropped, span=span, index=None)
+        length = self.length - dropped
+        return replace(self, length=length, span=span, index=None, frame_tokens=0)
+
+    def counted_anew(self) -> Segment:
+        """The sample behind a content stage: later stages count what is present as the original."""
+        return replace(self, vision_tokens=self.vision_present)
 
     def keep(self, kept: Tensor) -> Segment:
         """The sample after only the vision tokens `kept` remain.
@@ -173,7 +192,17 @@ class Segment:
 
 def shorten(segments: tuple[Segment, ...], stage: CompressionStage) -> tuple[Segment, ...]:
     """The segments after `stage` has dropped its vision tokens."""
-    return tuple(s.after(stage.kept_count(s.vision_tokens)) for s in segments)
+    left = tuple(s.after(stage.kept_count(s.vision_tokens, s.frame_tokens)) for s in segments)
+    return tuple(s.counted_anew() for s in left) if stage.by_content else left
+
+
+def vision_after(segment: Segment, stages: Sequence[CompressionStage]) -> tuple[int, ...]:
+    """Vision tokens that are present, and those behind each stage."""
+    counts = [segment.vision_present]
+    for stage in stages:
+        (segment,) = shorten((segment,), stage)
+        counts.append(segment.vision_present)
+    return tuple(counts)
 
 
 def tokens_before_layer(

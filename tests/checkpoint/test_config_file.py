@@ -90,6 +90,7 @@ ADDED = {
         "projector": ["image_tokens"],
         "stages": ["spacing"],
     },
+    4: {"stages": ["match", "prune"]},
 }
 
 
@@ -135,7 +136,7 @@ def test_what_is_left_out_is_not_that_of_another_model(part):
 
 
 _STAGE = {"layer": 1, "keep": 1, "select": "uniform", "transfer": True, "score": "raw"}
-_STAGE |= {"spacing": "exact"}
+_STAGE |= {"spacing": "exact", "prune": 0.0, "match": "place"}
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ _STAGE |= {"spacing": "exact"}
         ({"stages": [{"layer": 1, "ratio": 1}]}, r"stages\[0\] must have only known fields"),
         (
             {"stages": [{"layer": 1}]},
-            r"config.json: stages\[0\] must have all of its fields, got no keep, score, select, spacing, transfer",
+            r"config.json: stages\[0\] must have all of its fields, got no keep, match, prune, score, select, spacing and 1 more",
         ),
         (
             {"stages": [{**_STAGE, "keep": 0}]},
@@ -202,7 +203,7 @@ def test_another_format_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="path must be a timeviper_fast checkpoint"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text('{"format": "timeviper_fast", "format_version": 99}')
-    with pytest.raises(CheckpointError, match="format_version must be 1 to 3, got 99"):
+    with pytest.raises(CheckpointError, match="format_version must be 1 to 4, got 99"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match=r"config.json: file must be readable JSON, got"):

@@ -13,6 +13,10 @@ TINY = preset("tiny")
 QWEN2 = LLM_PRESETS["qwen2-7b"]
 
 
+def content(layer=0, keep=1.0, transfer=False, prune=0.7, match="place"):
+    return CompressionStage(layer, "content", keep, transfer=transfer, prune=prune, match=match)
+
+
 @pytest.mark.parametrize(
     ("build", "words"),
     [
@@ -24,7 +28,20 @@ QWEN2 = LLM_PRESETS["qwen2-7b"]
         (lambda: CompressionStage(3, "uniform", 0.5, "no"), "transfer must be True or .* got 'no'"),
         (
             lambda: CompressionStage(3, "random", 0.5),
-            "select must be one of 'uniform', 'attention'",
+            "select must be one of 'uniform', 'attention', 'content'",
+        ),
+        (
+            lambda: CompressionStage(3, "uniform", 0.5, prune=0.5),
+            "prune must be 0 except for select='content', got 0.5",
+        ),
+        (lambda: content(prune=1.0), r"prune must lie in \[0, 1\), got 1.0"),
+        (lambda: content(layer=3), "layer must be 0 for select='content', got 3"),
+        (lambda: content(keep=0.3), "keep must be 1 .* got 0.3; set the share to remove, prune"),
+        (lambda: content(transfer=True), "transfer must be False for select='content', got True"),
+        (lambda: content(match="worst"), "match must be one of 'place', 'best', got 'worst'"),
+        (
+            lambda: replace(TINY, stages=(content(),)),
+            "stages must have match='best' in a content stage: merged tokens have no fixed place",
         ),
         (
             lambda: replace(TINY, stages=(CompressionStage(12, "uniform", 0.5),)),
@@ -69,3 +86,21 @@ def test_keep_counts_are_float64_and_may_be_zero():
     assert CompressionStage(1, "uniform", 0.7).kept_count(720) == 503
     assert CompressionStage(1, "uniform", 0.29).kept_count(100) == 28
     assert CompressionStage(1, "uniform", 0.1).kept_count(9) == 0
+
+
+@pytest.mark.parametrize(
+    ("frames", "each", "prune", "kept"),
+    [
+        (6, 16, 0.75, 24),
+        (3, 4, 0.9, 4),
+        (1, 16, 0.7, 16),
+        (0, 16, 0.7, 0),
+        # 1 - 0.7 is 0.30000000000000004
+        (10, 1, 0.7, 3),
+        # 1 - 0.9 is 0.09999999999999998, so that 19 of 200 tokens stay and not 20
+        (20, 10, 0.9, 19),
+        (2, 64, 0.0, 128),
+    ],
+)
+def test_content_stages_count_by_what_they_remove(frames, each, prune, kept):
+    assert content(prune=prune).kept_count(frames * each, each) == kept

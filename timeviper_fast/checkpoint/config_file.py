@@ -19,7 +19,7 @@ from timeviper_fast.errors import ArgumentError, CheckpointError
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "config_from_dict", "config_to_dict"]
 
-FORMAT, FORMAT_VERSION = "timeviper_fast", 3
+FORMAT, FORMAT_VERSION = "timeviper_fast", 4
 # {part: {field: (the version that added it, the value that older versions meant)}}
 _ADDED: dict[str, dict[str, tuple[int, Any]]] = {
     "backbone": {"family": (3, "nemotron_h"), "rope_theta": (3, 0.0)},
@@ -30,7 +30,12 @@ _ADDED: dict[str, dict[str, tuple[int, Any]]] = {
         "mention_duration": (3, False),
         "repetition_penalty": (3, 1.0),
     },
-    "stages": {"score": (2, "raw"), "spacing": (3, "exact")},
+    "stages": {
+        "score": (2, "raw"),
+        "spacing": (3, "exact"),
+        "prune": (4, 0.0),
+        "match": (4, "place"),
+    },
 }
 _FILE = "config.json"
 

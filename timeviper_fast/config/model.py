@@ -59,6 +59,9 @@ class TimeViperConfig:
             rule = f"divide vision.hidden_size ({self.vision.hidden_size})"
             fail(owner, "projector.merge_heads", rule, self.projector.merge_heads)
         check_stages(self.stages, self.backbone)
+        if self.projector.merges and any(s.by_content and s.match == "place" for s in self.stages):
+            rule = "have match='best' in a content stage: merged tokens have no fixed place"
+            fail(owner, "stages", rule, "match='place'")
 
     @property
     def clip_frames(self) -> int:
@@ -70,6 +73,13 @@ class TimeViperConfig:
         """Visual tokens that one frame of a video adds to the prompt."""
         merged = self.projector.merges
         return self.projector.num_tokens if merged else self.vision.patches_per_frame
+
+    def frame_tokens(self, frames: int) -> int:
+        """Visual tokens of one of `frames` frames, or of the clip in which they are merged: what a
+        content stage compares with the one before."""
+        if frames == 1:
+            return self.visual_tokens(1)
+        return self.tokens_per_frame * (self.projector.clip_frames if self.projector.merges else 1)
 
     def visual_tokens(self, frames: int) -> int:
         """Visual tokens of `frames` frames, the last clip filled up; one frame is an image."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from timeviper_fast.config import CompressionStage
-from timeviper_fast.errors import ArgumentError, fail
+from timeviper_fast.errors import ArgumentError, fail, not_built
 from timeviper_fast.inference.rows import Grid, Rows, RowStore
 from timeviper_fast.inference.thinning import (
     Announced,
@@ -134,6 +134,8 @@ class Prefix:
         module = self.backbone.transv[i]
         assert isinstance(module, TransV)
         stage, config = module.stage, self.backbone.config
+        if stage.by_content:
+            not_built("session", "stages", "not select by content", stage.select)
         thinning: Thinning
         if self.expected is not None:
             total = self.expected.vision_tokens

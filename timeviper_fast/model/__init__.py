@@ -7,6 +7,7 @@
     qwen2.py       what Qwen2's layers add: rotary positions, the gated MLP
     stack.py       the loop through the layers, with compression stages between them
     transv.py      one compression stage: drop vision tokens, add their content to the text
+    content.py     how much each token differs from the frame before
     cache.py       keys, values and states between calls
     fingerprint.py  what weights are, as one short text
     initialize.py  random weights as the family initialises them

@@ -156,7 +156,22 @@ class TimeViperNetwork(nn.Module):
         if not runs:
             pieces.append(self.backbone.embeddings(after))
         embeddings = torch.cat(pieces, dim=1)
-        return embeddings, Segment.of_runs(embeddings.shape[1], spans, device=self.device)
+        each = self._frame_tokens(visual, runs)
+        length = embeddings.shape[1]
+        segment = Segment.of_runs(length, spans, device=self.device, frame_tokens=each)
+        return embeddings, segment
+
+    def _frame_tokens(
+        self, visual: Tensor | Sequence[Tensor] | None, runs: Sequence[Tensor]
+    ) -> int:
+        """Vision tokens of each frame, or clip that is merged as one; 0 where they are unequal."""
+        if isinstance(visual, Tensor):
+            frames, each = visual.shape[:2]
+            clip = self.config.projector.clip_frames if self.config.projector.merges else 1
+            whole = each == self.config.tokens_per_frame and frames % clip == 0
+            return each * clip if whole else each
+        counts = {len(run) for run in runs}
+        return counts.pop() if len(counts) == 1 else 0
 
     def embed_text(self, name: str, ids: Tensor) -> Tensor:
         """Embeddings (batch, n, d_model) of text ids (batch, n); errors call them `name`."""

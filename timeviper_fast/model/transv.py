@@ -2,8 +2,9 @@
 
     text + tanh(alpha) * W_o attend(W_q text, W_k dropped, W_v dropped)       (arXiv 2511.16595)
 
-A stage keeps either evenly spaced tokens, or those with the highest attention from one query token
-under the projections of the layer that follows. Two choices look odd and are kept because
+A stage keeps evenly spaced tokens, those that differ most from the frame before (`content.py`), or
+those with the highest attention from one query token under the projections of the layer that
+follows. Two choices look odd and are kept because
 TimeViper's checkpoints were trained with them: by default scores come from the residual stream
 BEFORE the layer's RMSNorm, without positions (`CompressionStage.score`), and the query is a single
 token, at inference the last of the prompt. Counts are relative to the original vision tokens.
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from timeviper_fast.config import BackboneConfig, CompressionStage
 from timeviper_fast.layout import Segment
+from timeviper_fast.model.content import changes, most_changed
 from timeviper_fast.model.qwen2 import Rotary
 from tvkernels import (
     attention_topk_hidden,
@@ -110,7 +112,8 @@ class TransV(nn.Module):
                 logs = self._log_scores(sample, segment, mixer, norm)
             records.append(StageRecord(self.stage.layer, *counts, kept, scores, logs))
             leaving.append(segment.positions(dropped) + start)
-            after.append(segment.keep(kept))
+            left = segment.keep(kept)
+            after.append(left.counted_anew() if self.stage.by_content else left)
             start += segment.length
         shorter = compact(hidden, torch.cat(leaving, 1), return_dropped=self.stage.transfer)
         if shorter.dropped is not None:
@@ -151,12 +154,29 @@ class TransV(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """(kept, dropped, scores); kept and dropped are (batch, n) numbers of present tokens.
         `tail` is the end of the sample, if it lies apart."""
-        keep = self.stage.kept_count(segment.vision_tokens)
+        keep = self.stage.kept_count(segment.vision_tokens, segment.frame_tokens)
+        if self.stage.by_content:
+            kept = self._by_content(sample, segment, keep)
+            return kept, dropped_indices(kept, segment.vision_present), None
         if self.stage.select == "attention":
             return self._by_attention(sample, segment, keep, mixer, norm, tail)
         kept = self.spaced(segment.vision_present, keep, sample.device)
         dropped = dropped_indices(kept, segment.vision_present)
         return kept.expand(len(sample), -1), dropped.expand(len(sample), -1), None
+
+    def _by_content(self, sample: Tensor, segment: Segment, keep: int) -> Tensor:
+        """(batch, keep) numbers of the tokens that differ most from the frame before; finding them
+        is a host sync."""
+        vision = torch.arange(segment.vision_present, device=sample.device)
+        if not len(vision):
+            return vision.expand(len(sample), -1)
+        at = segment.positions(vision.expand(len(sample), -1))
+        best, kept = self.stage.match == "best", []
+        for row, place in zip(sample, at):
+            frames = row[place].unflatten(0, (-1, segment.frame_tokens))
+            scores = changes(frames, None, best).flatten()
+            kept.append(most_changed(scores, keep).nonzero()[:, 0])
+        return torch.stack(kept)
 
     def spaced(self, length: int, keep: int, device: torch.device) -> Tensor:
         """(keep,) int64, the evenly spaced tokens that a uniform stage keeps of `length`."""
