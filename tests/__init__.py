@@ -5,6 +5,7 @@
     interpreter.py   Triton's interpreter, corrected
     footprint.py     what a call allocates
     goldens.py       reads the recorded tensors of data/
+    nemotron_vl_directory.py  a Nemotron-Nano-VL directory in the layout of the hub
     tiny.py          the tiny configurations that all tests share
     random_model.py  a tiny model with random weights, and a video file of a moving square
 
