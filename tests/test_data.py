@@ -24,7 +24,7 @@ def index() -> dict[str, list[str]]:
 
 
 # rows that hold no tensors
-PLAIN = ("prompts", "vcf_prompts", "vcf_sampling")
+PLAIN = ("prompts", "vcf_prompts", "vcf_sampling", "nemotron_vl_prompts")
 
 
 def test_every_recorded_file_has_a_row() -> None:

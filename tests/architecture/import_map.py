@@ -74,7 +74,13 @@ MODULES = {
         "ahead": "",
         "video": "ahead packets sampling source times",
     },
-    "text": {"__init__": "", "template": "", "prompt": "template", "byte_tokenizer": ""},
+    "text": {
+        "__init__": "",
+        "labels": "",
+        "template": "labels",
+        "prompt": "labels template",
+        "byte_tokenizer": "",
+    },
     "model": {
         "__init__": "",
         "vision.__init__": "",

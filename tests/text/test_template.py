@@ -8,13 +8,29 @@ from typing import Any
 import pytest
 
 from tests.goldens import manifest
+from tests.text.common import VISION
 from timeviper_fast.text.byte_tokenizer import byte_tokenizer
-from timeviper_fast.text.prompt import build_prompt, render_chat, training_prompt, vision_preface
+from timeviper_fast.text.prompt import (
+    build_prompt,
+    render_chat,
+    stop_token_ids,
+    training_prompt,
+    vision_preface,
+)
 from timeviper_fast.text.template import TEMPLATES, chat_template
 
 GOLDEN = manifest("vcf_prompts")
 TOKENIZER = byte_tokenizer(("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+MARKED = byte_tokenizer(("</s>", "<img>", "</img>"))
 SENTENCE = "The video lasts for 10.00 seconds, and 64 frames are uniformly sampled from it. "
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
 
 
 def messages_of(row: dict[str, Any]) -> list[dict[str, str]]:
@@ -87,5 +103,101 @@ def test_places_are_counted(text: str, runs: int, words: str) -> None:
 
 
 def test_unknown_template() -> None:
-    with pytest.raises(ValueError, match=r"template must be one of .*'qwen_2', got 'qwen3'"):
+    with pytest.raises(ValueError, match=r"template must be one of .*'qwen_2', .*, got 'qwen3'"):
         chat_template("qwen3")
+
+
+def text_of(messages: Any, template: str = "nemotron_vl", **options: Any) -> str:
+    return build_prompt(VISION, messages, template=template, vision=False, **options).text
+
+
+def test_nemotron_vl_is_written_as_its_own_template_does() -> None:
+    answer = "<SPECIAL_11>Assistant\n<think></think>"
+    asked = "<SPECIAL_11>User\nWhat?\n"
+    assert text_of("What?") == f"<s><SPECIAL_10>System\n\n{asked}{answer}"
+    told = [{"role": "system", "content": " Be brief. /no_think "}, user("What?")]
+    assert text_of(told) == f"<s><SPECIAL_10>System\nBe brief.\n{asked}{answer}"
+    again = [*told, assistant("A train."), user(" And /no_think then? ")]
+    between = "<SPECIAL_11>Assistant\nA train.\n<SPECIAL_12>\n<SPECIAL_11>User\nAnd  then?\n"
+    assert text_of(again) == f"<s><SPECIAL_10>System\nBe brief.\n{asked}{between}{answer}"
+    # a tokenizer without a beginning of text has none
+    assert build_prompt(MARKED, "What?", template="nemotron_vl").text.startswith("<SPECIAL_10>")
+
+
+def test_nemotron_omni_is_chatml() -> None:
+    turns = "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"
+    empty = "<|im_start|>system\n<|im_end|>\n"
+    assert text_of("What?", "nemotron_omni") == f"{empty}{turns}<think></think>"
+    assert text_of("What?", "nemotron_omni", think=True) == f"{empty}{turns}<think>\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "think", "thinks"),
+    [
+        ("What?", None, False),
+        ("What?", True, True),
+        ("What? /think", None, True),
+        ("/think What? /no_think", None, False),
+        ("What? /think", False, False),
+        ("What? /no_think", True, True),
+    ],
+)
+def test_the_argument_decides_whether_it_thinks_then_the_last_switch_in_the_text(
+    said: str, think: bool | None, thinks: bool
+) -> None:
+    prompt = build_prompt(VISION, said, template="nemotron_vl", think=think)
+    assert prompt.thinks == thinks
+    assert prompt.text.endswith("<think>\n" if thinks else "<think></think>")
+    assert "/think" not in prompt.text.replace("</think>", "")
+
+
+def test_a_picture_has_marks_and_a_video_its_lead() -> None:
+    picture = build_prompt(VISION, "What?", template="nemotron_vl")
+    assert picture.text.endswith(
+        "User\n<img><image></img>\nWhat?\n<SPECIAL_11>Assistant\n<think></think>"
+    )
+    assert VISION.decode(picture.before).endswith("User\n<img>")
+    assert VISION.decode(picture.after).startswith("</img>\nWhat?")
+    video = build_prompt(VISION, "What?", template="nemotron_vl", video=True)
+    assert VISION.decode(video.before).endswith("User\nThis is a video:\n")
+    assert VISION.decode(video.after).startswith("</img>\nWhat?")
+
+
+def test_marks_and_think_tags_that_users_write_are_words() -> None:
+    prompt = build_prompt(VISION, "Is <img> a <think> tag, </img>?", template="nemotron_vl")
+    marks = [VISION.convert_tokens_to_ids(mark) for mark in ("<img>", "</img>")]
+    assert [sum(ids.count(mark) for mark in marks) for ids in (prompt.before, prompt.after)] == [
+        1,
+        1,
+    ]
+
+
+def test_what_ends_an_answer() -> None:
+    ends = VISION.convert_tokens_to_ids(["</s>", "<SPECIAL_12>", "<|im_end|>"])
+    assert set(stop_token_ids(VISION, "nemotron_vl")) == {ends[0], ends[1]}
+    assert set(stop_token_ids(VISION, "nemotron_omni")) == {ends[0], ends[2]}
+
+
+@pytest.mark.parametrize(
+    ("messages", "template", "options", "words"),
+    [
+        ("What?", "qwen2", {"think": True}, "think must be left out for a model whose template"),
+        ([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}], "qwen2", {},
+         "messages must begin with the user's"),
+        ([{"role": "system", "content": "x"}], "nemotron_vl", {}, "got no messages"),
+        ("What?", "nemotron_vl", {"think": True, "answer_prefix": "A"},
+         "answer_prefix must be left out for a model that thinks first"),
+        (" /no_think", "nemotron_vl", {}, "question must not be empty or blank"),
+    ],
+)  # fmt: skip
+def test_mistakes_of_switch_and_system(
+    messages: Any, template: str, options: Any, words: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        build_prompt(VISION, messages, template=template, **options)
+
+
+def test_training_does_not_write_labels_yet() -> None:
+    answered = [user("What?"), assistant("That.")]
+    with pytest.raises(ValueError, match="template must be one without labels of frames"):
+        training_prompt(VISION, answered, template="nemotron_vl")

@@ -19,6 +19,17 @@ from timeviper_fast.errors import (
 
 __all__ = ["TimeViperConfig"]
 
+# the names of the chat templates, in text/template.py
+_TEMPLATES = (
+    "nano_base",
+    "qwen2",
+    "qwen_2",
+    "nemotron_vl",
+    "nemotron_vl_joined",
+    "nemotron_vl_run_on",
+    "nemotron_omni",
+)
+
 
 @dataclass(frozen=True)
 class TimeViperConfig:
@@ -41,7 +52,7 @@ class TimeViperConfig:
         expect(owner, self, instance_of(VisionConfig), "vision")
         expect(owner, self, instance_of(ProjectorConfig), "projector")
         expect(owner, self, instance_of(tuple), "stages")
-        expect_one_of(owner, "template", self.template, ("nano_base", "qwen2", "qwen_2"))
+        expect_one_of(owner, "template", self.template, _TEMPLATES)
         expect(owner, self, TEXT, "policy")
         expect(owner, self, BOOL, "mention_duration")
         expect(owner, self, ABOVE_0, "repetition_penalty")

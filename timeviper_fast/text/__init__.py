@@ -2,6 +2,7 @@
 
     prompt.py          a prompt with gaps where the vision tokens go
     template.py        chat templates, and a conversation written in the words of one
+    labels.py          the label in front of each frame of a video
     byte_tokenizer.py  a tokenizer without files, for the tiny model
 
 Any Hugging Face tokenizer works.

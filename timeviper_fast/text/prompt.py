@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from timeviper_fast.errors import ArgumentError, fail, is_integer
 from timeviper_fast.layout import VisualSpan
+from timeviper_fast.text.labels import LabelIds
 from timeviper_fast.text.template import (
     PLACEHOLDER,
+    ChatTemplate,
     Draft,
     Turn,
     chat_template,
@@ -37,6 +39,7 @@ __all__ = [
     "Prompt",
     "build_prompt",
     "check_answered",
+    "label_ids",
     "render_chat",
     "stop_token_ids",
     "training_prompt",
@@ -47,8 +50,11 @@ __all__ = [
 IGNORE_INDEX = -100  # torch's cross entropy skips these labels
 
 _ROLES = ("user", "assistant")
+_SWITCH = re.compile("/think|/no_think")
 
-Message = Mapping[str, str]  # {"role": "user" or "assistant", "content": text}
+# {"role": "user" or "assistant" (in front of them "system" once, where the template has one),
+# "content": text}
+Message = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,11 @@ class Prompt:
     Attributes:
         before: text ids in front of the vision tokens; empty for a prompt without vision.
         after: text ids behind them.
-        text: the tokenised text, in which one `<image>` stands for each run of vision tokens.
+        text: the tokenised text, in which one `<image>` stands for each run of vision tokens, or
+            for a whole video with the labels of its frames.
         supervised: for each id of the text, whether training learns it; all False in a question.
         between: text ids between the runs of vision tokens; one list fewer than there are runs.
+        thinks: whether the answer begins with the model's thinking.
     """
 
     before: list[int]
@@ -68,6 +76,16 @@ class Prompt:
     text: str
     supervised: list[bool]
     between: list[list[int]] = field(default_factory=list)
+    thinks: bool = False
+
+    def labelled(self, openings: Sequence[list[int]]) -> Prompt:
+        """The prompt of a video whose frames have labels, given by the ids in front of each one's
+        vision tokens (`LabelIds.openings`); none: as it is."""
+        if not openings:
+            return self
+        first, *further = openings
+        supervised = [False] * sum(map(len, openings)) + self.supervised
+        return replace(self, before=self.before + first, between=further, supervised=supervised)
 
     def span(self, vision_tokens: int) -> VisualSpan:
         """From the first of `vision_tokens` tokens to the last, texts between runs included."""
@@ -118,14 +136,17 @@ def build_prompt(
     answer_prefix: str = "",
     placeholder: str | None = None,
     runs: int = 1,
+    video: bool = False,
+    think: bool | None = None,
 ) -> Prompt:
     """The prompt that asks for an answer: [system][vision][preface][question][answer header].
 
     Args:
         tokenizer: any Hugging Face tokenizer.
         question: text, or messages {"role", "content"} that take turns and end with the user's.
-            All of it is words: a `<video>` or the name of a special token in it is text.
-        template: nano_base, qwen2 or qwen_2.
+            All of it is words: a `<video>` or the name of a special token in it is text. Some
+            templates take a "system" message in front.
+        template: a name that `chat_template` knows.
         vision: whether vision tokens are part of the prompt.
         preface: text directly behind the vision tokens, such as `vision_preface(...)`.
         answer_prefix: words that the answer is forced to begin with; tokenised on their own.
@@ -134,18 +155,33 @@ def build_prompt(
             the text: they go in front of the first question.
         runs: how many runs of vision tokens there are, such as several pictures. More than one need
             as many marks.
+        video: whether the vision tokens are a video; else they are pictures. Where the template
+            labels a video's frames, the prompt has the text around the labels alone, to which
+            `Prompt.labelled` adds them.
+        think: whether the model thinks before it answers. None: what the last `/think` or
+            `/no_think` in the messages says, else not.
 
     Raises:
-        ValueError: blank question, text that is no UTF-8, roles out of order, another number of
-            places than runs, a place for vision without vision, or an unknown template.
+        ValueError: `think` for a template without that switch, a tokenizer without the template's
+            vision marks, blank question, text that is no UTF-8, roles out of order, another number
+            of places than runs, a place for vision without vision, or an unknown template.
 
     Source: upstream TimeViper's conversation templates.
     """
     chat = chat_template(template)
     messages = conversation(question, answer_prefix, open_answers=chat.open_answers)
+    system, messages, think = _instructions(messages, chat, think)
+    if think and answer_prefix:
+        rule = "be left out for a model that thinks first"
+        raise ArgumentError("prompt", "answer_prefix", rule, repr(answer_prefix))
     turns = _place_vision(messages, vision, preface, placeholder, runs)
     special = special_tokens(tokenizer, chat)
-    draft = render(turns, chat, special)
+    if vision:
+        # refuses a tokenizer without the marks
+        label_ids(tokenizer, template)
+    begin = (tokenizer.bos_token or "") if chat.begins else ""
+    how = {"begin": begin, "system": system, "video": video, "think": think}
+    draft = render(turns, chat, special, **how)  # type: ignore[arg-type]
     # tokenise the text in one piece: a tokenizer without the role markers may merge across them
     prompt = _encode(tokenizer, draft, [(0, len(draft.text), False)])
     forced = Draft(special)
@@ -157,7 +193,44 @@ def build_prompt(
         text=prompt.text + answer_prefix,
         supervised=prompt.supervised + prefix.supervised,
         between=prompt.between,
+        thinks=think,
     )
+
+
+def label_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> LabelIds | None:
+    """What labels the frames of a video; None for a template without labels.
+
+    Raises:
+        ValueError: the tokenizer lacks a mark that stands beside vision tokens.
+    """
+    labels = chat_template(template).labels
+    return None if labels is None else LabelIds(tokenizer, labels)
+
+
+def _instructions(
+    messages: Sequence[Message], chat: ChatTemplate, think: bool | None
+) -> tuple[str | None, Sequence[Message], bool]:
+    """The system message, the others without switches, and whether the model thinks first."""
+    if messages[0]["role"] == "system" and chat.around_system is None:
+        rule = "begin with the user's: the template has no system message"
+        raise ArgumentError("prompt", "messages", rule, "'system' as turn 0")
+    if chat.think is None:
+        if think is not None:
+            rule = "be left out for a model whose template has no such switch"
+            fail("prompt", "think", rule, think)
+        return None, messages, False
+    said, asked = list[Message](), False
+    for message in messages:
+        content = message["content"]
+        if message["role"] != "assistant":
+            for found in _SWITCH.findall(content):
+                asked = found == "/think"
+            content = _SWITCH.sub("", content).strip()
+        said.append({"role": message["role"], "content": content})
+    think = asked if think is None else think
+    if said[0]["role"] == "system":
+        return said[0]["content"], said[1:], think
+    return None, said, think
 
 
 def conversation(
@@ -169,7 +242,7 @@ def conversation(
         ValueError: as `build_prompt` for these arguments.
     """
     messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
-    _check_turns(messages, open_answers)
+    _check_turns(messages, open_answers, system=True)
     _expect_unicode("answer_prefix", answer_prefix)
     if messages[-1]["role"] == "assistant" and messages[-1]["content"]:
         raise ArgumentError(
@@ -216,7 +289,11 @@ def training_prompt(
             which is also the query at inference.
     """
     check_answered(messages)
-    turns, chat = _place_vision(messages, vision, preface, placeholder, 1), chat_template(template)
+    chat = chat_template(template)
+    if vision and chat.labels is not None:
+        rule = "be one without labels of frames, which training does not write yet"
+        fail("prompt", "template", rule, template)
+    turns = _place_vision(messages, vision, preface, placeholder, 1)
     draft = render(turns, chat, special_tokens(tokenizer, chat))
     pieces = draft.pieces if learn_header else headers_apart(draft.pieces, chat)
     return _encode(tokenizer, draft, pieces)
@@ -226,8 +303,10 @@ def render_chat(messages: Sequence[Message], template: str = "nano_base") -> str
     """The conversation as text, without vision tokens. If the last turn is the user's (or an
     assistant's without content), the text ends with the header of the next answer."""
     chat = chat_template(template)
-    _check_turns(messages, chat.open_answers)
-    return render(_place_vision(messages, False, "", None, 1), chat, None).text
+    _check_turns(messages, chat.open_answers, system=True)
+    system, messages, think = _instructions(messages, chat, None)
+    turns = _place_vision(messages, False, "", None, 1)
+    return render(turns, chat, None, system=system, think=think).text
 
 
 def stop_token_ids(
@@ -246,9 +325,15 @@ def stop_token_ids(
     return tuple(sorted(ids))
 
 
-def _check_turns(messages: Sequence[Message], open_answers: bool = False) -> None:
+def _check_turns(
+    messages: Sequence[Message], open_answers: bool = False, system: bool = False
+) -> None:
+    """Check messages; `system` allows a system message in front."""
     if not isinstance(messages, (list, tuple)):
         _refuse_question(type(messages).__name__)
+    if system and messages and _is_system(messages[0]):
+        _expect_unicode("system message", messages[0].get("content"))
+        messages = messages[1:]
     if not messages:
         raise ArgumentError("prompt", "question", "not be empty or blank", "no messages")
     for i, message in enumerate(messages):
@@ -269,6 +354,10 @@ def _check_turns(messages: Sequence[Message], open_answers: bool = False) -> Non
             raise ArgumentError(
                 "prompt", "answer", "not be empty before the last turn", f"turn {i}"
             )
+
+
+def _is_system(message: Any) -> bool:
+    return isinstance(message, Mapping) and message.get("role") == "system"
 
 
 def _expect_unicode(name: str, text: Any) -> None:
