@@ -90,7 +90,11 @@ ADDED = {
         "projector": ["image_tokens"],
         "stages": ["spacing"],
     },
-    4: {"stages": ["match", "prune"]},
+    4: {
+        "vision": ["position_side"],
+        "projector": ["inner_size"],
+        "stages": ["match", "prune"],
+    },
 }
 
 

@@ -116,3 +116,17 @@ def test_visual_tokens_of_clips_and_of_an_image():
 def test_legal_values_at_the_edge(kind, changes):
     made = replace(LEAST[kind], **changes)
     assert all(getattr(made, name) == value for name, value in changes.items())
+
+
+def test_visual_tokens_of_shuffled_patches_and_of_tubelets():
+    tower = VisionConfig(kind="radio", image_size=96, patch_size=16, position_side=8)
+    shuffle = ProjectorConfig(kind="pixel_shuffle_mlp", inner_size=8)
+    config = TimeViperConfig(vision=tower, projector=shuffle)
+    assert [config.visual_tokens(n) for n in (1, 2, 7)] == [9, 18, 63]
+    assert config.merged_size == 4 * tower.hidden_size
+    pairs = replace(config, vision=replace(tower, clip_frames=2))
+    # 2 frames are one grid of patches; the last one is filled up
+    assert [pairs.visual_tokens(n) for n in (1, 2, 7)] == [9, 9, 36]
+    assert pairs.frame_tokens(7) == 9
+    with pytest.raises(ValueError, match="patches_per_side must be even for projector.kind='pix"):
+        replace(config, vision=replace(tower, image_size=80))

@@ -30,6 +30,20 @@ from timeviper_fast.config import ProjectorConfig, VisionConfig
             lambda: ProjectorConfig(image_tokens=64),
             r"image_tokens must be num_tokens \(16\) or None, for an image is a clip .*, got 64",
         ),
+        (
+            lambda: VisionConfig(kind="radio", image_size=64, patch_size=16),
+            "position_side must be above 0 for kind='radio', got 0",
+        ),
+        (lambda: VisionConfig(position_side=9), "position_side must be 0 for kind='siglip', got 9"),
+        (
+            lambda: VisionConfig(kind="radio", position_side=8),
+            r"image_size must be a multiple of patch_size \(14\) for kind='radio', got 384",
+        ),
+        (
+            lambda: ProjectorConfig(kind="pixel_shuffle_mlp"),
+            "inner_size must be above 0 for kind='pixel_shuffle_mlp', got 0",
+        ),
+        (lambda: ProjectorConfig(inner_size=8), "inner_size must be 0 for kind='tome_mlp', got 8"),
         (lambda: ProjectorConfig(num_tokens=0), "num_tokens must be a positive integer .*, got 0"),
     ],
 )

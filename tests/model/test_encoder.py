@@ -14,20 +14,21 @@ from timeviper_fast.model.initialize import init_weights
 from timeviper_fast.model.vision.build import build_encoder
 from timeviper_fast.model.vision.encoder import VisionEncoder, resize_grid
 
-KINDS = ("siglip", "dinov2", "umt", "internvideo2")
+KINDS = ("siglip", "dinov2", "umt", "internvideo2", "radio")
 
 
 def small(kind: str) -> VisionConfig:
     return VisionConfig(
         kind=kind,
-        image_size=30,
+        image_size=28 if kind == "radio" else 30,
         patch_size=7,
         hidden_size=48,
         intermediate_size=96,
         num_hidden_layers=3,
         num_attention_heads=3,
         clip_frames=2 if kind in ("umt", "internvideo2") else 1,
-        register_tokens=2 if kind == "dinov2" else 0,
+        register_tokens=2 if kind in ("dinov2", "radio") else 0,
+        position_side=5 if kind == "radio" else 0,
     )
 
 
@@ -41,10 +42,14 @@ def pixels(frames: int, size: int = 30) -> torch.Tensor:
     return torch.randn(frames, 3, size, size, generator=torch.Generator().manual_seed(frames))
 
 
+def look(kind: str, frames: int) -> torch.Tensor:
+    return pixels(frames, small(kind).image_size)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_clips_do_not_see_each_other_but_their_frames_do(kind: str) -> None:
-    model, x = encoder(kind), pixels(6)
+    model, x = encoder(kind), look(kind, 6)
     clip = model.config.clip_frames
     whole = model(x)
     assert whole.shape == (6, 16, 48)
@@ -60,7 +65,7 @@ def test_clips_do_not_see_each_other_but_their_frames_do(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_images_are_encoded_alone(kind: str) -> None:
-    model, x = encoder(kind), pixels(3)
+    model, x = encoder(kind), look(kind, 3)
     alone = torch.cat([model(one[None], images=True) for one in x])
     torch.testing.assert_close(model(x, images=True), alone, rtol=0, atol=2e-6)
     repeated = model(x[:1].repeat(model.config.clip_frames, 1, 1, 1))[0]
@@ -69,7 +74,7 @@ def test_images_are_encoded_alone(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_weight_and_pixel_gets_a_gradient_also_when_recomputed(kind: str) -> None:
-    model, x = encoder(kind), pixels(2)
+    model, x = encoder(kind), look(kind, 2)
     # pixels beyond the last whole patch are not seen
     x = x[..., :28, :28].contiguous().requires_grad_()
     model.set_image_size(28)
@@ -89,7 +94,7 @@ def test_every_weight_and_pixel_gets_a_gradient_also_when_recomputed(kind: str) 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_bfloat16_is_close_to_float64(kind: str) -> None:
-    model, x = encoder(kind), pixels(2)
+    model, x = encoder(kind), look(kind, 2)
     truth = model.double()(x)
     got = model.bfloat16()(x)
     assert got.dtype == torch.bfloat16
@@ -107,12 +112,13 @@ def test_another_size_keeps_the_weights(kind: str) -> None:
     model.set_image_size(model.config.image_size)
     # an optimizer holds these very tensors
     assert all(weight is before[name] for name, weight in model.named_parameters())
-    model.set_image_size(44)
-    assert model(pixels(2, 44)).shape == (2, 36, 48)
+    size = 42 if kind == "radio" else 44
+    model.set_image_size(size)
+    assert model(pixels(2, size)).shape == (2, 36, 48)
     assert {name for name, _ in model.named_parameters()} == names
     with pytest.raises(ValueError, match="patch_size must be at most image_size"):
         model.set_image_size(3)
-    assert model.config.image_size == 44
+    assert model.config.image_size == size
 
 
 @pytest.mark.parametrize("kind", ["umt", "internvideo2"])
@@ -125,7 +131,7 @@ def test_frames_that_fill_no_clip(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["umt", "internvideo2"])
 @torch.no_grad()
 def test_compiles_whole(kind: str) -> None:
-    model, x = encoder(kind), pixels(2)
+    model, x = encoder(kind), look(kind, 2)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x))
 
@@ -162,7 +168,7 @@ class Graphs:
 def test_blocks_compile_once_and_for_their_batch_alone(kind: str) -> None:
     torch._dynamo.reset()
     model, graphs = encoder(kind), Graphs()
-    batch, rest = pixels(4), pixels(2)
+    batch, rest = look(kind, 4), look(kind, 2)
     expected, expected_rest = model(batch), model(rest)
     names = [*model.state_dict()]
     model.compile_blocks(4, graphs)

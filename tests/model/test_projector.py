@@ -224,3 +224,36 @@ def test_images_are_merged_alone() -> None:
     assert tokens.shape == (3, 5, 8)
     torch.testing.assert_close(tokens[1:2], projector(x[1:2], images=True))
     assert torch.equal(projector.merge(x[:2], images=True)[0], projector.merge(x[:1], True)[0])
+
+
+@pytest.mark.parametrize("case", range(4))
+@torch.no_grad()
+def test_pixel_shuffle_equals_the_recorded_one(case: int) -> None:
+    stored = load_file(DATA / "nemotron_vl_projector.safetensors")
+    weights = {
+        f"layers.{name.removeprefix('mlp1.')}": value
+        for name, value in stored.items()
+        if name.startswith("mlp1.")
+    }
+    grid = stored[f"case{case}.grid"]
+    inner, merged = weights["layers.1.weight"].shape
+    config = ProjectorConfig(kind="pixel_shuffle_mlp", inner_size=inner)
+    projector = Projector(config, grid.shape[-1], weights["layers.3.weight"].shape[0])
+    projector.load_state_dict(weights)
+    shape = tuple(grid.shape[1:3])
+    shuffled = projector.merge(grid.flatten(1, 2), grid=shape)
+    assert shuffled.shape[-1] == merged
+    assert torch.equal(shuffled, stored[f"case{case}.shuffled"].flatten(1, 2))
+    want = stored[f"case{case}.projected"]
+    got = projector(grid.flatten(1, 2), grid=shape)
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-5 * float(want.abs().max()))
+    if shape[0] == shape[1]:
+        assert torch.equal(projector(grid.flatten(1, 2)), got)
+
+
+@pytest.mark.parametrize(("patches", "grid", "got"), [(12, None, "3 x 3"), (12, (3, 4), "3 x 4")])
+def test_pixel_shuffle_needs_even_sides(patches, grid, got) -> None:
+    projector = Projector(ProjectorConfig(kind="pixel_shuffle_mlp", inner_size=8), 6, 10)
+    words = f"grid must be even rows and columns of the {patches} patches, got {got}"
+    with pytest.raises(ValueError, match=words):
+        projector.merge(torch.zeros(1, patches, 6), grid=grid)

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from tests.goldens import golden
 from timeviper_fast.video import preprocess
-from timeviper_fast.video.preprocess import resize_bicubic, resize_normalize
+from timeviper_fast.video.preprocess import resize_bicubic, resize_float, resize_normalize
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -165,7 +165,7 @@ FRAME = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
         ({"std": (0.5, 0.0, 0.5)}, "std must be above 0, got"),
         (
             {"strategy": "zoom"},
-            "strategy must be one of naive, crop, letterbox, pillow13, got 'zoom'",
+            "strategy must be one of naive, crop, letterbox, pillow13, float, got 'zoom'",
         ),
     ],
 )
@@ -203,3 +203,27 @@ def test_the_order_of_passes_is_pillow_13s(where: str, height: int, width: int) 
     assert torch.equal(
         (pixels[0] * 255).round().byte().permute(1, 2, 0), torch.tensor(np.array(one_call))
     )
+
+
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_float_resize_equals_the_recorded_one(case: int) -> None:
+    stored = golden("nemotron_vl_resize")
+    rgb, want = stored[f"case{case}.frames"].permute(0, 2, 3, 1), stored[f"case{case}.square24"]
+    got = resize_normalize(rgb, 24, *CLIP, "float")
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-6)
+    # the 8-bit resize that other models need is another one
+    assert (resize_normalize(rgb, 24, *CLIP) - want).abs().max() > 1e-3
+
+
+def test_float_resize_keeps_the_overshoot_and_the_frames_apart() -> None:
+    rgb = noise(3, 12, 20, extreme=True)
+    got = resize_float(rgb, 30, 40)
+    assert got.shape == (3, 3, 30, 40)
+    assert got.min() < 0
+    assert got.max() > 255
+    assert torch.equal(got[1:2], resize_float(rgb[1:2], 30, 40))
+    with pytest.raises(ValueError, match="resize_float: height and width must be at least 1 pixel"):
+        resize_float(rgb, 0, 4)

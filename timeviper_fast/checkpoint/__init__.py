@@ -11,6 +11,7 @@
     dinov2.py       DINOv2's weight names
     umt.py          UMT's weight names
     internvideo2.py  InternVideo2's weight names
+    radio.py        C-RADIO's weight names
     encoder.py      the weight names of the encoder that a configuration names
     qwen2.py        Qwen2's configuration and weight names
     llm.py          those of the LLM that a config.json describes

@@ -23,8 +23,13 @@ FORMAT, FORMAT_VERSION = "timeviper_fast", 4
 # {part: {field: (the version that added it, the value that older versions meant)}}
 _ADDED: dict[str, dict[str, tuple[int, Any]]] = {
     "backbone": {"family": (3, "nemotron_h"), "rope_theta": (3, 0.0)},
-    "vision": {"kind": (3, "siglip"), "clip_frames": (3, 1), "register_tokens": (3, 0)},
-    "projector": {"image_tokens": (3, None)},
+    "vision": {
+        "kind": (3, "siglip"),
+        "clip_frames": (3, 1),
+        "register_tokens": (3, 0),
+        "position_side": (4, 0),
+    },
+    "projector": {"image_tokens": (3, None), "inner_size": (4, 0)},
     "config": {
         "policy": (3, "fps:1"),
         "mention_duration": (3, False),

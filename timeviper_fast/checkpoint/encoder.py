@@ -5,6 +5,7 @@ from __future__ import annotations
 from timeviper_fast.checkpoint.dinov2 import dinov2_names
 from timeviper_fast.checkpoint.internvideo2 import internvideo2_names
 from timeviper_fast.checkpoint.mapping import NameMap
+from timeviper_fast.checkpoint.radio import radio_names
 from timeviper_fast.checkpoint.siglip import vision_names
 from timeviper_fast.checkpoint.umt import umt_names
 from timeviper_fast.config import VisionConfig
@@ -16,6 +17,7 @@ _KINDS = {
     "dinov2": dinov2_names,
     "umt": umt_names,
     "internvideo2": internvideo2_names,
+    "radio": radio_names,
 }
 
 

@@ -69,6 +69,9 @@ class TimeViperConfig:
         if self.projector.merges and self.vision.hidden_size % self.projector.merge_heads:
             rule = f"divide vision.hidden_size ({self.vision.hidden_size})"
             fail(owner, "projector.merge_heads", rule, self.projector.merge_heads)
+        if self.projector.shuffles and self.vision.patches_per_side % 2:
+            rule = "be even for projector.kind='pixel_shuffle_mlp'"
+            fail(owner, "vision.patches_per_side", rule, self.vision.patches_per_side)
         check_stages(self.stages, self.backbone)
         if self.projector.merges and any(s.by_content and s.match == "place" for s in self.stages):
             rule = "have match='best' in a content stage: merged tokens have no fixed place"
@@ -81,20 +84,38 @@ class TimeViperConfig:
 
     @property
     def tokens_per_frame(self) -> int:
-        """Visual tokens that one frame of a video adds to the prompt."""
-        merged = self.projector.merges
-        return self.projector.num_tokens if merged else self.vision.patches_per_frame
+        """Visual tokens that one frame of a video adds to the prompt, rounded down where a token
+        holds patches of several frames."""
+        return self.tokens_per_clip // self.clip_frames
+
+    @property
+    def tokens_per_clip(self) -> int:
+        """Visual tokens of `clip_frames` frames of a video."""
+        if self.projector.merges:
+            return self.projector.num_tokens * self.projector.clip_frames
+        return self.tokens_of_image * self.clip_frames // self.vision.frames_per_patch
+
+    @property
+    def tokens_of_image(self) -> int:
+        """Visual tokens of an image."""
+        if self.projector.merges:
+            return self.projector.tokens_of_image
+        return self.vision.patches_per_frame // self.projector.patches_per_token
+
+    @property
+    def merged_size(self) -> int:
+        """Channels of a merged token, which the projector reads and feature files hold."""
+        return self.vision.hidden_size * self.projector.patches_per_token
 
     def frame_tokens(self, frames: int) -> int:
         """Visual tokens of one of `frames` frames, or of the clip in which they are merged: what a
         content stage compares with the one before."""
         if frames == 1:
             return self.visual_tokens(1)
-        return self.tokens_per_frame * (self.projector.clip_frames if self.projector.merges else 1)
+        return self.tokens_per_clip if self.projector.merges else self.tokens_of_image
 
     def visual_tokens(self, frames: int) -> int:
         """Visual tokens of `frames` frames, the last clip filled up; one frame is an image."""
         if frames == 1:
-            merged = self.projector.merges
-            return self.projector.tokens_of_image if merged else self.vision.patches_per_frame
-        return -(-frames // self.clip_frames) * self.clip_frames * self.tokens_per_frame
+            return self.tokens_of_image
+        return -(-frames // self.clip_frames) * self.tokens_per_clip

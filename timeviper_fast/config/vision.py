@@ -22,17 +22,24 @@ __all__ = ["ProjectorConfig", "VisionConfig"]
 
 TokenOrder = Literal["raw", "ascending", "descending"]
 
+_KINDS = ("siglip", "dinov2", "umt", "internvideo2", "radio")
+_RESIZES = ("naive", "crop", "letterbox", "pillow13", "float")
+_PROJECTORS = ("gelu_mlp", "tome_mlp", "fused_tome_mlp", "pixel_shuffle_mlp")
+
 
 @dataclass(frozen=True)
 class VisionConfig:
     """Vision transformer whose features feed the projector.
 
-    `kind` is the encoder: "siglip", "dinov2", "umt" or "internvideo2". The last two see a video in
-    clips: every patch of `clip_frames` frames attends to every other patch of the same clip.
-    `register_tokens` are DINOv2's. `feature_layer` is the block whose output is used, as an index
-    into the list of blocks (negative from the end); later blocks are never built. `hidden_act` is
-    "gelu" (exact, erf) or "gelu_pytorch_tanh". Images are resized by the strategy
-    `resize` (video/preprocess.py names them) and scaled to [0, 1], then (pixel - mean) / std.
+    `kind` is the encoder: "siglip", "dinov2", "umt", "internvideo2" or "radio". "umt" and
+    "internvideo2" see a video in clips: every patch of `clip_frames` frames attends to every other
+    patch of the same clip. "radio" embeds the same place of `clip_frames` frames as one patch.
+    `register_tokens` are DINOv2's registers, or all tokens in front of RADIO's patches.
+    `position_side` is the number of positions per side of RADIO's table. `feature_layer` is the
+    block whose output is used, as an index into the list of blocks (negative from the end); later
+    blocks are never built. `hidden_act` is "gelu" (exact, erf) or "gelu_pytorch_tanh". Images are
+    resized by the strategy `resize` (video/preprocess.py names them) and scaled to [0, 1], then
+    (pixel - mean) / std.
     """
 
     kind: str = "siglip"
@@ -50,15 +57,16 @@ class VisionConfig:
     resize: str = "naive"
     clip_frames: int = 1
     register_tokens: int = 0
+    position_side: int = 0
 
     def __post_init__(self) -> None:
         owner = "VisionConfig"
-        expect_one_of(owner, "kind", self.kind, ("siglip", "dinov2", "umt", "internvideo2"))
+        expect_one_of(owner, "kind", self.kind, _KINDS)
         expect(
             owner, self, SIZE, "image_size", "patch_size", "hidden_size", "intermediate_size",
             "num_hidden_layers", "num_attention_heads", "clip_frames",
         )  # fmt: skip
-        expect(owner, self, COUNT, "register_tokens")
+        expect(owner, self, COUNT, "register_tokens", "position_side")
         expect(owner, self, ABOVE_0, "layer_norm_eps")
         expect(owner, self, INTEGER, "feature_layer")
         expect(owner, self, TRIPLE, "image_mean")
@@ -72,8 +80,12 @@ class VisionConfig:
             rule = f"name one of the {self.num_hidden_layers} blocks"
             fail(owner, "feature_layer", rule, self.feature_layer)
         expect_one_of(owner, "hidden_act", self.hidden_act, ("gelu", "gelu_pytorch_tanh"))
-        expect_one_of(owner, "resize", self.resize, ("naive", "crop", "letterbox", "pillow13"))
-        if self.clip_frames > 1 and self.kind not in ("umt", "internvideo2"):
+        expect_one_of(owner, "resize", self.resize, _RESIZES)
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        owner = "VisionConfig"
+        if self.clip_frames > 1 and self.kind in ("siglip", "dinov2"):
             fail(owner, "clip_frames", f"be 1 for kind={self.kind!r}", self.clip_frames)
         if self.kind == "internvideo2" and self.hidden_size % 16:
             # a quarter of the channels is sines and cosines of time, the rest of row and column
@@ -83,8 +95,14 @@ class VisionConfig:
                 "be a multiple of 16 for kind='internvideo2'",
                 self.hidden_size,
             )
-        if self.register_tokens and self.kind != "dinov2":
+        if self.register_tokens and self.kind not in ("dinov2", "radio"):
             fail(owner, "register_tokens", f"be 0 for kind={self.kind!r}", self.register_tokens)
+        if bool(self.position_side) != (self.kind == "radio"):
+            rule = f"be {'above 0' if self.kind == 'radio' else '0'} for kind={self.kind!r}"
+            fail(owner, "position_side", rule, self.position_side)
+        if self.kind == "radio" and self.image_size % self.patch_size:
+            rule = f"be a multiple of patch_size ({self.patch_size}) for kind='radio'"
+            fail(owner, "image_size", rule, self.image_size)
 
     @property
     def patches_per_side(self) -> int:
@@ -95,6 +113,11 @@ class VisionConfig:
     def patches_per_frame(self) -> int:
         """Patch tokens of one frame."""
         return self.patches_per_side**2
+
+    @property
+    def frames_per_patch(self) -> int:
+        """Frames of a video that one patch token holds."""
+        return self.clip_frames if self.kind == "radio" else 1
 
     @property
     def num_blocks(self) -> int:
@@ -108,7 +131,10 @@ class ProjectorConfig:
 
     `kind`: "gelu_mlp" projects every patch; "tome_mlp" first merges each frame's patches to
     `num_tokens` (ToMe), then projects with two linear layers; "fused_tome_mlp" merges, then
-    projects with three. `clip_frames` frames are merged together into `clip_frames * num_tokens`
+    projects with three; "pixel_shuffle_mlp" joins 2 x 2 neighbouring patches, channels side by
+    side, normalises them and projects with two linear layers, with `inner_size` channels between
+    them. The other fields are those of merging, which "gelu_mlp" and "pixel_shuffle_mlp" do not
+    read: `clip_frames` frames are merged together into `clip_frames * num_tokens`
     tokens; an image is merged alone, into `image_tokens` (None: `num_tokens`). `token_order` sorts
     the merged tokens by how many patches they hold.
     """
@@ -119,13 +145,18 @@ class ProjectorConfig:
     token_order: TokenOrder = "raw"
     merge_heads: int = 16
     image_tokens: int | None = None
+    inner_size: int = 0
 
     def __post_init__(self) -> None:
         owner = "ProjectorConfig"
-        expect_one_of(owner, "kind", self.kind, ("gelu_mlp", "tome_mlp", "fused_tome_mlp"))
+        expect_one_of(owner, "kind", self.kind, _PROJECTORS)
         expect_one_of(owner, "token_order", self.token_order, ("raw", "ascending", "descending"))
         expect(owner, self, SIZE, "num_tokens", "clip_frames", "merge_heads")
         expect(owner, self, OPTIONAL_SIZE, "image_tokens")
+        expect(owner, self, COUNT, "inner_size")
+        if bool(self.inner_size) != self.shuffles:
+            rule = f"be {'above 0' if self.shuffles else '0'} for kind={self.kind!r}"
+            fail(owner, "inner_size", rule, self.inner_size)
         if self.clip_frames == 1 and self.tokens_of_image != self.num_tokens:
             rule = f"be num_tokens ({self.num_tokens}) or None, for an image is a clip of 1 frame"
             fail(owner, "image_tokens", rule, self.image_tokens)
@@ -137,4 +168,15 @@ class ProjectorConfig:
 
     @property
     def merges(self) -> bool:
-        return self.kind != "gelu_mlp"
+        """Whether similar patches are merged (ToMe)."""
+        return self.kind in ("tome_mlp", "fused_tome_mlp")
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether 2 x 2 neighbouring patches become one token."""
+        return self.kind == "pixel_shuffle_mlp"
+
+    @property
+    def patches_per_token(self) -> int:
+        """Neighbouring patches whose channels stand side by side in one token."""
+        return 4 if self.shuffles else 1

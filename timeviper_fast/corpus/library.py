@@ -67,7 +67,7 @@ class Library:
             frames = len(source.sample(chosen.policy, start=chosen.start, end=chosen.end))
         dtype = str(self.model.dtype).removeprefix("torch.")
         if self.level == "features":
-            width = config.vision.hidden_size * item_bytes(dtype)
+            width = config.merged_size * item_bytes(dtype)
             return config.visual_tokens(frames) * width + 8 * frames + _HEADER
         if opening.stages is not None:
             config = replace(config, stages=parse_stages(opening.stages, config))

@@ -191,7 +191,8 @@ class FrameEncoder:
             features = model.vision(pixels, self.images)
             note_size(stop, features, done)
         with self._watch.at("merge") as stop:
-            merged = model.projector.merge(features, self.images)
+            grid = model.vision.grid(*pixels.shape[-2:])
+            merged = model.projector.merge(features, self.images, grid)
             note_size(stop, merged, done)
         if not self._project:
             return merged

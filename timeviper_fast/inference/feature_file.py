@@ -222,5 +222,5 @@ def _entries(model: TimeViperNetwork, frames: int, images: bool) -> dict[str, En
     clip = 1 if images else config.clip_frames
     filled = -(-frames // clip) * clip
     per_frame = config.visual_tokens(1) if images else config.tokens_per_frame
-    shape = (1, filled, per_frame, config.vision.hidden_size)
+    shape = (1, filled, per_frame, config.merged_size)
     return {"features": Entry(FLOATS[model.dtype], shape), "seconds": Entry("F64", (frames,))}

@@ -169,8 +169,9 @@ def encoder_flops(config: TimeViperConfig, frames: int) -> int:
     d, patches = vision.hidden_size, vision.patches_per_frame
     filled = 1 if frames == 1 else -(-frames // config.clip_frames) * config.clip_frames
     clip = 1 if frames == 1 else vision.clip_frames
-    extra = {"dinov2": 1 + vision.register_tokens, "internvideo2": 1}.get(vision.kind, 0)
-    tokens = clip * patches + extra
+    prefix = vision.register_tokens
+    extra = {"dinov2": 1 + prefix, "internvideo2": 1, "radio": prefix}.get(vision.kind, 0)
+    tokens = clip // vision.frames_per_patch * patches + extra
     block = tokens * (8 * d * d + 4 * d * vision.intermediate_size) + 4 * d * tokens * tokens
     embedded = filled * patches * 2 * 3 * vision.patch_size**2 * d
     return embedded + filled // clip * vision.num_blocks * block
@@ -178,7 +179,10 @@ def encoder_flops(config: TimeViperConfig, frames: int) -> int:
 
 def projector_flops(config: TimeViperConfig, frames: int) -> int:
     """FLOPs of the projector's linear maps, of merged tokens."""
-    width, out = config.vision.hidden_size, config.backbone.hidden_size
-    inner = [4 * width] if config.projector.kind == "fused_tome_mlp" else []
-    widths = pairwise([width, *inner, out, out])
+    width, out = config.merged_size, config.backbone.hidden_size
+    if config.projector.shuffles:
+        inner = [config.projector.inner_size]
+    else:
+        inner = [4 * width, out] if config.projector.kind == "fused_tome_mlp" else [out]
+    widths = pairwise([width, *inner, out])
     return config.visual_tokens(frames) * sum(2 * a * b for a, b in widths)

@@ -117,7 +117,8 @@ class TimeViperNetwork(nn.Module):
         Raises:
             ValueError: pixels of another shape, that are no floats, or not whole clips.
         """
-        return self.projector(self.vision(pixels, images), images)
+        features = self.vision(pixels, images)
+        return self.projector(features, images, self.vision.grid(*pixels.shape[-2:]))
 
     def embed(
         self,

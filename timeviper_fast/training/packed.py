@@ -97,7 +97,7 @@ def _merged_features(model: TimeViper, samples: Sequence[Sample]) -> list[Tensor
     """(frames, n, vision_size) of each sample after the merge; None for one without vision."""
     for sample in samples:
         tokens = model.config.visual_tokens(sample.frames) // max(sample.frames, 1)
-        width = (tokens, model.config.vision.hidden_size)
+        width = (tokens, model.config.merged_size)
         if sample.features is not None and sample.features.shape[1:] != width:
             shape = f"{tuple(sample.features.shape)} in {sample.name or 'a sample'}"
             rule = f"be (frames, {width[0]}, {width[1]})"

@@ -1,4 +1,7 @@
-"""Frames to pixel values: bicubic resize, bit for bit as Pillow's two passes, then normalisation.
+"""Frames to pixel values: bicubic resize, then normalisation.
+
+`resize_bicubic` is bit for bit as Pillow's two passes, `resize_float` is one pass of torch in
+float32, whose overshoot is kept: each model needs the one that it was trained with.
 
 Pillow resizes 8-bit images in two passes, horizontal then vertical, with weights in 22-bit fixed
 point, and rounds and clamps to 0..255 after each. One float pass differs by up to 21/255. Frames on
@@ -25,11 +28,12 @@ from types import ModuleType
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from timeviper_fast.errors import ArgumentError
 
-__all__ = ["resize_bicubic", "resize_normalize"]
+__all__ = ["resize_bicubic", "resize_float", "resize_normalize"]
 
 _FIXED_POINT = 2.0**22
 # Output pixels per matrix product. Wide blocks multiply more zeros, narrow ones cost more launches.
@@ -52,7 +56,7 @@ def resize_normalize(
         strategy: "naive" stretches to the square and ignores the aspect ratio (upstream's default);
             "crop" resizes the shorter side, then cuts the centre; "letterbox" pads to a square with
             mean * 255, then resizes; "pillow13" stretches with the passes in the order of
-            Pillow 13.
+            Pillow 13; "float" stretches by `resize_float`.
 
     Returns:
         (T, 3, size, size) float32 on the device of `rgb`.
@@ -75,12 +79,14 @@ def resize_normalize(
         height, width = rgb.shape[1:3]
         first = height > size and height - size > 2 * (width - size)
         pixels = resize_bicubic(rgb, size, size, vertical_first=first)
+    elif strategy == "float":
+        pixels = resize_float(rgb, size, size)
     elif strategy == "crop":
         pixels = _resize_then_crop(rgb, size)
     elif strategy == "letterbox":
         pixels = resize_bicubic(_pad_to_square(rgb, mean), size, size)
     else:
-        rule = "be one of naive, crop, letterbox, pillow13"
+        rule = "be one of naive, crop, letterbox, pillow13, float"
         raise ArgumentError("resize_normalize", "strategy", rule, repr(strategy))
     shift, scale = (
         torch.tensor(values, dtype=torch.float32, device=rgb.device).view(3, 1, 1)
@@ -115,6 +121,30 @@ def resize_bicubic(rgb: Tensor, height: int, width: int, *, vertical_first: bool
         return _resample_last(columns.transpose(2, 3), width)
     planes = _resample_last(planes, width)
     return _resample_last(planes.transpose(2, 3), height).transpose(2, 3).contiguous()
+
+
+def resize_float(rgb: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic, antialiased resize in float32, neither rounded nor clamped to 0..255.
+
+    Args:
+        rgb: (T, H, W, 3) uint8, any device.
+        height, width: pixels of the result.
+
+    Returns:
+        (T, 3, height, width) float32, channels first; beside sharp edges some values lie below 0 or
+        above 255.
+
+    Raises:
+        ValueError: an argument breaks its rule.
+    """
+    _expect_frames("resize_float", rgb)
+    _expect_sizes("resize_float", "height and width", (height, width))
+    pixels = torch.empty(len(rgb), 3, height, width, dtype=torch.float32, device=rgb.device)
+    # one frame at a time: a decoded frame in float32 has 4 times the bytes
+    for frame, out in zip(rgb, pixels):
+        planes = frame.permute(2, 0, 1)[None].float()
+        out.copy_(F.interpolate(planes, (height, width), mode="bicubic", antialias=True)[0])
+    return pixels
 
 
 def _pillow() -> ModuleType | None:

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from timeviper_fast.config import VisionConfig
 
-__all__ = ["Attention", "Block", "LayerScale", "PatchEmbed", "TubePatchEmbed"]
+__all__ = ["Attention", "Block", "LayerScale", "LinearPatchEmbed", "PatchEmbed", "TubePatchEmbed"]
 
 
 class PatchEmbed(nn.Module):
@@ -40,6 +40,21 @@ class TubePatchEmbed(nn.Module):
         weight = self.proj.weight[:, :, 0]
         y = F.conv2d(pixels, weight, self.proj.bias, stride=self.proj.stride[1:])
         return rearrange(y, "t c h w -> t (h w) c")
+
+
+class LinearPatchEmbed(nn.Module):
+    """One linear map without bias per patch of `clip` frames; a patch's inputs are ordered by
+    frame, channel, row and column."""
+
+    def __init__(self, config: VisionConfig, clip: int) -> None:
+        super().__init__()
+        self.patch, self.clip = config.patch_size, clip
+        self.proj = nn.Linear(clip * 3 * self.patch**2, config.hidden_size, bias=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(frames, 3, h, w) -> (frames / clip, patches, hidden_size)."""
+        order = "(n t) c (h y) (w x) -> n (h w) (t c y x)"
+        return self.proj(rearrange(pixels, order, t=self.clip, y=self.patch, x=self.patch))
 
 
 class Block(nn.Module):

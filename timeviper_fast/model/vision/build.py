@@ -8,6 +8,7 @@ from timeviper_fast.config import VisionConfig
 from timeviper_fast.model.vision.dinov2 import DINOv2
 from timeviper_fast.model.vision.encoder import VisionEncoder
 from timeviper_fast.model.vision.internvideo2 import InternVideo2
+from timeviper_fast.model.vision.radio import RADIO
 from timeviper_fast.model.vision.umt import UMT
 from timeviper_fast.model.vision.vit import VisionTransformer
 
@@ -18,6 +19,7 @@ _KINDS: dict[str, Callable[[VisionConfig], VisionEncoder]] = {
     "dinov2": DINOv2,
     "umt": UMT,
     "internvideo2": InternVideo2,
+    "radio": RADIO,
 }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from timeviper_fast.config import VisionConfig
 from timeviper_fast.errors import ArgumentError
-from timeviper_fast.model.vision.blocks import PatchEmbed, TubePatchEmbed
+from timeviper_fast.model.vision.blocks import LinearPatchEmbed, PatchEmbed, TubePatchEmbed
 
 __all__ = ["VisionEncoder", "resize_grid"]
 
@@ -37,7 +37,7 @@ class VisionEncoder(nn.Module):
     def __init__(
         self,
         config: VisionConfig,
-        patch_embed: PatchEmbed | TubePatchEmbed,
+        patch_embed: PatchEmbed | TubePatchEmbed | LinearPatchEmbed,
         blocks: Sequence[nn.Module],
     ) -> None:
         super().__init__()
@@ -46,6 +46,15 @@ class VisionEncoder(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self._compiled_frames: int | None = None
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of such a frame."""
+        return height // self.config.patch_size, width // self.config.patch_size
+
+    def embed(self, pixels: Tensor, clip: int) -> Tensor:
+        """Patches of clips of `clip` frames, embedded: (clips, frames * patches, hidden_size)."""
+        x = self.patch_embed(pixels)
+        return x.reshape(len(x) // clip, clip * x.shape[1], x.shape[2])
+
     def start(self, x: Tensor, frames: int) -> Tensor:
         """The blocks' input from embedded patches (clips, frames * patches, hidden_size)."""
         raise NotImplementedError
@@ -53,6 +62,10 @@ class VisionEncoder(nn.Module):
     def finish(self, x: Tensor) -> Tensor:
         """Features (clips, frames * patches, hidden_size) from the last block's output."""
         return x
+
+    def split(self, x: Tensor, clip: int) -> Tensor:
+        """What is returned, (frames, patches, hidden_size), from features of clips."""
+        return x.reshape(len(x) * clip, x.shape[1] // clip, x.shape[2])
 
     def forward(self, pixels: Tensor, images: bool = False) -> Tensor:
         """Features of normalised pixels (frames, 3, image_size, image_size), in the model's dtype.
@@ -65,14 +78,12 @@ class VisionEncoder(nn.Module):
             ValueError: the pixels have another shape, are no floats, or do not fill whole clips.
         """
         clip = self._checked(pixels, images)
-        x = self.patch_embed(pixels.to(self.patch_embed.proj.weight.dtype))
-        frames, patches, width = x.shape
-        x = self.start(x.reshape(frames // clip, clip * patches, width), clip)
+        x = self.start(self.embed(pixels.to(self.patch_embed.proj.weight.dtype), clip), clip)
         runs_compiled = self._compiled_frames in (None, len(pixels))
         for block in self.blocks:
             # `forward` is the block as it was built, a call the compiled one
             x = block(x) if runs_compiled else block.forward(x)
-        return self.finish(x).reshape(frames, patches, width)
+        return self.split(self.finish(x), clip)
 
     def compile_blocks(self, frames: int, backend: str | Callable[..., Any]) -> None:
         """Compile the blocks for batches of exactly `frames` frames; others run as before."""
@@ -97,15 +108,25 @@ class VisionEncoder(nn.Module):
     def resize(self, before: int, after: int) -> None:
         """Fit position parameters to `after` patches per side; computed positions need nothing."""
 
+    @property
+    def sizes(self) -> str:
+        """The shapes of pixels that `takes` allows, as an error names them."""
+        size = self.config.image_size
+        return f"(frames, 3, {size}, {size})"
+
+    def takes(self, height: int, width: int) -> bool:
+        """Whether frames of this size can be encoded."""
+        return height == width == self.config.image_size
+
     def _checked(self, pixels: Tensor, images: bool) -> int:
         """Frames per clip of these pixels."""
-        owner, size = type(self).__name__, self.config.image_size
+        owner = type(self).__name__
         if not (isinstance(pixels, Tensor) and pixels.is_floating_point()):
             rule = "be a tensor of floats (preprocess.resize_normalize makes them of uint8 frames)"
             kind = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
             raise ArgumentError(owner, "pixels", rule, kind)
-        if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
-            rule = f"be (frames, 3, {size}, {size})"
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or not self.takes(*pixels.shape[2:]):
+            rule = f"be {self.sizes}"
             raise ArgumentError(owner, "pixels", rule, f"shape {tuple(pixels.shape)}")
         clip = 1 if images else self.config.clip_frames
         if len(pixels) % clip:
