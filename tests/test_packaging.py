@@ -84,7 +84,7 @@ def test_the_wheel_says_what_it_needs(wheel):
     assert metadata["License-Expression"] == "Apache-2.0"
     assert set(metadata["Requires-Python"].split(",")) == {">=3.10", "<3.14"}
     assert set(metadata.get_all("Provides-Extra")) == {
-        "video", "vision", "train", "plot", "parquet", "ray", "evaluation", "test", "dev", "docs",
+        "video", "vision", "train", "plot", "parquet", "ray", "serve", "evaluation", "test", "dev", "docs",
     }  # fmt: skip
     needs = metadata.get_all("Requires-Dist")
     assert "torch>=2.11" in needs
@@ -100,6 +100,9 @@ def test_the_wheel_says_what_it_needs(wheel):
         "pyarrow",
         "pytest",
         "ray",
+        "fastapi",
+        "uvicorn",
+        "openai",
         "hypothesis",
         "ruff",
         "mypy",

@@ -37,7 +37,7 @@ PAGES = {
 TEXT = "\n".join(PAGES.values())
 COMMANDS = sorted(set(re.findall(r"^timeviper-fast .*$", TEXT.replace("\\\n", ""), re.M)))
 # these take minutes, or wait: their options are checked, and the commands have tests of their own
-LONG = (" needle ", " held-out ", " train-tiny ", " watch ")
+LONG = (" needle ", " held-out ", " train-tiny ", " watch ", " serve ")
 
 
 # a run in two steps, under the name that the pages use
@@ -147,7 +147,7 @@ def test_options_exist():
     commands = typer.main.get_group(app).commands
     assert {word for command in COMMANDS for word in commands if f" {word} " in f"{command} "} == {
         "analyse", "ask", "convert", "corpus", "demo", "doctor", "eval", "held-out", "index", "info",
-        "needle", "plan", "session", "train", "train-tiny", "watch",
+        "needle", "plan", "serve", "session", "train", "train-tiny", "watch",
     }  # fmt: skip
     # those of the program itself too, such as --debug and --install-completion
     everything = [typer.main.get_command(app), *commands.values()]

@@ -23,13 +23,14 @@ FOLDERS = {
     "evaluation": "atomic config dataset embedded errors inference layout model synthetic text "
     "timeviper video",
     "corpus": "atomic errors evaluation inference model stages timeviper video",
+    "serve": "errors inference timeviper",
     "synthetic": "atomic config dataset errors model presets text timeviper training",
     "model": "config errors layout stops",
     "inference": "atomic checkpoint config errors layout model stages stops text video",
     "analysis": "atomic config errors inference layout model stages stops timeviper video",
     "timeviper": "checkpoint config embedded errors inference model stages stops text video",
     "demo": "dataset errors evaluation model presets synthetic text timeviper video",
-    "cli": "analysis atomic checkpoint config corpus demo embedded errors evaluation inference presets stages stops "
+    "cli": "analysis atomic checkpoint config corpus demo embedded errors evaluation inference presets serve stages stops "
     "synthetic timeviper training video",
     "__main__": "cli",
     "__init__": "config inference presets timeviper",
@@ -191,6 +192,17 @@ MODULES = {
         "collect": "records",
         "cluster": "rows run",
     },
+    "serve": {
+        "__init__": "",
+        "faults": "",
+        "media": "faults",
+        "sessions": "",
+        "worker": "faults media sessions",
+        "protocol": "faults worker",
+        "metrics": "sessions worker",
+        "sse": "faults protocol worker",
+        "app": "faults media metrics protocol sse worker",
+    },
     "cli": {
         "__init__": "",
         "app": "",
@@ -207,6 +219,7 @@ MODULES = {
         "demo": "app interrupt terminal",
         "inspect": "app interrupt terminal",
         "corpus": "app interrupt terminal",
+        "serve": "app interrupt terminal",
         "plan": "app inspect interrupt terminal",
         "needle": "app evidence_table interrupt terminal",
         "held_out": "app interrupt needle terminal",
@@ -215,7 +228,7 @@ MODULES = {
         "train_tiny": "app interrupt terminal",
         "watch": "app interrupt mistakes terminal",
         "main": "analyse app ask convert corpus demo eval held_out index inspect mistakes needle plan "
-        "session train train_tiny watch",
+        "serve session train train_tiny watch",
     },
     "training": {
         "__init__": "",

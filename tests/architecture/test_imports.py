@@ -130,7 +130,7 @@ def test_what_is_imported_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     declared = [*project["dependencies"], *extras["video"], *extras["vision"], *extras["train"]]
-    declared += [*extras["plot"], *extras["parquet"], *extras["ray"]]
+    declared += [*extras["plot"], *extras["parquet"], *extras["ray"], *extras["serve"]]
     names = {re.split(r"\W", line.replace("-", "_"))[0] for line in declared}
     names = {"PIL" if name == "pillow" else name for name in names}
     known = sys.stdlib_module_names | names | {"tvkernels", "timeviper_fast"}

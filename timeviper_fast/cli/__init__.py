@@ -9,6 +9,7 @@
     index.py       videos that are read once, each into a file
     session.py     what lies in a directory of such files
     corpus.py      questions about many videos, each answered once
+    serve.py       the same over HTTP
     plan.py        what a video and questions about it need
     train.py       a model trained as a TOML file says
     train_tiny.py  a small model of the synthetic world

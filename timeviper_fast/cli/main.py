@@ -27,6 +27,7 @@ from timeviper_fast.cli.inspect import doctor, info
 from timeviper_fast.cli.mistakes import one_line
 from timeviper_fast.cli.needle import needle
 from timeviper_fast.cli.plan import plan
+from timeviper_fast.cli.serve import serve
 from timeviper_fast.cli.session import app as session
 from timeviper_fast.cli.train import train
 from timeviper_fast.cli.train_tiny import train_tiny
@@ -44,7 +45,7 @@ app = typer.Typer(
 app.callback()(options)
 _COMMANDS: tuple[Callable[..., None], ...] = (
     ask, index, watch, plan, train, train_tiny, needle, held_out, eval, analyse, info, doctor,
-    convert, demo,
+    convert, serve, demo,
 )  # fmt: skip
 for command in _COMMANDS:
     app.command()(command)
@@ -112,6 +113,7 @@ _RENAMED = {
         "corpus.folder": "DIR",
         "corpus.workers": "--ray",
     },
+    "serve": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
     "held-out": {"checkpoint.path": "--model", "from_pretrained.path": "--model"},
     "watch": {
         "checkpoint.path": "--model",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,7 +114,7 @@ def serve(
             for device in devices or [None]
         ]
     workers = [Worker(one, int(session_gb * _GB), backend) for one in loaded]
-    hosts = frozenset() if key else frozenset({*_LOOPBACK, "[::1]"})
+    hosts: frozenset[str] = frozenset() if key else frozenset({*_LOOPBACK, "[::1]"})
     defaults = Defaults(name or model, opening, max_new_tokens)
     server = Server(workers, media, defaults, Places(queue), time_limit, key, hosts)
     uvicorn.run(make_app(server), **_listening(server, host, port, quiet))
@@ -134,9 +133,9 @@ def _listening(server: Server, host: str, port: int, quiet: bool) -> dict[str, A
     }
 
 
-def _key(host: str, environment: Sequence[tuple[str, str]] | None = None) -> str:
+def _key(host: str) -> str:
     """The key that clients must send; without one only this machine may ask."""
-    key = dict(environment or os.environ).get(KEY, "")
+    key = os.environ.get(KEY, "")
     if not key and host not in _LOOPBACK:
         rule = f"be one of {', '.join(_LOOPBACK)} without a key"
         raise ArgumentError("", "host", rule, host, f"set {KEY}")
@@ -149,5 +148,7 @@ def _uvicorn() -> Any:
         import uvicorn
     except ImportError as error:
         remedy = "install timeviper-fast[serve]"
-        raise ArgumentError("serve", "FastAPI and uvicorn", "be installed", "none", remedy) from error
+        raise ArgumentError(
+            "serve", "FastAPI and uvicorn", "be installed", "none", remedy
+        ) from error
     return uvicorn

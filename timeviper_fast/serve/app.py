@@ -7,15 +7,13 @@ import hmac
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from timeviper_fast.serve.faults import Fault, fault_of, invalid
 from timeviper_fast.serve.media import MediaRoot
@@ -25,6 +23,12 @@ from timeviper_fast.serve.sse import Pieces, events
 from timeviper_fast.serve.worker import Answered, Job, Places, Worker
 
 __all__ = ["Server", "make_app"]
+
+# an ASGI application's arguments
+_Scope = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+_App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 _log = logging.getLogger(__name__)
 # of a body, beside the video's base64
@@ -79,8 +83,8 @@ def make_app(server: Server) -> FastAPI:
     app.add_api_route("/v1/models/{name:path}", handlers.model)
     app.add_api_route("/health", handlers.health)
     app.add_api_route("/metrics", lambda: _metrics(server, statuses))
-    app.add_exception_handler(Fault, _faulty)
-    app.add_exception_handler(HTTPException, _faulty)
+    for kind in (Fault, 404, 405):
+        app.add_exception_handler(kind, _faulty)
     app.add_middleware(_Guard, server=server, statuses=statuses)
     return app
 
@@ -88,16 +92,16 @@ def make_app(server: Server) -> FastAPI:
 class _Guard:
     """In front of all routes: who may come in, errors without stack traces, and the counts."""
 
-    def __init__(self, app: ASGIApp, server: Server, statuses: Counter[int]) -> None:
+    def __init__(self, app: _App, server: Server, statuses: Counter[int]) -> None:
         self.app, self.server, self.statuses = app, server, statuses
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         begun = False
 
-        async def counted(message: Message) -> None:
+        async def counted(message: _Scope) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True

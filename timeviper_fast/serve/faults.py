@@ -31,6 +31,8 @@ class Fault(Exception):
         code: str | None = None,
         retry: int | None = None,
     ) -> None:
+        # halves of surrogate pairs, which JSON may hold, are no UTF-8
+        message = message.encode("utf-8", "backslashreplace").decode()
         super().__init__(status, message)
         self.status, self.message, self.param, self.code = status, message, param, code
         self.retry = retry
@@ -70,7 +72,8 @@ def fault_of(error: Exception, path: str = "", name: str = "the video") -> Fault
         # its text has the plan's numbers, which a client can use
         return Fault(503, _told(error, path, name), code="out_of_memory", retry=30)
     if isinstance(error, VideoError):
-        return Fault(400, _told(error, path, name), param="messages", code="invalid_video")
+        fault = error.fault.replace(path, name) if path else error.fault
+        return Fault(400, fault, param="messages", code="invalid_video")
     if isinstance(error, OSError):
         reason = f"{name}: {error.strerror or 'it cannot be read'}"
         return Fault(400, reason, param="messages", code="invalid_video")

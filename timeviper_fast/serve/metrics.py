@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from timeviper_fast.serve.sessions import Sessions
 from timeviper_fast.serve.worker import Places, Worker
 
 __all__ = ["metrics_text"]
@@ -33,7 +34,12 @@ def metrics_text(workers: Sequence[Worker], places: Places, statuses: Counter[in
         ("batches_total", "counter", "Batches of these.", counts["batches"]),
         ("tokens_total", "counter", "Tokens of all answers.", counts["tokens"]),
         ("faults_total", "counter", "Videos and questions that failed.", counts["faults"]),
-        ("left_total", "counter", "Questions whose client left or waited too long.", counts["left"]),
+        (
+            "left_total",
+            "counter",
+            "Questions whose client left or waited too long.",
+            counts["left"],
+        ),
     )
     text = "".join(_metric(name, kind, told, f" {value}\n") for name, kind, told, value in rows)
     if not statuses:
@@ -41,7 +47,7 @@ def metrics_text(workers: Sequence[Worker], places: Places, statuses: Counter[in
     return text + _metric("requests_total", "counter", "Responses by status.", by_status)
 
 
-def _sum(kept: list[object], name: str) -> int:
+def _sum(kept: Sequence[Sessions], name: str) -> int:
     return sum(getattr(sessions, name) for sessions in kept)
 
 

@@ -107,7 +107,7 @@ class _Fields:
 
     def end(self) -> None:
         if self._left:
-            name = f"{self._where}{min(self._left)}"[:80]
+            name = f"{self._where}{min(self._left)}"[:80].encode("ascii", "replace").decode()
             raise invalid(name, "be left out: this server does not know it", code="unknown_field")
 
 
@@ -182,11 +182,9 @@ def _opening(fields: _Fields, own: _Fields, defaults: Defaults) -> Opening:
 def _question(
     fields: _Fields, own: _Fields, messages: list[dict[str, str]], defaults: Defaults
 ) -> Question:
-    most = fields.take("max_completion_tokens", _COUNT)
-    most = fields.take("max_tokens", _COUNT, most) if most is None else most
-    fields.take("max_tokens", _COUNT)
-    if most is None:
-        most = min(Question.max_new_tokens, defaults.max_new_tokens)
+    usual = min(Question.max_new_tokens, defaults.max_new_tokens)
+    older = fields.take("max_tokens", _COUNT, usual)
+    most = fields.take("max_completion_tokens", _COUNT, older)
     if most > defaults.max_new_tokens:
         raise invalid("max_tokens", f"be {defaults.max_new_tokens} at most on this server", most)
     sampling = Sampling(

@@ -291,7 +291,10 @@ class Worker:
         return answers
 
     def _fault(self, error: Exception, job: Job) -> Fault:
-        fault = fault_of(error, str(job.media.path or ""), job.media.name)
+        # what came in a request is opened as "bytes"
+        path = str(job.media.path or "bytes:")
+        name = job.media.name if job.media.path else "the video:"
+        fault = fault_of(error, path, name)
         if fault.status >= 500:
             _log.error("a question failed", exc_info=error)
         self.counts["faults"] += 1
