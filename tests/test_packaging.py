@@ -103,6 +103,7 @@ def test_the_wheel_says_what_it_needs(wheel):
         "fastapi",
         "uvicorn",
         "openai",
+        "httpx2",
         "hypothesis",
         "ruff",
         "mypy",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -194,8 +195,10 @@ def is_integer(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """An integer or a finite float."""
-    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+    """A finite float, or an integer within the range of floats."""
+    if is_integer(value):
+        return abs(value) <= sys.float_info.max
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def instance_of(kind: type) -> Kind:

@@ -202,6 +202,7 @@ MODULES = {
         "metrics": "sessions worker",
         "sse": "faults protocol worker",
         "app": "faults media metrics protocol sse worker",
+        "listen": "app",
     },
     "cli": {
         "__init__": "",

@@ -20,7 +20,7 @@ def test_version(run):
 HEAVY = {"torch", "numpy", "transformers", "tvkernels", "triton", "rich", "av", "PIL"}
 COMMANDS = (
     *("ask", "index", "watch", "plan", "train", "train-tiny", "needle", "held-out"),
-    *("eval", "analyse", "info", "doctor", "convert", "demo", "session", "corpus", "serve"),
+    *("eval", "analyse", "info", "doctor", "convert", "serve", "demo", "session", "corpus"),
 )
 
 

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from timeviper_fast.cli.app import MODEL_HELP, BackendName, Dtype, named
+from timeviper_fast.cli.app import (
+    MODEL_HELP,
+    BackendName,
+    Chunk,
+    Dtype,
+    DtypeName,
+    FrameBatch,
+    Salvage,
+    Sample,
+    StagesText,
+    named,
+)
 from timeviper_fast.cli.interrupt import importing
 from timeviper_fast.embedded.models import TINY
 from timeviper_fast.errors import ArgumentError, is_number
 from timeviper_fast.inference.request import Opening, Question
-from timeviper_fast.stages import STAGES_FORMS
 
 if TYPE_CHECKING:
-    from timeviper_fast.serve.app import Server
+    from timeviper_fast.timeviper import TimeViper
 
 __all__ = ["KEY", "serve"]
 
@@ -24,8 +36,6 @@ __all__ = ["KEY", "serve"]
 KEY = "TIMEVIPER_API_KEY"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _GB, _MB = 10**9, 10**6
-# connections beyond those that may ask: health, metrics, and refusals
-_SPARE = 64
 
 
 def serve(
@@ -34,7 +44,10 @@ def serve(
     ],
     model: Annotated[str, typer.Option(help=MODEL_HELP, callback=named)] = TINY,
     name: Annotated[
-        str | None, typer.Option(help="The model's name for clients; default: as in --model.")
+        str | None,
+        typer.Option(
+            help="The model's name for clients; default: --model, of a folder its last part."
+        ),
     ] = None,
     host: Annotated[
         str, typer.Option(help=f"Address to listen at; others than this one's need ${KEY}.")
@@ -53,22 +66,11 @@ def serve(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Most tokens that a request may ask for.")
     ] = 1024,
-    policy: Annotated[
-        str | None, typer.Option("--sample", help="As in ask; default: the model's.")
-    ] = None,
-    stages: Annotated[
-        str | None,
-        typer.Option(help=f"Drop vision tokens: {STAGES_FORMS}; default: the model's stages."),
-    ] = None,
-    salvage: Annotated[
-        bool, typer.Option("--salvage", help="Use what can be decoded of damaged video.")
-    ] = False,
-    frame_batch: Annotated[
-        int | None, typer.Option(help="Frames encoded at a time.")
-    ] = Opening.frame_batch,
-    chunk: Annotated[
-        int | None, typer.Option(help="Tokens per pass through the LLM.")
-    ] = Opening.chunk,
+    policy: Sample = None,
+    stages: StagesText = None,
+    salvage: Salvage = False,
+    frame_batch: FrameBatch = Opening.frame_batch,
+    chunk: Chunk = Opening.chunk,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress bars and no line for each request.")
     ] = False,
@@ -85,13 +87,6 @@ def serve(
 
     A video is a file under the media folder, or comes in the request. Nothing is fetched.
     """
-    for option, value in (
-        ("session_gb", session_gb),
-        ("max_upload_mb", max_upload_mb),
-        ("time_limit", time_limit),
-    ):
-        if not (is_number(value) and value > 0):
-            raise ArgumentError("", option, "be a number above 0", value)
     key = _key(host)
     on_error = "use" if salvage else "raise"
     opening = Opening(
@@ -99,38 +94,49 @@ def serve(
     )
     Question("?", max_new_tokens)
     with importing():
-        uvicorn = _uvicorn()
-        from timeviper_fast.cli.terminal import err, progress_bars
-        from timeviper_fast.serve.app import Server, make_app
+        _expect_libraries()
+        from timeviper_fast.serve.app import Server
+        from timeviper_fast.serve.listen import Listener
         from timeviper_fast.serve.media import MediaRoot
         from timeviper_fast.serve.protocol import Defaults
         from timeviper_fast.serve.worker import Places, Worker
+    upload = int(_positive("max_upload_mb", max_upload_mb) * _MB)
+    kept = int(_positive("session_gb", session_gb) * _GB)
+    seconds = _positive("time_limit", time_limit)
+    media = MediaRoot(media_root, upload)
+    models = _models(model, devices or [None], dtype, quiet)
+    workers = [Worker(one, kept, backend) for one in models]
+    hosts: frozenset[str] = frozenset() if key else frozenset({*_LOOPBACK, "[::1]"})
+    defaults = Defaults(name or _public(model), opening, max_new_tokens)
+    server = Server(workers, media, defaults, Places(queue), seconds, key, hosts)
+    Listener(server, host, port, "warning" if quiet else "info").run()
+
+
+def _public(model: str) -> str:
+    """The model's name without the folders of this machine."""
+    path = Path(model)
+    return path.resolve().name if path.is_dir() else model
+
+
+def _positive(option: str, value: float) -> float:
+    if not (is_number(value) and value > 0):
+        raise ArgumentError("", option, "be a number above 0", value)
+    return value
+
+
+def _models(
+    path: str, devices: Sequence[str | None], dtype: DtypeName | None, quiet: bool
+) -> list[TimeViper]:
+    """The model on each of the devices; None is the first that there is."""
+    with importing():
+        from timeviper_fast.cli.terminal import err, progress_bars
         from timeviper_fast.timeviper import TimeViper
-    media = MediaRoot(media_root, int(max_upload_mb * _MB))
     with progress_bars(err, hidden=quiet) as progress:
         told = partial(progress, "weights")
-        loaded = [
-            TimeViper.from_pretrained(model, device=device, dtype=dtype, progress=told)
-            for device in devices or [None]
+        return [
+            TimeViper.from_pretrained(path, device=device, dtype=dtype, progress=told)
+            for device in devices
         ]
-    workers = [Worker(one, int(session_gb * _GB), backend) for one in loaded]
-    hosts: frozenset[str] = frozenset() if key else frozenset({*_LOOPBACK, "[::1]"})
-    defaults = Defaults(name or model, opening, max_new_tokens)
-    server = Server(workers, media, defaults, Places(queue), time_limit, key, hosts)
-    uvicorn.run(make_app(server), **_listening(server, host, port, quiet))
-
-
-def _listening(server: Server, host: str, port: int, quiet: bool) -> dict[str, Any]:
-    """Options of the HTTP server."""
-    return {
-        "host": host,
-        "port": port,
-        "log_level": "warning" if quiet else "info",
-        "server_header": False,
-        "limit_concurrency": server.places.most + _SPARE,
-        # what is computed at the end stops soon after
-        "timeout_graceful_shutdown": 5,
-    }
 
 
 def _key(host: str) -> str:
@@ -142,13 +148,12 @@ def _key(host: str) -> str:
     return key
 
 
-def _uvicorn() -> Any:
+def _expect_libraries() -> None:
     try:
         import fastapi  # noqa: F401
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ImportError as error:
         remedy = "install timeviper-fast[serve]"
         raise ArgumentError(
             "serve", "FastAPI and uvicorn", "be installed", "none", remedy
         ) from error
-    return uvicorn

@@ -8,4 +8,5 @@ worker.py    one model in its own thread, and the questions that wait for it
 metrics.py   counts in Prometheus' text form
 sse.py       an answer that is sent while it is made
 app.py       the HTTP application
+listen.py    where it listens, and how it ends
 """

@@ -10,6 +10,9 @@ from timeviper_fast.errors import VideoError
 
 __all__ = ["Fault", "fault_of", "invalid"]
 
+# characters of a message: a value of the request may have millions
+_LONGEST = 1000
+
 
 class Fault(Exception):
     """A request that fails, as the protocol has it.
@@ -32,7 +35,7 @@ class Fault(Exception):
         retry: int | None = None,
     ) -> None:
         # halves of surrogate pairs, which JSON may hold, are no UTF-8
-        message = message.encode("utf-8", "backslashreplace").decode()
+        message = _shortened(message.encode("utf-8", "backslashreplace").decode(), _LONGEST)
         super().__init__(status, message)
         self.status, self.message, self.param, self.code = status, message, param, code
         self.retry = retry
@@ -88,5 +91,8 @@ def _told(error: Exception, path: str, name: str) -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return _shortened(repr(value), 80)
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -118,7 +118,7 @@ def read_request(body: bytes, defaults: Defaults) -> Asked:
         Fault: it breaks a rule; the first that is found is told.
     """
     try:
-        given = json.loads(body, parse_constant=_no_constant)
+        given = json.loads(body, parse_constant=_no_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError):
         raise invalid("body", "be JSON in UTF-8", code="invalid_json") from None
     if not isinstance(given, dict):
@@ -152,11 +152,19 @@ def _no_constant(name: str) -> None:
     raise ValueError(name)
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object with these fields. One of two equal names would be dropped in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise invalid("body", "give each field of an object once", code="invalid_json")
+    return found
+
+
 def _refuse(fields: _Fields) -> None:
     """Refuse what the protocol has and this server does not, unless it asks for nothing."""
     for name, neutral in _NEUTRAL.items():
         known = " or ".join(json.dumps(value) for value in neutral)
-        fields.take(name, Kind(f"be left out, or {known}", lambda v, n=neutral: v in n))
+        fields.take(name, Kind(f"be left out, or {known}", neutral.__contains__))
 
 
 def _opening(fields: _Fields, own: _Fields, defaults: Defaults) -> Opening:
@@ -201,7 +209,7 @@ def _question(
 def _messages(given: list[Any]) -> tuple[str, list[dict[str, str]]]:
     """The video's URL, and the conversation in words."""
     urls: list[str] = []
-    messages = []
+    messages: list[dict[str, str]] = []
     for number, one in enumerate(given):
         where = f"messages[{number}]"
         if not isinstance(one, dict):

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from threading import Condition, Lock, Thread
 from time import monotonic
-from typing import Literal
+from typing import Any, Literal
 
 from timeviper_fast.inference.answer import Answer
 from timeviper_fast.inference.request import Opening, Question
@@ -279,7 +279,7 @@ class Worker:
                 raise _Left
 
         asked, on_text = jobs[0].question, jobs[0].on_text
-        options = {
+        options: dict[str, Any] = {
             "max_new_tokens": asked.max_new_tokens,
             "sampling": asked.sampling,
             "answer_prefix": asked.answer_prefix,
