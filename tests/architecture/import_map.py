@@ -102,8 +102,9 @@ MODULES = {
         "transv": "content qwen2",
         "stack": "cache qwen2 transv",
         "attention": "cache stack",
-        "nemotron_h": "attention cache qwen2 stack transv",
-        "initialize": "nemotron_h stack vision.internvideo2",
+        "experts": "",
+        "nemotron_h": "attention cache experts qwen2 stack transv",
+        "initialize": "experts nemotron_h stack vision.internvideo2",
         "model": "nemotron_h projector vision.build",
     },
     "checkpoint": {

@@ -221,13 +221,56 @@ def test_mistakes_in_a_config(change, words):
         ({"residual_in_fp32": True}, "residual_in_fp32 must be False .*got True"),
         ({"sliding_window": 512}, "sliding_window must be None .*got 512"),
         ({"quantization_config": {"bits": 8}}, "quantization_config must be None .*'bits': 8"),
-        ({"layer_types": ["mamba", "moe"]}, r"moe layers are not built\), got 'moe'"),
-        ({"layer_types": "ME"}, r"moe layers are not built\), got 'E'"),
+        ({"layer_types": "ME", "n_shared_experts": 2}, "n_shared_experts must be 1 .*got 2"),
     ],
 )
 def test_what_is_legal_and_not_built(change, words):
     with pytest.raises(NotImplementedError, match=words):
         backbone_config_from_hf({"layer_types": "M*"} | change)
+
+
+# what Nemotron-3-Nano-Omni's llm_config says of its experts
+EXPERTS = {
+    "n_routed_experts": 128,
+    "num_experts_per_tok": 6,
+    "moe_intermediate_size": 1856,
+    "moe_shared_expert_intermediate_size": 3712,
+    "moe_latent_size": None,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "n_shared_experts": 1,
+}
+
+
+def test_keys_of_experts():
+    config = backbone_config_from_hf({"layer_types": ["mamba", "moe"]} | EXPERTS)
+    assert config.pattern == "ME"
+    assert (config.num_experts, config.experts_per_token) == (128, 6)
+    assert (config.expert_size, config.shared_expert_size) == (1856, 3712)
+    assert (config.expert_latent_size, config.expert_scale) == (0, 2.5)
+    # a dense model's file may carry them
+    dense = backbone_config_from_hf({"layer_types": "M-"} | EXPERTS)
+    assert dense == backbone_config_from_hf({"layer_types": "M-"})
+
+
+def test_a_missing_key_of_experts_means_what_the_class_means(tmp_path):
+    from transformers import NemotronHConfig
+
+    NemotronHConfig(hybrid_override_pattern="ME").save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    bare = {"model_type": "nemotron_h", "hybrid_override_pattern": "ME"}
+    assert backbone_config_from_hf(bare) == backbone_config_from_hf(written)
+
+
+def test_experts_are_stored_one_by_one():
+    names = llm_names(experts=8)
+    key = "backbone.layers.1.mixer.experts.{}.up_proj.weight"
+    assert names(key.format(3)) == (Piece("layers.1.mixer.experts.up_proj", put=(3, 8)),)
+    assert names(key.format(8)) is None
+    shared = "layers.1.mixer.shared_experts.up_proj.weight"
+    assert names(f"backbone.{shared}") == (Piece(shared),)
 
 
 def test_every_golden_name_finds_its_parameter():

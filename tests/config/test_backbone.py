@@ -9,6 +9,9 @@ import pytest
 from timeviper_fast.config import BackboneConfig
 from timeviper_fast.presets import LLM_PRESETS
 
+EXPERTS = BackboneConfig(
+    pattern="ME", num_experts=8, experts_per_token=3, expert_size=16, shared_expert_size=24
+)
 QWEN2 = LLM_PRESETS["qwen2-7b"]
 
 
@@ -60,6 +63,26 @@ QWEN2 = LLM_PRESETS["qwen2-7b"]
             lambda: BackboneConfig(norm_eps=0.0),
             "BackboneConfig: norm_eps must be a finite number above 0, got 0.0",
         ),
+        (
+            lambda: BackboneConfig(pattern="ME"),
+            "num_experts must be above 0 for a pattern with E, got 0",
+        ),
+        (lambda: replace(EXPERTS, mlp_bias=True), "mlp_bias must be False for a pattern with E"),
+        (
+            lambda: replace(EXPERTS, expert_groups=3),
+            r"expert_groups must divide num_experts \(8\) into groups of two or more, got 3",
+        ),
+        (lambda: replace(EXPERTS, expert_groups=8), "into groups of two or more, got 8"),
+        (
+            lambda: replace(EXPERTS, expert_groups=4, best_expert_groups=5),
+            r"best_expert_groups must be at most expert_groups \(4\), got 5",
+        ),
+        (
+            lambda: replace(EXPERTS, expert_groups=4),
+            "experts_per_token must be at most 2, the experts that can be chosen, got 3",
+        ),
+        (lambda: replace(EXPERTS, expert_size=-1), "expert_size must be an integer of 0 or more"),
+        (lambda: replace(EXPERTS, expert_scale=0), "expert_scale must be a finite number above 0"),
     ],
 )
 def test_sentences(build, words):

@@ -22,7 +22,19 @@ __all__ = ["FORMAT", "FORMAT_VERSION", "config_from_dict", "config_to_dict"]
 FORMAT, FORMAT_VERSION = "timeviper_fast", 4
 # {part: {field: (the version that added it, the value that older versions meant)}}
 _ADDED: dict[str, dict[str, tuple[int, Any]]] = {
-    "backbone": {"family": (3, "nemotron_h"), "rope_theta": (3, 0.0)},
+    "backbone": {
+        "family": (3, "nemotron_h"),
+        "rope_theta": (3, 0.0),
+        "num_experts": (4, 0),
+        "experts_per_token": (4, 0),
+        "expert_size": (4, 0),
+        "shared_expert_size": (4, 0),
+        "expert_latent_size": (4, 0),
+        "expert_groups": (4, 1),
+        "best_expert_groups": (4, 1),
+        "normalize_expert_weights": (4, True),
+        "expert_scale": (4, 1.0),
+    },
     "vision": {
         "kind": (3, "siglip"),
         "clip_frames": (3, 1),

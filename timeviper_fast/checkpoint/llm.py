@@ -31,5 +31,6 @@ def llm_config_from_hf(config: Mapping[str, Any]) -> BackboneConfig:
 
 def llm_names(backbone: BackboneConfig, stages: Sequence[CompressionStage] = ()) -> NameMap:
     """The map from published names of the LLM's weights to ours."""
-    family = {"qwen2": qwen2_names, "nemotron_h": nemotron_h_names}[backbone.family]
-    return family(stages)
+    if backbone.family == "qwen2":
+        return qwen2_names(stages)
+    return nemotron_h_names(stages, backbone.num_experts)

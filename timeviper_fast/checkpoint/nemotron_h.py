@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
 from timeviper_fast.checkpoint.mapping import NameMap, Piece, transv_names
-from timeviper_fast.config import ATTENTION, MAMBA, MLP, BackboneConfig, CompressionStage
+from timeviper_fast.config import (
+    ATTENTION,
+    EXPERTS,
+    MAMBA,
+    MLP,
+    BackboneConfig,
+    CompressionStage,
+)
 from timeviper_fast.errors import fail, not_built
 
 __all__ = ["backbone_config_from_hf", "llm_names"]
@@ -29,6 +37,15 @@ _ALIASES = {
     "time_step_max": ("time_step_max", "mamba_dt_max"),
     "time_step_floor": ("time_step_floor", "mamba_dt_init_floor"),
     "eos_token_ids": ("eos_token_id",),
+    "num_experts": ("n_routed_experts", "num_local_experts"),
+    "experts_per_token": ("num_experts_per_tok",),
+    "expert_size": ("moe_intermediate_size",),
+    "shared_expert_size": ("moe_shared_expert_intermediate_size",),
+    "expert_latent_size": ("moe_latent_size",),
+    "expert_groups": ("n_group",),
+    "best_expert_groups": ("topk_group",),
+    "normalize_expert_weights": ("norm_topk_prob",),
+    "expert_scale": ("routed_scaling_factor",),
 }
 # defaults of the class that wrote the file, where they differ from ours
 _HF_DEFAULTS = {
@@ -38,20 +55,40 @@ _HF_DEFAULTS = {
     "mamba_head_dim": 64,
     "max_position_embeddings": 4096,
 }
+_HF_EXPERTS = {
+    "num_experts": 8,
+    "experts_per_token": 2,
+    "expert_size": 7688,
+    "shared_expert_size": 7688,
+}
 _SERVED = {
     "mlp_hidden_act": ("relu2",),
     "mamba_hidden_act": ("silu", "swish"),
     "residual_in_fp32": (False,),
     "sliding_window": (None,),
+    "n_shared_experts": (1,),
     "quantization_config": (None,),
 }
 # fields that this family does not have; some files carry an unused rope_theta
 _NOT_READ = ("family", "rope_theta")
+_OF_EXPERTS = (
+    *_HF_EXPERTS,
+    "expert_latent_size",
+    "expert_groups",
+    "best_expert_groups",
+    "normalize_expert_weights",
+    "expert_scale",
+)
 _LETTERS = {
     **dict.fromkeys(("M", "mamba", "linear_attention"), MAMBA),
     **dict.fromkeys(("*", "attention", "full_attention"), ATTENTION),
     **dict.fromkeys(("-", "mlp"), MLP),
+    **dict.fromkeys(("E", "moe"), EXPERTS),
 }
+
+
+# layers.N.mixer.experts.E.up_proj.weight
+_EXPERT = re.compile(r"(layers\.\d+\.mixer\.experts\.)(\d+)\.((?:up|down)_proj)\.weight")
 
 
 def backbone_config_from_hf(config: Mapping[str, Any]) -> BackboneConfig:
@@ -72,11 +109,15 @@ def backbone_config_from_hf(config: Mapping[str, Any]) -> BackboneConfig:
         if config.get(name, served[0]) not in served:
             not_built(owner, name, f"be {served[0]!r} (nothing else is built)", config[name])
     values: dict[str, Any] = dict(_HF_DEFAULTS, chunk_size=256 if kind == "nano" else 128)
-    for field in fields(BackboneConfig):
-        if field.name not in _NOT_READ:
-            values |= _read_field(config, field.name, field.default)
+    values |= _read_field(config, "pattern", None)
     if "pattern" not in values:
         fail(owner, "hybrid_override_pattern", "be given", None)
+    # dense files may carry the keys of experts, which say nothing there
+    experts = EXPERTS in values["pattern"]
+    values |= _HF_EXPERTS if experts else {}
+    for field in fields(BackboneConfig):
+        if field.name not in _NOT_READ and (experts or field.name not in _OF_EXPERTS):
+            values |= _read_field(config, field.name, field.default)
     if config.get("num_key_value_heads", 0) is None:
         values["num_key_value_heads"] = values["num_attention_heads"]
     layers = config.get("num_hidden_layers", len(values["pattern"]))
@@ -133,17 +174,18 @@ def _pattern(name: str, value: Any) -> str:
         fail("config.json", name, "be a string or a list of layer types", value)
     layers = [str(layer) for layer in value]
     for layer in layers:
-        if layer in ("moe", "E"):
-            rule = "hold mamba, attention and mlp layers only (moe layers are not built)"
-            not_built("config.json", name, rule, layer)
         if layer not in _LETTERS:
             fail("config.json", name, f"hold only {', '.join(_LETTERS)}", layer)
     return "".join(_LETTERS[layer] for layer in layers)
 
 
-def llm_names(stages: Sequence[CompressionStage] = ()) -> NameMap:
+def llm_names(stages: Sequence[CompressionStage] = (), experts: int = 0) -> NameMap:
     """Nemotron-H weights of Hugging Face (`backbone.` or `model.`) and upstream's TransV beside
     them. Heads for multi-token prediction (`mtp.`) are ignored.
+
+    Args:
+        stages: whose TransV the files may hold.
+        experts: routed experts of a layer; files hold them one by one, the model stacked.
     """
     transv = transv_names(stages)
 
@@ -160,6 +202,9 @@ def llm_names(stages: Sequence[CompressionStage] = ()) -> NameMap:
             return transfer
         if part == "embedding":
             return (Piece(name.replace("embedding.", "embeddings.", 1)),)
+        if match := _EXPERT.fullmatch(name):
+            own = int(match[2]) < experts
+            return (Piece(match[1] + match[3], put=(int(match[2]), experts)),) if own else None
         return (Piece(name),) if part in ("embeddings", "layers", "norm_f") else None
 
     return translate

@@ -178,7 +178,7 @@ def load_weights(
         module: best built under `torch.device("meta")`; its tensors are replaced, not written.
         sources: together they must hold every parameter, and nothing that no name map ignores.
         device: where the weights go.
-        dtype: a float dtype or its name; None keeps the stored dtype.
+        dtype: a float dtype or its name; None keeps the stored dtype. Buffers have the module's.
         progress: called with (tensors read, tensors in all).
 
     Returns:
@@ -200,7 +200,9 @@ def load_weights(
         raise CheckpointError(
             "load_weights", where, "hold exactly the weights of this model", problems
         )
-    state = _read(plan, torch.device(device), dtype, progress)
+    # a buffer has the dtype in which it is computed with
+    buffers = {name: buffer.dtype for name, buffer in module.named_buffers()}
+    state = _read(plan, torch.device(device), dtype, buffers, progress)
     state |= {name: table.to(device, dtype) for name, table in plan.tables.items()}
     _check_twins(plan, state)
     for alias, name in plan.aliases.items():
@@ -247,7 +249,11 @@ def tied_names(module: nn.Module) -> dict[str, str]:
 
 
 def _read(
-    plan: _Plan, device: torch.device, dtype: torch.dtype | None, progress: Progress | None
+    plan: _Plan,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    buffers: dict[str, torch.dtype],
+    progress: Progress | None,
 ) -> dict[str, Tensor]:
     by_file: dict[Path, list[tuple[str, str, Piece]]] = defaultdict(list)
     for name, parts in plan.reads.items():
@@ -258,7 +264,8 @@ def _read(
     for path, wanted in by_file.items():
         with open_weights(path) as (_, read):
             for name, key, piece in wanted:
-                _place(state, name, plan.shapes[name], read(key), piece, device, dtype)
+                own = buffers.get(name, dtype)
+                _place(state, name, plan.shapes[name], read(key), piece, device, own)
                 done += 1
                 if progress is not None:
                     progress(done, total)

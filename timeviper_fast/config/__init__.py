@@ -10,13 +10,14 @@ Sizes are counts of channels, heads or layers unless said otherwise. Paper lette
 projects' names of these fields appear in `checkpoint/` only.
 """
 
-from timeviper_fast.config.backbone import ATTENTION, MAMBA, MLP, BackboneConfig
+from timeviper_fast.config.backbone import ATTENTION, EXPERTS, MAMBA, MLP, BackboneConfig
 from timeviper_fast.config.model import TimeViperConfig
 from timeviper_fast.config.stage import CompressionStage, Selection, check_stages
 from timeviper_fast.config.vision import ProjectorConfig, VisionConfig
 
 __all__ = [
     "ATTENTION",
+    "EXPERTS",
     "MAMBA",
     "MLP",
     "BackboneConfig",

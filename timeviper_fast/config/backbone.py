@@ -9,6 +9,7 @@ from typing import Literal
 from timeviper_fast.errors import (
     ABOVE_0,
     BOOL,
+    COUNT,
     FROM_0,
     IDS,
     RANGE,
@@ -19,15 +20,15 @@ from timeviper_fast.errors import (
     fail,
 )
 
-__all__ = ["ATTENTION", "MAMBA", "MLP", "BackboneConfig"]
+__all__ = ["ATTENTION", "EXPERTS", "MAMBA", "MLP", "BackboneConfig"]
 
 Family = Literal["nemotron_h", "qwen2"]
 
-MAMBA, ATTENTION, MLP = "M", "*", "-"
+MAMBA, ATTENTION, MLP, EXPERTS = "M", "*", "-", "E"
 
 _PATTERN = Kind(
-    "be a non-empty string of the letters M, * and -",
-    lambda v: isinstance(v, str) and v != "" and set(v) <= {MAMBA, ATTENTION, MLP},
+    "be a non-empty string of the letters M, *, - and E",
+    lambda v: isinstance(v, str) and v != "" and set(v) <= {MAMBA, ATTENTION, MLP, EXPERTS},
 )
 
 
@@ -35,8 +36,11 @@ _PATTERN = Kind(
 class BackboneConfig:
     """The LLM: one residual per layer, each layer one mixer.
 
-    `pattern` has one letter per layer: M Mamba-2, * attention, - MLP. `family` "nemotron_h": a
-    hybrid of all three; attention has no positional encoding, the MLP is down(relu(up)^2). "qwen2":
+    `pattern` has one letter per layer: M Mamba-2, * attention, - MLP, E mixture of experts.
+    `family` "nemotron_h": a hybrid of these; attention has no positional encoding, the MLP is
+    down(relu(up)^2), and so is each expert. The fields of experts are read where the pattern has an
+    E: each token passes through the `experts_per_token` best of `num_experts`, chosen in the
+    `best_expert_groups` best of `expert_groups` groups, and through one shared expert. "qwen2":
     each of Qwen2's blocks is the two layers *-; queries and keys are rotated by their position with
     the base `rope_theta`, the MLP is down(silu(gate) * up), `attention_bias` is that of q, k and v
     only, and the fields of Mamba-2 are not read. `time_step_limit` clamps dt after softplus;
@@ -71,6 +75,15 @@ class BackboneConfig:
     eos_token_ids: tuple[int, ...] = (2,)
     family: Family = "nemotron_h"
     rope_theta: float = 0.0  # 0: no positional encoding
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_size: int = 0
+    shared_expert_size: int = 0
+    expert_latent_size: int = 0  # 0: the experts read the layer's input itself
+    expert_groups: int = 1
+    best_expert_groups: int = 1
+    normalize_expert_weights: bool = True  # to a sum of 1, before they are scaled
+    expert_scale: float = 1.0
 
     def __post_init__(self) -> None:
         owner = "BackboneConfig"
@@ -82,8 +95,14 @@ class BackboneConfig:
         )  # fmt: skip
         expect(
             owner, self, BOOL, "attention_bias", "mlp_bias", "mamba_proj_bias", "use_conv_bias",
-            "tie_word_embeddings",
+            "tie_word_embeddings", "normalize_expert_weights",
         )  # fmt: skip
+        expect(
+            owner, self, COUNT, "num_experts", "experts_per_token", "expert_size",
+            "shared_expert_size", "expert_latent_size",
+        )  # fmt: skip
+        expect(owner, self, SIZE, "expert_groups", "best_expert_groups")
+        expect(owner, self, ABOVE_0, "expert_scale")
         expect(owner, self, ABOVE_0, "norm_eps", "time_step_min", "time_step_max")
         expect(owner, self, FROM_0, "time_step_floor", "rope_theta")
         expect_one_of(owner, "family", self.family, ("nemotron_h", "qwen2"))
@@ -101,6 +120,8 @@ class BackboneConfig:
                 owner, "n_groups", f"divide mamba_num_heads ({self.mamba_num_heads})", self.n_groups
             )
         self._check_family()
+        if EXPERTS in self.pattern:
+            self._check_experts()
 
     def _check_family(self) -> None:
         owner, of = "BackboneConfig", f"for family={self.family!r}"
@@ -114,6 +135,25 @@ class BackboneConfig:
             fail(owner, "rope_theta", f"be above 0 {of}", self.rope_theta)
         if self.head_dim % 2:
             fail(owner, "head_dim", f"be even {of}", self.head_dim)
+
+    def _check_experts(self) -> None:
+        owner, of = "BackboneConfig", "for a pattern with E"
+        for name in ("num_experts", "experts_per_token", "expert_size", "shared_expert_size"):
+            if getattr(self, name) == 0:
+                fail(owner, name, f"be above 0 {of}", 0)
+        if self.mlp_bias:
+            fail(owner, "mlp_bias", f"be False {of}", True)
+        groups, best = self.expert_groups, self.best_expert_groups
+        # a group is judged by its two best
+        if self.num_experts % groups or (groups > 1 and self.num_experts < 2 * groups):
+            rule = f"divide num_experts ({self.num_experts}) into groups of two or more"
+            fail(owner, "expert_groups", rule, groups)
+        if best > groups:
+            fail(owner, "best_expert_groups", f"be at most expert_groups ({groups})", best)
+        most = self.num_experts // groups * best
+        if self.experts_per_token > most:
+            rule = f"be at most {most}, the experts that can be chosen"
+            fail(owner, "experts_per_token", rule, self.experts_per_token)
 
     @property
     def num_hidden_layers(self) -> int:

@@ -2,7 +2,8 @@
 
     model.py       the three parts as one module; text and vision as one sequence, checked
     projector.py   patch features to merged visual tokens
-    nemotron_h.py  the LLM's layers: Mamba-2, attention, MLP
+    nemotron_h.py  the LLM's layers: Mamba-2, attention, MLP, experts
+    experts.py     the MLP and the mixture of experts
     attention.py   attention over packed samples, or over a cache
     qwen2.py       what Qwen2's layers add: rotary positions, the gated MLP
     stack.py       the loop through the layers, with compression stages between them

@@ -307,7 +307,7 @@ def _attention(state: State, change: Callable[[AttentionState], AttentionState])
 
 
 class HybridCache:
-    """One state per Mamba-2 or attention layer, None for MLP layers.
+    """One state per Mamba-2 or attention layer, None for the others.
 
     Args:
         config: the backbone's shape.

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from timeviper_fast.config import BackboneConfig
+from timeviper_fast.model.experts import Experts, Router
 from timeviper_fast.model.nemotron_h import Conv1d, Mamba2
 from timeviper_fast.model.stack import LayerStack
 from timeviper_fast.model.vision.internvideo2 import InternVideo2
@@ -19,8 +20,8 @@ __all__ = ["init_weights"]
 def init_weights(model: nn.Module, *, seed: int, for_training: bool = False) -> None:
     """Fill every parameter of `model` in place from one seeded generator on the CPU.
 
-    Linear and convolution weights are normal with std 1 / sqrt(fan_in), embeddings with std 1,
-    biases 0, norms and layer scales 1, InternVideo2's positions its tables; A is uniform in
+    Linear, expert and convolution weights are normal with std 1 / sqrt(fan_in), embeddings with
+    std 1, biases 0, norms and layer scales 1, InternVideo2's positions its tables; A is uniform in
     [1, 16], dt log-uniform in [time_step_min, time_step_max], D is 1, and a TransV gate starts
     closed (alpha 0).
 
@@ -43,6 +44,12 @@ def init_weights(model: nn.Module, *, seed: int, for_training: bool = False) -> 
                 module.bias.zero_()
         elif isinstance(module, nn.Embedding):
             normal(module.weight, module.weight.shape[1] if for_training else 1)
+        elif isinstance(module, Router):
+            normal(module.weight, module.weight.shape[1])
+            module.e_score_correction_bias.zero_()
+        elif isinstance(module, Experts):
+            for weight in (module.up_proj, module.down_proj):
+                normal(weight, weight.shape[2])
         elif isinstance(module, Mamba2):
             _init_mamba(module, module.config, generator)
     for name, parameter in model.named_parameters():
@@ -57,7 +64,7 @@ def init_weights(model: nn.Module, *, seed: int, for_training: bool = False) -> 
 
 def _calm(stack: LayerStack) -> None:
     for name, parameter in stack.layers.named_parameters():
-        if name.endswith(("out_proj.weight", "o_proj.weight", "down_proj.weight")):
+        if name.endswith(("out_proj.weight", "o_proj.weight", "down_proj.weight", "down_proj")):
             parameter.div_(math.sqrt(len(stack.layers)))
 
 

@@ -1,4 +1,4 @@
-"""The layers of the LLM: Mamba-2, attention and MLP; `stack.py` runs them.
+"""The layers of the LLM: Mamba-2, attention, MLP and experts; `stack.py` runs them.
 
 Every layer is y = x + mixer(RMSNorm(x)). In the Nemotron-H family attention has no positional
 encoding; the order comes from Mamba-2. `qwen2.py` has what Qwen2's layers add. Parameters keep
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from timeviper_fast.config import (
     ATTENTION,
+    EXPERTS,
     MAMBA,
     BackboneConfig,
     CompressionStage,
@@ -26,6 +27,7 @@ from timeviper_fast.config import (
 from timeviper_fast.errors import fail
 from timeviper_fast.model.attention import Attention
 from timeviper_fast.model.cache import AttentionState, MambaState
+from timeviper_fast.model.experts import MixtureOfExperts, Mlp
 from timeviper_fast.model.qwen2 import GatedMlp
 from timeviper_fast.model.stack import LayerStack, Packing
 from timeviper_fast.model.transv import TransV
@@ -33,7 +35,6 @@ from tvkernels import (
     causal_conv1d_fn,
     mamba2_decode_step,
     mamba_chunk_scan_combined,
-    relu2,
     rms_norm,
     rmsnorm_fn,
 )
@@ -56,19 +57,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
-
-
-class Mlp(nn.Module):
-    """down(relu(up(x))^2)"""
-
-    def __init__(self, config: BackboneConfig) -> None:
-        super().__init__()
-        width, bias = config.intermediate_size, config.mlp_bias
-        self.up_proj = nn.Linear(config.hidden_size, width, bias=bias)
-        self.down_proj = nn.Linear(width, config.hidden_size, bias=bias)
-
-    def forward(self, x: Tensor, packing: Packing, state: None) -> Tensor:
-        return self.down_proj(relu2(self.up_proj(x)))
 
 
 class Conv1d(nn.Module):
@@ -187,7 +175,8 @@ class Block(nn.Module):
         self.gradient_checkpointing = False
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         mlp = GatedMlp if config.family == "qwen2" else Mlp
-        self.mixer = {MAMBA: Mamba2, ATTENTION: Attention}.get(kind, mlp)(config)
+        kinds = {MAMBA: Mamba2, ATTENTION: Attention, EXPERTS: MixtureOfExperts}
+        self.mixer = kinds.get(kind, mlp)(config)
 
     def forward(
         self, x: Tensor, packing: Packing, state: AttentionState | MambaState | None
