@@ -76,13 +76,37 @@ def test_other_options_are_other_batches(worker, model, media, root):
     assert answered[2].answer.text == session.ask("What?", max_new_tokens=6, sampling=drawn).text
 
 
-def test_a_stream_gets_the_text_in_pieces(worker, media):
+def test_streams_get_their_text_in_pieces_and_are_one_batch_with_others(worker, media):
+    heard: list[list[str]] = [[], []]
+    jobs = [job(media, "a.mp4", "Why so?", on_text=heard[0].append), job(media, "a.mp4")]
+    jobs.append(job(media, "a.mp4", on_text=heard[1].append))
+    first, whole, second = answer_all(worker, jobs)
+    assert worker.counts["batches"] == 1
+    assert "".join(heard[0]).strip() == first.answer.text
+    assert "".join(heard[1]).strip() == second.answer.text == whole.answer.text
+    assert min(map(len, heard)) > 1
+
+
+def test_a_stream_that_has_begun_is_not_answered_again(worker, media, monkeypatch):
+    """A batch fails behind the first words of one of three: the other two are answered alone."""
     pieces: list[str] = []
-    streamed, whole = answer_all(
-        worker, [job(media, "a.mp4", on_text=pieces.append), job(media, "a.mp4")]
-    )
-    assert "".join(pieces) == streamed.answer.text == whole.answer.text
-    assert len(pieces) > 1
+    jobs = [job(media, "a.mp4"), job(media, "a.mp4", on_text=pieces.append)]
+    jobs.append(job(media, "a.mp4", on_text=lambda piece: None))
+    asked = worker._asked
+
+    def failing(session, together):
+        if len(together) > 1:
+            together[1].tell("half")
+            raise MemoryError("no room")
+        return asked(session, together)
+
+    monkeypatch.setattr(worker, "_asked", failing)
+    for one in jobs:
+        worker.submit(one)
+    worker.start()
+    assert jobs[0].done.result(60).answer.text == jobs[2].done.result(60).answer.text
+    assert wrong(jobs[1]).status == 503
+    assert pieces == ["half"]
 
 
 def test_who_gives_up_ends_what_is_decoded_for_it_alone(worker, media):

@@ -71,7 +71,7 @@ def fault_of(error: Exception, path: str = "", name: str = "the video") -> Fault
     """
     if isinstance(error, Fault):
         return error
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         # its text has the plan's numbers, which a client can use
         return Fault(503, _told(error, path, name), code="out_of_memory", retry=30)
     if isinstance(error, VideoError):

@@ -53,6 +53,7 @@ class Job:
         media, opening: the video, and how it is read.
         question: with its options.
         on_text: gets pieces of the answer while it is made, in the worker's thread.
+        begun: whether it has got one.
         done: becomes the answer or a Fault. Once it is done, the worker stops working on it: who
             leaves or has waited too long sets it.
     """
@@ -61,11 +62,19 @@ class Job:
     opening: Opening
     question: Question
     on_text: Callable[[str], None] | None = None
+    begun: bool = False
     done: Future[Answered] = field(default_factory=Future)
 
     @property
     def key(self) -> Key:
         return self.media.digest, self.opening
+
+    def tell(self, piece: str) -> None:
+        """Hand on a piece of the answer, unless it has ended."""
+        assert self.on_text is not None
+        if not self.done.done():
+            self.begun = True
+            self.on_text(piece)
 
     def fail(self, fault: Fault) -> None:
         """End it, unless it has ended."""
@@ -122,7 +131,7 @@ class Worker:
     """Answers questions with one model, in one thread.
 
     Videos take turns. A turn answers the questions that wait for its video, up to eight: those with
-    the same options together, those that stream one by one.
+    the same options together.
 
     Args:
         model: a `TimeViper` with a tokenizer.
@@ -248,7 +257,10 @@ class Worker:
         return session
 
     def _answer(self, session: Session, jobs: list[Job], held: bool) -> None:
-        """Answer questions together; if one does not fit, each alone."""
+        """Answer questions together; if one does not fit, each alone.
+
+        One whose first words were sent is not answered again.
+        """
         jobs = [job for job in jobs if not job.done.done()]
         if not jobs:
             return
@@ -258,11 +270,11 @@ class Worker:
             self.counts["left"] += len(jobs)
             return
         except Exception as error:
-            if len(jobs) > 1:
-                for job in jobs:
+            for job in jobs:
+                if len(jobs) == 1 or job.begun:
+                    job.fail(self._fault(error, job))
+                else:
                     self._answer(session, [job], held)
-            else:
-                jobs[0].fail(self._fault(error, jobs[0]))
             return
         self.counts["batches"] += 1
         self.counts["answers"] += len(answers)
@@ -278,16 +290,15 @@ class Worker:
             if all(job.done.done() for job in jobs):
                 raise _Left
 
-        asked, on_text = jobs[0].question, jobs[0].on_text
-        options: dict[str, Any] = {
-            "max_new_tokens": asked.max_new_tokens,
-            "sampling": asked.sampling,
-            "answer_prefix": asked.answer_prefix,
-            "progress": progress,
-        }
-        if on_text is not None:
-            return [session.ask(asked.question, on_text=on_text, **options)]
-        answers: list[Answer] = session.ask([job.question.question for job in jobs], **options)
+        asked = jobs[0].question
+        answers: list[Answer] = session.ask(
+            [job.question.question for job in jobs],
+            max_new_tokens=asked.max_new_tokens,
+            sampling=asked.sampling,
+            answer_prefix=asked.answer_prefix,
+            on_text=[None if job.on_text is None else job.tell for job in jobs],
+            progress=progress,
+        )
         return answers
 
     def _fault(self, error: Exception, job: Job) -> Fault:
@@ -302,12 +313,12 @@ class Worker:
 
 
 def _together(jobs: list[Job]) -> Iterator[list[Job]]:
-    """Questions with the same options, in the order of the first; one that streams stays alone."""
+    """Questions with the same options, in the order of the first."""
     groups: dict[object, list[Job]] = {}
     for job in jobs:
         asked = job.question
         same = (asked.max_new_tokens, asked.sampling, asked.answer_prefix)
-        groups.setdefault(same if job.on_text is None else job, []).append(job)
+        groups.setdefault(same, []).append(job)
     yield from groups.values()
 
 
