@@ -128,5 +128,5 @@ def test_visual_tokens_of_shuffled_patches_and_of_tubelets():
     # 2 frames are one grid of patches; the last one is filled up
     assert [pairs.visual_tokens(n) for n in (1, 2, 7)] == [9, 9, 36]
     assert pairs.frame_tokens(7) == 9
-    with pytest.raises(ValueError, match="patches_per_side must be even for projector.kind='pix"):
+    with pytest.raises(ValueError, match=r"patches_per_side must be even for projector\.kind='pix"):
         replace(config, vision=replace(tower, image_size=80))

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from threading import Condition, Lock, Thread
 from time import monotonic
-from typing import Any, Literal
+from typing import Literal
 
 from timeviper_fast.inference.answer import Answer
 from timeviper_fast.inference.request import Opening, Question
