@@ -119,12 +119,9 @@ def as_on_a_gpu() -> Iterator[None]:
 # several rows count the same call and differ in the target size alone
 @functools.lru_cache(maxsize=8)
 def launched(
-    prepare: Prepare,
-    provider: str,
-    size: int,
-    kernels: tuple[str, ...] | None,
+    prepare: Prepare, provider: str, size: int, kernels: tuple[str, ...] | None,
     smaller: tuple[tuple[str, float], ...],
-) -> Launches:
+) -> Launches:  # fmt: skip
     """The launches of a call; `smaller` names numbers of modules and their factors."""
     # the decays decide how far the scan's first pass looks back
     torch.manual_seed(0)
@@ -163,15 +160,11 @@ def cells(row: Row) -> list[str]:
     least, counted = row.floor.seconds(), Floor(counts["cold"], counts["dot"]).seconds()
     moved = [counts[key] for key in ("requested", "cold", "together", "cached")]
     return [
-        row.case,
-        row.provider,
-        f"{counts['launches']:.0f}",
+        *(row.case, row.provider, f"{counts['launches']:.0f}"),
         *(f"{value / 1e3:,.2f}" for value in [*moved, row.floor.bytes]),
         f"{counts['cold'] / row.floor.bytes:.3f}" if row.floor.bytes else "-",
         f"{least / counted:.0%}" if row.floor.bytes else "-",
-        f"{counts['dot'] / 1e6:.3f}",
-        f"{counts['special'] / 1e3:.3f}",
-        f"{row.misfit:.1%}",
+        *(f"{counts['dot'] / 1e6:.3f}", f"{counts['special'] / 1e3:.3f}", f"{row.misfit:.1%}"),
     ]
 
 

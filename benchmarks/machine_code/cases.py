@@ -148,17 +148,10 @@ def decode_steps() -> Iterator[Case]:
         channels = dim + 2 * GROUPS * D_STATE
         per_head = None if bare else empty(HEADS)
         return call(
-            name, tvkernels.mamba2_decode_step,
-            empty(8, dim + channels + HEADS),
-            empty(8, TAPS, channels).mT,
-            empty(8, HEADS, headdim, D_STATE, dtype=state),
-            ints(8),
-            empty(channels, TAPS),
-            None if bare else empty(channels),
-            per_head,
-            empty(HEADS),
-            per_head,
-            activation=None if bare else "silu",
+            name, tvkernels.mamba2_decode_step, empty(8, dim + channels + HEADS),
+            empty(8, TAPS, channels).mT, empty(8, HEADS, headdim, D_STATE, dtype=state), ints(8),
+            empty(channels, TAPS), None if bare else empty(channels), per_head, empty(HEADS),
+            per_head, activation=None if bare else "silu",
             state_batch_indices=ints(8) if bare else None,
         )  # fmt: skip
 

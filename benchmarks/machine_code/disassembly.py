@@ -29,6 +29,8 @@ class Figures:
     """of `spill_stores`, those that a loop repeats"""
     mma: int
     mma_kind: str
+    running: int
+    """matrix instructions of sm_90 whose operand a a loop may overwrite while it is read"""
     instructions: int
     global_stores: int
     traps: int
@@ -42,6 +44,7 @@ class Instruction(NamedTuple):
     target: int | None
     """of a branch or call"""
     conditional: bool
+    operands: str = ""
 
 
 _SASS = re.compile(
@@ -49,6 +52,8 @@ _SASS = re.compile(
     r"(?P<operands>[^;]*);",
     re.MULTILINE,
 )
+# operand a in registers; in shared memory it is gdesc[...]
+_GMMA_OF_REGISTERS = re.compile(r"\wGMMA\s+R\d+, R\d+, gdesc\b.*")
 _WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 _ENDS = ("BRA", "JMP", "EXIT", "BRX", "KILL")
 _STORES = re.compile(r"(STG?|REDG?|ATOMG?|UTMASTG|UTMAREDG)\b")
@@ -81,7 +86,8 @@ def read_sass(text: str, mma: str) -> Figures:
         registers=int(usage[1]),
         spill_stores=_bytes(stores),
         spill_loads=_bytes(i for i in code if i.opcode == "LDL"),
-        loop_spill_stores=_bytes(i for i in stores if _in_loop(i.address, edges)),
+        loop_spill_stores=_bytes(i for i in stores if i.address in _reached(i.address, edges)),
+        running=_running_at_back_edges(code, edges),
         instructions=len(code) - padding,
         **_counted(opcodes, mma, _STORES, "BPT"),
     )
@@ -112,6 +118,7 @@ def read_amdgcn(text: str, mma: str) -> Figures:
         spill_stores=spills["Spill"],
         spill_loads=spills["Reload"],
         loop_spill_stores=spills["loop"],
+        running=0,
         instructions=len(opcodes),
         **_counted(opcodes, mma, _AMD_STORES, "s_trap"),
     )
@@ -125,8 +132,9 @@ def _instruction(match: re.Match[str]) -> Instruction:
     # a branch on uniform predicates or on divergence names its condition among the operands
     named = re.search(r"\bU?P\d|\bUR\d", match["operands"])
     return Instruction(
-        int(match["address"], 16), opcode, modifiers, target, bool(match["guard"] or named)
-    )
+        int(match["address"], 16), opcode, modifiers, target, bool(match["guard"] or named),
+        match["operands"],
+    )  # fmt: skip
 
 
 def _bytes(instructions: Iterable[Instruction]) -> int:
@@ -162,12 +170,22 @@ def _successors(code: list[Instruction]) -> dict[int, list[int]]:
     return edges
 
 
-def _in_loop(address: int, edges: Mapping[int, list[int]]) -> bool:
-    """Whether control can come back to `address`."""
+def _reached(start: int, edges: Mapping[int, list[int]]) -> set[int]:
+    """Where control can go from `start`; `start` itself if it lies in a loop."""
     seen: set[int] = set()
-    todo = [address]
+    todo = [start]
     while todo:
         new = set(edges.get(todo.pop(), ())) - seen
         seen |= new
         todo += new
-    return address in seen
+    return seen
+
+
+def _running_at_back_edges(code: list[Instruction], edges: Mapping[int, list[int]]) -> int:
+    """Products (HGMMA) with operand a in registers that reach a back edge before a wait for all."""
+    waits = {i.address for i in code if "DEPBAR" in i.modifiers and "gsb0, 0x0" in i.operands}
+    unwaited = {a: [] if a in waits else following for a, following in edges.items()}
+    back = {i.address for i in code if i.target is not None and i.target <= i.address}
+    loops = {address for address in back if address in _reached(address, edges)}
+    products = (i for i in code if _GMMA_OF_REGISTERS.fullmatch(i.opcode + i.operands))
+    return sum(bool(loops & _reached(i.address, unwaited)) for i in products)

@@ -17,10 +17,8 @@ def faults(build: Build) -> list[str]:
     found = []
     # a trap alone is no fault: sm_100 guards its tensor memory with some
     if figures.instructions < 16 or figures.global_stores == 0:
-        found.append(
-            f"is no working kernel: {figures.instructions} instructions, "
-            f"{figures.global_stores} global stores, {figures.traps} traps"
-        )
+        counts = f"{figures.instructions} instructions, {figures.global_stores} global stores"
+        found.append(f"is no working kernel: {counts}, {figures.traps} traps")
     least, most = (8, 255) if target.is_nvidia else (1, 512)
     if not least <= figures.registers <= most:
         found.append(f"has {figures.registers} registers")
@@ -37,6 +35,10 @@ def faults(build: Build) -> list[str]:
             found.append(f"stores {figures.loop_spill_stores} B of spills in a loop")
         if figures.spill_stores > SPILL_LIMIT:
             found.append(f"stores {figures.spill_stores} B of spills, {SPILL_LIMIT} are allowed")
+        # the next iteration may write the registers before it waits
+        if figures.running:
+            running = f"{figures.running} products whose operand a lies in registers"
+            found.append(f"has {running} run on over a loop's back edge: see core.tl.waited")
     for axis, size, limit in zip("xyz", build.launch.grid, GRID_LIMITS):
         if not 1 <= size <= limit:
             found.append(f"is launched on {size} blocks along {axis}, 1 to {limit} are possible")

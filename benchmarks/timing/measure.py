@@ -148,7 +148,7 @@ class Lab:
         if isinstance(timing, str):
             return {"reason": timing}
         seconds = timing.seconds
-        least = Floor(_copied(case.floor)) if name == "copy" else case.floor
+        least = Floor(min(case.floor.bytes, COPY_BYTES)) if name == "copy" else case.floor
         figures = {"ms": 1e3 * seconds, "gb_per_s": least.bytes / seconds / 1e9}
         figures["of_floor"] = least.seconds(*self.yardstick) / seconds
         if least.flops:
@@ -164,7 +164,7 @@ class Lab:
 
     def _copy(self, floor: Floor) -> Run:
         """A plain copy that reads and writes as many bytes as the floor has in all."""
-        half = max(1, int(_copied(floor)) // 2)
+        half = max(1, int(min(floor.bytes, COPY_BYTES)) // 2)
         source, target = torch.zeros(2, half, dtype=torch.int8, device=self.device)
         return lambda: target.copy_(source)
 
@@ -196,10 +196,6 @@ def _reason(error: Exception) -> str:
         return str(error)
     # PyTorch's sentence says how much was asked for and how much is free
     return "does not fit: " * isinstance(error, torch.OutOfMemoryError) + sentence(error)
-
-
-def _copied(floor: Floor) -> float:
-    return min(floor.bytes, COPY_BYTES)
 
 
 def _figure(x: float) -> float:

@@ -18,6 +18,7 @@ from benchmarks.machine_code.disassembly import read_sass
 from benchmarks.machine_code.gate import faults
 from benchmarks.machine_code.launches import Launch, recorded
 from benchmarks.machine_code.targets import TARGETS
+from tvkernels.core.tl import waited
 
 SM_90 = TARGETS["sm_90"]
 X = torch.empty(1 << 20, device="meta")
@@ -41,6 +42,22 @@ def product_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
     for i in range(n):
         x = tl.load(x_ptr + i * BLOCK * BLOCK + square)
         total = tl.dot(x, x, total)
+    tl.store(y_ptr + square, total)
+
+
+@triton.jit
+def weighted_kernel(x_ptr, y_ptr, n, WAITS: tl.constexpr, BLOCK: tl.constexpr):
+    """Both operands of the second product are made in the loop, as in an attention."""
+    lanes = tl.arange(0, BLOCK)
+    square = lanes[:, None] * BLOCK + lanes[None, :]
+    q = tl.load(x_ptr + square)
+    total = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for i in range(n):
+        k = tl.load(x_ptr + i * BLOCK * BLOCK + square)
+        weight = tl.exp2(tl.dot(q, tl.trans(k))).to(k.dtype)
+        total = tl.dot(weight, k, total)
+        if WAITS:
+            total = waited(total)
     tl.store(y_ptr + square, total)
 
 
@@ -131,6 +148,20 @@ def test_spills_in_a_loop_are_seen(target):
         assert [fault.split()[0] for fault in faults(made)] == ["stores", "stores"]
 
 
+def test_a_product_of_registers_ends_within_its_iteration():
+    """Otherwise it is refused; the wait costs no instruction that is not its own."""
+    made = [
+        build(weighted_kernel, SQUARE, X, 8, WAITS=waits, BLOCK=64, num_warps=4, num_stages=2)
+        for waits in (False, True)
+    ]
+    early, late = (each.figures for each in made)
+    assert "has 4 products whose operand a lies in registers" in faults(made[0])[0]
+    assert faults(made[1]) == []
+    assert (early.running, late.running) == (4, 0)
+    assert late.instructions <= early.instructions + 4
+    assert made[0].shared == made[1].shared
+
+
 def test_too_much_shared_memory_is_refused():
     made = replace(sound(), shared=SM_90.shared_per_block)
     assert faults(made) == []
@@ -197,6 +228,45 @@ def test_a_listing_is_read():
     assert figures.loop_spill_stores == 16
     assert (figures.mma, figures.mma_kind) == (1, "HGMMA")
     assert (figures.global_stores, figures.traps) == (1, 0)
+
+
+# one iteration: the scores, a wait, the product of registers, the branch back
+LOOP = """
+  REG:40
+    /*0000*/    WARPGROUP.ARRIVE ;
+    /*0010*/    HGMMA.64x64x16.F32.BF16 R88, gdesc[UR24], RZ, !UPT, gsb0 ;
+    /*0020*/    WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+    /*0030*/    F2FP.BF16.F32.PACK_AB R128, R89, R88 ;
+    /*0040*/    HGMMA.64x128x16.F32.BF16 R24, R128, gdesc[UR24].tnspB, R24, gsb0 ;
+    /*0050*/    {wait} ;
+    /*0060*/    @!P0 BRA 0x0 ;
+    /*0070*/    WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+    /*0080*/    STG.E [R2], R24 ;
+    /*0090*/    EXIT ;
+"""
+
+
+@pytest.mark.parametrize(
+    ("wait", "running"),
+    [
+        ("WARPGROUP.DEPBAR.LE gsb0, 0x0", 0),
+        ("NOP", 1),
+        # the other kind of barrier, and a wait for all groups but one
+        ("DEPBAR.LE SB0, 0x0", 1),
+        ("WARPGROUP.DEPBAR.LE gsb0, 0x1", 1),
+        ("@P1 BRA 0x70", 1),
+    ],
+)
+def test_a_wait_behind_the_back_edge_is_too_late(wait, running):
+    assert read_sass(LOOP.format(wait=wait), SM_90.mma).running == running
+
+
+def test_operands_in_shared_memory_may_run_over_the_back_edge():
+    """No instruction of the loop writes them; and a loop that is left may leave products running."""
+    shared = LOOP.replace("R24, R128, gdesc", "R24, gdesc").format(wait="NOP")
+    left = LOOP.replace("@!P0 BRA 0x0", "@!P0 BRA 0x70").format(wait="NOP")
+    for listing in (shared, left):
+        assert read_sass(listing, SM_90.mma).running == 0
 
 
 def test_blocks_at_once_are_bounded_by_each_resource():

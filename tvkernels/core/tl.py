@@ -27,6 +27,7 @@ __all__ = [
     "state_step",
     "store_tile",
     "strides",
+    "waited",
 ]
 
 # exp(x) = exp2(x * LOG2_E): GPUs have an instruction for exp2
@@ -106,6 +107,18 @@ def state_step(state, x, dt, A, B, C):
 def dot(a, b, acc, DOT_PRECISION: tl.constexpr):
     """acc + a @ b, in the dtype of acc; DOT_PRECISION as `core.tune.dot_precision` gives it."""
     return tl.dot(a, b, acc, input_precision=DOT_PRECISION, out_dtype=acc.dtype)
+
+
+@triton.jit
+def waited(product):
+    """`product`, a dot's result that a loop carries, once its matrix instructions have ended.
+
+    Two bitcasts that cancel out. They use the product inside the loop, so Triton waits for it
+    there; otherwise it waits in the next iteration, and the operand a may lie in registers that
+    the running instructions still read.
+    """
+    bits: tl.constexpr = tl.int64 if product.dtype == tl.float64 else tl.int32
+    return product.to(bits, bitcast=True).to(product.dtype, bitcast=True)
 
 
 @triton.constexpr_function

@@ -10,7 +10,7 @@ and dv. The program that owns the keys sums over the heads of their group, so th
 import triton
 import triton.language as tl
 
-from tvkernels.core.tl import LOG2_E, dot, load_tile, loaded, owned, store_tile
+from tvkernels.core.tl import LOG2_E, dot, load_tile, loaded, owned, store_tile, waited
 from tvkernels.core.tune import tile_configs, tuned
 from tvkernels.gated_cross_attention.device import (
     ANY_LENGTH,
@@ -80,7 +80,7 @@ def query_backward_kernel(
         weight = tl.where(within[None, :], weight, 0.0)
         dweight = dot(y, tl.trans(v), nothing, DOT_PRECISION)
         dlogits = weight * (dweight - delta[:, None])
-        dq = dot(dlogits.to(k.dtype), k, dq, DOT_PRECISION)
+        dq = waited(dot(dlogits.to(k.dtype), k, dq, DOT_PRECISION))
     dq *= gate_of(alpha_ptr, ACC) * SCALE
     store_tile(dq_ptr, (split.to(tl.int64) * all_rows + at) * HEADDIM, live, dq, HEADDIM, D)
 
@@ -127,7 +127,7 @@ def key_backward_kernel(
         dv = dot(weight.to(k.dtype), y, dv, DOT_PRECISION)
         dweight = dot(v, tl.trans(y), nothing, DOT_PRECISION)
         dlogits = weight * (dweight - delta[None, :])
-        dk = dot(dlogits.to(k.dtype), q, dk, DOT_PRECISION)
+        dk = waited(dot(dlogits.to(k.dtype), q, dk, DOT_PRECISION))
     gate = gate_of(alpha_ptr, ACC)
     out = ((batch * m + key) * kv_heads + kv_head) * HEADDIM
     store_tile(dk_ptr, out, within, dk * (gate * SCALE), HEADDIM, D)

@@ -9,7 +9,7 @@ lose digits where logits are large.
 import triton
 import triton.language as tl
 
-from tvkernels.core.tl import LOG2_E, dot, load_tile, loaded, owned, store_tile
+from tvkernels.core.tl import LOG2_E, dot, load_tile, loaded, owned, store_tile, waited
 from tvkernels.core.tune import tile_configs, tuned
 from tvkernels.gated_cross_attention.device import (
     ANY_LENGTH,
@@ -73,7 +73,7 @@ def split_kernel(
         top = higher
         total = total * fade + tl.sum(weight, 1)
         v = load_tile(v_ptr, key * v_token, within, v_channel, HEADDIM, D)
-        read = dot(weight.to(v.dtype), v, read * fade[:, None], DOT_PRECISION)
+        read = waited(dot(weight.to(v.dtype), v, read * fade[:, None], DOT_PRECISION))
     out = tl.program_id(2).to(tl.int64) * all_rows + at
     store_tile(part_ptr, out * HEADDIM, live, read, HEADDIM, D)
     tl.store(top_ptr + out, top, mask=live)

@@ -10,7 +10,7 @@ softmax, float32, base 2) and stores all three.
 import triton
 import triton.language as tl
 
-from tvkernels.core.tl import LOG2_E, dot, load_tile, loaded, owned, store_tile
+from tvkernels.core.tl import LOG2_E, dot, load_tile, loaded, owned, store_tile, waited
 from tvkernels.core.tune import tile_configs, tuned
 
 # a finite float32 below every logit: with -inf, a row that sees no key of a split would be NaN
@@ -88,7 +88,7 @@ def attend_kernel(
         top = higher
         total = total * fade + tl.sum(weight, 1)
         v = load_tile(v_ptr, key * v_token, within, v_channel, HEADDIM, D)
-        read = dot(weight.to(v.dtype), v, read * fade[:, None], DOT_PRECISION)
+        read = waited(dot(weight.to(v.dtype), v, read * fade[:, None], DOT_PRECISION))
     # nothing is stored behind a tail's length, and the sum reads nothing there
     live = token < tl.where(begin < end, tokens, 0)
     at = (batch * n + index) * (tl.num_programs(1) * GROUP) + head

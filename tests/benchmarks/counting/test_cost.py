@@ -115,20 +115,15 @@ def test_the_floors_are_those_of_the_model():
     """Per token of a prefill, or of a decode step, worked out by hand."""
     n = 1_000_000
     expected = {
-        "gated norm": 61_440,
-        "gated norm, backward": 102_400,
-        "residual norm": 35_840,
-        "residual norm, backward": 35_840,
-        "activation of the MLP": 62_720,
-        "activation of the MLP, backward": 94_080,
-        "convolution": 49_152,
-        "convolution, backward": 73_728,
+        "gated norm": 61_440, "gated norm, backward": 102_400,
+        "residual norm": 35_840, "residual norm, backward": 35_840,
+        "activation of the MLP": 62_720, "activation of the MLP, backward": 94_080,
+        "convolution": 49_152, "convolution, backward": 73_728,
         "decode step of the convolution": 245_760,
         "decode step of the scan, 32 bit state": 10_531_072,
         "decode step of the scan, 16 bit state": 5_288_192,
-        "decode step of the mixer": 10_649_860,
-        "transfer into the text": 4142,
-    }
+        "decode step of the mixer": 10_649_860, "transfer into the text": 4142,
+    }  # fmt: skip
     assert {k: round(FLOORS[k](n).bytes / n) for k in expected} == expected
 
 
