@@ -15,6 +15,7 @@ What holds for all ops alike lies beside the folders:
 
     common.py                   dtypes, recorded tensors, settings of laws, random inputs
     formulas.py                 every op in float64, written apart from the references
+    test_every_configuration.py every configuration is forced, on poisoned results
     test_every_op.py            autocast, empty batches, results that are modified in place
     test_wrong_arguments.py     each argument replaced by None and by values of a wrong kind
     test_not_finite.py          NaN and infinity, as the formulas have them
