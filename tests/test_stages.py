@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,6 +51,19 @@ def test_no_stages_and_stages_that_are_built() -> None:
     assert parse_stages(list(built), NANO) == built
 
 
+def test_a_content_stage_stands_before_the_llm() -> None:
+    """It compares merged tokens with their best match, and others with the same place."""
+
+    def content(prune: float, match: Any) -> CompressionStage:
+        return CompressionStage(0, "content", 1.0, transfer=False, prune=prune, match=match)
+
+    assert parse_stages("content:0.7", NANO) == (content(0.7, "best"),)
+    whole = replace(NANO, stages=(), projector=replace(NANO.projector, kind="gelu_mlp"))
+    assert parse_stages("content:0.7", whole) == (content(0.7, "place"),)
+    stages = parse_stages("content:0.9, uniform:4:0.75,attention:18:0.25:normed", QWEN2)
+    assert stages == (content(0.9, "best"), *parse_stages("uniform0_attention", QWEN2))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -64,6 +78,10 @@ def test_no_stages_and_stages_that_are_built() -> None:
         ("uniform:4:1.5", r"stages 'uniform:4:1.5': keep must lie in \(0, 1\], got 1.5"),
         ("uniform:18:0.5,uniform:4:0.2", r"\]: block must .* before it \(block 18\), got 4"),
         ("uniform:4:0.5,uniform:18:0.7", r"stages\[1\]: keep must not exceed the stage before it"),
+        ("content:1", r"stages 'content:1' must remove a share that can lie in \[0, 1\), got 1.0"),
+        ("content:much", "must be none, .* or content:0.7, got 'content:much'"),
+        ("content:0:0.7", "must be none, .* or content:0.7, got 'content:0:0.7'"),
+        ("uniform:4:0.75,content:0.7", r"stages\[1\]: block must lie behind .* got 0"),
         (7, "stages must be text .* or a tuple of CompressionStage, got 7"),
     ],
 )

@@ -2,13 +2,15 @@
 
 A list is `uniform:4:0.75,attention:18:0.25:normed`: how tokens are chosen, the block in front of
 which the stage stands, and the fraction of the original vision tokens that stays. Attention stages
-say which stream they score. Blocks are counted as the LLM's own project counts them, which for
-Qwen2 are two layers of ours each. Such stages have no weights: they only drop tokens.
+say which stream they score. In front of them may stand `content:0.7`, which removes that fraction
+of the vision tokens before the LLM: those that differ least from the frame before. Blocks are
+counted as the LLM's own project counts them, which for Qwen2 are two layers of ours each. Such
+stages have no weights: they only drop tokens.
 """
 
 from __future__ import annotations
 
-from timeviper_fast.config import CompressionStage, TimeViperConfig, check_stages
+from timeviper_fast.config import CompressionStage, Match, TimeViperConfig, check_stages
 from timeviper_fast.errors import ArgumentError
 from timeviper_fast.presets import FLASH
 
@@ -21,7 +23,9 @@ _NAMED = {
     # the defaults of PyramidDrop, and of VideoChat-Flash where its user names none
     "pyramiddrop": "attention:8:0.5:normed,attention:16:0.25:normed,attention:24:0.125:normed",
 }
-STAGES_FORMS = f"none, {', '.join(_NAMED)}, or a list as {_NAMED['uniform0_attention']}"
+STAGES_FORMS = (
+    f"none, {', '.join(_NAMED)}, or a list as {_NAMED['uniform0_attention']} or content:0.7"
+)
 
 Stages = str | tuple[CompressionStage, ...] | list[CompressionStage]
 
@@ -59,6 +63,8 @@ def parse_stages(stages: Stages, config: TimeViperConfig) -> tuple[CompressionSt
 def _parse(text: str, config: TimeViperConfig) -> CompressionStage:
     backbone = config.backbone
     select, *rest = text.split(":")
+    if select == "content" and len(rest) == 1:
+        return _by_content(text, rest[0], config)
     score = rest.pop() if select == "attention" and len(rest) == 3 else ""
     if select not in ("uniform", "attention") or len(rest) != 2:
         raise ArgumentError("", "stages", f"be {STAGES_FORMS}", repr(text))
@@ -85,3 +91,17 @@ def _parse(text: str, config: TimeViperConfig) -> CompressionStage:
     except ArgumentError as error:
         part = f" {text!r}: {error.argument}"
         raise ArgumentError("", "stages", error.rule, error.value, part=part) from None
+
+
+def _by_content(text: str, share: str, config: TimeViperConfig) -> CompressionStage:
+    """`content:SHARE`. Merged tokens have no fixed place, so they look for their best match."""
+    try:
+        prune = float(share)
+    except ValueError:
+        raise ArgumentError("", "stages", f"be {STAGES_FORMS}", repr(text)) from None
+    match: Match = "best" if config.projector.merges else "place"
+    try:
+        return CompressionStage(0, "content", 1.0, transfer=False, prune=prune, match=match)
+    except ArgumentError as error:
+        rule = f"remove a share that can {error.rule}"
+        raise ArgumentError("", "stages", rule, error.value, part=f" {text!r}") from None

@@ -221,7 +221,8 @@ class TimeViper(TimeViperNetwork):
             bounded: "window:2h" keeps keys, values and rows of the last two hours, "thin:2h" of as
                 many frames, sparser with their age. Answers are then approximate.
             even: allow uniform stages to thin by a fixed rhythm where theirs is unknown until the
-                end. Answers are then approximate.
+                end, and a content stage to choose in windows of 16 frames. Answers are then
+                approximate.
 
         Raises:
             ValueError: a bad argument, or a stage that is exact at no number of frames unless it is
@@ -333,7 +334,9 @@ class TimeViper(TimeViperNetwork):
                 knows already).
             stages: where the LLM drops vision tokens, instead of the model's own stages: text as
                 "uniform:4:0.75,attention:18:0.25:normed" (blocks of the LLM, fractions of all
-                vision tokens that stay, and the stream that attention scores), a rule
+                vision tokens that stay, and the stream that attention scores), in front of it
+                "content:0.7" (remove that fraction before the LLM: tokens that differ least from
+                the frame before), a rule
                 ("uniform0_attention", "pyramiddrop"), "none", or a tuple of `CompressionStage`,
                 which count our layers.
             tiles: show a single image whole and cut into tiles, up to 6 x 6, for small details.

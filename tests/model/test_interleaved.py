@@ -80,6 +80,28 @@ def test_recorded_stages(recorded, run, chunk):
     check_recorded(recorded, run, *read, steps=6)
 
 
+@pytest.mark.parametrize("chunk", [None, 64])
+def test_recorded_stages_behind_a_content_stage(recorded, chunk):
+    """The whole video is given, and the first stage drops what the recorded mask drops."""
+    data, document = recorded
+    model = recorded_model(recorded)
+    content = CompressionStage(0, "content", 1.0, transfer=False, prune=0.75)
+    model = model.with_stages((content, *model.stages))
+    ids = data["plain.input_ids"]
+    vision = ids == document["config"]["image_token_id"]
+    embeddings = model.embeddings(ids.masked_fill(vision, 0)).detach()
+    embeddings[vision] = data["video_embeds"].flatten(0, 1)
+    each = data["video_embeds"].shape[1]
+    segment = Segment.of_runs(len(ids), runs_of(vision), frame_tokens=each)
+    read = prefill(model, embeddings[None], segment, max_new_tokens=6, chunk=chunk)
+    first, *behind = read.records
+    mask = data["evs_mask"].flatten().bool()
+    assert torch.equal(first.kept[0], mask.nonzero()[:, 0])
+    check_recorded(
+        recorded, "after_evs", model, replace(read, records=behind), int(mask.sum()), steps=6
+    )
+
+
 def test_recorded_stages_on_each_backend(recorded, backend):
     read = read_recorded(recorded, "after_evs", max_new_tokens=2)
     check_recorded(recorded, "after_evs", *read, steps=2)

@@ -12,7 +12,7 @@ projects' names of these fields appear in `checkpoint/` only.
 
 from timeviper_fast.config.backbone import ATTENTION, EXPERTS, MAMBA, MLP, BackboneConfig
 from timeviper_fast.config.model import TimeViperConfig
-from timeviper_fast.config.stage import CompressionStage, Selection, check_stages
+from timeviper_fast.config.stage import CompressionStage, Match, Selection, check_stages
 from timeviper_fast.config.vision import ProjectorConfig, VisionConfig
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "MLP",
     "BackboneConfig",
     "CompressionStage",
+    "Match",
     "ProjectorConfig",
     "Selection",
     "TimeViperConfig",

@@ -16,7 +16,7 @@ from timeviper_fast.errors import (
     fail,
 )
 
-__all__ = ["CompressionStage", "Selection", "check_stages"]
+__all__ = ["CompressionStage", "Match", "Selection", "check_stages"]
 
 Selection = Literal["uniform", "attention", "content"]
 Score = Literal["raw", "normed"]

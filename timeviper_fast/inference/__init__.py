@@ -17,6 +17,7 @@
     tiles.py     a large image as tiles
     prefix.py    a video below the first stage that a question can change, while it is read
     thinning.py  what the uniform stages in there keep, decided while tokens arrive
+    content_stage.py  what a content stage keeps, decided while frames arrive
     rows.py      blocks of rows of one size, on their way through it
     ended.py     the video when it is read: questions are read behind it
     prompts.py   prompts given as tensors

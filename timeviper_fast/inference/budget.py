@@ -14,6 +14,7 @@ from timeviper_fast.inference.memory import (
     block_bytes,
     encoder_bytes,
     fork_bytes,
+    held_bytes,
     item_bytes,
     logits_bytes,
     question_bytes,
@@ -104,6 +105,8 @@ class Needs:
         block, waiting = block_bytes(config, rows, dtype), waiting_bytes(config, rows, dtype)
         given = (self.asked.before, self.asked.frames, self.asked.text, chunk)
         question = question_bytes(config, *given, dtype, on_host)
+        if not on_host:
+            waiting += held_bytes(config, self.asked.before, self.asked.frames, dtype)
         idle = self.exact["forks"] + self.exact["logits"]
         opening = max(encoder, block) + waiting - idle
         bound = {"encoder": encoder, "block": block, "waiting": waiting, "question": question}

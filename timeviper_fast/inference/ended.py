@@ -13,7 +13,7 @@ from timeviper_fast.errors import fail, is_integer
 from timeviper_fast.inference.plan import prompt_lengths
 from timeviper_fast.inference.prefix import Prefix, asking_stage
 from timeviper_fast.inference.rows import Rows
-from timeviper_fast.layout import Segment, VisualSpan, tokens_before_layer
+from timeviper_fast.layout import Segment, VisualSpan, shorten, tokens_before_layer
 from timeviper_fast.model.cache import HybridCache, placed
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.model.transv import StageRecord, TransV
@@ -330,10 +330,13 @@ class Ended:
             return Segment(length)
         span, index = self._placed
         inside = 0 if index is None else span.length - index.shape[1]
+        counted: tuple[Segment, ...] = (self.segment,)
+        for stage in self.backbone.stages[: self.asking]:
+            counted = shorten(counted, stage)
         return Segment(
             length,
             span,
-            vision_tokens=self.segment.vision_tokens,
+            vision_tokens=counted[0].vision_tokens,
             text_inside=inside,
             index=index,
         )

@@ -31,7 +31,8 @@ def model_facts(config: TimeViperConfig) -> dict[str, Any]:
         "frame_size": config.vision.image_size,
         "window": backbone.max_position_embeddings,
         "stages": "; ".join(
-            f"before {backbone.named(s.layer)}: {s.select}, keep {s.keep:g}"
+            f"before {backbone.named(s.layer)}: {s.select}, "
+            + (f"remove {s.prune:g}" if s.by_content else f"keep {s.keep:g}")
             + (" of the normed stream" if (s.select, s.score) == ("attention", "normed") else "")
             + (", transfer" if s.transfer else "")
             for s in config.stages

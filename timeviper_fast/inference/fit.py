@@ -37,7 +37,8 @@ def check_fits(
 
     def lengths(frames: int, new: int) -> list[int]:
         vision = config.visual_tokens(frames) * images
-        segment = Segment(prompt.length(vision), prompt.span(vision))
+        each = config.frame_tokens(frames) * images if frames else 0
+        segment = Segment(prompt.length(vision), prompt.span(vision), frame_tokens=each)
         return prompt_lengths(config.backbone, config.stages, segment, new)
 
     try:

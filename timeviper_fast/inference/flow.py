@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from timeviper_fast.config import CompressionStage, TimeViperConfig
-from timeviper_fast.layout import Segment, VisualSpan, tokens_before_layer
+from timeviper_fast.layout import Segment, VisualSpan, tokens_before_layer, vision_after
 
 __all__ = ["Dropping", "Flow", "asking_layer", "flow"]
 
@@ -61,16 +61,16 @@ def asking_layer(config: TimeViperConfig) -> int:
 def flow(config: TimeViperConfig, before: int, frames: int) -> Flow:
     """Count the rows of `frames` frames behind `before` text tokens."""
     original = config.visual_tokens(frames)
-    segment = Segment(before + original, VisualSpan(before, original))
+    span, each = VisualSpan(before, original), config.frame_tokens(frames) if frames else 0
+    segment = Segment(before + original, span, frame_tokens=each)
     lengths = tokens_before_layer((segment,), config.stages, config.backbone.num_hidden_layers)
-    asking, present, entering = asking_layer(config), original, 0
+    counts = vision_after(segment, config.stages)
+    asking, entering = asking_layer(config), 0
     droppings = []
-    for stage in config.stages:
+    for stage, present, kept in zip(config.stages, counts, counts[1:]):
         if stage.layer == asking:
             entering = present
-        kept = stage.kept_count(original)
         droppings.append(Dropping(stage, present - kept))
-        present = kept
     return Flow(
         before,
         tuple(length - before for length in lengths),

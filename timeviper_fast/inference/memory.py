@@ -14,6 +14,7 @@ import torch
 
 from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig, TimeViperConfig
 from timeviper_fast.errors import fail
+from timeviper_fast.inference.content_stage import held_tokens
 from timeviper_fast.inference.flow import Flow, asking_layer, flow
 from timeviper_fast.model.model import TimeViperNetwork
 
@@ -22,6 +23,7 @@ __all__ = [
     "block_bytes",
     "encoder_bytes",
     "fork_bytes",
+    "held_bytes",
     "item_bytes",
     "logits_bytes",
     "question_bytes",
@@ -221,6 +223,15 @@ def waiting_bytes(config: TimeViperConfig, chunk: int, dtype: str = "bfloat16") 
     below = [stage for stage in config.stages if stage.layer < asking_layer(config)]
     blocks = 3 + 3 * len(below) + sum(stage.transfer for stage in below)
     return blocks * chunk * config.backbone.hidden_size * item_bytes(dtype)
+
+
+def held_bytes(config: TimeViperConfig, before: int, frames: int, dtype: str = "bfloat16") -> int:
+    """Upper bound of the rows that a content stage holds until all frames have come; 0 without."""
+    first = next(iter(config.stages), None)
+    if first is None or not first.by_content:
+        return 0
+    held = held_tokens(first, config.visual_tokens(frames), config.frame_tokens(frames))
+    return (before + held) * config.backbone.hidden_size * item_bytes(dtype)
 
 
 def upper_rows(rows: Flow, text: int) -> int:

@@ -122,8 +122,9 @@ class _Opener:
             else:
                 parts = encode_video(self.model, source, indices, *options)
             tokens = config.visual_tokens(len(indices))
+        each = config.frame_tokens(len(indices)) * images
         with explained(self.model, "reading the video", len(indices), 1, first.max_new_tokens):
-            ended, times, per_frame = self._read(prompt.before, parts, tokens, store)
+            ended, times, per_frame = self._read(prompt.before, parts, tokens, each, store)
         footage = Footage(
             name=source.name,
             seconds=times,
@@ -149,14 +150,21 @@ class _Opener:
         )
 
     def _read(
-        self, before: list[int], parts: Iterator[Encoded], tokens: int | None, store: torch.device
+        self,
+        before: list[int],
+        parts: Iterator[Encoded],
+        tokens: int | None,
+        each: int,
+        store: torch.device,
     ) -> tuple[Ended, Tensor, int]:
-        """The video below the asking stage, its frames' seconds, and vision tokens of a frame."""
+        """The video below the asking stage, its frames' seconds, and vision tokens of a frame;
+        `each` are those of a frame, or of a clip that is merged as one."""
         if tokens is None or self.opening.on_error == "use":
             # frames may be lost, so the number of tokens is known at the end only
             parts = iter(whole := list(parts))
             tokens = sum(part.tokens.shape[:2].numel() for part in whole)
-        front = Segment(len(before) + tokens, VisualSpan(len(before), tokens))
+        span = VisualSpan(len(before), tokens)
+        front = Segment(span.stop, span, frame_tokens=each)
         options = {"chunk": self.opening.chunk, "watch": self.watch, "store": store}
         prefix = Prefix(self.model.backbone, expected=front, **options)  # type: ignore[arg-type]
         ids = torch.tensor([before], dtype=torch.long, device=self.model.device)

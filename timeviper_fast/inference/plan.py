@@ -231,7 +231,8 @@ def _plan(asked: Asked) -> Plan:
     config = asked.config
     original = config.visual_tokens(asked.frames)
     length = asked.before + original + asked.text
-    segment = Segment(length, VisualSpan(asked.before, original))
+    each = config.frame_tokens(asked.frames)
+    segment = Segment(length, VisualSpan(asked.before, original), frame_tokens=each)
     new = asked.max_new_tokens
     tokens = prompt_lengths(config.backbone, config.stages, segment, new)
     needs = Needs(asked)

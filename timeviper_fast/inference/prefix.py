@@ -9,7 +9,7 @@ however they arrive, so that neither the pushes nor the length change a bit.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import TypeVar
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from timeviper_fast.config import CompressionStage
-from timeviper_fast.errors import ArgumentError, fail, not_built
+from timeviper_fast.errors import ArgumentError, fail
+from timeviper_fast.inference.content_stage import ContentStage
 from timeviper_fast.inference.rows import Grid, Rows, RowStore
 from timeviper_fast.inference.thinning import (
     Announced,
@@ -27,7 +28,7 @@ from timeviper_fast.inference.thinning import (
     rhythm_of,
     shares,
 )
-from timeviper_fast.layout import Segment, VisualSpan
+from timeviper_fast.layout import Segment, VisualSpan, vision_after
 from timeviper_fast.model.cache import AttentionState, HybridCache
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.model.transv import TransV
@@ -54,6 +55,7 @@ class Prefix:
             and every buffer exact in size; None where a stream goes on for an unknown time.
         even: without `expected`, whether stages may thin by a fixed rhythm where theirs is unknown
             until the end; such a prefix is not exact.
+        frame_tokens: vision tokens of each frame, which a content stage needs without `expected`.
         on_pass: called with (rows times layers) when a block has been queued through its layers.
         watch: times the compression stages.
         store: where the rows that reach the asking stage, and the keys and values of dropped ones,
@@ -71,6 +73,7 @@ class Prefix:
         batch: int = 1,
         expected: Segment | None = None,
         even: bool = False,
+        frame_tokens: int = 0,
         on_pass: Callable[[int], None] | None = None,
         watch: StopWatch | None = None,
         store: torch.device | None = None,
@@ -78,6 +81,7 @@ class Prefix:
         self.store = store or backbone.embeddings.weight.device
         self.backbone, self.chunk, self.batch, self.expected = backbone, chunk, batch, expected
         self.on_pass, self.watch, self.even = on_pass, watch, even
+        self.frame_tokens = frame_tokens if expected is None else expected.frame_tokens
         self.asking = asking_stage(backbone.stages)
         self.last: Tensor | None = None
         self.broken = self.ended = False
@@ -93,7 +97,10 @@ class Prefix:
             growing=expected is None,
         )
         below = backbone.stages[: self.asking]
-        self.stages = [self._stage(i, share) for i, share in enumerate(shares(below))]
+        self.stages = [
+            self._content_stage(stage) if stage.by_content else self._stage(i, share)
+            for i, (stage, share) in enumerate(zip(below, shares(below)))
+        ]
         self.grids = [Grid(chunk) for _ in range(self.asking + 1)]
         # numbers of the vision tokens whose keys and values each run of layers holds; -1 for text
         self.passed: list[list[Tensor]] = [[] for _ in self.grids]
@@ -111,7 +118,8 @@ class Prefix:
     def nbytes(self) -> int:
         """Bytes of what has passed the layers: states, rows, keys and values."""
         dropped = sum(stage.dropped.nbytes for stage in self.stages if stage.dropped is not None)
-        return self.cache.nbytes + self.rows.nbytes + dropped
+        held = sum(stage.nbytes for stage in self.stages if isinstance(stage, ContentStage))
+        return self.cache.nbytes + self.rows.nbytes + dropped + held
 
     @property
     def has_asking(self) -> bool:
@@ -126,21 +134,33 @@ class Prefix:
         below = self.backbone.stages[: self.asking]
         if self.expected is None:
             return [self.chunk or 256] * (len(below) + 1)
-        total = self.expected.vision_tokens
-        text = self.expected.length - total
-        return [text + total, *(text + stage.kept_count(total) for stage in below)]
+        text = self.expected.length - self.expected.vision_tokens
+        return [text + left for left in vision_after(self.expected, below)]
+
+    def _content_stage(self, stage: CompressionStage) -> ContentStage:
+        if self.batch > 1:
+            rule = "be 1 with a content stage, which keeps other tokens of each video"
+            fail("session", "batch", rule, self.batch)
+        if self.expected is None and not self.even:
+            rule = "not select by content in a stream, where frames that will come decide too"
+            remedy = "announce the number of frames, or allow even=True"
+            fail("stream", "stages", rule, stage.select, remedy)
+        frames, text = None, 0
+        if self.expected is not None:
+            frames = self.expected.vision_tokens // max(self.frame_tokens, 1)
+            text = self.expected.length - self.expected.vision_tokens
+        like = self.backbone.embeddings.weight[:0].to(self.store)
+        return ContentStage(stage, self.frame_tokens, frames, text, like)
 
     def _stage(self, i: int, share: Fraction) -> UniformStage:
         module = self.backbone.transv[i]
         assert isinstance(module, TransV)
         stage, config = module.stage, self.backbone.config
-        if stage.by_content:
-            not_built("session", "stages", "not select by content", stage.select)
         thinning: Thinning
         if self.expected is not None:
-            total = self.expected.vision_tokens
-            present = self.backbone.stages[i - 1].kept_count(total) if i else total
-            kept = module.spaced(present, stage.kept_count(total), torch.device("cpu"))
+            counts = vision_after(self.expected, self.backbone.stages[: i + 1])
+            present = counts[i]
+            kept = module.spaced(present, counts[i + 1], torch.device("cpu"))
             thinning, room = Announced(kept, present), present - len(kept)
         else:
             made = rhythm_of(share)
@@ -196,6 +216,11 @@ class Prefix:
 
     def _arrive(self, run: int, rows: Rows) -> None:
         """Rows in front of the layers behind stage `run - 1`."""
+        stage = self.stages[run] if run < self.asking else None
+        if isinstance(stage, ContentStage):
+            # there is no layer in front of it
+            self._let_go(run, stage, stage.push(rows))
+            return
         for block in self.grids[run].push(rows):
             self._through(run, block)
 
@@ -218,10 +243,22 @@ class Prefix:
         else:
             self.last = out.hidden[:, -1:].clone()
 
+    def _let_go(self, run: int, stage: ContentStage, leaving: Iterator[Rows]) -> None:
+        """Rows that leave a content stage, each part when the one before is through."""
+        while True:
+            with self.backbone.timed(self.watch, run) as stop:
+                rows = next(leaving, None)
+                stop.tokens = f"{stage.arrived} -> {sum(map(len, stage.kept))}"
+            if rows is None:
+                return
+            # rows that were held elsewhere come back
+            self._arrive(run + 1, Rows(rows.hidden.to(self.device), rows.source))
+
     def _thin(self, number: int, rows: Rows) -> Rows:
         with self.backbone.timed(self.watch, number) as stop:
-            left = self.stages[number].push(rows)
             stage = self.stages[number]
+            assert isinstance(stage, UniformStage)
+            left = stage.push(rows)
             if self.watch is not None:
                 stop.tokens = f"{stage.arrived} -> {sum(map(len, stage.kept))}"
         return left
@@ -249,15 +286,24 @@ class Prefix:
         for run, grid in enumerate(self.grids):
             for block in grid.rest():
                 self._through(run, block)
-            if run < self.asking:
-                end = self.stages[run].end
-                for rows in end(self.came(run), self.vision_tokens, not self.forgetful):
+            stage = self.stages[run] if run < self.asking else None
+            if isinstance(stage, ContentStage):
+                self._let_go(run, stage, stage.end())
+            elif stage is not None:
+                for rows in stage.end(self.came(run), self._counted, not self.forgetful):
                     self._arrive(run + 1, rows)
         self.cache = self.cache.joined()
         self.broken, self.ended = False, True
 
+    @property
+    def _counted(self) -> int:
+        """Vision tokens of which uniform stages keep a share."""
+        first = self.stages[0] if self.stages else None
+        by_content = isinstance(first, ContentStage)
+        return len(self.came(1)) if by_content else self.vision_tokens
+
     def came(self, number: int) -> Tensor:
-        """(n,) int64, the video's tokens that came to a uniform stage, without forgotten ones."""
+        """(n,) int64, the video's tokens that came to a stage, without forgotten ones."""
         return self.stages[number - 1].kept_numbers if number else self.numbers
 
     @property
@@ -298,6 +344,8 @@ class Prefix:
             if isinstance(state, AttentionState) and mask is not None:
                 state.select(mask)
         for stage in self.stages:
+            # a stream with a bound has no content stage
+            assert isinstance(stage, UniformStage)
             stage.forget(gone)
         if self.has_asking:
             self.rows.forget(gone)
@@ -333,4 +381,5 @@ class Prefix:
         """Length and vision of all that was pushed, as counts."""
         inside = self.length - self.front - self.vision_tokens if self.vision_tokens else 0
         span = VisualSpan(self.front, inside + self.vision_tokens)
-        return Segment(self.length, span, text_inside=inside)
+        each = self.frame_tokens
+        return Segment(self.length, span, text_inside=inside, frame_tokens=each)

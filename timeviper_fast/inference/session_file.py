@@ -44,7 +44,7 @@ from timeviper_fast.inference.tensor_file import (
     target_of,
     write_tensors,
 )
-from timeviper_fast.layout import Segment, VisualSpan
+from timeviper_fast.layout import Segment, VisualSpan, vision_after
 from timeviper_fast.model.cache import AttentionState, HybridCache, MambaState
 from timeviper_fast.model.fingerprint import fingerprint, numbers_of
 from timeviper_fast.model.model import TimeViperNetwork
@@ -191,6 +191,7 @@ def _texts(contents: Contents) -> dict[str, str]:
         "front": segment.span.start,
         "vision": segment.vision_tokens,
         "inside": segment.text_inside,
+        "frame": segment.frame_tokens,
     }
     versions = {"torch": str(torch.__version__)}
     for package in ("timeviper-fast", "safetensors", "transformers"):
@@ -326,14 +327,15 @@ class _Stored:
         self.video = told["video"] | {"notes": tuple(told["video"]["notes"])}
         counts = told["tokens"]
         span = VisualSpan(counts["front"], counts["vision"] + counts["inside"])
-        self.segment = Segment(counts["length"], span, text_inside=counts["inside"])
+        # files of models without content stages need not tell the tokens of a frame
+        options = {"text_inside": counts["inside"], "frame_tokens": counts.get("frame", 0)}
+        self.segment = Segment(counts["length"], span, **options)
         self.exact = bool(told["exact"])
         self.frames = header.entries["seconds"].shape[0]
         self.asking = asking_stage(self.stages)
         self.below = self.stages[: self.asking] if counts["vision"] else ()
-        total = self.segment.vision_tokens
         # vision tokens that enter each run of layers below the asking stage
-        self.left = [total, *(stage.kept_count(total) for stage in self.below)]
+        self.left = list(vision_after(self.segment, self.below))
         if not self.exact:
             # what a stream with a bound has left follows no rule
             kept = (header.entries[f"stages.{i}.kept"] for i in range(len(self.below)))

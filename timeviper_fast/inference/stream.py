@@ -84,8 +84,15 @@ class Stream:
             # a stream's frames are those of a video, even if there is one
             clip = model.config.clip_frames
             tokens = -(-announced // clip) * clip * model.config.tokens_per_frame
-            expected = Segment(len(before) + tokens, VisualSpan(len(before), tokens))
-        self._prefix = Prefix(self._backbone, chunk=opening.chunk, expected=expected, even=even)
+            span = VisualSpan(len(before), tokens)
+            expected = Segment(span.stop, span, frame_tokens=model.config.frame_tokens(2))
+        self._prefix = Prefix(
+            self._backbone,
+            chunk=opening.chunk,
+            expected=expected,
+            even=even,
+            frame_tokens=model.config.frame_tokens(2),
+        )
         ids = torch.tensor([list(before)], dtype=torch.long, device=model.device)
         self._prefix.push(model.backbone.embeddings(ids), vision=False)
         # seconds of frames that were encoded and are left; those that wait are the encoder's
@@ -98,7 +105,7 @@ class Stream:
     @property
     def exact(self) -> bool:
         stages = self._prefix.stages
-        return not self._prefix.forgetful and all(stage.thinning.exact for stage in stages)
+        return not self._prefix.forgetful and all(stage.exact for stage in stages)
 
     @torch.no_grad()
     def push(self, frames: Any, seconds: Any = None) -> None:
@@ -284,7 +291,8 @@ class Stream:
         tokens = config.clip_frames * config.tokens_per_frame
         vision = -(-frames // config.clip_frames) * tokens
         front = len(self.before)
-        whole = Segment(front + vision + 1, VisualSpan(front, vision))
+        each = config.frame_tokens(2)
+        whole = Segment(front + vision + 1, VisualSpan(front, vision), frame_tokens=each)
         try:
             prompt_lengths(config.backbone, self._stages, whole, 1)
         except ArgumentError as error:
@@ -324,6 +332,8 @@ def open_stream(
         parse_bound(bounded)
     if bounded is not None and frames is not None:
         fail("stream", "bounded", "be None where the frames are announced", bounded)
+    if bounded is not None and any(stage.by_content for stage in stages):
+        fail("stream", "bounded", "be None with a stage that selects by content", bounded)
     prompt = question_prompt(model.config, tokenizer, opening, Question("?"), 1, 1.0, False)
     check_tokenizer(model.config, prompt, stop_ids_of(tokenizer, model.config))
     options = {"fps": float(fps), "frames": frames, "bounded": bounded, "even": even}

@@ -8,6 +8,8 @@ Tensors are named as in a session's file (`session_file.py`), and further:
     stages.N.key, .value, .dropped  what a uniform stage dropped: keys, values, and their numbers
     stages.N.kept               numbers of those that it kept
     stages.N.held.rows, .source     rows that wait for a fate
+    stages.N.held.change, .place    of a content stage: their changes, and places in the video
+    stages.N.before             the last frame that it compared
     stages.N.waiting.rows, .source  dropped rows that wait for a full block
     rows, source, left, last
     frames.pixels, frames.seconds   frames that wait for their batch
@@ -28,6 +30,7 @@ import torch
 from torch import Tensor
 
 from timeviper_fast.config import CompressionStage
+from timeviper_fast.inference.content_stage import ContentStage
 from timeviper_fast.inference.encode import Pending
 from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.inference.request import Opening
@@ -141,6 +144,9 @@ def _prefix_tensors(prefix: Prefix) -> dict[str, Tensor]:
         tensors |= _named(f"runs.{i}.waiting", grid.pending)
     for i, stage in enumerate(prefix.stages):
         tensors[f"stages.{i}.kept"] = _joined(stage.kept)
+        if isinstance(stage, ContentStage):
+            tensors |= {f"stages.{i}.{name}": tensor for name, tensor in stage.state.items()}
+            continue
         tensors |= _named(f"stages.{i}.held", [] if stage.held is None else [stage.held])
         tensors |= _named(f"stages.{i}.waiting", stage.grid.pending)
         if stage.dropped is not None:
@@ -183,12 +189,24 @@ def _restore(prefix: Prefix, told: Mapping[str, Any], get: Get) -> None:
         prefix.passed[i] = [_there(get(f"runs.{i}.passed"))]
         grid.pending = _rows(f"runs.{i}.waiting", prefix, get)
     for i, (stage, fates) in enumerate(zip(prefix.stages, told["fates"])):
+        if isinstance(stage, ContentStage):
+            _restore_content(stage, i, fates, get)
+            continue
         _restore_stage(stage, i, prefix, get)
         stage.arrived, stage.settled = fates["arrived"], fates["settled"]
     if prefix.has_asking:
         hidden, source = _there(_moved(get("rows"), prefix)), _there(get("source"))
         prefix.rows.clear()
         prefix.rows.append(Rows(hidden, source))
+
+
+def _restore_content(stage: ContentStage, i: int, fates: Mapping[str, int], get: Get) -> None:
+    names = [f"held.{name}" for name in ("rows", "source", "change", "place")]
+    state = {name: _there(get(f"stages.{i}.{name}")) for name in names}
+    before = get(f"stages.{i}.before")
+    if before is not None:
+        state["before"] = before
+    stage.restore(state, _there(get(f"stages.{i}.kept")), fates["arrived"], fates["settled"])
 
 
 def _restore_stage(stage: UniformStage, i: int, prefix: Prefix, get: Get) -> None:

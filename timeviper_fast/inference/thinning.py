@@ -129,6 +129,11 @@ class UniformStage:
         self.dropped_numbers: list[Tensor] = []
         self.grid = Grid(size)
 
+    @property
+    def exact(self) -> bool:
+        """Whether it keeps what the rule keeps."""
+        return self.thinning.exact
+
     def push(self, rows: Rows) -> Rows:
         """Take the next rows; return those that go on, in order."""
         self.arrived += rows.vision
