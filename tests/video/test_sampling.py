@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from tests.goldens import manifest
 from timeviper_fast.text.prompt import vision_preface
 from timeviper_fast.video import Video
-from timeviper_fast.video.sampling import Fps, Uniform, Upstream, VideoChatFlash, parse_policy
+from timeviper_fast.video.sampling import (
+    Fps,
+    Uniform,
+    Upstream,
+    VideoChatFlash,
+    parse_policy,
+    smaller,
+)
 
 FLASH = manifest("vcf_sampling")
 LAWS = settings(max_examples=30, deadline=None, derandomize=True)
@@ -312,3 +319,35 @@ def test_upstream_makes_no_more_positions_than_it_keeps(fps: float) -> None:
     """An hour of video at a million frames per second would be 14 GB of positions."""
     chosen = Upstream(fps, max_frames=8, min_frames=4).choose(*constant(108_000, 30))
     assert chosen.tolist() == [0] * 8
+
+
+@pytest.mark.parametrize(
+    ("frames", "rate", "duration", "positions"),
+    [
+        # the recorded frames of the 12B: 76 of them at 29.97 per second, 6 chosen
+        (76, 2.4, 76 / 29.97, [0, 15, 30, 45, 60, 75]),
+        # 9 * k / 3, truncated
+        (10, 2, 2.4, [0, 3, 6, 9]),
+        (8, 1, 3.9, [0, 3, 7]),
+        (5, 100, 5.0, [0, 1, 2, 3, 4]),
+        (5, 1, 0.2, [0]),
+        (1, 2, 30.0, [0]),
+    ],
+)
+def test_linspace_truncates(frames, rate, duration, positions):
+    policy = parse_policy(f"linspace:fps={rate}")
+    seconds = torch.arange(frames, dtype=torch.float64)
+    assert policy.choose(seconds, 30.0, duration).tolist() == positions
+
+
+def test_linspace_is_numpys_up_to_its_limit():
+    for frames in (200, 1001, 7919):
+        seconds = torch.arange(frames, dtype=torch.float64)
+        got = parse_policy("linspace:max=128").choose(seconds, 30.0, frames / 30)
+        n = min(128, int(frames / 30 * 2))
+        assert got.tolist() == np.linspace(0, frames - 1, n, dtype=int).tolist()
+    assert smaller("linspace", 32) == "linspace:fps=2:max=32"
+    with pytest.raises(ValueError, match="'linspace:max=0': max must be an integer of 1 or more"):
+        parse_policy("linspace:max=0")
+    with pytest.raises(ValueError, match="option must be one of fps=VALUE, max=VALUE"):
+        parse_policy("linspace:min=3")

@@ -16,6 +16,7 @@
     qwen2.py        Qwen2's configuration and weight names
     llm.py          those of the LLM that a config.json describes
     videochat_flash.py  VideoChat-Flash's configuration and weight names
+    nemotron_vl.py  configuration and weight names of NVIDIA's hybrid video models
     upstream.py     upstream TimeViper's specifiers and checkpoints
 
 What other projects call things is known to this folder alone.

@@ -32,6 +32,7 @@ __all__ = [
     "refuse_pickles",
     "some",
     "stored_names",
+    "stored_shapes",
     "weight_files",
 ]
 
@@ -219,6 +220,25 @@ def stored_names(directory: Path) -> set[str]:
         return set()
     with open_weights(single) as (entries, _):
         return set(entries)
+
+
+def stored_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a directory's safetensors, by name; empty if a file is missing."""
+    index, single = (directory / f"model.safetensors{end}" for end in (".index.json", ""))
+    if not (index.is_file() or single.is_file()):
+        return {}
+    names = {single.name}
+    if index.is_file():
+        places = read_json(index).get("weight_map")
+        names = set(places.values()) if isinstance(places, dict) else set()
+    files = [directory / str(name) for name in sorted(names)]
+    if not all(file.is_file() for file in files):
+        return {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with open_weights(file) as (entries, _):
+            shapes |= {name: entry.shape for name, entry in entries.items() if entry.shape}
+    return shapes
 
 
 def refuse_pickles(path: PathLike) -> None:

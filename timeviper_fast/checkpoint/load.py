@@ -1,11 +1,11 @@
 """Models from a directory or a Hugging Face hub id: in our own format (written by `save.py`), or
-as VideoChat-Flash is released."""
+as VideoChat-Flash and NVIDIA's hybrid video models are released."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -20,8 +20,11 @@ from timeviper_fast.checkpoint.files import (
     reason,
     refuse_pickles,
     stored_names,
+    stored_shapes,
 )
 from timeviper_fast.checkpoint.mapping import NameMap, own_names
+from timeviper_fast.checkpoint.nemotron_vl import ARCHITECTURES as VL
+from timeviper_fast.checkpoint.nemotron_vl import check_vl, vl_config, vl_names
 from timeviper_fast.checkpoint.videochat_flash import ARCHITECTURE as FLASH
 from timeviper_fast.checkpoint.videochat_flash import flash_config, flash_names
 from timeviper_fast.checkpoint.weights import Progress, Source, load_weights
@@ -36,45 +39,74 @@ __all__ = ["load_pretrained", "load_tokenizer", "read_config"]
 M = TypeVar("M", bound=nn.Module)
 
 
+class _Stored(NamedTuple):
+    """What a directory says of its model.
+
+    Attributes:
+        config: the model's shape.
+        names: where its stored tensors go.
+        check: what is checked before its weights are read.
+    """
+
+    config: TimeViperConfig
+    names: NameMap
+    check: Callable[[Path], None]
+
+
 def read_config(path_or_hub_id: PathLike) -> TimeViperConfig:
-    """The config of a checkpoint in our own format; no weights are read or downloaded.
+    """The config of a model as `load_pretrained` reads it; no weights are read or downloaded.
 
     Raises:
         CheckpointError: no such checkpoint, or another format.
     """
-    return _read(local_directory(path_or_hub_id, ["*.json"]))[0]
+    return _read(local_directory(path_or_hub_id, ["*.json"])).config
 
 
-def _read(directory: Path) -> tuple[TimeViperConfig, NameMap]:
-    """The config of the checkpoint, and where its stored tensors go."""
+def _read(directory: Path) -> _Stored:
     values = model_json(directory)
     kinds = values.get("architectures")
     if values.pop("format", None) != FORMAT:
-        if isinstance(kinds, list) and FLASH in kinds:
-            return _read_flash(directory, values)
-        rule = f"be a timeviper_fast checkpoint, or one of the architecture {FLASH}"
+        for kind in kinds if isinstance(kinds, list) else []:
+            if kind in _RELEASED:
+                return _read_released(directory, values, _RELEASED[kind])
+        rule = f"be a timeviper_fast checkpoint, or of the architecture {', '.join(_RELEASED)}"
         what = f"{directory} of another format" + (f" (architectures {kinds})" if kinds else "")
         raise CheckpointError("from_pretrained", "path", rule, what, "others are converted first")
     version = values.pop("format_version", None)
     if version not in range(1, FORMAT_VERSION + 1):
         rule = f"be 1 to {FORMAT_VERSION}"
         raise CheckpointError("config.json", "format_version", rule, version)
-    return config_from_dict(values, version), own_names
+    return _Stored(config_from_dict(values, version), own_names, lambda directory: None)
 
 
-def _read_flash(directory: Path, values: dict[str, Any]) -> tuple[TimeViperConfig, NameMap]:
-    """VideoChat-Flash's released files, whatever model_type they name."""
+_Reader = Callable[[Path, dict[str, Any], dict[str, Any]], _Stored]
+
+
+def _read_released(directory: Path, values: dict[str, Any], reader: _Reader) -> _Stored:
+    """Released files of another project, whatever model_type they name."""
     generation = directory / "generation_config.json"
     defaults = read_json(generation) if generation.is_file() else {}
-    names = stored_names(directory)
     try:
-        config = flash_config(values, defaults, not names or "lm_head.weight" in names)
+        return reader(directory, values, defaults)
     except ArgumentError as error:
         owner = error.owner if error.owner_is_file else f"config.json: {error.owner}"
         raise CheckpointError(
             owner, error.argument, error.rule, error.value, error.remedy
         ) from None
-    return config, flash_names(config)
+
+
+def _read_flash(directory: Path, values: dict[str, Any], defaults: dict[str, Any]) -> _Stored:
+    names = stored_names(directory)
+    config = flash_config(values, defaults, not names or "lm_head.weight" in names)
+    return _Stored(config, flash_names(config), refuse_pickles)
+
+
+def _read_vl(directory: Path, values: dict[str, Any], defaults: dict[str, Any]) -> _Stored:
+    config = vl_config(values, defaults, stored_shapes(directory))
+    return _Stored(config, vl_names(config), check_vl)
+
+
+_RELEASED: dict[str, _Reader] = {**dict.fromkeys(VL, _read_vl), FLASH: _read_flash}
 
 
 def load_tokenizer(directory: PathLike) -> PreTrainedTokenizerBase | None:
@@ -107,13 +139,10 @@ def load_tokenizer(directory: PathLike) -> PreTrainedTokenizerBase | None:
         ) from None
 
 
-def _built(
-    build: Callable[[TimeViperConfig], M], directory: Path
-) -> tuple[M, TimeViperConfig, NameMap]:
-    """The module without weights, its config, and where stored tensors go."""
-    config, names = _read(directory)
+def _built(build: Callable[[TimeViperConfig], M], stored: _Stored) -> M:
+    """The module without weights."""
     with torch.device("meta"):
-        return build(config), config, names
+        return build(stored.config)
 
 
 def load_pretrained(
@@ -135,13 +164,14 @@ def load_pretrained(
         CheckpointError: no such checkpoint, another format, or weights that do not fit.
     """
     # a mistake in the config, or of `build`, is found before weights are downloaded
-    about = local_directory(path_or_hub_id, ["*.json"])
-    module, config, names = _built(build, about)
+    before = _read(local_directory(path_or_hub_id, ["*.json"]))
+    module = _built(build, before)
     directory = local_directory(path_or_hub_id)
-    # a single file of weights tells whether there is an lm_head, and is not there before
-    if _read(directory)[0] != config:
-        module, config, names = _built(build, directory)
-    if names is not own_names:
-        refuse_pickles(directory)
-    load_weights(module, Source(directory, names), device=device, dtype=dtype, progress=progress)
-    return module, config, directory
+    # some sizes are read off the weights, and whether there is an lm_head
+    stored = _read(directory)
+    if stored.config != before.config:
+        module = _built(build, stored)
+    stored.check(directory)
+    source = Source(directory, stored.names)
+    load_weights(module, source, device=device, dtype=dtype, progress=progress)
+    return module, stored.config, directory

@@ -20,6 +20,7 @@ from timeviper_fast.video.times import Span
 __all__ = [
     "TIE",
     "Fps",
+    "Linspace",
     "Policy",
     "Uniform",
     "Upstream",
@@ -102,6 +103,34 @@ class Uniform:
 
     def choose(self, seconds: Tensor, fps: float, duration: float) -> Tensor:
         return _interval_centres(self.frames, len(seconds))
+
+
+@dataclass(frozen=True)
+class Linspace:
+    """min(max_frames, floor(duration * fps)) frames, at least 1, from the first to the last.
+
+    Position k of n is k * (T - 1) / (n - 1), truncated, of the video's T frames; all of them if it
+    has fewer. Frames are spaced by number, whatever their times.
+    """
+
+    fps: float = 2.0
+    max_frames: int = 128
+
+    def __post_init__(self) -> None:
+        _expect_fps("Linspace", self.fps)
+        _expect_count("Linspace", "max", self.max_frames)
+
+    def choose(self, seconds: Tensor, fps: float, duration: float) -> Tensor:
+        last = len(seconds) - 1
+        # compared before it is truncated: `fps` may be huge
+        wanted = min(self.max_frames, duration * self.fps, len(seconds))
+        count = max(1, int(wanted))
+        # as numpy's linspace, whose float64 products decide the last bit
+        positions = torch.arange(count, dtype=torch.float64) * (last / max(count - 1, 1))
+        positions = positions.long()
+        if count > 1:
+            positions[-1] = last
+        return positions
 
 
 @dataclass(frozen=True)
@@ -195,8 +224,8 @@ class VideoChatFlash:
 def parse_policy(text: str | Policy) -> Policy:
     """Read a sampling policy; one that is already built is returned as it is.
 
-    The forms: `fps` or `fps:RATE[:max=N]`, `uniform:N`, `upstream[:fps=RATE][:max=N][:min=N]`,
-    `videochat-flash[:max=N][:min=N][:multiple=4]`.
+    The forms: `fps` or `fps:RATE[:max=N]`, `uniform:N`, `linspace[:fps=RATE][:max=N]`,
+    `upstream[:fps=RATE][:max=N][:min=N]`, `videochat-flash[:max=N][:min=N][:multiple=4]`.
 
     Raises:
         ValueError: names the part of the text that breaks a rule, the rule and the value.
@@ -226,6 +255,8 @@ def smaller(policy: str | Policy, frames: int) -> str | None:
         return f"fps:{policy.fps:g}:max={frames}"
     if isinstance(policy, Uniform):
         return f"uniform:{frames}"
+    if isinstance(policy, Linspace):
+        return f"linspace:fps={policy.fps:g}:max={frames}"
     if not isinstance(policy, (Upstream, VideoChatFlash)) or not clips:
         return None
     rate = f":fps={policy.fps:g}" if isinstance(policy, Upstream) and policy.fps != 1 else ""
@@ -249,11 +280,18 @@ def _parse(text: str) -> Policy:
                 "", "policy", "have the form uniform:N (N frames)", repr(text), part=f" {text!r}"
             )
         return Uniform(_whole(text, "frames", parts[0]))
+    if name == "linspace":
+        return Linspace(**_options(text, parts, ("fps", "max")))
     if name == "upstream":
         return Upstream(**_options(text, parts, ("fps", "max", "min")))
     if name == "videochat-flash":
         return VideoChatFlash(**_options(text, parts, ("max", "min", "multiple")))
-    fail("", "policy", "be one of fps:RATE[:max=N], uniform:N, upstream, videochat-flash", text)
+    fail(
+        "",
+        "policy",
+        "be one of fps:RATE[:max=N], uniform:N, linspace, upstream, videochat-flash",
+        text,
+    )
 
 
 def _interval_centres(count: int, total: int) -> Tensor:

@@ -1,0 +1,161 @@
+"""Directories in the layout of NVIDIA's released video models: they load as they are, and what does
+not fit is one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.goldens import golden
+from tests.nemotron_vl_directory import hub_config, hub_directory, hub_weights
+from timeviper_fast import TimeViper
+from timeviper_fast.checkpoint.load import read_config
+from timeviper_fast.config import CompressionStage, ProjectorConfig
+from timeviper_fast.video.preprocess import resize_normalize
+
+TOWER = "vision_model.radio_model."
+
+
+def test_a_directory_loads_as_it_is(tmp_path: Path) -> None:
+    path = hub_directory(tmp_path / "m")
+    (path / "modeling.py").write_text("raise SystemExit('remote code ran')")
+    model = TimeViper.from_pretrained(path)
+    config = model.config
+    assert (config.template, config.policy) == ("nemotron_vl", "linspace:fps=2:max=128")
+    assert config.stages == (CompressionStage(0, "content", 1.0, transfer=False, prune=0.75),)
+    assert config.projector == ProjectorConfig("pixel_shuffle_mlp", inner_size=96)
+    vision = config.vision
+    # read off the tensors: 16 tokens in front, a table of 16 x 16, 2 blocks of 4 heads
+    assert (vision.register_tokens, vision.position_side) == (16, 16)
+    assert (vision.num_blocks, vision.num_attention_heads, vision.patch_size) == (2, 4, 8)
+    assert (vision.image_size, vision.resize, config.tokens_per_frame) == (64, "float", 16)
+    assert vision.image_mean == (0.48145466, 0.4578275, 0.40821073)
+    assert config.backbone.pattern == "M-M*-M-M*-"
+    assert config.backbone.eos_token_ids == (269,)
+    stored = hub_weights()
+    assert torch.equal(model.backbone.lm_head.weight, stored["language_model.lm_head.weight"])
+    assert torch.equal(model.projector.layers[3].weight, stored["mlp1.3.weight"])
+    prefix = stored[f"{TOWER}model.patch_generator.cls_token.token"]
+    assert torch.equal(model.vision.get_parameter("prefix"), prefix)
+    assert model.tokenizer.decode(model.tokenizer.encode("<img>a</img>")) == "<img>a</img>"
+
+
+@torch.no_grad()
+def test_frames_to_visual_tokens(tmp_path: Path) -> None:
+    """Pixels, features, shuffled features and tokens are the recorded ones."""
+    model = TimeViper.from_pretrained(hub_directory(tmp_path / "m"))
+    run, vision = golden("nemotron_vl_generate"), model.config.vision
+    look = (vision.image_size, vision.image_mean, vision.image_std, vision.resize)
+    pixels = resize_normalize(run["frames"], *look)
+    torch.testing.assert_close(pixels, run["pixel_values"], rtol=0, atol=2e-6)
+    features = model.vision(pixels)
+    merged = model.projector.merge(features)
+    for got, name in ((features, "features"), (merged, "shuffled")):
+        close(got, run[name])
+    close(model.projector.project(merged), run["video_embeds"])
+    close(model.encode(pixels), run["video_embeds"])
+
+
+def close(got: torch.Tensor, want: torch.Tensor) -> None:
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-5 * float(want.abs().max()))
+
+
+def test_saved_in_our_format_it_is_the_same_model(tmp_path: Path) -> None:
+    model = TimeViper.from_pretrained(hub_directory(tmp_path / "m"))
+    model.save_pretrained(tmp_path / "ours")
+    again = TimeViper.from_pretrained(tmp_path / "ours")
+    assert again.config == model.config
+    for (name, ours), (other, theirs) in zip(
+        again.state_dict().items(), model.state_dict().items(), strict=True
+    ):
+        assert name == other
+        assert torch.equal(ours, theirs), name
+
+
+def test_before_the_weights_are_there_sizes_are_those_of_the_config(tmp_path: Path) -> None:
+    """A hub id is read in two steps; the second corrects what the files know better."""
+    told = hub_config(projector_hidden_size=20480, patch_size=16, force_image_size=512)
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+        del told["vision_config"][name]
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    config = read_config(tmp_path)
+    vision = config.vision
+    assert (vision.hidden_size, vision.intermediate_size, vision.num_blocks) == (1280, 5120, 32)
+    assert (vision.num_attention_heads, vision.register_tokens) == (16, 16)
+    assert (config.projector.inner_size, config.tokens_per_frame) == (20480, 256)
+
+
+def test_the_vocabulary_is_that_of_the_files(tmp_path: Path) -> None:
+    told = hub_config()["llm_config"] | {"vocab_size": 270}
+    path = hub_directory(tmp_path / "m", llm_config=told)
+    assert read_config(path).backbone.vocab_size == 272
+    assert TimeViper.from_pretrained(path).backbone.lm_head.weight.shape[0] == 272
+
+
+def test_what_other_parts_store_is_ignored(tmp_path: Path) -> None:
+    weights = hub_weights() | {
+        "sound_encoder.layers.0.weight": torch.zeros(3),
+        "sound_projection.linear1.weight": torch.zeros(3, 3),
+        "mtp.layers.0.norm.weight": torch.zeros(3),
+        f"{TOWER}model.blocks.0.ls1.gamma": torch.ones(32),
+    }
+    TimeViper.from_pretrained(hub_directory(tmp_path / "m", weights))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            f"{TOWER}model.blocks.1.ls2.gamma",
+            r"ls2.gamma must hold ones only \(this encoder has no",
+        ),
+        (f"{TOWER}model.norm.weight", "1 unexpected: vision_model.radio_model.model.norm.weight"),
+        ("mlp1.1.bias", "1 unexpected: mlp1.1.bias"),
+        ("language_model.backbone.layers.0.mixer.gate.weight", "1 unexpected: language_model"),
+        ("vision_projector.mlp1.norm.weight", "1 unexpected: vision_projector.mlp1.norm.weight"),
+    ],
+)
+def test_unknown_tensors_are_refused(tmp_path: Path, name: str, words: str) -> None:
+    path = hub_directory(tmp_path / "m", hub_weights() | {name: torch.full((32,), 0.5)})
+    with pytest.raises(ValueError, match=words):
+        TimeViper.from_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8"}},
+            r"quantization_config must be absent \(FP8, NVFP4 .*; BF16 is\), got .*modelopt",
+        ),
+        ({"ps_version": "v1"}, "config.json: ps_version must be 'v2' .*, got 'v1'"),
+        ({"downsample_ratio": 0.25}, "config.json: downsample_ratio must be 0.5 .*, got 0.25"),
+        ({"llm_config": None}, "config.json: llm_config must be an object with fields, got None"),
+        ({"vision_config": {}}, "vision_config.args.model must be one of vit_huge_patch16_224, or"),
+        ({"norm_mean": 3}, "image_mean must be a tuple of 3 finite numbers, got 3"),
+        ({"force_image_size": 65}, "image_size must be a multiple of patch_size"),
+        ({"video_pruning_rate": 1.5}, "config.json: video_pruning_rate must lie in .*, got 1.5"),
+    ],
+)
+def test_configs_that_are_not_served(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    path = hub_directory(tmp_path / "m", **changes)
+    with pytest.raises((ValueError, NotImplementedError), match=words):
+        read_config(path)
+
+
+def test_quantised_files_are_refused_by_their_list(tmp_path: Path) -> None:
+    path = hub_directory(tmp_path / "m")
+    (path / "hf_quant_config.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"weights must lie without it \(quantised weights are not"
+    ):
+        TimeViper.from_pretrained(path)
+
+
+def test_without_pruning_there_is_no_stage(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(hub_config(video_pruning_rate=None)))
+    assert read_config(tmp_path).stages == ()
