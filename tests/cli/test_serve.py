@@ -65,6 +65,7 @@ def test_mistakes_are_one_line_before_the_weights_are_loaded(run, tmp_path, monk
     one_line(run(*words, "--host", "0.0.0.0"), "--host must be one of 127.0.0.1", f"set {KEY}")
     one_line(run(*words, "--session-gb", 0), "--session-gb must be a number above 0")
     one_line(run(*words, "--max-upload-mb", "nan"), "--max-upload-mb must be a number above 0")
+    one_line(run(*words, "--max-megapixels", 0), "--max-megapixels must be a number above 0")
     one_line(run(*words, "--time-limit", -1), "--time-limit must be a number above 0")
     one_line(run(*words, "--max-new-tokens", 0), "--max-new-tokens")
     one_line(run(*words, "--sample", "often"), "--sample must")

@@ -47,6 +47,7 @@ def served(model: TimeViper, root: Path, **changed: Any) -> Server:
         "places": Places(64),
         "seconds": 60.0,
         "key": KEY,
+        "body_seconds": 10.0,
     }
     return Server(**{**given, **changed})
 

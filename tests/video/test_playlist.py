@@ -55,6 +55,13 @@ def test_an_m3u8_playlist_whole_or_not(pieces: Path, name: str, missing: bool) -
     refused(io.BytesIO(b"\xef\xbb\xbf\r\n" + M3U8.encode()), "stream", "m3u8", JOINED.format(""))
 
 
+def test_a_playlist_behind_a_long_comment(pieces: Path) -> None:
+    """FFmpeg looks for its beginning in the first MiB, and would open the pieces that it names."""
+    dash = f"<?xml version='1.0'?><!-- {'x' * 9000} --><MPD profiles='urn:mpeg:dash:profile:isoff-live:2011'></MPD>"
+    (pieces / "film.mp4").write_text(dash)
+    refused(pieces / "film.mp4", str(pieces / "film.mp4"), "DASH", JOINED.format(""))
+
+
 CONCAT = "a list for FFmpeg's concat"
 OTHER = "one of a player's or a studio's"
 

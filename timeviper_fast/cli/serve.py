@@ -62,6 +62,9 @@ def serve(
     max_upload_mb: Annotated[
         float, typer.Option(help="MB of a video that comes in a request.")
     ] = 64.0,
+    max_megapixels: Annotated[
+        float, typer.Option(help="Millions of pixels of a picture of a video.")
+    ] = 34.0,
     time_limit: Annotated[float, typer.Option(help="Seconds for a request.")] = 600.0,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Most tokens that a request may ask for.")
@@ -102,10 +105,11 @@ def serve(
         from timeviper_fast.serve.worker import Places, Worker
     upload = int(_positive("max_upload_mb", max_upload_mb) * _MB)
     kept = int(_positive("session_gb", session_gb) * _GB)
+    pixels = int(_positive("max_megapixels", max_megapixels) * _MB)
     seconds = _positive("time_limit", time_limit)
     media = MediaRoot(media_root, upload)
     models = _models(model, devices or [None], dtype, quiet)
-    workers = [Worker(one, kept, backend) for one in models]
+    workers = [Worker(one, kept, backend, pixels) for one in models]
     hosts: frozenset[str] = frozenset() if key else frozenset({*_LOOPBACK, "[::1]"})
     defaults = Defaults(name or _public(model), opening, max_new_tokens)
     server = Server(workers, media, defaults, Places(queue), seconds, key, hosts)

@@ -46,6 +46,7 @@ class Server:
         places: how many requests there may be at a time.
         seconds: the longest time from a request's first byte to its answer's last.
         key: what clients must send; "" lets everybody in.
+        body_seconds: the longest time in which a request's body comes.
         hosts: names of this host that requests may use, so that a web page whose own name leads
             here cannot ask; empty for all.
     """
@@ -57,6 +58,7 @@ class Server:
     seconds: float
     key: str = ""
     hosts: frozenset[str] = frozenset()
+    body_seconds: float = 60.0
 
     @property
     def most_bytes(self) -> int:
@@ -151,7 +153,7 @@ class _Handlers:
         ends = time.monotonic() + self.server.seconds
         give_back = self.server.places.take()
         try:
-            body = await _in_time(_body(request, self.server.most_bytes), ends)
+            body = await self._body(request, ends)
             asked = await asyncio.to_thread(read_request, body, self.server.defaults)
             del body
             media = await _in_time(asyncio.to_thread(self.server.media.find, asked.url), ends)
@@ -167,6 +169,17 @@ class _Handlers:
         job.done.add_done_callback(_ender(watching))
         self.server.workers[number].submit(job)
         return await _answered(job, Reply(_without_video(asked)), pieces)
+
+    async def _body(self, request: Request, ends: float) -> bytes:
+        """The body. A client that sends it slowly would keep others out of its place."""
+        soon = time.monotonic() + self.server.body_seconds
+        try:
+            body: bytes = await _in_time(_body(request, self.server.most_bytes), min(ends, soon))
+        except Fault as fault:
+            if fault.status == 504:
+                raise Fault(408, "the body came too slowly", code="timeout") from None
+            raise
+        return body
 
 
 def _without_video(asked: Asked) -> Asked:
@@ -207,7 +220,7 @@ async def _watched(request: Request, job: Job, ends: float) -> None:
     except asyncio.TimeoutError:
         job.fail(_too_long())
     else:
-        job.fail(Fault(499, "the client has left", code="client_left"))
+        job.fail(_left())
 
 
 async def _gone(request: Request) -> None:
@@ -220,6 +233,10 @@ async def _in_time(work: Awaitable[Any], ends: float) -> Any:
         return await asyncio.wait_for(work, max(0.0, ends - time.monotonic()))
     except asyncio.TimeoutError:
         raise _too_long() from None
+
+
+def _left() -> Fault:
+    return Fault(499, "the client has left", code="client_left")
 
 
 def _too_long() -> Fault:
@@ -240,13 +257,14 @@ async def _body(request: Request, most: int) -> bytes:
     length = request.headers.get("content-length", "0")
     if not length.isdecimal():
         raise invalid("Content-Length", "be a number")
-    body = bytearray()
-    if int(length) <= most:
-        async for piece in request.stream():
-            body += piece
-            if len(body) > most:
-                break
-        else:
+    body, more = bytearray(), int(length) <= most
+    while more and len(body) <= most:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise _left()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if not more and len(body) <= most:
             return bytes(body)
     raise Fault(413, f"a request may have {most:,} bytes at most", code="request_too_large")
 
@@ -258,7 +276,8 @@ def _expect_friend(request: Request, server: Server) -> None:
     """
     if server.hosts and _host(request) not in server.hosts:
         raise Fault(403, "this server does not answer to that host name", code="unknown_host")
-    if not server.key or request.url.path == "/health":
+    # not request.url: it is made from the host that the client names, which may hold a path
+    if not server.key or request.scope["path"] == "/health":
         return
     kind, _, given = request.headers.get("authorization", "").partition(" ")
     same = hmac.compare_digest(given.strip().encode(), server.key.encode())

@@ -118,7 +118,8 @@ def read_request(body: bytes, defaults: Defaults) -> Asked:
         Fault: it breaks a rule; the first that is found is told.
     """
     try:
-        given = json.loads(body, parse_constant=_no_constant, object_pairs_hook=_unique)
+        # json would take UTF-16 and UTF-32, too
+        given = json.loads(body.decode(), parse_constant=_no_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError):
         raise invalid("body", "be JSON in UTF-8", code="invalid_json") from None
     if not isinstance(given, dict):

@@ -19,13 +19,16 @@ from timeviper_fast.serve.faults import Fault, fault_of
 from timeviper_fast.serve.media import Media
 from timeviper_fast.serve.sessions import Key, Sessions
 from timeviper_fast.timeviper import TimeViper
+from timeviper_fast.video.bound import bounded
 from tvkernels import use_backend
 
-__all__ = ["BATCH", "Answered", "Job", "Places", "Worker"]
+__all__ = ["BATCH", "MOST_PIXELS", "Answered", "Job", "Places", "Worker"]
 
 _log = logging.getLogger(__name__)
 # questions about one video before the next video's turn
 BATCH = 8
+# of a picture: 8K
+MOST_PIXELS = 7680 * 4320
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,7 @@ class Worker:
         model: a `TimeViper` with a tokenizer.
         session_bytes: of all sessions that are kept.
         backend: of the ops; None chooses by device.
+        most_pixels: of a picture of a video.
     """
 
     def __init__(
@@ -144,7 +148,9 @@ class Worker:
         model: TimeViper,
         session_bytes: int,
         backend: Literal["reference", "triton"] | None = None,
+        most_pixels: int = MOST_PIXELS,
     ) -> None:
+        self._most_pixels = most_pixels
         self.model, self.sessions, self._backend = model, Sessions(session_bytes), backend
         self.counts: Counter[str] = Counter()
         self._turns: OrderedDict[Key, deque[Job]] = OrderedDict()
@@ -248,7 +254,8 @@ class Worker:
                 raise _Left
 
         media = job.media
-        session = self.model.open(media.source, **vars(job.opening), progress=progress)
+        with bounded(self._most_pixels):
+            session = self.model.open(media.source, **vars(job.opening), progress=progress)
         media.check_unchanged()
         # on a GPU, its memory is for the video whose turn it is
         session.to("cpu")

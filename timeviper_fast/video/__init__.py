@@ -4,6 +4,7 @@
     ahead.py         decode in a background thread, ahead of the reader
     source.py        what a video may be given as, and the reader of each
     file.py          decode exactly the requested frames of a video file, with PyAV
+    bound.py         bounds for videos that strangers bring
     container.py     open a video file with PyAV, and choose its video stream
     playlist.py      refuse files that only name the pieces of a video
     packets.py       the packets of a file as columns of numbers

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from contextvars import copy_context
+from functools import partial
 from queue import Queue
 from threading import Event, Thread, current_thread
 from typing import Any, TypeVar
@@ -32,7 +34,9 @@ def read_ahead(items: Callable[[Event], Iterator[T]], depth: int) -> Iterator[T]
     """
     ended = Event()
     queue: Queue[tuple[list[T], BaseException | None]] = Queue(depth)
-    thread = Thread(target=_work, args=(items, queue, ended), name="read-ahead", daemon=True)
+    # a context of its own, so that bounds on videos hold in the thread, too
+    work = partial(copy_context().run, _work, items, queue, ended)
+    thread = Thread(target=work, name="read-ahead", daemon=True)
     thread.start()
     try:
         while True:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from timeviper_fast.errors import VideoError
+from timeviper_fast.video.bound import expect_few_pixels, expect_few_samples, most_pixels
 from timeviper_fast.video.boxes import boxes, is_boxed
 from timeviper_fast.video.playlist import refuse_playlist
 
@@ -56,6 +57,7 @@ def opened(path: Path, file: Any = None) -> Iterator[tuple[InputContainer, Video
         file: an object whose `read` gives the file's bytes, in place of FFmpeg's own reading.
     """
     refuse_playlist(path)
+    expect_few_samples(path)
     av = import_av()
     try:
         # Without the pattern type, FFmpeg takes a percent sign in the name of an image for the
@@ -86,6 +88,11 @@ def film_of(container: InputContainer, path: Path | str) -> VideoStream:
     if stream.codec_context is None:
         why = NO_INDEX if _is_cut_off(path) else "FFmpeg has no decoder for it"
         raise VideoError(f"{path}: its video stream cannot be decoded ({why})")
+    expect_few_pixels(path, stream.width or 0, stream.height or 0)
+    most = most_pixels()
+    if most is not None:
+        # the pictures may become larger than the file says
+        stream.codec_context.options = {"max_pixels": str(most)}
     stream.thread_type = "AUTO"
     return stream
 

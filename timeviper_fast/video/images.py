@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from timeviper_fast.errors import VideoError
+from timeviper_fast.video.bound import expect_few_pixels
+from timeviper_fast.video.packets import Progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -50,7 +52,7 @@ class AnimationReader:
     """An animated GIF, PNG, WebP or AVIF: its frames as displayed, each composited over the
     previous, turned as EXIF says."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, progress: Progress | None = None) -> None:
         self._path = path
         self.notes: list[str] = []
         delays: list[float] = []
@@ -62,6 +64,8 @@ class AnimationReader:
                     self.missing = image.n_frames - number
                     image.seek(number)
                     image.load()
+                    if progress is not None:
+                        progress("scan", number + 1, image.n_frames)
                     if not delays:
                         upright = _upright(image)
                         self.size = (upright.height, upright.width)
@@ -163,6 +167,7 @@ def _opened_image(file: Path, formats: tuple[str, ...] | None = None) -> Iterato
     try:
         # pass a stream: given a path, Pillow memory-maps TIFF files and scrambles rotated ones
         with file.open("rb") as stream, Image.open(stream, formats=formats) as image:
+            expect_few_pixels(file, *image.size)
             yield image
     except VideoError:
         raise

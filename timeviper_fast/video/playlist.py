@@ -16,6 +16,8 @@ from timeviper_fast.errors import VideoError
 __all__ = ["refuse_playlist"]
 
 _HEAD_BYTES = 4096
+# FFmpeg looks as far for the beginning of a playlist, which may stand behind a comment
+_TEXT_BYTES = 1 << 20
 _JOIN = "join the pieces into one file first: ffmpeg -i PLAYLIST -c copy VIDEO.mp4"
 _CONCAT = _JOIN.replace("-i", "-f concat -safe 0 -i")
 
@@ -81,6 +83,8 @@ def refuse_playlist(path: Path, format: str = "") -> None:
     """
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
+        if b"\0" not in head:
+            head += file.read(_TEXT_BYTES - _HEAD_BYTES)
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
     suffix = "" if b"\0" in head else path.suffix.lower()
     for kind in _KINDS:

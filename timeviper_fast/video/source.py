@@ -107,8 +107,8 @@ def _copied(name: str, stream: Any, fps: float | None, progress: Progress | None
         except TypeError:
             rule = "be a stream of bytes (a file opened with mode 'rb')"
             raise ArgumentError("open_video", "source", rule, type(stream).__name__) from None
-    path = path.rename(path.with_suffix(_suffix(path)))
     try:
+        path = path.rename(path.with_suffix(_suffix(path)))
         return Source(name, _reader(path, fps, progress), directory)
     except VideoError as error:
         fault = error.fault.replace(str(path), name)
@@ -142,4 +142,4 @@ def _reader(path: Path, fps: float | None, progress: Progress | None) -> Reader:
     if fps is not None:
         rule = "be left out for a video file (it carries its own times)"
         raise ArgumentError("open_video", "fps", rule, fps)
-    return AnimationReader(path) if is_image(path) else FileReader(path, progress)
+    return AnimationReader(path, progress) if is_image(path) else FileReader(path, progress)

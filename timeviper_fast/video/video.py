@@ -296,7 +296,8 @@ def open_video(
         on_error: "raise" on frames that are missing or cannot be decoded, or "use" the others and
             count the lost ones in `lost_frames`.
         progress: called with ("scan", bytes read, bytes of the file) while a video file is read
-            through, which takes seconds where the file is hours long.
+            through, which takes seconds where the file is hours long; of an animated image with
+            its frames in place of bytes.
 
     Raises:
         FileNotFoundError: there is nothing at this path.
