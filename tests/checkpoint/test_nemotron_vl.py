@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from tests.goldens import golden
-from tests.nemotron_vl_directory import hub_config, hub_directory, hub_weights
+from tests.model.common import runs_of
+from tests.nemotron_vl_directory import IDS, hub_config, hub_directory, hub_weights
 from timeviper_fast import TimeViper
 from timeviper_fast.checkpoint.load import read_config
 from timeviper_fast.config import CompressionStage, ProjectorConfig
+from timeviper_fast.inference.generate import decode, prefill
+from timeviper_fast.layout import Segment
 from timeviper_fast.video.preprocess import resize_normalize
 
 TOWER = "vision_model.radio_model."
@@ -58,6 +61,28 @@ def test_frames_to_visual_tokens(tmp_path: Path) -> None:
         close(got, run[name])
     close(model.projector.project(merged), run["video_embeds"])
     close(model.encode(pixels), run["video_embeds"])
+
+
+@pytest.mark.parametrize(("run", "stages"), [("full", "none"), ("evs", None)])
+@torch.no_grad()
+def test_frames_to_tokens(tmp_path: Path, run: str, stages: str | None) -> None:
+    """From uint8 frames to six tokens, whole and with the pruning of config.json."""
+    model = TimeViper.from_pretrained(hub_directory(tmp_path / "m"), stages=stages)
+    data, vision = golden("nemotron_vl_generate"), model.config.vision
+    look = (vision.image_size, vision.image_mean, vision.image_std, vision.resize)
+    ids = data["full.input_ids"]
+    images = ids == IDS["<image>"]
+    embeddings = model.backbone.embeddings(ids)
+    embeddings[images] = model.encode(resize_normalize(data["frames"], *look)).flatten(0, 1)
+    segment = Segment.of_runs(len(ids), runs_of(images), frame_tokens=model.config.frame_tokens(6))
+    read = prefill(model.backbone, embeddings[None], segment, max_new_tokens=6)
+    if run == "evs":
+        (pruned,) = read.records
+        assert torch.equal(pruned.kept[0], data["evs.mask"].nonzero()[:, 0])
+    logits: list[torch.Tensor] = []
+    tokens = decode(model.backbone, read, max_new_tokens=6, on_logits=logits.append)
+    assert torch.equal(torch.cat(list(tokens)), data[f"{run}.generated"])
+    torch.testing.assert_close(torch.cat(logits), data[f"{run}.step_logits"], rtol=0, atol=2e-4)
 
 
 def close(got: torch.Tensor, want: torch.Tensor) -> None:
