@@ -62,6 +62,8 @@ def test_a_content_stage_stands_before_the_llm() -> None:
     assert parse_stages("content:0.7", whole) == (content(0.7, "place"),)
     stages = parse_stages("content:0.9, uniform:4:0.75,attention:18:0.25:normed", QWEN2)
     assert stages == (content(0.9, "best"), *parse_stages("uniform0_attention", QWEN2))
+    assert parse_stages("content:0.7,own", NANO) == (content(0.7, "best"), *NANO.stages)
+    assert parse_stages("own", NANO) == NANO.stages
 
 
 @pytest.mark.parametrize(
@@ -79,8 +81,8 @@ def test_a_content_stage_stands_before_the_llm() -> None:
         ("uniform:18:0.5,uniform:4:0.2", r"\]: block must .* before it \(block 18\), got 4"),
         ("uniform:4:0.5,uniform:18:0.7", r"stages\[1\]: keep must not exceed the stage before it"),
         ("content:1", r"stages 'content:1' must remove a share that can lie in \[0, 1\), got 1.0"),
-        ("content:much", "must be none, .* or content:0.7, got 'content:much'"),
-        ("content:0:0.7", "must be none, .* or content:0.7, got 'content:0:0.7'"),
+        ("content:much", "must be none, .* or content:0.7,own, got 'content:much'"),
+        ("content:0:0.7", "must be none, .* or content:0.7,own, got 'content:0:0.7'"),
         ("uniform:4:0.75,content:0.7", r"stages\[1\]: block must lie behind .* got 0"),
         (7, "stages must be text .* or a tuple of CompressionStage, got 7"),
     ],

@@ -5,7 +5,8 @@ which the stage stands, and the fraction of the original vision tokens that stay
 say which stream they score. In front of them may stand `content:0.7`, which removes that fraction
 of the vision tokens before the LLM: those that differ least from the frame before. Blocks are
 counted as the LLM's own project counts them, which for Qwen2 are two layers of ours each. Such
-stages have no weights: they only drop tokens.
+stages have no weights: they only drop tokens. The word `own`, as in `content:0.7,own`, stands for
+the model's own stages, with their transfer.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _NAMED = {
     "pyramiddrop": "attention:8:0.5:normed,attention:16:0.25:normed,attention:24:0.125:normed",
 }
 STAGES_FORMS = (
-    f"none, {', '.join(_NAMED)}, or a list as {_NAMED['uniform0_attention']} or content:0.7"
+    f"none, {', '.join(_NAMED)}, or a list as {_NAMED['uniform0_attention']} or content:0.7,own"
 )
 
 Stages = str | tuple[CompressionStage, ...] | list[CompressionStage]
@@ -46,8 +47,9 @@ def parse_stages(stages: Stages, config: TimeViperConfig) -> tuple[CompressionSt
         raise ArgumentError("", "stages", form, repr(stages))
     if isinstance(stages, str):
         words = _NAMED.get(stages.strip(), stages.strip())
-        pieces = [] if words in ("", "none") else words.split(",")
-        built = tuple(_parse(piece.strip(), config) for piece in pieces)
+        pieces = [] if words in ("", "none") else [piece.strip() for piece in words.split(",")]
+        parts = (config.stages if p == "own" else (_parse(p, config),) for p in pieces)
+        built = tuple(stage for part in parts for stage in part)
     else:
         built = tuple(stages)
     try:

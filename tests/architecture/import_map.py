@@ -20,8 +20,8 @@ FOLDERS = {
     "checkpoint": "config embedded errors presets",
     "training": "checkpoint config dataset errors layout model presets text timeviper",
     "dataset": "atomic config errors layout model text video",
-    "evaluation": "atomic config dataset embedded errors inference layout model synthetic text "
-    "timeviper video",
+    "evaluation": "atomic config dataset embedded errors inference layout model stages synthetic "
+    "text timeviper video",
     "corpus": "atomic errors evaluation inference model stages timeviper video",
     "serve": "errors inference timeviper video",
     "synthetic": "atomic config dataset errors model presets text timeviper training",

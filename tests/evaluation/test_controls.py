@@ -34,6 +34,12 @@ def test_each_keep_value_and_each_control():
     assert str(ways["none", 0.1]) == "keep 0.1"
 
 
+def test_needles_alone_lose_no_token_to_a_content_stage():
+    content = CompressionStage(0, "content", 1.0, transfer=False, prune=0.7, match="best")
+    alone = variants((content, ASKING), (), ("needle-only",))[1]
+    assert [(stage.keep, stage.prune) for stage in alone.stages] == [(1.0, 0.0), (1.0, 0.0)]
+
+
 def test_the_models_own_keep():
     (own,) = variants((UNIFORM, ASKING), (), ())
     assert (own.control, own.keep, own.stages) == ("none", 0.1, (UNIFORM, ASKING))

@@ -48,6 +48,8 @@ def test_every_set_is_asked_and_a_second_run_asks_nothing(tmp_path, monkeypatch)
     monkeypatch.setattr(pool_module.FramePool, "encode", None)
     with pytest.raises(ValueError, match="out must hold rows of the same trained_seed"):
         run_held_out(model, model.tokenizer, replace(PLAN, trained_seed=5), tmp_path)
+    with pytest.raises(ValueError, match="out must hold rows of the same"):
+        run_held_out(model, model.tokenizer, replace(PLAN, stages="content:0.5,own"), tmp_path)
 
 
 def scene(seed, frames, depths, *, held_out=False):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.training.common import CONFIG, pixels, samples, tiny, turns
-from timeviper_fast.config import ProjectorConfig
+from timeviper_fast.config import CompressionStage, ProjectorConfig
 from timeviper_fast.dataset.sample import Sample
 from timeviper_fast.text.prompt import build_prompt
 from timeviper_fast.training.loss import packed_forward
@@ -27,6 +27,21 @@ def test_a_pack_holds_what_the_model_embeds_for_each_sample_alone():
         assert model.tokenizer.decode(own[own >= 0]).startswith(sample.messages[-1]["content"])
         start += segment.length
     assert start == together.embeddings.shape[1] == len(together.labels)
+
+
+def test_a_content_stage_trains_on_what_it_keeps():
+    stage = CompressionStage(0, "content", 1.0, transfer=False, prune=0.5, match="best")
+    model = tiny()
+    model.set_stages((stage, *model.config.stages))
+    inputs = embed_packed(model, samples())
+    packed = packed_forward(model.backbone, inputs.embeddings, inputs.segments, inputs.labels)
+    for sample, segment, record in zip(samples(), inputs.segments, packed.records[0]):
+        each = model.config.frame_tokens(sample.frames) if sample.frames else 0
+        assert segment.frame_tokens == each
+        kept = stage.kept_count(segment.vision_tokens, each)
+        assert (record.layer, record.tokens_after) == (0, kept)
+    packed.loss.backward()
+    assert all(p.grad is not None for p in model.projector.parameters())
 
 
 def test_the_visual_tokens_are_those_that_encode_gives():

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from timeviper_fast.cli.app import MODEL_HELP, Json, named
+from timeviper_fast.cli.app import MODEL_HELP, Json, StagesText, named
 from timeviper_fast.cli.interrupt import importing
 from timeviper_fast.cli.needle import items
 from timeviper_fast.embedded.models import TINY
@@ -44,6 +44,7 @@ def held_out(
     pool: Annotated[
         int | None, typer.Option(help="Plain frames of a pool; default: 12,000.", min=2)
     ] = None,
+    stages: StagesText = None,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
 ) -> None:
@@ -68,6 +69,7 @@ def held_out(
         tasks=tuple(items(tasks, str, "tasks")),
         points=points,
         pool=PoolSize() if pool is None else PoolSize(plain=pool),
+        stages=stages,
     )
     expect_folder("held_out", "out", out)
     loaded = TimeViper.from_pretrained(model)

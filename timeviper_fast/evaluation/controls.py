@@ -92,7 +92,7 @@ def variants(
 
 def _changed(stage: CompressionStage, control: str) -> CompressionStage:
     if control == "needle-only":
-        return replace(stage, keep=1.0)
+        return replace(stage, keep=1.0, prune=0.0)
     if stage.select == "attention":
         if control == "uniform":
             return replace(stage, select="uniform")

@@ -25,6 +25,7 @@ from timeviper_fast.evaluation.synthetic import (
     expect_world,
 )
 from timeviper_fast.model.model import TimeViperNetwork
+from timeviper_fast.stages import parse_stages
 from timeviper_fast.synthetic.pool import FramePool, PoolSize
 from timeviper_fast.synthetic.world import World
 
@@ -59,6 +60,7 @@ class HeldOutPlan:
         tasks: some of `NEEDLE_TASKS`.
         points: largest difference from the drawn set, in percent points, that counts as equal.
         pool: numbers of frames of each pool; training's, or its frames would be others.
+        stages: compression stages in place of the model's own, as `ask` takes them in words.
 
     Raises:
         ValueError: a set that cannot be asked or is not held out.
@@ -73,6 +75,7 @@ class HeldOutPlan:
     tasks: tuple[str, ...] = ("sign", "colour", "chain", "count")
     points: float = 3.0
     pool: PoolSize = field(default_factory=PoolSize)
+    stages: str | None = None
 
     def __post_init__(self) -> None:
         expect("held_out", self, COUNT, "trained_seed", "seed")
@@ -117,6 +120,11 @@ def run_held_out(
     expect_pictures(model)
     expect_folder("held_out", "out", out)
     facts = {**asdict(plan), "videos": None, "points": None}
+    if plan.stages is None:
+        # folders of runs with the model's own stages do not tell them
+        del facts["stages"]
+    else:
+        model = model.with_stages(parse_stages(plan.stages, model.config))
     # compare the settings before the pools are rendered
     for name, changes in SETS.items():
         own = facts | {"set": name, "held_out": "wordings" in changes}

@@ -40,7 +40,7 @@ class Packed(NamedTuple):
     records: list[list[StageRecord]]
 
 
-def training_segment(labels: Tensor, span: VisualSpan) -> Segment:
+def training_segment(labels: Tensor, span: VisualSpan, frame_tokens: int = 0) -> Segment:
     """One training sample's layout, with the query token that upstream trains with.
 
     The query token of attention stages is the one before the last answer. In the chat templates it
@@ -49,13 +49,15 @@ def training_segment(labels: Tensor, span: VisualSpan) -> Segment:
     Args:
         labels: (length,) int64 on the CPU, IGNORE_INDEX where a token is not supervised.
         span: the sample's vision tokens.
+        frame_tokens: those of a frame, which a content stage needs.
     """
     supervised = labels != IGNORE_INDEX
     begins = supervised & ~F.pad(supervised, (1, 0))[:-1]
     starts = begins.nonzero().flatten()
     if not len(starts):
-        return Segment(len(labels), span)
-    return Segment(len(labels), span, query_from_end=len(labels) - int(starts[-1]))
+        return Segment(len(labels), span, frame_tokens=frame_tokens)
+    asks = len(labels) - int(starts[-1])
+    return Segment(len(labels), span, query_from_end=asks, frame_tokens=frame_tokens)
 
 
 def packed_loss(

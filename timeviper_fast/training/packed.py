@@ -72,10 +72,11 @@ def embed_packed(model: TimeViper, samples: Sequence[Sample]) -> PackedInputs:
     flat = torch.tensor([i for part in ids for i in part], dtype=torch.long)
     texts = model.backbone.embeddings(flat.to(model.device)).split([len(part) for part in ids])
     pieces, segments, labels = [], [], []
-    for i, (prompt, tokens) in enumerate(zip(prompts, visual)):
+    for i, (sample, prompt, tokens) in enumerate(zip(samples, prompts, visual)):
         pieces += [texts[2 * i], tokens, texts[2 * i + 1]]
         own = torch.tensor(prompt.labels(len(tokens)))
-        segments.append(training_segment(own, prompt.span(len(tokens))))
+        each = model.config.frame_tokens(sample.frames) if len(tokens) else 0
+        segments.append(training_segment(own, prompt.span(len(tokens)), each))
         labels.append(own)
     return PackedInputs(torch.cat(pieces)[None], tuple(segments), torch.cat(labels))
 

@@ -26,7 +26,8 @@ _WINDOW = 64
 def tokens_per_layer(config: TimeViperConfig, cost: Cost) -> int:
     """Tokens of a sample that reach a layer, on average over the layers."""
     vision = config.visual_tokens(cost.frames)
-    segment = Segment(cost.text + vision, VisualSpan(0, vision))
+    each = config.frame_tokens(cost.frames) if vision else 0
+    segment = Segment(cost.text + vision, VisualSpan(0, vision), frame_tokens=each)
     layers = config.backbone.num_hidden_layers
     return -(-sum(tokens_before_layer((segment,), config.stages, layers)) // layers)
 
