@@ -143,6 +143,11 @@ class Segment:
         """Vision tokens that are left."""
         return self.span.length - self.text_inside
 
+    @property
+    def text(self) -> int:
+        """Text tokens."""
+        return self.length - self.vision_present
+
     def after(self, kept: int) -> Segment:
         """The sample after `kept` of its present vision tokens remain: counts only, no index."""
         dropped = self.vision_present - kept

@@ -298,6 +298,7 @@ class TimeViper(TimeViperNetwork):
         sampling: Sampling | None = Request.sampling,
         answer_prefix: str = Request.answer_prefix,
         mention_duration: bool | None = Request.mention_duration,
+        think: bool | None = Request.think,
         frame_batch: int | None = Request.frame_batch,
         chunk: int | None = Request.chunk,
         on_error: str = Request.on_error,
@@ -327,6 +328,9 @@ class TimeViper(TimeViperNetwork):
             answer_prefix: words that the answer is made to begin with.
             mention_duration: tell the model how long the video (or its part from `start` to `end`)
                 is and how many frames it sees; None is the model's own habit.
+            think: whether a model that can think first does so, which is then `Answer.thinking`;
+                allow it more `max_new_tokens`. None: as `/think` or `/no_think` in the question
+                says, else not.
             frame_batch: frames encoded at a time; None: up to 256 by a GPU's memory, else 16.
             chunk: prompt tokens per pass through the LLM; None: 8192, or as many as a GPU's memory
                 allows. Other values change answers by rounding alone.
@@ -355,6 +359,7 @@ class TimeViper(TimeViperNetwork):
             sampling=sampling,
             answer_prefix=answer_prefix,
             mention_duration=mention_duration,
+            think=think,
             frame_batch=frame_batch,
             chunk=chunk,
             on_error=on_error,

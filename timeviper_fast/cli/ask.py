@@ -82,6 +82,10 @@ def ask(
         bool | None,
         typer.Option(help="Tell it the video's length and frame count; default: the model's."),
     ] = Request.mention_duration,
+    think: Annotated[
+        bool | None,
+        typer.Option(help="Think before answering; default: as the question says, else not."),
+    ] = Request.think,
     stages: StagesText = None,
     salvage: Salvage = False,
     frame_batch: FrameBatch = Request.frame_batch,
@@ -131,6 +135,7 @@ def ask(
         sampling=Sampling(temperature, top_k, top_p, seed, repetition_penalty),
         answer_prefix=answer_prefix,
         mention_duration=mention_duration,
+        think=think,
         frame_batch=frame_batch,
         chunk=chunk,
         on_error="use" if salvage else "raise",

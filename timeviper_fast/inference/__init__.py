@@ -12,8 +12,10 @@
     feature_file.py  a video's merged features in a file, for any LLM behind the same encoder
     tensor_file.py   safetensors files: written piece by piece, whole or not at all
     answer.py    Answer, and generated tokens as text
+    thinking.py  the part of an answer in which the model thinks
     request.py   the options of a video and of a question, checked once
     encode.py    a video to visual tokens, batch by batch
+    labelled.py  frames on their way into the LLM, each behind its label
     tiles.py     a large image as tiles
     prefix.py    a video below the first stage that a question can change, while it is read
     thinning.py  what the uniform stages in there keep, decided while tokens arrive

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from timeviper_fast.inference.ended import Prefill, StageCount
 from timeviper_fast.inference.evidence import Evidence
 from timeviper_fast.inference.generate import decode
 from timeviper_fast.inference.request import OnText, Sampling
+from timeviper_fast.inference.thinking import Thought
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.stops import Stop
 from timeviper_fast.text.prompt import Prompt, stop_token_ids
@@ -30,7 +32,8 @@ class Answer:
     """What `ask` returns.
 
     Attributes:
-        text: the answer, without special tokens or the forced prefix.
+        text: the answer, without special tokens, the forced prefix or the model's thinking. It is
+            "" where the answer ended while the model was thinking.
         token_ids: every generated token, the one that ended the answer included.
         finish: "stop" when a stop token ended it, "length" at max_new_tokens.
         frame_seconds: time of every frame that was looked at, in seconds.
@@ -48,6 +51,7 @@ class Answer:
             synthetic world alone. "" for other models.
         evidence: where the model looked when it chose what to keep, by frame; None if no stage
             selects by attention, or no vision token was there.
+        thinking: what the model thought first, where it was asked to.
         exact: whether it is the answer of the whole video read in one go, up to rounding. Streams
             with a bound, or with an even rhythm that their stages do not have, are not.
     """
@@ -64,6 +68,7 @@ class Answer:
     model_note: str = ""
     evidence: Evidence | None = None
     exact: bool = True
+    thinking: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
@@ -77,7 +82,7 @@ def stop_ids_of(tokenizer: PreTrainedTokenizerBase, config: TimeViperConfig) -> 
 
 def check_tokenizer(config: TimeViperConfig, prompt: Prompt, stop_ids: set[int]) -> None:
     """Raise an ArgumentError unless the model has an embedding for every id."""
-    highest = max(*prompt.before, *prompt.after, *stop_ids)
+    highest = max(*prompt.before, *chain(*prompt.between), *prompt.after, *stop_ids)
     if highest >= config.backbone.vocab_size:
         rule = f"give ids below the model's vocabulary size ({config.backbone.vocab_size})"
         fail("ask", "the tokenizer", rule, highest, "they belong to different models")
@@ -103,27 +108,31 @@ def speak(
     stop_ids: set[int],
     sampling: Sampling,
     on_text: Sequence[OnText | None] = (),
+    thinks: Sequence[bool] = (),
     progress: Progress | None = None,
 ) -> list[tuple[list[int], str]]:
-    """Decode all rows to their ends: the ids of each, and their text.
+    """Decode all rows to their ends: the ids of each, and the text that it says.
 
     Args:
         on_text: for each row, what gets the pieces of its answer as soon as they are whole words;
             () for none.
+        thinks: for each row, whether it begins with thinking, which is no part of the text; () for
+            none.
     """
     heard = on_text or [None] * len(read.logits)
+    thoughts = [Thought(tokenizer, think) for think in thinks or [False] * len(read.logits)]
     streamers = [None if one is None else _text_streamer(tokenizer, one) for one in heard]
     rows: list[list[int]] = [[] for _ in read.logits]
     for step, tokens in enumerate(
         decode(backbone, read, max_new_tokens=max_new_tokens, stop_ids=stop_ids, sampling=sampling),
         start=1,
     ):
-        for row, streamer, token in zip(rows, streamers, tokens.tolist()):
+        for row, thought, streamer, token in zip(rows, thoughts, streamers, tokens.tolist()):
             # a row that has ended repeats its last token until all have
             if row and row[-1] in stop_ids:
                 continue
             row.append(token)
-            if streamer is not None:
+            if thought.add(token) and streamer is not None:
                 streamer.put(torch.tensor([token]))
                 if token in stop_ids:
                     streamer.end()
@@ -132,7 +141,7 @@ def speak(
     for row, streamer in zip(rows, streamers):
         if streamer is not None and row[-1] not in stop_ids:
             streamer.end()
-    return [(ids, str(tokenizer.decode(ids, skip_special_tokens=True)).strip()) for ids in rows]
+    return [(ids, thought.text) for ids, thought in zip(rows, thoughts)]
 
 
 def _text_streamer(tokenizer: PreTrainedTokenizerBase, on_text: OnText) -> Any:

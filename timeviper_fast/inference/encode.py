@@ -138,6 +138,11 @@ class FrameEncoder:
         return len(self._seconds)
 
     @property
+    def waiting_seconds(self) -> Tensor:
+        """(waiting,) float64 on the CPU, when those are shown."""
+        return self._seconds
+
+    @property
     def pending(self) -> Pending:
         """A copy of the frames that wait."""
         return Pending(self._pixels[: len(self._seconds)].clone(), self._seconds.clone())

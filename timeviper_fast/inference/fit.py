@@ -24,7 +24,7 @@ def check_fits(
 
     Args:
         config: of the model.
-        prompt: the text around the vision tokens.
+        prompt: the text around the vision tokens, and that between them.
         frames: how many `policy` has chosen.
         policy, max_new_tokens: of the request.
         images: pictures that a single image is cut into, itself included.
@@ -33,12 +33,18 @@ def check_fits(
         ArgumentError: of `policy` or `max_new_tokens`, with the most that fits; of prompt and
             answer, where not even one frame or one new token does.
     """
-    new = max_new_tokens
+    new, runs = max_new_tokens, len(prompt.between) + 1
+    group = -(-frames // runs)
 
     def lengths(frames: int, new: int) -> list[int]:
         vision = config.visual_tokens(frames) * images
-        each = config.frame_tokens(frames) * images if frames else 0
-        segment = Segment(prompt.length(vision), prompt.span(vision), frame_tokens=each)
+        shown = prompt.first_runs(-(-frames // group))
+        segment = Segment(
+            shown.length(vision),
+            shown.span(vision),
+            text_inside=sum(map(len, shown.between)),
+            frame_tokens=config.frame_tokens(frames) * images if frames else 0,
+        )
         return prompt_lengths(config.backbone, config.stages, segment, new)
 
     try:

@@ -18,6 +18,7 @@ from timeviper_fast.inference.ended import Ended
 from timeviper_fast.inference.feature_file import Features, is_feature_file
 from timeviper_fast.inference.fit import check_fits
 from timeviper_fast.inference.footage import Footage, bytes_of
+from timeviper_fast.inference.labelled import Labeller, push_frames
 from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.inference.request import Opening, Question, question_prompt
 from timeviper_fast.inference.room import explained, planned
@@ -101,7 +102,12 @@ class _Opener:
             duration = source.span(opening.start, opening.end, opening.policy).duration
         with self.watch.at("prompt"):
             shape = (len(indices), duration, source.is_image)
-            prompt = question_prompt(config, self.tokenizer, opening, first, *shape)
+            asked = question_prompt(config, self.tokenizer, opening, first, *shape)
+            self.labels = Labeller(
+                config, self.tokenizer, picture=source.is_image, alone=len(indices) == 1
+            )
+            prompt = asked.labelled(self.labels.openings(source.seconds[indices]))
+            text = prompt.length(0) - len(prompt.after)
             check_tokenizer(config, prompt, stop_ids_of(self.tokenizer, config))
             grid = (0, 0)
             if opening.tiles and isinstance(source, Video):
@@ -110,7 +116,7 @@ class _Opener:
             policy = opening.policy
             check_fits(config, prompt, len(indices), policy, first.max_new_tokens, images)
             # each tile is a picture of its own
-            lengths = len(indices) * images, len(prompt.before), len(prompt.after)
+            lengths = len(indices) * images, text, len(prompt.after)
             opening, store = planned(self.model, opening, *lengths, first.max_new_tokens)
             self.opening = opening
         if opening.tiles:
@@ -124,7 +130,7 @@ class _Opener:
             tokens = config.visual_tokens(len(indices))
         each = config.frame_tokens(len(indices)) * images
         with explained(self.model, "reading the video", len(indices), 1, first.max_new_tokens):
-            ended, times, per_frame = self._read(prompt.before, parts, tokens, each, store)
+            ended, times, per_frame = self._read(asked.before, text, parts, tokens, each, store)
         footage = Footage(
             name=source.name,
             seconds=times,
@@ -142,7 +148,7 @@ class _Opener:
             self.given,
             self.tokenizer,
             ended,
-            before=prompt.before,
+            before=asked.before,
             footage=footage,
             opening=opening,
             stages=self.stages,
@@ -152,32 +158,40 @@ class _Opener:
     def _read(
         self,
         before: list[int],
+        text: int,
         parts: Iterator[Encoded],
         tokens: int | None,
         each: int,
         store: torch.device,
     ) -> tuple[Ended, Tensor, int]:
-        """The video below the asking stage, its frames' seconds, and vision tokens of a frame;
-        `each` are those of a frame, or of a clip that is merged as one."""
+        """The video below the asking stage, its frames' seconds, and vision tokens of a frame.
+
+        `before` are the token ids in front of it; `text` counts them and those of all labels;
+        `each` are the vision tokens of a frame, or of a clip that is merged as one.
+        """
         if tokens is None or self.opening.on_error == "use":
             # frames may be lost, so the number of tokens is known at the end only
             parts = iter(whole := list(parts))
             tokens = sum(part.tokens.shape[:2].numel() for part in whole)
-        span = VisualSpan(len(before), tokens)
-        front = Segment(span.stop, span, frame_tokens=each)
+            seconds = torch.cat([part.seconds for part in whole])
+            text = len(before) + sum(map(len, self.labels.openings(seconds)))
+        inside = text - len(before)
+        span = VisualSpan(len(before), inside + tokens)
+        front = Segment(text + tokens, span, text_inside=inside, frame_tokens=each)
         options = {"chunk": self.opening.chunk, "watch": self.watch, "store": store}
         prefix = Prefix(self.model.backbone, expected=front, **options)  # type: ignore[arg-type]
         ids = torch.tensor([before], dtype=torch.long, device=self.model.device)
         prefix.push(self.model.backbone.embeddings(ids), vision=False)
-        seconds, per_frame = [], 0
+        times, per_frame, done = list[Tensor](), 0, 0
         for part in parts:
-            seconds.append(part.seconds)
-            per_frame = part.tokens.shape[1]
+            openings = self.labels.openings(part.seconds, done)
+            times.append(part.seconds)
+            per_frame, done = part.tokens.shape[1], done + len(part.seconds)
             with self.watch.at("prefill"):
-                prefix.push(part.tokens.flatten(0, 1)[None], vision=True)
+                push_frames(prefix, self.model.backbone.embeddings, part, openings)
         with self.watch.at("prefill"):
             prefix.finish()
-        return Ended.of(prefix), torch.cat(seconds), per_frame
+        return Ended.of(prefix), torch.cat(times), per_frame
 
     def _tiles(self, grid: tuple[int, int]) -> Encoded:
         """A single image and its tiles, as one frame."""

@@ -53,6 +53,8 @@ class Prefix:
         batch: videos of one layout side by side.
         expected: length and vision of everything that will be pushed, which makes every stage exact
             and every buffer exact in size; None where a stream goes on for an unknown time.
+        labelled: whether labels of frames are pushed, of which `expected` counts none: the buffers
+            then grow.
         even: without `expected`, whether stages may thin by a fixed rhythm where theirs is unknown
             until the end; such a prefix is not exact.
         frame_tokens: vision tokens of each frame, which a content stage needs without `expected`.
@@ -72,6 +74,7 @@ class Prefix:
         chunk: int | None,
         batch: int = 1,
         expected: Segment | None = None,
+        labelled: bool = False,
         even: bool = False,
         frame_tokens: int = 0,
         on_pass: Callable[[int], None] | None = None,
@@ -82,9 +85,10 @@ class Prefix:
         self.backbone, self.chunk, self.batch, self.expected = backbone, chunk, batch, expected
         self.on_pass, self.watch, self.even = on_pass, watch, even
         self.frame_tokens = frame_tokens if expected is None else expected.frame_tokens
+        self.growing = expected is None or labelled
         self.asking = asking_stage(backbone.stages)
         self.last: Tensor | None = None
-        self.broken = self.ended = False
+        self.broken = self.ended = self.begun = False
         self.length = self.vision_tokens = self.front = self.trailing = self.numbered = 0
         self.forgetful = False
         weight = backbone.embeddings.weight
@@ -94,7 +98,7 @@ class Prefix:
             batch=batch,
             device=weight.device,
             dtype=weight.dtype,
-            growing=expected is None,
+            growing=self.growing,
         )
         below = backbone.stages[: self.asking]
         self.stages = [
@@ -108,7 +112,7 @@ class Prefix:
         self.left = torch.empty(0, dtype=torch.int64)
         capacity = self._expected_rows()[-1] if self.has_asking else 0
         empty = torch.empty(0, weight.shape[1], device=self.store, dtype=weight.dtype)
-        self.rows = RowStore(capacity, empty, batch, expected is None)
+        self.rows = RowStore(capacity, empty, batch, self.growing)
 
     @property
     def device(self) -> torch.device:
@@ -161,7 +165,8 @@ class Prefix:
             counts = vision_after(self.expected, self.backbone.stages[: i + 1])
             present = counts[i]
             kept = module.spaced(present, counts[i + 1], torch.device("cpu"))
-            thinning, room = Announced(kept, present), present - len(kept)
+            thinning = Announced(kept, present, rhythm_of(share))
+            room = present - len(kept)
         else:
             made = rhythm_of(share)
             if made is None and not self.even:
@@ -174,26 +179,28 @@ class Prefix:
         if stage.transfer:
             weight = self.backbone.embeddings.weight
             shape = (self.batch, room, config.num_key_value_heads, config.head_dim)
-            growing = self.expected is None
-            dropped = AttentionState(shape, self.store, weight.dtype, growing=growing)
+            dropped = AttentionState(shape, self.store, weight.dtype, growing=self.growing)
         return UniformStage(module, thinning, self.chunk, dropped)
 
     @torch.no_grad()
-    def push(self, hidden: Tensor, *, vision: bool) -> None:
+    def push(self, hidden: Tensor, *, vision: bool, label: bool = False) -> None:
         """Read the next rows: vision tokens, or text in front of them or between them.
 
         Args:
             hidden: (batch, n, d_model) embeddings or visual tokens.
+            vision: whether they are vision tokens.
+            label: whether they are the label of the frame that comes next: it belongs to the video,
+                and is forgotten with the first vision token of that frame.
 
         Raises:
             ValueError: the prefix has ended, or an earlier push broke off midway.
         """
         self._check()
         count = hidden.shape[1]
-        source = torch.full((count,), -1)
+        source = torch.full((count,), -2 - self.numbered if label else -1)
+        if (vision or label) and count and not (self.begun or self.numbered):
+            self.front, self.begun = self.length, True
         if vision and count:
-            if not self.numbered:
-                self.front = self.length
             source = torch.arange(self.numbered, self.numbered + count)
         # an interrupted pass leaves some layers ahead of others
         self.broken = True
@@ -277,7 +284,8 @@ class Prefix:
             fail("session", "the video", rule, f"{self.trailing} text tokens")
         if self.expected is not None:
             got, want = (self.length, self.vision_tokens), self.expected
-            if got != (want.length, want.vision_tokens):
+            length = self.length if self.growing else want.length
+            if got != (length, want.vision_tokens):
                 rule = f"have {want.vision_tokens} vision tokens of {want.length}, as announced"
                 raise ArgumentError("session", "the video", rule, f"{got[1]} of {got[0]}")
         self.broken = True
@@ -324,7 +332,8 @@ class Prefix:
 
     @torch.no_grad()
     def forget(self, gone: Tensor) -> None:
-        """Forget vision tokens: keys, values and rows. Mamba-2 states have seen them and stay.
+        """Forget vision tokens and the labels in front of them: keys, values and rows. Mamba-2
+        states have seen them and stay.
 
         What is asked from now on is no longer exact.
 
@@ -336,9 +345,11 @@ class Prefix:
             return
         self.broken = True
         stays = []
+        # labels have the numbers -2 - n, with n of the vision token behind them
+        rows = torch.cat([gone, -2 - gone])
         for run, passed in enumerate(self.passed):
             numbers = torch.cat([gone[:0], *passed])
-            stays.append(~torch.isin(numbers, gone))
+            stays.append(~torch.isin(numbers, rows))
             self.passed[run] = [numbers[stays[run]]]
         for state, mask in zip(self.cache.layers, self._of_layers(stays)):
             if isinstance(state, AttentionState) and mask is not None:
@@ -348,10 +359,10 @@ class Prefix:
             assert isinstance(stage, UniformStage)
             stage.forget(gone)
         if self.has_asking:
-            self.rows.forget(gone)
+            self.rows.forget(rows)
         numbers = self.numbers
         self.left = numbers[~torch.isin(numbers, gone)]
-        self.length -= len(gone)
+        self.length -= int((~stays[0]).sum())
         self.vision_tokens -= len(gone)
         self.forgetful, self.broken = True, False
 

@@ -116,6 +116,7 @@ class Question:
     sampling: Sampling | None = None
     answer_prefix: str = ""
     mention_duration: bool | None = None
+    think: bool | None = None
 
     def __post_init__(self) -> None:
         from timeviper_fast.text.prompt import conversation
@@ -124,6 +125,8 @@ class Question:
         check_sampling(self.sampling)
         if self.mention_duration is not None:
             expect("ask", self, BOOL, "mention_duration")
+        if self.think is not None:
+            expect("ask", self, BOOL, "think")
         _expect_positive("max_new_tokens", self.max_new_tokens, "tokens")
 
     def mentions(self, config: TimeViperConfig, is_image: bool) -> bool:
@@ -195,7 +198,8 @@ def question_prompt(
     duration: float,
     is_image: bool,
 ) -> Prompt:
-    """The prompt of a question about a video of so many frames and seconds."""
+    """The prompt of a question about a video of so many frames and seconds, without the labels that
+    its frames may have."""
     from timeviper_fast.text.prompt import build_prompt, conversation, vision_preface
 
     asked = question.question
@@ -203,9 +207,10 @@ def question_prompt(
     placeholder = None
     if opening.lead:
         messages = [dict(message) for message in conversation(asked, open_answers=True)]
-        if _PLACE in messages[0]["content"] or _PLACE in opening.lead:
-            fail("ask", "question", "hold no character U+E000 behind a lead", messages[0])
-        messages[0]["content"] = f"{opening.lead}{_PLACE}{messages[0]['content']}"
+        first = messages[messages[0]["role"] == "system"]
+        if _PLACE in first["content"] or _PLACE in opening.lead:
+            fail("ask", "question", "hold no character U+E000 behind a lead", first)
+        first["content"] = f"{opening.lead}{_PLACE}{first['content']}"
         asked, placeholder = messages, _PLACE
     return build_prompt(
         tokenizer,
@@ -214,6 +219,8 @@ def question_prompt(
         preface=vision_preface(config.template, duration if mention else None, frames),
         answer_prefix=question.answer_prefix,
         placeholder=placeholder,
+        video=not is_image,
+        think=question.think,
     )
 
 

@@ -20,7 +20,8 @@ class Rows:
 
     Attributes:
         hidden: (batch, n, d_model).
-        source: (n,) int64 on the CPU, the number of each row's vision token; -1 for text.
+        source: (n,) int64 on the CPU, the number of each row's vision token; -1 for text, and
+            -2 - n for text that labels the frame whose first vision token has number n.
     """
 
     hidden: Tensor
@@ -132,7 +133,7 @@ class RowStore:
         return (*self._base, Rows(self._rows[:, : self._length], source))
 
     def forget(self, gone: Tensor) -> None:
-        """Forget the vision tokens of these numbers, (n,) int64."""
+        """Forget the rows of these numbers, (n,) int64."""
         [rows] = self.parts
         left = rows.where(~torch.isin(rows.source, gone))
         self._rows = self._rows.new_empty(self._rows.shape)

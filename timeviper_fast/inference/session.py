@@ -35,6 +35,7 @@ from timeviper_fast.inference.request import (
 )
 from timeviper_fast.inference.room import explained, fitting_batch
 from timeviper_fast.inference.session_file import Contents, load_contents, save_contents
+from timeviper_fast.inference.thinking import Thought
 from timeviper_fast.model.fingerprint import state_of_weights
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.stops import Stop, StopWatch
@@ -99,6 +100,7 @@ class Session:
         sampling: Sampling | None = Question.sampling,
         answer_prefix: str = Question.answer_prefix,
         mention_duration: bool | None = Question.mention_duration,
+        think: bool | None = Question.think,
         on_text: OnText | Sequence[OnText | None] | None = None,
         progress: Progress | None = None,
     ) -> Any:
@@ -108,7 +110,7 @@ class Session:
             question: text or a conversation, as `TimeViper.ask` takes it: gives an `Answer`. Or a
                 list of these: they are read one by one and answered together, eight at a time, and
                 give a list of answers.
-            max_new_tokens, sampling, answer_prefix, mention_duration, progress: as in
+            max_new_tokens, sampling, answer_prefix, mention_duration, think, progress: as in
                 `TimeViper.ask`, for each of the questions. With a seed, each answer is drawn as if
                 its question had been asked alone.
             on_text: as in `TimeViper.ask`; for a list of questions, a list with a function or None
@@ -120,7 +122,7 @@ class Session:
         expect_function("ask", progress=progress)
         many = is_list_of_questions(question)
         heard = listeners(on_text, len(question) if many else None)
-        given = (max_new_tokens, sampling, answer_prefix, mention_duration)
+        given = (max_new_tokens, sampling, answer_prefix, mention_duration, think)
         questions = [Question(one, *given) for one in (question if many else [question])]
         prompts = [self.prompt(question) for question in questions]
         answers: list[Answer] = []
@@ -257,14 +259,15 @@ class Session:
                     stop_ids=stop_ids,
                     sampling=sampling_of(self.model.config, options.sampling),
                     on_text=on_text,
+                    thinks=[prompt.thinks for prompt in prompts],
                     progress=progress,
                 )
                 count = sum(len(ids) for ids, _ in spoken)
                 stop.shape, stop.tokens = f"{count} tokens", str(count)
         stops = tuple(watch.rows())
         return [
-            self._answer(ids, text, read, row, stops, stop_ids)
-            for row, (ids, text) in enumerate(spoken)
+            self._answer(*said, prompt.thinks, read, row, stops, stop_ids)
+            for row, (said, prompt) in enumerate(zip(spoken, prompts))
         ]
 
     def prompt(self, question: Question) -> Prompt:
@@ -298,7 +301,7 @@ class Session:
         return fitting_batch(
             self._network,
             len(self.footage.seconds),
-            len(self.before),
+            self._ended.segment.text,
             longest,
             max_new_tokens,
             held=self._ended.nbytes_on(self.model.device),
@@ -336,6 +339,7 @@ class Session:
         self,
         ids: list[int],
         text: str,
+        thinks: bool,
         read: Prefill,
         row: int,
         stops: tuple[Stop, ...],
@@ -357,6 +361,7 @@ class Session:
             model_note=self.model.note,
             evidence=footage.evidence(read, row),
             exact=self.exact,
+            thinking=Thought.of(self.tokenizer, ids).thinking if thinks else "",
         )
 
 

@@ -18,6 +18,7 @@ from timeviper_fast.inference.bounded import parse_bound
 from timeviper_fast.inference.encode import Encoded, FrameEncoder
 from timeviper_fast.inference.ended import Ended
 from timeviper_fast.inference.footage import Footage
+from timeviper_fast.inference.labelled import Labeller, push_frames
 from timeviper_fast.inference.plan import prompt_lengths
 from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.inference.request import Opening, Question, question_prompt
@@ -79,6 +80,7 @@ class Stream:
         self._backbone, self._weights = self._network.backbone, state_of_weights(self._network)
         self._fps, self._announced, self._bound = fps, announced, bound
         self._encoder = FrameEncoder(model, opening.frame_batch)
+        self._labels = Labeller(model.config, tokenizer)
         expected = None
         if announced is not None:
             # a stream's frames are those of a video, even if there is one
@@ -90,6 +92,8 @@ class Stream:
             self._backbone,
             chunk=opening.chunk,
             expected=expected,
+            # labels name seconds, so that their lengths are not known before the frames come
+            labelled=bool(self._labels),
             even=even,
             frame_tokens=model.config.frame_tokens(2),
         )
@@ -132,11 +136,13 @@ class Stream:
         if self._announced is not None and self.pushed + count > self._announced:
             rule = f"be at most the {self._announced} that were announced"
             fail("push", "frames", rule, self.pushed + count)
-        self._check_room(count)
+        self._check_room(taken.seconds)
         # an interrupted push has taken some of its frames: pushed again they would come twice
         self._broken = True
+        done = self.pushed - self._encoder.waiting
         for part in self._encoder.push(taken):
-            self._read(self._prefix, part)
+            self._read(self._prefix, part, done)
+            done += len(part.seconds)
             self._seconds = torch.cat([self._seconds, part.seconds])
             while self._forget():
                 pass
@@ -220,7 +226,7 @@ class Stream:
         prefix, seconds = self._prefix.fork(), self._seconds
         rest = self._encoder.rest()
         if rest is not None:
-            self._read(prefix, rest)
+            self._read(prefix, rest, self.pushed - self._encoder.waiting)
             seconds = torch.cat([seconds, rest.seconds])
         prefix.finish()
         ended = Ended.of(prefix)
@@ -247,9 +253,11 @@ class Stream:
             clip=self.model.config.clip_frames,
         )
 
-    def _read(self, prefix: Prefix, part: Encoded) -> None:
+    def _read(self, prefix: Prefix, part: Encoded, done: int) -> None:
+        """Read frames behind `done` others."""
         self._per_frame = part.tokens.shape[1]
-        prefix.push(part.tokens.flatten(0, 1)[None], vision=True)
+        openings = self._labels.openings(part.seconds, done)
+        push_frames(prefix, self._backbone.embeddings, part, openings)
 
     def _forget(self) -> int:
         """Forget what the bound says; how many frames that were."""
@@ -278,19 +286,23 @@ class Stream:
             rule = f"have the weights with which the stream began, {self._weights}"
             fail("stream", "model", rule, now, "push the frames to a new stream")
 
-    def _check_room(self, count: int) -> None:
+    def _check_room(self, seconds: Tensor) -> None:
         """Refuse frames that no question would fit behind, before they are read: in the model's
         window, and in a GPU's memory."""
         config = self.model.config
-        # a bound forgets between batches
-        count = count if self._bound is None else min(count, self._encoder.frame_batch)
-        frames = len(self._seconds) + self._encoder.waiting + count
-        sizes = (frames, len(self.before), _TEXT, Question.max_new_tokens)
+        if self._bound is not None:
+            # a bound forgets between batches
+            seconds = seconds[: self._encoder.frame_batch]
+        waiting = self._encoder.waiting
+        frames = len(self._seconds) + waiting + len(seconds)
+        times = torch.cat([self._encoder.waiting_seconds, seconds])
+        openings = self._labels.openings(times, self.pushed - waiting)
+        front = self._prefix.segment.text + sum(map(len, openings))
+        sizes = (frames, front, _TEXT, Question.max_new_tokens)
         held, chunk = self._prefix.nbytes, self.opening.chunk
         fitting_batch(self.model, *sizes, held=held, chunk=chunk, most=1)
         tokens = config.clip_frames * config.tokens_per_frame
         vision = -(-frames // config.clip_frames) * tokens
-        front = len(self.before)
         each = config.frame_tokens(2)
         whole = Segment(front + vision + 1, VisualSpan(front, vision), frame_tokens=each)
         try:

@@ -46,16 +46,21 @@ class Thinning(Protocol):
 
 
 class Announced:
-    """The rule itself: of `total` tokens those numbered `kept` (n,) int64 stay."""
+    """The rule itself: of `total` tokens those numbered `kept` (n,) int64 stay.
+
+    With the rhythm of its stage it lets tokens through when a stream would that does not know their
+    number. Blocks of rows then fill at the same time, and the two agree to the bit.
+    """
 
     exact = True
 
-    def __init__(self, kept: Tensor, total: int) -> None:
+    def __init__(self, kept: Tensor, total: int, rhythm: Thinning | None = None) -> None:
         self._stays = torch.zeros(total, dtype=torch.bool)
         self._stays[kept] = True
+        self._rhythm = rhythm
 
     def settled(self, arrived: int) -> int:
-        return arrived
+        return arrived if self._rhythm is None else self._rhythm.settled(arrived)
 
     def stays(self, first: int, stop: int) -> Tensor:
         return self._stays[first:stop]

@@ -87,6 +87,10 @@ class Prompt:
         supervised = [False] * sum(map(len, openings)) + self.supervised
         return replace(self, before=self.before + first, between=further, supervised=supervised)
 
+    def first_runs(self, runs: int) -> Prompt:
+        """The prompt with its first `runs` runs of vision tokens alone."""
+        return replace(self, between=self.between[: runs - 1])
+
     def span(self, vision_tokens: int) -> VisualSpan:
         """From the first of `vision_tokens` tokens to the last, texts between runs included."""
         return VisualSpan(len(self.before), vision_tokens + sum(map(len, self.between)))
