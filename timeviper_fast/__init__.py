@@ -28,9 +28,10 @@ if TYPE_CHECKING:
         VisionConfig,
     )
     from timeviper_fast.inference.answer import Answer
+    from timeviper_fast.inference.chat import Chat
     from timeviper_fast.inference.prompts import Generation
     from timeviper_fast.inference.request import Sampling
-    from timeviper_fast.inference.session import Chat, Session
+    from timeviper_fast.inference.session import Session
     from timeviper_fast.inference.stream import Stream
     from timeviper_fast.presets import preset
     from timeviper_fast.timeviper import TimeViper
@@ -53,7 +54,7 @@ __all__ = [
 
 _HOMES = {
     "Answer": "inference.answer",
-    "Chat": "inference.session",
+    "Chat": "inference.chat",
     "Generation": "inference.prompts",
     "Sampling": "inference.request",
     "Session": "inference.session",

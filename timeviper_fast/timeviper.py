@@ -32,7 +32,7 @@ from timeviper_fast.inference.stream import Stream, open_stream
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.stages import Stages, parse_stages
 from timeviper_fast.stops import StopWatch
-from timeviper_fast.text.prompt import Message
+from timeviper_fast.text.messages import Message
 from timeviper_fast.video import Progress
 from timeviper_fast.video.sampling import Policy
 from timeviper_fast.video.times import Time

@@ -80,7 +80,8 @@ MODULES = {
         "__init__": "",
         "labels": "",
         "template": "labels",
-        "prompt": "labels template",
+        "messages": "",
+        "prompt": "labels messages template",
         "byte_tokenizer": "",
     },
     "model": {
@@ -156,19 +157,21 @@ MODULES = {
         "likelihood": "ended",
         "labelled": "encode prefix",
         "thinking": "",
+        "chat": "answer ended request room",
         "answer": "ended evidence generate request thinking",
         "room": "plan request",
         "footage": "encode ended evidence",
         "tensor_file": "",
         "feature_file": "encode footage request tensor_file",
         "session_file": "ended footage prefix request rows tensor_file",
-        "session": "answer ended evidence footage generate request room session_file thinking",
+        "session": "answer chat ended evidence footage generate request room session_file thinking",
         "fit": "plan",
         "open": "answer encode ended feature_file fit footage labelled prefix request room session "
         "tiles",
         "bounded": "",
         "stream_file": "content_stage encode prefix request rows session_file tensor_file thinning",
-        "stream": "answer bounded encode ended footage labelled plan prefix request room session "
+        "stream": "answer bounded chat encode ended footage labelled plan prefix request room session "
+        "stream_file",
         "stream_file",
         "ask": "answer open request session",
     },

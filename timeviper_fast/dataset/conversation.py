@@ -22,7 +22,8 @@ from timeviper_fast.dataset.randomness import hash63
 from timeviper_fast.dataset.rows import Row, Rows
 from timeviper_fast.dataset.sample import Cost, Draw, Limits, Sample
 from timeviper_fast.errors import ArgumentError, DataError, fail
-from timeviper_fast.text.prompt import Message, training_prompt, vision_preface
+from timeviper_fast.text.messages import Message
+from timeviper_fast.text.prompt import training_prompt, vision_preface
 from timeviper_fast.video import open_video
 from timeviper_fast.video.preprocess import resize_normalize
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from timeviper_fast.dataset.rows import Row
-from timeviper_fast.text.prompt import Message
+from timeviper_fast.text.messages import Message
 
 __all__ = ["KINDS", "kind_faults", "messages_of"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from timeviper_fast.errors import ArgumentError, DataError, is_number
-from timeviper_fast.text.prompt import Message
+from timeviper_fast.text.messages import Message
 from timeviper_fast.video.images import is_image
 from timeviper_fast.video.times import parse_span
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from timeviper_fast.errors import COUNT, ArgumentError, expect, fail, is_integer, is_number
-from timeviper_fast.text.prompt import Message, check_answered
+from timeviper_fast.text.messages import Message
+from timeviper_fast.text.prompt import check_answered
 
 __all__ = ["Cost", "Draw", "Limits", "Sample", "Source"]
 

@@ -2,7 +2,8 @@
 
     ask.py       the way from a video file to an answer, in eight stops
     open.py      the way from a video file to a session
-    session.py   Session: a video that is asked many questions; Chat: a conversation about it
+    session.py   Session: a video that is asked many questions
+    chat.py      Chat: a conversation about it
     stream.py    Stream: a video that is still coming
     bounded.py   what a stream forgets that may hold only so much
     watch.py     frames of a stream and questions about it, each in its turn

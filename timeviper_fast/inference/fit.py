@@ -34,7 +34,7 @@ def check_fits(
             answer, where not even one frame or one new token does.
     """
     new, runs = max_new_tokens, len(prompt.between) + 1
-    group = -(-frames // runs)
+    group = max(-(-frames // runs), 1)
 
     def lengths(frames: int, new: int) -> list[int]:
         vision = config.visual_tokens(frames) * images

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from timeviper_fast.config import TimeViperConfig
     from timeviper_fast.stages import Stages
-    from timeviper_fast.text.prompt import Message, Prompt
+    from timeviper_fast.text.messages import Message
+    from timeviper_fast.text.prompt import Prompt
     from timeviper_fast.video.sampling import Policy
     from timeviper_fast.video.times import Time
 

@@ -19,6 +19,7 @@ from timeviper_fast.inference.answer import (
     speak,
     stop_ids_of,
 )
+from timeviper_fast.inference.chat import Chat
 from timeviper_fast.inference.ended import Ended, Prefill
 from timeviper_fast.inference.evidence import Evidence
 from timeviper_fast.inference.footage import Footage
@@ -39,13 +40,13 @@ from timeviper_fast.inference.thinking import Thought
 from timeviper_fast.model.fingerprint import state_of_weights
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.stops import Stop, StopWatch
-from timeviper_fast.text.prompt import Message, Prompt
+from timeviper_fast.text.prompt import Prompt
 from timeviper_fast.video import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["NEUTRAL", "Chat", "Session"]
+__all__ = ["NEUTRAL", "Session"]
 
 # asks for nothing in particular: what draws attention here draws it whatever is asked
 NEUTRAL = "Describe the video."
@@ -363,65 +364,3 @@ class Session:
             exact=self.exact,
             thinking=Thought.of(self.tokenizer, ids).thinking if thinks else "",
         )
-
-
-class Chat:
-    """A conversation about a session's video.
-
-    A turn equals asking the whole conversation at once. It starts from the state behind the last
-    question, and reads the answer again as a part of the prompt: what was decoded never passed a
-    compression stage, so going on from there would be another answer.
-
-    Attributes:
-        messages: what was said, as {"role", "content"}.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.messages: list[Message] = []
-        self._ids: list[int] = []
-        self._ended: Ended | None = None
-
-    @torch.no_grad()
-    def ask(
-        self,
-        question: str,
-        *,
-        max_new_tokens: int = Question.max_new_tokens,
-        sampling: Sampling | None = Question.sampling,
-        on_text: OnText | None = None,
-        progress: Progress | None = None,
-    ) -> Answer:
-        """The answer to the next question. A question that fails leaves the chat as it was.
-
-        Raises:
-            ValueError: as `Session.ask`.
-        """
-        expect_function("ask", on_text=on_text, progress=progress)
-        session = self._session
-        messages = [*self.messages, {"role": "user", "content": question}]
-        asked = Question(messages, max_new_tokens, sampling)
-        prompt = session.prompt(asked)
-        ids = prompt.after
-        ended, known = self._ended, len(self._ids)
-        # an answer is stripped and tokenised again: compare ids, not texts
-        if ended is None or ids[:known] != self._ids or known >= len(ids):
-            ended, known = session._ended, 0
-        # before anything is read
-        ended.lengths(len(ids) - known, max_new_tokens)
-        frames = len(session.footage.seconds)
-        with explained(session._network, "answering", frames, 1, max_new_tokens):
-            ended = ended.after(session._embedded(ids[known:]))
-        watch = StopWatch(session.model.device)
-        [answer] = session.answer(
-            [prompt],
-            asked,
-            watch,
-            on_text=[on_text],
-            progress=progress,
-            ended=ended,
-            known=len(ids),
-        )
-        self.messages = [*messages, {"role": "assistant", "content": answer.text}]
-        self._ids, self._ended = ids, ended
-        return answer

@@ -15,6 +15,7 @@ from timeviper_fast.config import CompressionStage
 from timeviper_fast.errors import ArgumentError, fail, is_integer, is_number
 from timeviper_fast.inference.answer import check_tokenizer, stop_ids_of
 from timeviper_fast.inference.bounded import parse_bound
+from timeviper_fast.inference.chat import Chat
 from timeviper_fast.inference.encode import Encoded, FrameEncoder
 from timeviper_fast.inference.ended import Ended
 from timeviper_fast.inference.footage import Footage
@@ -23,7 +24,7 @@ from timeviper_fast.inference.plan import prompt_lengths
 from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.inference.request import Opening, Question, question_prompt
 from timeviper_fast.inference.room import fitting_batch
-from timeviper_fast.inference.session import Chat, Session
+from timeviper_fast.inference.session import Session
 from timeviper_fast.inference.stream_file import read_stream, write_stream
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.fingerprint import state_of_weights

@@ -16,7 +16,7 @@ from timeviper_fast.synthetic.pen import SIDE
 from timeviper_fast.synthetic.pool import FramePool
 from timeviper_fast.synthetic.questions import DEFAULT_TASKS, Puzzle, draw_puzzle
 from timeviper_fast.synthetic.world import World
-from timeviper_fast.text.prompt import Message
+from timeviper_fast.text.messages import Message
 
 __all__ = ["SyntheticSource"]
 

@@ -12,14 +12,15 @@ tokens. Nobody ends a turn, or moves the vision tokens, by writing about such a 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from timeviper_fast.errors import ArgumentError, fail, is_integer
 from timeviper_fast.layout import VisualSpan
 from timeviper_fast.text.labels import LabelIds
+from timeviper_fast.text.messages import Message, check_turns, expect_unicode
 from timeviper_fast.text.template import (
     PLACEHOLDER,
     ChatTemplate,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
-    "Message",
     "Prompt",
     "build_prompt",
     "check_answered",
@@ -49,12 +49,7 @@ __all__ = [
 
 IGNORE_INDEX = -100  # torch's cross entropy skips these labels
 
-_ROLES = ("user", "assistant")
 _SWITCH = re.compile("/think|/no_think")
-
-# {"role": "user" or "assistant" (in front of them "system" once, where the template has one),
-# "content": text}
-Message = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -246,8 +241,8 @@ def conversation(
         ValueError: as `build_prompt` for these arguments.
     """
     messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
-    _check_turns(messages, open_answers, system=True)
-    _expect_unicode("answer_prefix", answer_prefix)
+    check_turns(messages, open_answers, system=True)
+    expect_unicode("answer_prefix", answer_prefix)
     if messages[-1]["role"] == "assistant" and messages[-1]["content"]:
         raise ArgumentError(
             "prompt",
@@ -265,7 +260,7 @@ def check_answered(messages: Sequence[Message]) -> None:
     Raises:
         ValueError: no messages, roles out of order, a blank question, or no answer at the end.
     """
-    _check_turns(messages)
+    check_turns(messages)
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
         raise ArgumentError("prompt", "messages", "end with an answer", "none to learn from")
 
@@ -307,7 +302,7 @@ def render_chat(messages: Sequence[Message], template: str = "nano_base") -> str
     """The conversation as text, without vision tokens. If the last turn is the user's (or an
     assistant's without content), the text ends with the header of the next answer."""
     chat = chat_template(template)
-    _check_turns(messages, chat.open_answers, system=True)
+    check_turns(messages, chat.open_answers, system=True)
     system, messages, think = _instructions(messages, chat, None)
     turns = _place_vision(messages, False, "", None, 1)
     return render(turns, chat, None, system=system, think=think).text
@@ -327,52 +322,6 @@ def stop_token_ids(
         if found is not None and tokenizer.convert_ids_to_tokens(found) == token:
             ids.add(found)
     return tuple(sorted(ids))
-
-
-def _check_turns(
-    messages: Sequence[Message], open_answers: bool = False, system: bool = False
-) -> None:
-    """Check messages; `system` allows a system message in front."""
-    if not isinstance(messages, (list, tuple)):
-        _refuse_question(type(messages).__name__)
-    if system and messages and _is_system(messages[0]):
-        _expect_unicode("system message", messages[0].get("content"))
-        messages = messages[1:]
-    if not messages:
-        raise ArgumentError("prompt", "question", "not be empty or blank", "no messages")
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            _refuse_question(f"{type(message).__name__} as turn {i}")
-        role, content = message.get("role"), message.get("content")
-        if role != _ROLES[i % 2]:
-            rule = "take turns, user first, then assistant"
-            raise ArgumentError("prompt", "messages", rule, f"{role!r} as turn {i}")
-        if not isinstance(content, str):
-            kind = type(content).__name__
-            raise ArgumentError("prompt", "content", "be a string", f"{kind} in turn {i}")
-        _expect_unicode("question" if role == "user" else "answer", content)
-        if role == "user" and not content.strip():
-            fail("prompt", "question", "not be empty or blank", content)
-        open_answer = role == "assistant" and not content and i < len(messages) - 1
-        if open_answer and not open_answers:
-            raise ArgumentError(
-                "prompt", "answer", "not be empty before the last turn", f"turn {i}"
-            )
-
-
-def _is_system(message: Any) -> bool:
-    return isinstance(message, Mapping) and message.get("role") == "system"
-
-
-def _expect_unicode(name: str, text: Any) -> None:
-    """Refuse lone surrogates: Python makes them of command-line bytes that are not UTF-8."""
-    if not isinstance(text, str) or any("\ud800" <= character <= "\udfff" for character in text):
-        fail("prompt", name, "be valid UTF-8 text", text)
-
-
-def _refuse_question(value: str) -> NoReturn:
-    rule = "be text, or a list of messages {role, content}"
-    raise ArgumentError("prompt", "question", rule, value)
 
 
 def _place_vision(
