@@ -172,7 +172,6 @@ MODULES = {
         "stream_file": "content_stage encode prefix request rows session_file tensor_file thinning",
         "stream": "answer bounded chat encode ended footage labelled plan prefix request room session "
         "stream_file",
-        "stream_file",
         "ask": "answer open request session",
     },
     "analysis": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -15,9 +15,6 @@ from timeviper_fast.stops import StopWatch
 from timeviper_fast.text.messages import Message
 from timeviper_fast.video import Progress
 
-if TYPE_CHECKING:
-    from timeviper_fast.inference.session import Session
-
 __all__ = ["Chat"]
 
 
@@ -28,11 +25,14 @@ class Chat:
     question, and reads the answer again as a part of the prompt: what was decoded never passed a
     compression stage, so going on from there would be another answer.
 
+    Args:
+        session: a `Session`; its module imports this one.
+
     Attributes:
         messages: what was said, as {"role", "content"}.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Any) -> None:
         self._session = session
         self.messages: list[Message] = []
         self._ids: list[int] = []
@@ -70,6 +70,7 @@ class Chat:
         with explained(session._network, "answering", frames, 1, max_new_tokens):
             ended = ended.after(session._embedded(ids[known:]))
         watch = StopWatch(session.model.device)
+        answer: Answer
         [answer] = session.answer(
             [prompt],
             asked,
