@@ -133,7 +133,7 @@ MODULES = {
     "embedded": {"__init__": "", "models": ""},
     "inference": {
         "__init__": "",
-        "facts": "",
+        "facts": "memory",
         "flow": "",
         "gpus": "",
         "memory": "content_stage flow",

@@ -28,6 +28,7 @@ from timeviper_fast.inference.memory import (
 from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.layout import Segment, VisualSpan
 from timeviper_fast.model.cache import AttentionState, HybridCache, MambaState
+from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.model.nemotron_h import Block
 from timeviper_fast.model.stack import Packing
 from timeviper_fast.model.vision.build import build_encoder
@@ -72,6 +73,17 @@ def test_weights_are_those_of_the_model(name):
     assert count.total - weights(tied).total == model.backbone.lm_head.weight.numel()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts_have_weights_that_stay_float32_and_weights_that_a_token_does_not_read(dtype):
+    config = replace(preset("tiny"), backbone=replace(WIDE, pattern="ME*E"), stages=())
+    network, count = TimeViperNetwork(config).to(dtype), weights(config)
+    tensors = [*network.parameters(), *network.buffers()]
+    assert count.total == sum(x.numel() for x in tensors)
+    assert count.nbytes(str(dtype).removeprefix("torch.")) == sum(x.nbytes for x in tensors)
+    one_expert = 2 * 448 * 320
+    assert [a - b for a, b in zip(count.layers, count.active)] == [0, 12 * one_expert] * 2
+
+
 def test_an_encoder_without_stored_positions_holds_them_all_the_same():
     vision = replace(preset("tiny").vision, kind="umt", resize="pillow13")
     config = replace(preset("tiny"), vision=vision)
@@ -91,11 +103,15 @@ WIDE = BackboneConfig(
     mamba_num_heads=16,
     mamba_head_dim=64,
     n_groups=1,
+    num_experts=16,
+    experts_per_token=4,
+    expert_size=320,
+    shared_expert_size=640,
 )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("pattern", ["-", "M", "*"])
+@pytest.mark.parametrize("pattern", ["-", "M", "*", "E"])
 def test_a_block_holds_at_most_its_bound(pattern, dtype):
     rows, backbone = 4096, replace(WIDE, pattern=pattern)
     config = replace(preset("tiny"), backbone=backbone, stages=())

@@ -16,10 +16,13 @@ from timeviper_fast.inference.flow import flow
 from timeviper_fast.inference.work import (
     decode_work,
     encoder_flops,
+    linear_flops,
     open_work,
     projector_flops,
     question_work,
 )
+from timeviper_fast.model.experts import MixtureOfExperts
+from timeviper_fast.model.initialize import init_weights
 from timeviper_fast.model.projector import Projector
 from timeviper_fast.model.vision.build import build_encoder
 from timeviper_fast.presets import preset
@@ -59,6 +62,18 @@ def test_a_question_has_the_linear_maps_that_hooks_count(name):
     attended = sum(4 * q * TEXT * stage.transferred for stage in told)
     out_and_query = 4 * d * q * TEXT * len(told)
     assert work.transfer == attended + out_and_query + 4 * d * kv * dropped
+
+
+@pytest.mark.parametrize("latent", [0, 24])
+def test_experts_have_the_flops_that_torch_counts(latent):
+    """Of a token's own experts and not of the others."""
+    made = {"num_experts": 8, "experts_per_token": 3, "expert_size": 20, "shared_expert_size": 28}
+    backbone = replace(preset("tiny").backbone, pattern="E", expert_latent_size=latent, **made)
+    layer = MixtureOfExperts(backbone)
+    init_weights(layer, seed=1)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        layer(torch.randn(1, 17, backbone.hidden_size), None, None)
+    assert counter.get_total_flops() == 17 * linear_flops(backbone, 0)
 
 
 def test_attention_counts_the_pairs_that_the_causal_mask_allows():

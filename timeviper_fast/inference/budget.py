@@ -81,7 +81,7 @@ class Needs:
         self.session = session_bytes(config, before, frames, dtype)
         self.fork = fork_bytes(config, before, frames, asked.text, asked.max_new_tokens, dtype)
         self.exact = {
-            "weights": weights(config).total * item_bytes(dtype),
+            "weights": weights(config).nbytes(dtype),
             "session": sum(self.session.values()),
             "forks": asked.questions * sum(self.fork.values()),
             "logits": logits_bytes(config, asked.questions, dtype),
@@ -132,8 +132,9 @@ def floors(asked: Asked, needs: Needs) -> dict[str, float]:
     assert gpu is not None
     numbers, asking = weights(config), asking_layer(config)
     vision = e * (numbers.vision + numbers.projector)
-    below = e * sum(numbers.layers[:asking])
-    above = e * (sum(numbers.layers[asking:]) + numbers.head)
+    # of experts, at least those of one token are read
+    below = e * sum(numbers.active[:asking])
+    above = e * (sum(numbers.active[asking:]) + numbers.head)
     session, fork = needs.session, needs.fork
     kv = session["kv"] + session["dropped_kv"]
     flops = {part: sum(work.values()) for part, work in work_of(asked).items()}

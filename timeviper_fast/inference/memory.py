@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import torch
 
-from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig, TimeViperConfig
+from timeviper_fast.config import ATTENTION, EXPERTS, MAMBA, BackboneConfig, TimeViperConfig
 from timeviper_fast.errors import fail
 from timeviper_fast.inference.content_stage import held_tokens
 from timeviper_fast.inference.flow import Flow, asking_layer, flow
+from timeviper_fast.model.experts import Router
 from timeviper_fast.model.model import TimeViperNetwork
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "encoder_bytes",
     "fork_bytes",
     "held_bytes",
+    "idle_numbers",
     "item_bytes",
     "logits_bytes",
     "question_bytes",
@@ -55,16 +57,20 @@ class Weights(NamedTuple):
         vision, projector: of the encoder and the projector, buffers included.
         embeddings: of the vocabulary's table.
         layers: of each layer of the LLM.
+        active: those of each layer that one token passes through: its experts, not the others.
         stages: of each compression stage, in order.
         head: of the final norm and the vocabulary head, without a weight that is tied to the table.
+        float32: how many of all these are float32 in a model of any dtype.
     """
 
     vision: int
     projector: int
     embeddings: int
     layers: tuple[int, ...]
+    active: tuple[int, ...]
     stages: tuple[int, ...]
     head: int
+    float32: int
 
     @property
     def llm(self) -> int:
@@ -73,6 +79,11 @@ class Weights(NamedTuple):
     @property
     def total(self) -> int:
         return self.vision + self.projector + self.llm
+
+    def nbytes(self, dtype: str) -> int:
+        """Bytes of all of them in a model of this dtype."""
+        e = item_bytes(dtype)
+        return self.total * e + self.float32 * (4 - e)
 
 
 @lru_cache(maxsize=32)
@@ -91,10 +102,23 @@ def weights(config: TimeViperConfig) -> Weights:
         count(model.vision),
         count(model.projector),
         count(llm.embeddings),
-        tuple(map(count, llm.layers)),
+        layers := tuple(map(count, llm.layers)),
+        tuple(n - idle_numbers(config.backbone, i) for i, n in enumerate(layers)),
         tuple(map(count, llm.transv)),
         head,
+        sum(
+            len(part.e_score_correction_bias) for part in llm.modules() if isinstance(part, Router)
+        ),
     )
+
+
+def idle_numbers(backbone: BackboneConfig, layer: int) -> int:
+    """Parameters of the experts of a layer that one token does not choose."""
+    if backbone.pattern[layer] != EXPERTS:
+        return 0
+    width = backbone.expert_latent_size or backbone.hidden_size
+    idle = backbone.num_experts - backbone.experts_per_token
+    return idle * 2 * width * backbone.expert_size
 
 
 def _kv_bytes(backbone: BackboneConfig, e: int) -> int:
@@ -255,11 +279,28 @@ def block_bytes(config: TimeViperConfig, rows: int, dtype: str = "bfloat16") -> 
     # the hidden layer before, inside and behind its activation
     mlp = 3 * backbone.intermediate_size
     attention = d + 3 * q + 2 * kv
-    numbers = {MAMBA: mamba, ATTENTION: attention}
+    numbers = {MAMBA: mamba, ATTENTION: attention, EXPERTS: _expert_numbers(backbone, e)}
     widest = max(numbers.get(kind, mlp) for kind in set(backbone.pattern))
     turned = 16 * q * rows if backbone.rope_theta else 0  # four float32 copies of the queries
     mixing = max(widest * e * rows, attention * e * rows + turned)
     return 2 * d * e * rows + mixing + _SCRATCH
+
+
+def _expert_numbers(backbone: BackboneConfig, e: int) -> int:
+    """Numbers of the model's dtype that a mixture of experts holds for each of its rows."""
+    d, k, hidden = backbone.hidden_size, backbone.experts_per_token, backbone.expert_size
+    width = backbone.expert_latent_size or d
+    wide = max(4, e) // e
+    # the row and its scores in float32
+    router = wide * (d + 3 * backbone.num_experts)
+    # rows by expert beside the hidden layer before and behind its activation, or beside results
+    routed = k * max(3 * width, width + 2 * hidden, 2 * width + hidden)
+    # results in the order of the tokens, their sum so far, the next one and the new sum
+    added = k * width + 3 * wide * width
+    shared = d + 2 * backbone.shared_expert_size
+    # weights, and int64 numbers of experts and of rows
+    chosen = 40 * k // e
+    return chosen + backbone.expert_latent_size + max(router, routed, added, shared)
 
 
 def encoder_bytes(config: TimeViperConfig, frames: int, dtype: str = "bfloat16") -> int:

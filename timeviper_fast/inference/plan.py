@@ -15,7 +15,7 @@ from timeviper_fast.errors import ArgumentError, fail
 from timeviper_fast.inference.budget import RESERVE, Asked, Needs, choices, floors, work_of
 from timeviper_fast.inference.flow import asking_layer
 from timeviper_fast.inference.gpus import Gpu, find_gpu
-from timeviper_fast.inference.memory import item_bytes, weights
+from timeviper_fast.inference.memory import weights
 from timeviper_fast.layout import Segment, VisualSpan, tokens_before_layer
 from timeviper_fast.stages import parse_stages
 from timeviper_fast.video.sampling import Policy, smaller
@@ -204,7 +204,7 @@ def check_plan(
     Raises:
         ArgumentError: as `plan`.
     """
-    held = weights(config).total * item_bytes(dtype)
+    held = weights(config).nbytes(dtype)
     device = Gpu("the device", max(memory_bytes, 0) + held)
     asked = Asked(
         config, frames, before, text, questions, max_new_tokens, dtype, device, chunk, frame_batch

@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import NamedTuple
 
-from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig, TimeViperConfig
+from timeviper_fast.config import ATTENTION, EXPERTS, MAMBA, BackboneConfig, TimeViperConfig
 from timeviper_fast.inference.flow import Dropping, Flow, flow
 
 __all__ = [
@@ -53,7 +53,7 @@ class Work(NamedTuple):
 
 
 def linear_flops(backbone: BackboneConfig, layer: int) -> int:
-    """FLOPs of a layer's linear maps for one token."""
+    """FLOPs of a layer's linear maps for one token; of experts, those that it passes through."""
     d, kind = backbone.hidden_size, backbone.pattern[layer]
     if kind == MAMBA:
         shared = 2 * backbone.n_groups * backbone.ssm_state_size
@@ -62,6 +62,11 @@ def linear_flops(backbone: BackboneConfig, layer: int) -> int:
     if kind == ATTENTION:
         q, kv = _widths(backbone)
         return 2 * d * (q + 2 * kv) + 2 * q * d
+    if kind == EXPERTS:
+        latent = backbone.expert_latent_size
+        router = d * backbone.num_experts + 2 * d * latent
+        routed = backbone.experts_per_token * (latent or d) * backbone.expert_size
+        return 2 * router + 4 * routed + 4 * d * backbone.shared_expert_size
     maps = 3 if backbone.family == "qwen2" else 2
     return 2 * maps * d * backbone.intermediate_size
 

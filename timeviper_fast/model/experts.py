@@ -124,8 +124,8 @@ class Experts(nn.Module):
             all_experts = torch.arange(len(self.up_proj), device=x.device)
             ends = torch.searchsorted(numbers, all_experts, right=True)
             run = self.grouped if _has_kernel(x) else self.looped
-            rows = run(x[order // chosen.shape[1]], ends)
-            each = rows[order.argsort()].unflatten(0, chosen.shape)
+            each = run(x[order // chosen.shape[1]], ends)[order.argsort()]
+            each = each.unflatten(0, chosen.shape)
         total = torch.zeros(x.shape, dtype=weights.dtype, device=x.device)
         for i in range(chosen.shape[1]):
             total = total + each[:, i] * weights[:, i, None]
