@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from timeviper_fast.inference.facts import model_facts
+from timeviper_fast.inference.memory import fork_bytes, weights
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.model.nemotron_h import HybridBackbone
 from timeviper_fast.presets import LLM_PRESETS, preset
@@ -30,6 +32,48 @@ def test_presets_have_the_published_size(name, parameters, attention_layers):
         model = HybridBackbone(config.backbone)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert config.backbone.layers_of("*") == attention_layers
+
+
+def c_radio_and_projector(width: int, inner: int, prefix: int, frames: int) -> int:
+    """Parameters of C-RADIO-H and of the projector, by the shapes of the released files."""
+    c, f, patch = 1280, 5120, 3 * 16 * 16
+    block = 4 * c + 3 * c * c + 3 * c + c * c + c + f * c + f + c * f + c
+    embedders = patch * c + (frames * patch * c if frames > 1 else 0)
+    tower = embedders + 128 * 128 * c + prefix * c + 32 * block
+    return tower + 4 * c + inner * 4 * c + width * inner
+
+
+@pytest.mark.parametrize(
+    ("name", "llm", "per_token", "whole"),
+    [
+        # 13.2e9 parameters, 26.4 GB
+        ("nemotron-nano-12b-v2-vl", 12_320_486_912, 12_320_486_912, 13_181_860_352),
+        # 31.6e9 parameters, 3.6e9 of them for a token; the whole model without audio
+        ("nemotron-3-nano-omni-30b-a3b", 31_577_937_344, 3_580_073_408, 32_391_461_824),
+    ],
+)
+def test_nvidias_video_models_have_the_sizes_of_their_files(name, llm, per_token, whole):
+    config = preset(name)
+    facts = model_facts(config)
+    assert facts["llm_parameters"] == llm
+    assert facts.get("llm_parameters_per_token", llm) == per_token
+    parts = config.backbone.hidden_size, config.projector.inner_size
+    clip = config.vision.clip_frames
+    tower = c_radio_and_projector(*parts, config.vision.register_tokens, clip)
+    assert facts["vision_parameters"] + facts["projector_parameters"] == tower
+    assert llm + tower == whole
+
+
+def test_the_12b_video_model_holds_what_its_card_and_its_window_imply():
+    """24.6 kB of keys and values for a token, 147 MB of scan states, 26.4 GB of weights."""
+    config = preset("nemotron-nano-12b-v2-vl")
+    plain = replace(config, stages=())
+    one, two = (fork_bytes(plain, 0, 1, 0, new) for new in (1, 2))
+    assert two["tails"] - one["tails"] == 24_576
+    rings = 28 * (config.backbone.conv_dim * 4 * 2 + 4)
+    assert one["states"] - rings == 146_800_640
+    assert round(weights(config).nbytes("bfloat16") / 1e9, 1) == 26.4
+    assert config.backbone.max_position_embeddings * 24_576 < 3.3e9
 
 
 def umt_and_projector(width: int) -> int:

@@ -173,9 +173,58 @@ FLASH = TimeViperConfig(
 )
 _FLASH_7B = replace(FLASH, backbone=_QWEN2_7B, repetition_penalty=1.05)
 
+# CLIP's means and deviations
+_C_RADIO_H = VisionConfig(
+    kind="radio",
+    image_size=512,
+    patch_size=16,
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    feature_layer=-1,
+    image_mean=(0.48145466, 0.4578275, 0.40821073),
+    image_std=(0.26862954, 0.26130258, 0.27577711),
+    resize="float",
+    register_tokens=16,
+    position_side=128,
+)
+# 256 tokens per frame, 30 % of which stay
+_NANO_VL_12B = TimeViperConfig(
+    backbone=replace(_NANO_12B, vocab_size=132096, eos_token_ids=(12,)),
+    vision=_C_RADIO_H,
+    projector=ProjectorConfig("pixel_shuffle_mlp", inner_size=20480),
+    stages=(CompressionStage(0, "content", 1.0, transfer=False, prune=0.7),),
+    template="nemotron_vl",
+    policy="linspace:fps=2:max=128",
+)
+# two frames make one patch
+_NANO_OMNI_30B = replace(
+    _NANO_VL_12B,
+    backbone=BackboneConfig(
+        hidden_size=2688,
+        pattern="MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",
+        num_attention_heads=32,
+        num_key_value_heads=2,
+        mamba_num_heads=64,
+        mamba_head_dim=64,
+        max_position_embeddings=262144,
+        eos_token_ids=(2, 11),
+        num_experts=128,
+        experts_per_token=6,
+        expert_size=1856,
+        shared_expert_size=3712,
+        expert_scale=2.5,
+    ),
+    vision=replace(_C_RADIO_H, clip_frames=2, register_tokens=10),
+    template="nemotron_omni",
+    policy="linspace:fps=1:max=512",
+)
+
 PRESETS = {
     "nemotron-nano-9b-v2": TimeViperConfig(stages=_TRANSV_9B),
     "nemotron-nano-12b-v2": TimeViperConfig(backbone=_NANO_12B),
+    "nemotron-nano-12b-v2-vl": _NANO_VL_12B,
+    "nemotron-3-nano-omni-30b-a3b": _NANO_OMNI_30B,
     "nemotron-h-8b": TimeViperConfig(backbone=_NEMOTRON_H_8B),
     "timeviper-qwen2.5-7b": TimeViperConfig(backbone=_QWEN2_7B, template="qwen2"),
     "videochat-flash-2b-448": FLASH,
@@ -189,7 +238,8 @@ PRESETS = {
 
 def preset(name: str) -> TimeViperConfig:
     """A named configuration: nemotron-nano-9b-v2 (TimeViper's, with its two TransV stages),
-    nemotron-nano-12b-v2, nemotron-h-8b, timeviper-qwen2.5-7b (its second LLM, without stages),
+    nemotron-nano-12b-v2, nemotron-nano-12b-v2-vl and nemotron-3-nano-omni-30b-a3b (as released,
+    with their pruning by content; the second without audio), nemotron-h-8b, timeviper-qwen2.5-7b (its second LLM, without stages),
     videochat-flash-2b-448, -7b-224, -7b-448 and -7b-internvideo2 (as released, without stages),
     tiny (for demos and tests), or tiny-trained (for training on the synthetic world on a CPU).
 
