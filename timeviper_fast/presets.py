@@ -239,9 +239,10 @@ PRESETS = {
 def preset(name: str) -> TimeViperConfig:
     """A named configuration: nemotron-nano-9b-v2 (TimeViper's, with its two TransV stages),
     nemotron-nano-12b-v2, nemotron-nano-12b-v2-vl and nemotron-3-nano-omni-30b-a3b (as released,
-    with their pruning by content; the second without audio), nemotron-h-8b, timeviper-qwen2.5-7b (its second LLM, without stages),
-    videochat-flash-2b-448, -7b-224, -7b-448 and -7b-internvideo2 (as released, without stages),
-    tiny (for demos and tests), or tiny-trained (for training on the synthetic world on a CPU).
+    with their pruning by content; the second without audio), nemotron-h-8b, timeviper-qwen2.5-7b
+    (its second LLM, without stages), videochat-flash-2b-448, -7b-224, -7b-448 and -7b-internvideo2
+    (as released, without stages), tiny (for demos and tests), or tiny-trained (for training on the
+    synthetic world on a CPU).
 
     Raises:
         ValueError: no such preset.

@@ -187,7 +187,7 @@ def vl_names(config: TimeViperConfig) -> NameMap:
     parts = {
         _TOWER: under("vision.", encoder_names(config.vision)),
         "mlp1.": under("projector.", _projector_names),
-        "language_model.": under("backbone.", llm_names()),
+        "language_model.": under("backbone.", llm_names(experts=config.backbone.num_experts)),
     }
 
     def translate(key: str) -> Sequence[Piece] | None:
