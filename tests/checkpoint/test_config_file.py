@@ -102,7 +102,7 @@ ADDED = {
             "num_experts",
             "shared_expert_size",
         ],
-        "vision": ["position_side"],
+        "vision": ["frame_grid", "position_side"],
         "projector": ["inner_size"],
         "stages": ["match", "prune"],
     },

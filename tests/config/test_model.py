@@ -59,6 +59,7 @@ WRONG: dict[type, list] = {
                           (1.0, 0.0), ("a", "b"), (0.0, math.nan), (math.inf, math.inf), ()],
     tuple[float, float, float]: [None, 0.5, "abc", (0.5, 0.5), [0.5] * 3, ("a", "b", "c"),
                                  (0.5, 0.5, math.inf), (0.5, 0.5, True)],
+    tuple[int, int] | None: [3, (3,), (2, 4, 6), (2, 3), (0, 2), (2.0, 4), (True, 2), [2, 4]],
     tuple[int, ...]: [2, None, ("x",), (-1,), (True,), (2.0,), [2]],
     tuple[CompressionStage, ...]: [None, 3, [], "uni_7_0.5"],
     torch.Tensor | None: [3, [0], torch.zeros(1, 0), torch.zeros(0).long(), torch.zeros(1, 2).long()],

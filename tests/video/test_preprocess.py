@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from tests.goldens import golden
+from tests.goldens import golden, manifest
+from timeviper_fast.config import VisionConfig
 from timeviper_fast.video import preprocess
 from timeviper_fast.video.preprocess import resize_bicubic, resize_float, resize_normalize
 
@@ -165,7 +166,7 @@ FRAME = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
         ({"std": (0.5, 0.0, 0.5)}, "std must be above 0, got"),
         (
             {"strategy": "zoom"},
-            "strategy must be one of naive, crop, letterbox, pillow13, float, got 'zoom'",
+            "strategy must be one of naive, crop, letterbox, pillow13, float, float_aspect, got 'zoom'",
         ),
     ],
 )
@@ -214,6 +215,13 @@ def test_float_resize_equals_the_recorded_one(case: int) -> None:
     rgb, want = stored[f"case{case}.frames"].permute(0, 2, 3, 1), stored[f"case{case}.square24"]
     got = resize_normalize(rgb, 24, *CLIP, "float")
     torch.testing.assert_close(got, want, rtol=0, atol=2e-6)
+    aspect = stored[f"case{case}.omni"]
+    row = manifest("nemotron_vl_resize")["cases"][case]
+    config = VisionConfig(
+        kind="radio", image_size=32, patch_size=4, position_side=8, resize="float_aspect"
+    ).seeing(row["rows"], row["cols"])
+    got = resize_normalize(rgb, config.frame_size, *CLIP, config.resize)
+    torch.testing.assert_close(got, aspect, rtol=0, atol=2e-6)
     # the 8-bit resize that other models need is another one
     assert (resize_normalize(rgb, 24, *CLIP) - want).abs().max() > 1e-3
 
@@ -225,5 +233,9 @@ def test_float_resize_keeps_the_overshoot_and_the_frames_apart() -> None:
     assert got.min() < 0
     assert got.max() > 255
     assert torch.equal(got[1:2], resize_float(rgb[1:2], 30, 40))
+    with pytest.raises(ValueError, match="size must be a height and a width that keep the frames'"):
+        resize_normalize(rgb, 24, strategy="float_aspect")
+    with pytest.raises(ValueError, match=r"size must be that of a square, got \(24, 32\)"):
+        resize_normalize(rgb, (24, 32))
     with pytest.raises(ValueError, match="resize_float: height and width must be at least 1 pixel"):
         resize_float(rgb, 0, 4)

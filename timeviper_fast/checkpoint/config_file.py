@@ -40,6 +40,7 @@ _ADDED: dict[str, dict[str, tuple[int, Any]]] = {
         "clip_frames": (3, 1),
         "register_tokens": (3, 0),
         "position_side": (4, 0),
+        "frame_grid": (4, None),
     },
     "projector": {"image_tokens": (3, None), "inner_size": (4, 0)},
     "config": {

@@ -105,13 +105,18 @@ def _tower(values: Mapping[str, Any], shapes: Shapes) -> VisionConfig:
     if sizes["num_attention_heads"] is None:
         rule = f"be one of {', '.join(_ENCODERS)}, or num_attention_heads be given beside args"
         fail(_FILE, "vision_config.args.model", rule, _args(told).get("model"))
+    target = told.get("video_target_num_patches")
+    size = values.get("force_image_size", 512)
+    if type(target) is int and target > 0:
+        size = isqrt(target) * sizes["patch_size"]
+    aspect = target is not None and told.get("video_maintain_aspect_ratio", True)
     return VisionConfig(
         kind="radio",
-        image_size=values.get("force_image_size", 512),
+        image_size=size,
         feature_layer=-1,
         image_mean=_triple(values.get("norm_mean", _CLIP_MEAN)),
         image_std=_triple(values.get("norm_std", _CLIP_STD)),
-        resize="float",
+        resize="float_aspect" if aspect else "float",
         **sizes,
     )
 

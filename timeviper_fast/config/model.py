@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from timeviper_fast.config.backbone import BackboneConfig
 from timeviper_fast.config.stage import CompressionStage, check_stages
@@ -76,6 +76,11 @@ class TimeViperConfig:
         if self.projector.merges and any(s.by_content and s.match == "place" for s in self.stages):
             rule = "have match='best' in a content stage: merged tokens have no fixed place"
             fail(owner, "stages", rule, "match='place'")
+
+    def seeing(self, height: int, width: int) -> TimeViperConfig:
+        """This model for frames of that size in pixels: see `VisionConfig.seeing`."""
+        vision = self.vision.seeing(height, width)
+        return self if vision is self.vision else replace(self, vision=vision)
 
     @property
     def clip_frames(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from timeviper_fast.errors import (
@@ -13,9 +14,11 @@ from timeviper_fast.errors import (
     SCALES,
     SIZE,
     TRIPLE,
+    Kind,
     expect,
     expect_one_of,
     fail,
+    is_integer,
 )
 
 __all__ = ["ProjectorConfig", "VisionConfig"]
@@ -23,7 +26,18 @@ __all__ = ["ProjectorConfig", "VisionConfig"]
 TokenOrder = Literal["raw", "ascending", "descending"]
 
 _KINDS = ("siglip", "dinov2", "umt", "internvideo2", "radio")
-_RESIZES = ("naive", "crop", "letterbox", "pillow13", "float")
+_RESIZES = ("naive", "crop", "letterbox", "pillow13", "float", "float_aspect")
+_GRID = Kind(
+    "be None or a pair of even integers above 0",
+    lambda v: (
+        v is None
+        or (
+            isinstance(v, tuple)
+            and len(v) == 2
+            and all(is_integer(side) and side > 0 and side % 2 == 0 for side in v)
+        )
+    ),
+)
 _PROJECTORS = ("gelu_mlp", "tome_mlp", "fused_tome_mlp", "pixel_shuffle_mlp")
 
 
@@ -39,7 +53,9 @@ class VisionConfig:
     block whose output is used, as an index into the list of blocks (negative from the end); later
     blocks are never built. `hidden_act` is "gelu" (exact, erf) or "gelu_pytorch_tanh". Images are
     resized by the strategy `resize` (video/preprocess.py names them) and scaled to [0, 1], then
-    (pixel - mean) / std.
+    (pixel - mean) / std. With "float_aspect" a frame keeps its aspect and has about as many patches
+    as a square of `image_size` pixels; `frame_grid` is then the rows and columns of patches of the
+    frames at hand, which `seeing` sets.
     """
 
     kind: str = "siglip"
@@ -58,6 +74,7 @@ class VisionConfig:
     clip_frames: int = 1
     register_tokens: int = 0
     position_side: int = 0
+    frame_grid: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         owner = "VisionConfig"
@@ -103,6 +120,43 @@ class VisionConfig:
         if self.kind == "radio" and self.image_size % self.patch_size:
             rule = f"be a multiple of patch_size ({self.patch_size}) for kind='radio'"
             fail(owner, "image_size", rule, self.image_size)
+        if self.resize == "float_aspect" and self.kind != "radio":
+            fail(owner, "kind", "be 'radio' for resize='float_aspect'", self.kind)
+        expect(owner, self, _GRID, "frame_grid")
+        if self.frame_grid and self.resize != "float_aspect":
+            fail(owner, "frame_grid", f"be None for resize={self.resize!r}", self.frame_grid)
+
+    def seeing(self, height: int, width: int) -> VisionConfig:
+        """This encoder for frames of that size in pixels; itself where all frames become a square.
+
+        For N patches in a square of `image_size` the grid has round(sqrt(N h / w)) rows and
+        round(sqrt(N w / h)) columns, halves to even. Odd sides grow to the next even number if the
+        grid then has at most N patches; otherwise they shrink.
+        """
+        if self.resize != "float_aspect":
+            return self
+        target = self.patches_per_side**2
+        sides = [round(math.sqrt(target * r)) for r in (height / width, width / height)]
+        grown = [side + side % 2 for side in sides]
+        if math.prod(grown) > target:
+            grown = [side - side % 2 for side in sides]
+        rows, columns = (max(side, 2) for side in grown)
+        return replace(self, frame_grid=(rows, columns))
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of a frame that is encoded, in pixels.
+
+        Raises:
+            ValueError: frames keep their aspect, and `seeing` has not been told their size.
+        """
+        if self.resize != "float_aspect":
+            return self.image_size, self.image_size
+        if self.frame_grid is None:
+            rule = "be known where frames keep their aspect (resize='float_aspect')"
+            fail("VisionConfig", "frame_grid", rule, None, "take config.seeing(height, width)")
+        rows, columns = self.frame_grid
+        return rows * self.patch_size, columns * self.patch_size
 
     @property
     def patches_per_side(self) -> int:
@@ -111,8 +165,8 @@ class VisionConfig:
 
     @property
     def patches_per_frame(self) -> int:
-        """Patch tokens of one frame."""
-        return self.patches_per_side**2
+        """Patch tokens of one frame; those of a square frame before `seeing`."""
+        return math.prod(self.frame_grid or (self.patches_per_side,) * 2)
 
     @property
     def frames_per_patch(self) -> int:

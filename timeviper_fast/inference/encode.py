@@ -48,7 +48,7 @@ class Pending(NamedTuple):
     """Frames that wait for their batch: what a stream's file stores.
 
     Attributes:
-        pixels: (k, 3, image_size, image_size) on the model's device, of its dtype.
+        pixels: (k, 3, height, width) on the model's device, of its dtype.
         seconds: (k,) float64 on the CPU.
     """
 
@@ -91,8 +91,7 @@ class FrameEncoder:
         self.taken = 0
         # a watch of the CPU does not synchronise a GPU
         self._watch = watch or StopWatch(torch.device("cpu"))
-        size = model.config.vision.image_size
-        shape = (self.frame_batch, 3, size, size)
+        shape = (self.frame_batch, 3, *model.config.vision.frame_size)
         self._pixels = torch.empty(shape, dtype=model.dtype, device=model.device)
         self._seconds = torch.empty(0, dtype=torch.float64)
 
@@ -180,7 +179,7 @@ class FrameEncoder:
         with self._watch.at("resize") as stop:
             pixels = resize_normalize(
                 rgb.to(model.device, non_blocking=True),
-                vision.image_size,
+                vision.frame_size,
                 vision.image_mean,
                 vision.image_std,
                 vision.resize,

@@ -70,6 +70,16 @@ class TimeViperNetwork(nn.Module):
         other.config = replace(self.config, stages=stages)
         return other
 
+    def seeing(self, height: int, width: int) -> TimeViperNetwork:
+        """This network for frames of that size in pixels, on the same weights; itself where all
+        frames become a square. `config` then counts their patches and tokens."""
+        config = self.config.seeing(height, width)
+        if config is self.config:
+            return self
+        other = copy.copy(self)
+        other.config = config
+        return other
+
     def set_image_size(self, size: int) -> None:
         """Take pictures of another size, in pixels per side; position embeddings are interpolated.
 

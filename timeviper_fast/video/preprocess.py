@@ -42,7 +42,7 @@ _BLOCK = 16
 
 def resize_normalize(
     rgb: Tensor,
-    size: int,
+    size: int | tuple[int, int],
     mean: Sequence[float] = (0.5, 0.5, 0.5),
     std: Sequence[float] = (0.5, 0.5, 0.5),
     strategy: str = "naive",
@@ -51,21 +51,23 @@ def resize_normalize(
 
     Args:
         rgb: (T, H, W, 3) uint8, any device.
-        size: pixels per side of the result.
+        size: pixels per side of the result; its height and width with "float" and "float_aspect".
         mean, std: per channel, in units of 0..1; the defaults are SigLIP's.
         strategy: "naive" stretches to the square and ignores the aspect ratio (upstream's default);
             "crop" resizes the shorter side, then cuts the centre; "letterbox" pads to a square with
             mean * 255, then resizes; "pillow13" stretches with the passes in the order of
-            Pillow 13; "float" stretches by `resize_float`.
+            Pillow 13; "float" stretches by `resize_float`; "float_aspect" does
+            too, to a height and width that keep the aspect (`VisionConfig.frame_size`).
 
     Returns:
-        (T, 3, size, size) float32 on the device of `rgb`.
+        (T, 3, height, width) float32 on the device of `rgb`.
 
     Raises:
         ValueError: an argument breaks its rule.
     """
     _expect_frames("resize_normalize", rgb)
-    _expect_sizes("resize_normalize", "size", (size,))
+    sides = size if isinstance(size, tuple) else (size, size)
+    _expect_sizes("resize_normalize", "size", sides)
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != 3:
             raise ArgumentError(
@@ -73,23 +75,33 @@ def resize_normalize(
             )
     if min(std) <= 0:
         raise ArgumentError("resize_normalize", "std", "be above 0", tuple(std))
+    if strategy == "float_aspect" and not isinstance(size, tuple):
+        rule = "be a height and a width that keep the frames' aspect for strategy='float_aspect'"
+        raise ArgumentError("resize_normalize", "size", rule, size)
+    if strategy in ("float", "float_aspect"):
+        return _normalised(resize_float(rgb, *sides), mean, std)
+    if sides[0] != sides[1]:
+        raise ArgumentError("resize_normalize", "size", "be that of a square", size)
+    size = sides[0]
     if strategy == "naive":
         pixels = resize_bicubic(rgb, size, size)
     elif strategy == "pillow13":
         height, width = rgb.shape[1:3]
         first = height > size and height - size > 2 * (width - size)
         pixels = resize_bicubic(rgb, size, size, vertical_first=first)
-    elif strategy == "float":
-        pixels = resize_float(rgb, size, size)
     elif strategy == "crop":
         pixels = _resize_then_crop(rgb, size)
     elif strategy == "letterbox":
         pixels = resize_bicubic(_pad_to_square(rgb, mean), size, size)
     else:
-        rule = "be one of naive, crop, letterbox, pillow13, float"
+        rule = "be one of naive, crop, letterbox, pillow13, float, float_aspect"
         raise ArgumentError("resize_normalize", "strategy", rule, repr(strategy))
+    return _normalised(pixels, mean, std)
+
+
+def _normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     shift, scale = (
-        torch.tensor(values, dtype=torch.float32, device=rgb.device).view(3, 1, 1)
+        torch.tensor(values, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
         for values in (mean, std)
     )
     return (pixels.to(torch.float32) / 255 - shift) / scale
