@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.goldens import golden, manifest
 from tests.inference.one_go import agree, digest
+from tests.nemotron_vl_directory import hub_directory
 from timeviper_fast import TimeViper
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.inference.generate import prefill
@@ -249,3 +251,61 @@ def test_a_lead_and_a_system_message_stand_in_front_of_the_first_label(model):
         session.ask(told)
     options = {"policy": "fps:1", "max_new_tokens": 4, **OPTIONS}
     assert model.ask(FRAMES[:3], told, **options).token_ids
+
+
+# what the recorded prompts are written with: the marks are the only special tokens
+RECORDED = byte_tokenizer(("<image>", "<img>", "</img>"))
+SECONDS = [33 * index / 1000 for index in (0, 15, 30, 45, 60, 75)]
+CONTENT = CompressionStage(0, "content", 1.0, transfer=False, prune=0.75)
+DROPPING = tuple(
+    CompressionStage(stage["layer"], stage["select"], stage["keep"], transfer=False)
+    for stage in manifest("interleaved_stages")["stages"]
+)
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> TimeViper:
+    path = hub_directory(tmp_path_factory.mktemp("released") / "m")
+    model = TimeViper.from_pretrained(path)
+    model.config = replace(model.config, template="nemotron_vl_joined")
+    model.tokenizer = RECORDED
+    return model
+
+
+def recorded_session(released, stages):
+    """The recorded frames as a stream of announced length, a session from then on."""
+    stream = released.stream(frames=6, stages=stages, chunk=48, frame_batch=4)
+    frames = golden("nemotron_vl_generate")["frames"]
+    for number, second in enumerate(SECONDS):
+        stream.push(frames[number], [second])
+    return stream.now()
+
+
+@pytest.mark.parametrize(
+    ("run", "stages"),
+    [("full", ()), ("evs", (CONTENT,)), ("plain", DROPPING), ("after_evs", (CONTENT, *DROPPING))],
+)
+def test_recorded_frames_to_recorded_tokens(released, tmp_path, run, stages):
+    """From uint8 frames through labels and stages to six tokens, also from the session's file."""
+    data = golden("nemotron_vl_generate" if run in ("full", "evs") else "interleaved_stages")
+    session = recorded_session(released, stages)
+    session.save(tmp_path / "a.session")
+    for one in (session, released.load_session(tmp_path / "a.session")):
+        said = one.ask("What moves?", max_new_tokens=6)
+        assert list(said.token_ids) == data[f"{run}.generated"].tolist()
+        read = one.read(Question("What moves?", max_new_tokens=6))
+        want = data[f"{run}.step_logits"][:1]
+        torch.testing.assert_close(read.logits, want, rtol=0, atol=2e-4)
+        records = [record for record in read.records if record.layer]
+        kept = torch.arange(records[0].tokens_before if records else 0)
+        for number, record in enumerate(records):
+            kept = kept[record.kept[0]]
+            assert torch.equal(kept, data[f"{run}.stage{number}.kept"])
+    # the last frame keeps no token, but its label and marks
+    if run == "evs":
+        assert torch.equal(read.kept[0], data["evs.mask"].nonzero()[:, 0])
+        assert 2.475 not in said.kept_seconds
+        ids = data["evs.input_ids"].tolist()
+        text = sum(token != 256 for token in ids)
+        prompt = one.prompt(Question("What moves?"))
+        assert one.ended.segment.text + len(prompt.after) == text
