@@ -24,7 +24,7 @@ def test_the_process_answers_until_it_is_stopped(home):
         KEY: "k",
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "timeviper_fast", *words, "--sample", "fps:1"],
+        [sys.executable, "-m", "timeviper_fast", *words, "--sample", "fps:1", *2 * ["--device", "cpu"]],
         stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
     try:
@@ -47,6 +47,7 @@ def test_the_process_answers_until_it_is_stopped(home):
         )
         assert response.json()["choices"][0]["message"]["content"] == alone.text
         assert httpx.get(f"{address}/v1/models").status_code == 401
+        assert httpx.get(f"{address}/health").json() == {"status": "ok"}
         process.send_signal(signal.SIGINT)
         log = process.communicate(timeout=20)[1]
         assert process.returncode == 130

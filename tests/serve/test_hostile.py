@@ -107,6 +107,8 @@ def urls(server, port: int) -> dict[str, tuple[str, int, str]]:
     ).encode()
     sdp = b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=video 9 RTP/AVP 96\r\n"
     hls = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{away}/a.ts\n#EXT-X-ENDLIST\n".encode()
+    named = b'{"__metadata__":{"format":"timeviper_fast.features"}}'
+    features = struct.pack("<Q", len(named)) + named
     return {
         "a parent": ("../secret.mp4", 403, "media_forbidden"),
         "an absolute path": ("/etc/passwd", 403, "media_forbidden"),
@@ -127,6 +129,7 @@ def urls(server, port: int) -> dict[str, tuple[str, int, str]]:
         "a playlist": (inline(hls), 400, "invalid_video"),
         "a hidden playlist": (inline(dash), 400, "invalid_video"),
         "a session description": (inline(sdp), 400, "invalid_video"),
+        "features": (inline(features), 400, "invalid_video"),
         "an archive": (inline(b"PK\x03\x04" + bytes(100)), 400, "invalid_video"),
         "large pictures": (inline(png(400), "image/png"), 400, "invalid_video"),
         "a table of milliards": (inline(bomb(film)), 400, "invalid_video"),

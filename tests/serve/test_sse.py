@@ -38,7 +38,7 @@ def test_pieces_then_the_end_and_the_numbers(model, media):
     worker.close()
 
     def make(pieces):
-        for piece in ("one", "two", None):
+        for piece in ("\n", " one", " \n", "two", "\n", "\n", None):
             pieces.put(piece)
 
     reply = reply_to(given.opening, stream_options={"include_usage": True})
@@ -48,7 +48,7 @@ def test_pieces_then_the_end_and_the_numbers(model, media):
     chunks = [json.loads(line[6:]) for line in lines]
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks[:-1]]
     assert deltas == [
-        {"role": "assistant", "content": ""}, {"content": "one"}, {"content": "two"}, {},
+        {"role": "assistant", "content": ""}, {"content": "one"}, {"content": " \ntwo"}, {},
     ]  # fmt: skip
     assert len({chunk["id"] for chunk in chunks}) == 1
     assert chunks[-2]["choices"][0]["finish_reason"] == answered.answer.finish

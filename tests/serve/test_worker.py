@@ -153,6 +153,8 @@ def test_one_of_a_batch_that_gives_up_does_not_end_the_others(worker, media):
     worker.start()
     assert jobs[0].done.result(20).answer.text == jobs[2].done.result(20).answer.text
     assert wrong(jobs[1]).status == 499
+    # they are done a moment before they are counted
+    wait_for(lambda: worker.counts["answers"] == 2)
 
 
 def test_a_video_that_nobody_waits_for_is_not_read_to_its_end(worker, model, tmp_path):
@@ -234,6 +236,22 @@ def test_the_end_fails_what_waits_and_what_is_answered(worker, media):
     late = job(media, "a.mp4")
     worker.submit(late)
     assert [(wrong(one).status, wrong(one).code) for one in (*jobs, late)] == [(503, "closing")] * 3
+
+
+def test_a_defect_fails_its_questions_and_the_next_ones_are_answered(worker, media):
+    answer = worker._answer
+
+    def broken(*_):
+        worker._answer = answer
+        raise KeyError("a defect")
+
+    worker._answer = broken
+    jobs = [job(media, "a.mp4"), job(media, "a.mp4")]
+    for one in jobs:
+        worker.submit(one)
+    worker.start()
+    assert [(wrong(one).status, wrong(one).code) for one in jobs] == [(500, "internal_error")] * 2
+    assert answer_after(worker, media)
 
 
 def test_places_are_given_back_once():

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from timeviper_fast.serve.faults import Fault, fault_of, invalid
 from timeviper_fast.serve.media import MediaRoot
 from timeviper_fast.serve.metrics import metrics_text
-from timeviper_fast.serve.protocol import Asked, Defaults, Reply, read_request
+from timeviper_fast.serve.protocol import Defaults, Reply, read_request
 from timeviper_fast.serve.sse import Pieces, events
 from timeviper_fast.serve.worker import Answered, Job, Places, Worker
 
@@ -160,15 +160,19 @@ class _Handlers:
             pieces = Pieces() if asked.stream else None
             on_text = None if pieces is None else pieces.put
             job = Job(media, asked.opening, asked.question, on_text)
+            # the text of a video is not kept while the question waits
+            asked = replace(asked, url="")
         except BaseException:
             give_back()
             raise
+        # Not when the client has read it: what a slow one leaves unread is the text of one answer,
+        # and connections are bounded.
         job.done.add_done_callback(lambda _: give_back())
         number = int(media.digest[:8], 16) % len(self.server.workers)
         watching = asyncio.create_task(_watched(request, job, ends))
         job.done.add_done_callback(_ender(watching))
         self.server.workers[number].submit(job)
-        return await _answered(job, Reply(_without_video(asked)), pieces)
+        return await _answered(job, Reply(asked), pieces)
 
     async def _body(self, request: Request, ends: float) -> bytes:
         """The body. A client that sends it slowly would keep others out of its place."""
@@ -180,11 +184,6 @@ class _Handlers:
                 raise Fault(408, "the body came too slowly", code="timeout") from None
             raise
         return body
-
-
-def _without_video(asked: Asked) -> Asked:
-    """The request without its video, which the answer's body does not need."""
-    return Asked(**{**vars(asked), "url": ""})
 
 
 async def _answered(job: Job, reply: Reply, pieces: Pieces | None) -> Response:

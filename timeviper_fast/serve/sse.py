@@ -15,14 +15,26 @@ __all__ = ["Pieces", "event", "events"]
 
 
 class Pieces:
-    """Pieces of an answer on their way from the worker's thread to the event loop."""
+    """Pieces of an answer on their way from the worker's thread to the event loop.
+
+    Together they are the answer's text, which has no blanks at its ends.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[str | None] = asyncio.Queue()
+        # blanks that are sent if more text follows; None before the first piece
+        self._blanks: str | None = None
 
     def put(self, piece: str | None) -> None:
-        """Add a piece, from any thread; None is the end."""
+        """Add a piece, from the worker's thread; None is the end, from any thread."""
+        if piece is not None:
+            text = piece.lstrip() if self._blanks is None else self._blanks + piece
+            piece = text.rstrip()
+            if not piece:
+                self._blanks = text or self._blanks
+                return
+            self._blanks = text[len(piece) :]
         try:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
         except RuntimeError:

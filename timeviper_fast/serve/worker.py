@@ -197,7 +197,12 @@ class Worker:
     def _work(self) -> None:
         with use_backend(self._backend) if self._backend else nullcontext():
             while (key := self._next()) is not None:
-                self._turn(key)
+                try:
+                    self._turn(key)
+                except Exception as error:
+                    # a defect here must not end the thread, which nobody would replace
+                    for job in [*self._current, *self._take(key, None)]:
+                        job.fail(self._fault(error, job))
 
     def _next(self) -> Key | None:
         """The video whose turn it is, once there is one; None at the end."""
@@ -219,7 +224,9 @@ class Worker:
     def _wanted(self, key: Key) -> Job | None:
         """A question about the video that somebody waits for; all others leave the queue."""
         with self._changed:
-            jobs = deque(job for job in self._turns.get(key, ()) if not job.done.done())
+            waiting = self._turns.get(key, deque())
+            jobs = deque(job for job in waiting if not job.done.done())
+            self.counts["left"] += len(waiting) - len(jobs)
             if jobs:
                 self._turns[key] = jobs
                 return jobs[0]
@@ -283,8 +290,10 @@ class Worker:
                 else:
                     self._answer(session, [job], held)
             return
+        left = sum(job.done.done() for job in jobs)
         self.counts["batches"] += 1
-        self.counts["answers"] += len(answers)
+        self.counts["left"] += left
+        self.counts["answers"] += len(answers) - left
         self.counts["tokens"] += sum(len(answer.token_ids) for answer in answers)
         for job, answer in zip(jobs, answers):
             tokens = session.ended.segment.length + len(session.prompt(job.question).after)
