@@ -35,10 +35,16 @@ def session(model, video):
     return model.open(video, policy="fps:1", chunk=16, frame_batch=5)
 
 
-def test_a_session_sees_what_a_reading_of_the_whole_prompt_sees(model, video, session) -> None:
+@pytest.mark.parametrize("stages", [None, "content:0.5,own"])
+def test_a_session_sees_what_a_reading_of_the_whole_prompt_sees(
+    model, video, session, stages
+) -> None:
+    if stages is not None:
+        session = model.open(video, policy="fps:1", chunk=16, frame_batch=5, stages=stages)
+    opening = replace(OPENING, stages=stages)
     said = session.ask(WHAT.question, max_new_tokens=4)
     looking = Looking(window=4)
-    whole = look_at(model, model.tokenizer, video, WHAT, said.token_ids, OPENING, looking)
+    whole = look_at(model, model.tokenizer, video, WHAT, said.token_ids, opening, looking)
     asked = look_asked(session, WHAT, said.token_ids, looking)
     assert asked.token_seconds.equal(whole.token_seconds)
     assert asked.frame_tokens == whole.frame_tokens

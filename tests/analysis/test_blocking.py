@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -19,9 +21,10 @@ ANSWER = torch.tensor([[5, 9, 2, 7]])
 LAYERS = len(PATTERN)
 
 
-def logits_of(backbone, chunk=7, together=True, texts=(TEXT,), front=FRONT, video=VIDEO):
+def logits_of(backbone, chunk=7, together=True, texts=(TEXT,), front=FRONT, video=VIDEO, each=0):
     """First logits, and those behind each token of a fixed answer, through a session's parts."""
-    prefill = read(backbone, front, video, chunk=chunk, pushes=5).read(texts, max_new_tokens=NEW)
+    ended = read(backbone, front, video, chunk=chunk, pushes=each or 5, each=each)
+    prefill = ended.read(texts, max_new_tokens=NEW)
     ids = ANSWER.expand(len(texts), -1)
     parts = [ids] if together else ids.split(1, dim=1)
     with torch.no_grad():
@@ -72,6 +75,19 @@ def test_with_stages_a_pass_without_a_cache_is_a_session(grade):
     with torch.no_grad():
         hidden, _ = view(torch.cat([FRONT, VIDEO, TEXT], 1), (SEGMENT,))
         torch.testing.assert_close(view.logits(hidden[:, -1]), logits_of(view)[:, 0])
+
+
+@pytest.mark.parametrize("grade", [None, *GRADES])
+def test_behind_a_content_stage_chunks_steps_and_one_pass_agree(grade):
+    content = CompressionStage(0, "content", 1.0, transfer=False, prune=0.5, match="best")
+    view = blocked_backbone(model((content, *STAGES)), Blocking(BOTH, 1, grade))
+    want = logits_of(view, None, each=4)
+    for chunk, together in ((7, True), (1, False)):
+        torch.testing.assert_close(logits_of(view, chunk, together, each=4), want)
+    with torch.no_grad():
+        segment = replace(SEGMENT, frame_tokens=4)
+        hidden, _ = view(torch.cat([FRONT, VIDEO, TEXT], 1), (segment,))
+        torch.testing.assert_close(view.logits(hidden[:, -1]), want[:, 0])
 
 
 @pytest.mark.parametrize(("rows_", "told"), [(BOTH, ()), (BOTH[:1], (2,)), (BOTH[1:], (0, 1))])

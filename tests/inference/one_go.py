@@ -85,12 +85,13 @@ def forced(model, records):
             del module._by_attention
 
 
-def read(model, front, vision, *, chunk, pushes, expected=True, batch=1) -> Ended:
-    """[front][vision] in pushes of any size."""
+def read(model, front, vision, *, chunk, pushes, expected=True, batch=1, each=0) -> Ended:
+    """[front][vision] in pushes of any size; a frame has `each` vision tokens."""
     announced = None
     if expected:
         span = VisualSpan(front.shape[1], vision.shape[1])
-        announced = Segment(span.stop, span if span.length else VisualSpan(0, 0))
+        vision_span = span if span.length else VisualSpan(0, 0)
+        announced = Segment(span.stop, vision_span, frame_tokens=each)
     prefix = Prefix(model, chunk=chunk, batch=batch, expected=announced)
     prefix.push(front, vision=False)
     for part in vision.split(pushes, dim=1):
