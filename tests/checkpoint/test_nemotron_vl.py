@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.goldens import golden
+from tests.goldens import golden, manifest
 from tests.model.common import runs_of
 from tests.nemotron_vl_directory import IDS, hub_config, hub_directory, hub_weights
 from timeviper_fast import TimeViper
@@ -184,3 +184,51 @@ def test_quantised_files_are_refused_by_their_list(tmp_path: Path) -> None:
 def test_without_pruning_there_is_no_stage(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(hub_config(video_pruning_rate=None)))
     assert read_config(tmp_path).stages == ()
+
+
+def omni_directory(path: Path, **vision: Any) -> Path:
+    """The recorded Omni in the layout of the hub; `vision` are keys of vision_config."""
+    about = manifest("omni_weights")["config"]
+    told = about["vision_config"]
+    tower = {"video_target_num_patches": 36, "video_temporal_patch_size": 2, "args": {}}
+    llm = about["llm_config"] | {"model_type": "nemotron_h", "eos_token_id": 11}
+    config = hub_config(
+        architectures=["NemotronH_Nano_Omni_Reasoning_V3"],
+        model_type="NemotronH_Nano_Omni_Reasoning_V3",
+        llm_config=llm,
+        vision_config={**tower, "num_attention_heads": told["num_attention_heads"], **vision},
+        projector_hidden_size=about["projector_hidden_size"],
+        force_image_size=512,
+        video_pruning_rate=0.5,
+    )
+    weights = golden("omni_weights") | {"sound_projection.norm.weight": torch.ones(4)}
+    hub_directory(path, weights, **config)
+    (path / "generation_config.json").write_text('{"eos_token_id": [2, 11]}')
+    return path
+
+
+@torch.no_grad()
+def test_tubelets_to_visual_tokens(tmp_path: Path) -> None:
+    model = TimeViper.from_pretrained(omni_directory(tmp_path / "m"))
+    config, run = model.config, golden("omni_vision")
+    assert (config.template, config.policy) == ("nemotron_omni", "linspace:fps=1:max=512")
+    assert (config.vision.register_tokens, config.vision.clip_frames) == (10, 2)
+    assert config.vision.resize == "float_aspect"
+    assert config.visual_tokens(7) == 4 * 9
+    frames = run["pixel_values_videos"]
+    # the last frame is repeated to fill its tubelet
+    frames = torch.cat([frames, frames[-1:]])
+    close(model.vision.start(model.vision.embed(frames, 2), 2), run["radio.embeddings"])
+    features = model.vision(frames)
+    close(features, run["radio.features"])
+    close(model.projector.merge(features), run["projector.input"])
+    close(model.encode(frames), run["video_embeds"])
+
+
+@pytest.mark.parametrize(("aspect", "tokens"), [(None, 8), (False, 9)])
+def test_frames_keep_their_aspect_or_not(tmp_path: Path, aspect: bool | None, tokens: int) -> None:
+    """4 x 8 patches of 36 at 16:9, or a square of 6 x 6."""
+    told = {} if aspect is None else {"video_maintain_aspect_ratio": aspect}
+    config = read_config(omni_directory(tmp_path / "m", **told)).seeing(72, 128)
+    assert config.visual_tokens(6) == 3 * tokens
+    assert config.frame_tokens(6) == tokens

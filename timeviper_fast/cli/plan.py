@@ -73,7 +73,7 @@ def plan(
         config = replace(config, stages=parse_stages(stages, config))
     count = frames or 0
     if video is not None:
-        count, policy = _frames_of(video, policy, config)
+        count, policy, config = _frames_of(video, policy, config)
     made = planner.plan(
         config,
         count,
@@ -91,15 +91,18 @@ def plan(
         _show(made, config)
 
 
-def _frames_of(video: str, policy: str | None, config: TimeViperConfig) -> tuple[int, str]:
-    """How many frames a policy chooses of a video, and the policy; no frame is decoded."""
+def _frames_of(
+    video: str, policy: str | None, config: TimeViperConfig
+) -> tuple[int, str, TimeViperConfig]:
+    """How many frames a policy chooses of a video, the policy, and the model for frames of that
+    size; no frame is decoded."""
     with importing():
         from timeviper_fast.cli.terminal import err, progress_bars
         from timeviper_fast.video import open_video
 
     with progress_bars(err) as progress, open_video(video, progress=progress) as source:
         chosen = "uniform:1" if source.is_image else policy or config.policy
-        return len(source.sample(chosen)), chosen
+        return len(source.sample(chosen)), chosen, config.seeing(*source.size)
 
 
 def _show(made: Plan, config: TimeViperConfig) -> None:

@@ -63,6 +63,7 @@ class Library:
         config, opening = self.model.config, self.opening
         with open_video(video, on_error=opening.on_error) as source:
             chosen = opening.of_model(config, source.is_image)
+            config = config.seeing(*source.size)
             assert chosen.policy is not None
             frames = len(source.sample(chosen.policy, start=chosen.start, end=chosen.end))
         dtype = str(self.model.dtype).removeprefix("torch.")

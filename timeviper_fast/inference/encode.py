@@ -35,7 +35,8 @@ class Encoded(NamedTuple):
     """One batch of encoded frames.
 
     Attributes:
-        tokens: (frames, n, d_model) on the model's device.
+        tokens: (frames, n, d_model) on the model's device; (tubelets, n, d_model) where a patch
+            holds several frames.
         seconds: (frames,) float64 on the CPU; fewer than tokens where the last clip is filled with
             copies of the last frame.
     """
@@ -86,6 +87,7 @@ class FrameEncoder:
     ) -> None:
         self.model, self.images, self._project = model, images, project
         self._clip = 1 if images else model.config.clip_frames
+        self._share = model.config.vision.frames_per_patch
         batch = frame_batch or (256 if model.device.type == "cuda" else 16)
         self.frame_batch = -(-batch // self._clip) * self._clip
         self.taken = 0
@@ -190,7 +192,8 @@ class FrameEncoder:
     @torch.no_grad()
     def _encoded(self, pixels: Tensor) -> Tensor:
         """Visual tokens (frames, n, d_model) of one batch."""
-        model, done = self.model, self.taken
+        model = self.model
+        done = self.taken if self.images else -(-self.taken // self._share)
         with self._watch.at("vision") as stop:
             features = model.vision(pixels, self.images)
             note_size(stop, features, done)

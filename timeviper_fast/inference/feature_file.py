@@ -72,10 +72,11 @@ def save_features(
         chosen = opening.of_model(model.config, source.is_image)
         assert chosen.policy is not None
         indices = source.sample(chosen.policy, start=chosen.start, end=chosen.end)
+        seen = model.seeing(*source.size)
         duration = source.span(chosen.start, chosen.end, chosen.policy).duration
         watch = StopWatch(model.device)
         options = (chosen.frame_batch, watch, progress)
-        parts = list(encode_video(model, source, indices, *options, project=False))
+        parts = list(encode_video(seen, source, indices, *options, project=False))
         told = {
             "name": source.name,
             "size": bytes_of(source.name),
@@ -86,6 +87,8 @@ def save_features(
             # a single frame is encoded as an image
             "images": len(indices) == 1,
         }
+        if seen is not model:
+            told["frame"] = source.size
     read = {name: getattr(chosen, name) for name in _OF_FRAMES}
     if not isinstance(chosen.policy, str):
         read["policy"] = None
@@ -134,6 +137,7 @@ class Features:
         seconds: (frames,) float64, when each is shown.
         duration: seconds of the part that was looked at.
         bytes: of the video; None where it was no file.
+        size: (height, width) of the video's frames in pixels; (1, 1) where the model takes none.
 
     Raises:
         ValueError: another version, vision encoder, merging or dtype, or a damaged file.
@@ -149,10 +153,12 @@ class Features:
             self.name, self.bytes, self.duration = (video[n] for n in ("name", "size", "duration"))
             self.is_image, self.lost_frames = video["is_image"], video["lost_frames"]
             self.notes, self._images = tuple(video["notes"]), bool(video["images"])
+            height, width = video.get("frame", (1, 1))
+            self.size: tuple[int, int] = int(height), int(width)
             frames = header.entries["seconds"].shape[0]
         except (KeyError, TypeError, ValueError) as error:
             self._refuse("describe itself in its header", f"a damaged one ({error!r})")
-        wanted = _entries(model, frames, self._images)
+        wanted = _entries(model.seeing(*self.size), frames, self._images)
         if header.entries != wanted:
             self._refuse(f"hold {wanted}", str(header.entries))
         with mapped(self._path) as tensors:
@@ -206,11 +212,13 @@ class Features:
         frames, clip = len(self.seconds), 1 if self._images else model.config.clip_frames
         batch = min(frame_batch or (256 if model.device.type == "cuda" else 16), frames)
         batch = -(-batch // clip) * clip
-        for first in range(0, len(self._features), batch):
-            merged = self._features[first : first + batch].to(model.device)
+        share = 1 if self._images else model.config.vision.frames_per_patch
+        for first in range(0, frames, batch):
+            part = slice(first // share, (first + batch) // share)
+            merged = self._features[part].to(model.device)
             with watch.at("project") as stop:
                 tokens = model.projector.project(merged)
-                note_size(stop, tokens, min(first + batch, frames))
+                note_size(stop, tokens, -(-min(first + batch, frames) // share))
             if progress is not None:
                 progress("frames", min(first + batch, frames), frames)
             yield Encoded(tokens, self.seconds[first : first + batch])
@@ -220,7 +228,9 @@ def _entries(model: TimeViperNetwork, frames: int, images: bool) -> dict[str, En
     """The tensors of a file of so many frames."""
     config = model.config
     clip = 1 if images else config.clip_frames
-    filled = -(-frames // clip) * clip
-    per_frame = config.visual_tokens(1) if images else config.tokens_per_frame
-    shape = (1, filled, per_frame, config.merged_size)
+    share = 1 if images else config.vision.frames_per_patch
+    # one entry per frame, or per tubelet
+    entries = -(-frames // clip) * clip // share
+    each = config.visual_tokens(1) if images else config.tokens_per_clip * share // clip
+    shape = (1, entries, each, config.merged_size)
     return {"features": Entry(FLOATS[model.dtype], shape), "seconds": Entry("F64", (frames,))}

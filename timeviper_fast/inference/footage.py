@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from torch import Tensor
@@ -22,12 +23,13 @@ class Footage:
         name: the source, as error messages print it.
         seconds: (frames,) float64, when each frame that was looked at is shown.
         duration: seconds of the part that was looked at.
-        tokens_per_frame: vision tokens of a frame.
+        tokens_per_frame: vision tokens of a frame, or of `tubelet` frames.
         clip: frames that are encoded or merged together.
         is_image: whether it is a single image.
         lost_frames, notes: as in `Answer`.
         repeated: how many frames are copies of the last one, by the sampling policy.
         size: what `bytes_of` says of it.
+        tubelet: frames that share their vision tokens, because each patch holds all of them.
     """
 
     name: str
@@ -40,14 +42,18 @@ class Footage:
     notes: tuple[str, ...] = ()
     repeated: int = 0
     size: int | None = None
+    tubelet: int = 1
 
     def token_seconds(self, tokens: int) -> Tensor:
         """(tokens,) the second of each vision token."""
         return token_seconds(self.seconds, self.counts(tokens), self.clip)
 
     def counts(self, tokens: int) -> list[int]:
-        """Vision tokens of each frame, copies that fill the last clip included."""
-        return [self.tokens_per_frame] * -(-tokens // self.tokens_per_frame)
+        """Vision tokens of each frame, copies that fill the last clip included; those of a tubelet
+        are shared out among its frames."""
+        each, share = self.tokens_per_frame, self.tubelet
+        edges = [each * i // share for i in range(share + 1)]
+        return [b - a for a, b in pairwise(edges)] * -(-tokens // each)
 
     def evidence(self, read: Prefill, row: int) -> Evidence | None:
         """Where the model looked for question `row` of those that were read together."""

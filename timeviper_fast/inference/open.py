@@ -90,7 +90,7 @@ class _Opener:
         watch: StopWatch,
         progress: Progress | None,
     ) -> None:
-        self.given, self.model = model, model.with_stages(stages)
+        self.given, self.model = model, model.with_stages(stages).seeing(*source.size)
         self.tokenizer, self.source = tokenizer, source
         self.opening, self.stages, self.watch, self.progress = opening, stages, watch, progress
 
@@ -143,6 +143,7 @@ class _Opener:
             notes=source.notes,
             repeated=int((times == times[-1]).sum()) - 1,
             size=source.bytes if isinstance(source, Features) else bytes_of(source.name),
+            tubelet=config.vision.frames_per_patch if len(indices) > 1 else 1,
         )
         return Session(
             self.given,

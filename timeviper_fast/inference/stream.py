@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from threading import Lock
@@ -86,7 +87,7 @@ class Stream:
         if announced is not None:
             # a stream's frames are those of a video, even if there is one
             clip = model.config.clip_frames
-            tokens = -(-announced // clip) * clip * model.config.tokens_per_frame
+            tokens = -(-announced // clip) * model.config.tokens_per_clip
             span = VisualSpan(len(before), tokens)
             expected = Segment(span.stop, span, frame_tokens=model.config.frame_tokens(2))
         self._prefix = Prefix(
@@ -252,6 +253,7 @@ class Stream:
             duration=float(seconds[-1] - seconds[0]) + step,
             tokens_per_frame=self._per_frame,
             clip=self.model.config.clip_frames,
+            tubelet=self.model.config.vision.frames_per_patch,
         )
 
     def _read(self, prefix: Prefix, part: Encoded, done: int) -> None:
@@ -264,15 +266,15 @@ class Stream:
         """Forget what the bound says; how many frames that were."""
         if self._bound is None:
             return 0
-        clip = self.model.config.clip_frames
+        clip, share = self.model.config.clip_frames, self.model.config.vision.frames_per_patch
         gone = self._bound.gone(self._seconds)
         # the tokens of a clip hold patches of all its frames: it goes as a whole
         clips, counts = (gone // clip).unique(return_counts=True)
         frames = (clips[counts == clip][:, None] * clip + torch.arange(clip)).flatten()
-        numbers = self._prefix.numbers[: len(self._seconds) * self._per_frame]
-        numbers = numbers.unflatten(0, (len(self._seconds), self._per_frame))
-        frames = frames[numbers[frames, -1] < self._prefix.through]
-        self._prefix.forget(numbers[frames].flatten())
+        shape = (len(self._seconds) // share, self._per_frame)
+        numbers = self._prefix.numbers[: math.prod(shape)].unflatten(0, shape)
+        frames = frames[numbers[frames // share, -1] < self._prefix.through]
+        self._prefix.forget(numbers[(frames // share).unique()].flatten())
         stays = torch.ones(len(self._seconds), dtype=torch.bool)
         stays[frames] = False
         self._seconds = self._seconds[stays]
@@ -302,8 +304,7 @@ class Stream:
         sizes = (frames, front, _TEXT, Question.max_new_tokens)
         held, chunk = self._prefix.nbytes, self.opening.chunk
         fitting_batch(self.model, *sizes, held=held, chunk=chunk, most=1)
-        tokens = config.clip_frames * config.tokens_per_frame
-        vision = -(-frames // config.clip_frames) * tokens
+        vision = -(-frames // config.clip_frames) * config.tokens_per_clip
         each = config.frame_tokens(2)
         whole = Segment(front + vision + 1, VisualSpan(front, vision), frame_tokens=each)
         try:

@@ -47,7 +47,9 @@ def vision_fingerprint(model: TimeViperNetwork) -> str:
     """That of all that a model's merged features depend on: the vision encoder, and how its patches
     are merged. Projector and LLM are not part of it."""
     vision, projector = model.config.vision, model.config.projector
-    merging = replace(projector, kind="tome_mlp") if projector.merges else None
+    merging: object = replace(projector, kind="tome_mlp") if projector.merges else None
+    if projector.shuffles:
+        merging = projector.kind
     return fingerprint(numbers_of(model.vision), vision, merging)
 
 
