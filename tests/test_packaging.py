@@ -20,6 +20,7 @@ from timeviper_fast import TimeViper
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("tvkernels", "timeviper_fast")
 MODEL = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+PAGE = ("client.js", "icon.svg", "index.html", "page.css", "page.js", "timeline.js")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,8 @@ def test_the_wheel_holds_both_packages_and_nothing_else(wheel):
         for package in PACKAGES
         for path in [*(ROOT / package).rglob("*.py"), ROOT / package / "py.typed"]
     }
-    assert names == sources | {f"timeviper_fast/embedded/tiny/{name}" for name in MODEL}
+    page = {f"timeviper_fast/serve/static/{name}" for name in PAGE}
+    assert names == sources | page | {f"timeviper_fast/embedded/tiny/{name}" for name in MODEL}
 
 
 def test_the_embedded_model_in_the_wheel_is_small_and_loads(wheel, tmp_path):
@@ -84,7 +86,7 @@ def test_the_wheel_says_what_it_needs(wheel):
     assert metadata["License-Expression"] == "Apache-2.0"
     assert set(metadata["Requires-Python"].split(",")) == {">=3.10", "<3.14"}
     assert set(metadata.get_all("Provides-Extra")) == {
-        "video", "vision", "train", "plot", "parquet", "ray", "serve", "evaluation", "test", "dev", "docs",
+        "video", "vision", "train", "plot", "parquet", "ray", "serve", "page", "evaluation", "test", "dev", "docs",
     }  # fmt: skip
     needs = metadata.get_all("Requires-Dist")
     assert "torch>=2.11" in needs

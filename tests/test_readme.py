@@ -37,7 +37,7 @@ PAGES = {
 TEXT = "\n".join(PAGES.values())
 COMMANDS = sorted(set(re.findall(r"^timeviper-fast .*$", TEXT.replace("\\\n", ""), re.M)))
 # these take minutes, or wait: their options are checked, and the commands have tests of their own
-LONG = (" needle ", " held-out ", " train-tiny ", " watch ", " serve ")
+LONG = (" needle ", " held-out ", " train-tiny ", " watch ", " serve ", " --page")
 
 
 # a run in two steps, under the name that the pages use

@@ -21,6 +21,7 @@
     evidence_table.py  where the model looked, scored
     analyse.py     what each layer looks at
     demo.py        the embedded model on a video whose answers are known
+    page.py        the same in a browser
     output.py      a file that takes an answer
     terminal.py    lines, tables, progress bars, answers
 

@@ -11,6 +11,8 @@ import typer
 
 from timeviper_fast.cli.app import VIDEO_HELP, Json, named
 from timeviper_fast.cli.interrupt import importing
+from timeviper_fast.cli.page import serve_page
+from timeviper_fast.cli.serve import expect_libraries
 from timeviper_fast.embedded.models import TINY
 from timeviper_fast.errors import VideoError, expect_folder, fail
 from timeviper_fast.inference.request import Request
@@ -50,32 +52,80 @@ def demo(
         typer.Option(help="Another seed: another video and other questions; default: 0.", min=0),
     ] = None,
     as_json: Json = False,
+    page: Annotated[
+        bool, typer.Option("--page", help="Ask in a browser, at this machine alone.")
+    ] = False,
+    media_root: Annotated[
+        str | None,
+        typer.Option(
+            help="With --page: folder whose videos are listed; default: where it is written.",
+            callback=named,
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="With --page; 0: one that is free; default: 8000."),
+    ] = None,
 ) -> None:
     """Ask the small trained model of the package about a video of the synthetic world.
 
     Its answers are compared with the true ones; exit code 1 says that one is wrong. It can also be
-    asked about a VIDEO of your own, but it knows the synthetic world alone.
+    asked about a VIDEO of your own, but it knows the synthetic world alone. With --page you ask.
     """
+    written = {"directory": directory, "seconds": seconds, "seed": seed}
+    if page:
+        _refuse("without --page", video=video, question=question, as_json=as_json or None)
+        expect_libraries(page=True)
+    else:
+        _refuse("with --page", media_root=media_root, port=port)
+    if media_root is not None:
+        _refuse("without --media-root", **written)
     if question is not None and video is None:
         fail("demo", "question", "be given with a video", question)
     with importing():
         from timeviper_fast.demo import DemoVideo
 
+    if media_root is not None:
+        serve_page(media_root, 8000 if port is None else port, {})
+        return
     if video is not None:
-        for name, value in (("directory", directory), ("seconds", seconds), ("seed", seed)):
-            if value is not None:
-                fail("demo", name, "be given without a video of your own", value)
+        _refuse("without a video of your own", **written)
         asked = _QUESTION if question is None else question
         _ask(video, Request(asked, max_new_tokens=_TOKENS), as_json)
         return
     directory = _DIRECTORY if directory is None else directory
     expect_folder("demo", "directory", directory)
     made = DemoVideo(0 if seed is None else seed, 64 if seconds is None else seconds)
+    if page:
+        _serve(made, Path(directory), 8000 if port is None else port)
+        return
     wrong = _ask_and_check(made, Path(directory), as_json)
     if wrong:
         count = "an answer is" if wrong == 1 else f"{wrong} answers are"
         typer.echo(f"timeviper-fast: {count} wrong", err=True)
         raise typer.Exit(1)
+
+
+def _refuse(rule: str, **given: object) -> None:
+    """Refuse whatever is given of some options."""
+    for name, value in given.items():
+        if value is not None:
+            fail("demo", name, f"be given {rule}", value)
+
+
+def _serve(made: DemoVideo, directory: Path, port: int) -> None:
+    """Write the demo's video, and let people ask about it in a browser."""
+    with importing():
+        from timeviper_fast.cli.terminal import err, progress_bars
+
+    path = _path(made, directory)
+    with progress_bars(err) as progress:
+        made.write(path, partial(progress, "video"))
+    serve_page(str(directory), port, {path.name: [question.text for question in made.questions]})
+
+
+def _path(made: DemoVideo, directory: Path) -> Path:
+    return directory / f"demo-{made.seed}-{made.seconds}s.mp4"
 
 
 def _ask(video: str, request: Request, as_json: bool) -> None:
@@ -156,5 +206,5 @@ def _video(
             made.frames(),
             f"No file is written: {error.fault}. The video is an array: {length}.",
         )
-    path = directory / f"demo-{made.seed}-{made.seconds}s.mp4"
+    path = _path(made, directory)
     return made.write(path, progress), f"{path}: {length}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,11 +31,13 @@ from timeviper_fast.inference.request import Opening, Question
 if TYPE_CHECKING:
     from timeviper_fast.timeviper import TimeViper
 
-__all__ = ["KEY", "serve"]
+__all__ = ["KEY", "LOCAL_NAMES", "expect_libraries", "serve"]
 
 # the environment variable of the key
 KEY = "TIMEVIPER_API_KEY"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+# of this machine in requests, where an IPv6 address has brackets
+LOCAL_NAMES = frozenset({*_LOOPBACK, "[::1]"})
 _GB, _MB = 10**9, 10**6
 
 
@@ -69,6 +72,9 @@ def serve(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Most tokens that a request may ask for.")
     ] = 1024,
+    page: Annotated[
+        bool, typer.Option("--page", help="Show a page to browsers, at /; it lists the videos.")
+    ] = False,
     policy: Sample = None,
     stages: StagesText = None,
     salvage: Salvage = False,
@@ -97,10 +103,11 @@ def serve(
     )
     Question("?", max_new_tokens)
     with importing():
-        _expect_libraries()
+        expect_libraries(page=page)
         from timeviper_fast.serve.app import Server
         from timeviper_fast.serve.listen import Listener
         from timeviper_fast.serve.media import MediaRoot
+        from timeviper_fast.serve.page import Page
         from timeviper_fast.serve.protocol import Defaults
         from timeviper_fast.serve.worker import Places, Worker
     upload = int(_positive("max_upload_mb", max_upload_mb) * _MB)
@@ -110,9 +117,11 @@ def serve(
     media = MediaRoot(media_root, upload)
     models = _models(model, devices or [None], dtype, quiet)
     workers = [Worker(one, kept, backend, pixels) for one in models]
-    hosts: frozenset[str] = frozenset() if key else frozenset({*_LOOPBACK, "[::1]"})
+    hosts: frozenset[str] = frozenset() if key else LOCAL_NAMES
+    # the embedded model has learnt from single questions
+    shown = Page(remember=model != TINY) if page else None
     defaults = Defaults(name or _public(model), opening, max_new_tokens)
-    server = Server(workers, media, defaults, Places(queue), seconds, key, hosts)
+    server = Server(workers, media, defaults, Places(queue), seconds, key, hosts, page=shown)
     Listener(server, host, port, "warning" if quiet else "info").run()
 
 
@@ -152,12 +161,13 @@ def _key(host: str) -> str:
     return key
 
 
-def _expect_libraries() -> None:
-    try:
-        import fastapi  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        remedy = "install timeviper-fast[serve]"
-        raise ArgumentError(
-            "serve", "FastAPI and uvicorn", "be installed", "none", remedy
-        ) from error
+def expect_libraries(*, page: bool) -> None:
+    """Raise an ArgumentError unless what the server needs is installed, and what its page needs."""
+    needed = {
+        "FastAPI and uvicorn": ("fastapi", "uvicorn"),
+        **({"Pillow": ("PIL",)} if page else {}),
+    }
+    for name, packages in needed.items():
+        if any(find_spec(package) is None for package in packages):
+            remedy = f"install timeviper-fast[{'page' if page else 'serve'}]"
+            raise ArgumentError("serve", name, "be installed", "none", remedy)

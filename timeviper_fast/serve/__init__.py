@@ -7,6 +7,9 @@ sessions.py  videos that were read, kept by their bytes
 worker.py    one model in its own thread, and the questions that wait for it
 metrics.py   counts in Prometheus' text form
 sse.py       an answer that is sent while it is made
+library.py   the videos under the media folder, listed
+film.py      facts, plan and frames of a video for the page
+page.py      the page, which lies in static/, and its routes
 app.py       the HTTP application
 listen.py    where it listens, and how it ends
 """

@@ -15,9 +15,10 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from timeviper_fast.serve.faults import Fault, fault_of, invalid
+from timeviper_fast.serve.faults import Fault, fault_of, invalid, too_long
 from timeviper_fast.serve.media import MediaRoot
 from timeviper_fast.serve.metrics import metrics_text
+from timeviper_fast.serve.page import PAGE_FILES, Page, PageRoutes
 from timeviper_fast.serve.protocol import Defaults, Reply, read_request
 from timeviper_fast.serve.sse import Pieces, events
 from timeviper_fast.serve.worker import Answered, Job, Places, Worker
@@ -31,6 +32,8 @@ _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 _log = logging.getLogger(__name__)
+# paths that need no key
+_OPEN = {"/health", *PAGE_FILES}
 # of a body, beside the video's base64
 _WORDS = 1 << 20
 
@@ -49,6 +52,7 @@ class Server:
         body_seconds: the longest time in which a request's body comes.
         hosts: names of this host that requests may use, so that a web page whose own name leads
             here cannot ask; empty for all.
+        page: for people with a browser; None serves none.
     """
 
     workers: Sequence[Worker]
@@ -59,6 +63,7 @@ class Server:
     key: str = ""
     hosts: frozenset[str] = frozenset()
     body_seconds: float = 60.0
+    page: Page | None = None
 
     @property
     def most_bytes(self) -> int:
@@ -85,6 +90,17 @@ def make_app(server: Server) -> FastAPI:
     app.add_api_route("/v1/models/{name:path}", handlers.model)
     app.add_api_route("/health", handlers.health)
     app.add_api_route("/metrics", lambda: _metrics(server, statuses))
+    if server.page is not None:
+        routes = PageRoutes(
+            server.page,
+            server.media,
+            server.defaults,
+            server.seconds,
+            server.workers[0],
+            needs_key=bool(server.key),
+            read=handlers.body,
+        )
+        routes.mount(app)
     for kind in (Fault, 404, 405):
         app.add_exception_handler(kind, _faulty)
     app.add_middleware(_Guard, server=server, statuses=statuses)
@@ -153,7 +169,7 @@ class _Handlers:
         ends = time.monotonic() + self.server.seconds
         give_back = self.server.places.take()
         try:
-            body = await self._body(request, ends)
+            body = await self.body(request, ends)
             asked = await asyncio.to_thread(read_request, body, self.server.defaults)
             del body
             media = await _in_time(asyncio.to_thread(self.server.media.find, asked.url), ends)
@@ -174,7 +190,7 @@ class _Handlers:
         self.server.workers[number].submit(job)
         return await _answered(job, Reply(asked), pieces)
 
-    async def _body(self, request: Request, ends: float) -> bytes:
+    async def body(self, request: Request, ends: float) -> bytes:
         """The body. A client that sends it slowly would keep others out of its place."""
         soon = time.monotonic() + self.server.body_seconds
         try:
@@ -217,7 +233,7 @@ async def _watched(request: Request, job: Job, ends: float) -> None:
     try:
         await asyncio.wait_for(_gone(request), max(0.0, ends - time.monotonic()))
     except asyncio.TimeoutError:
-        job.fail(_too_long())
+        job.fail(too_long())
     else:
         job.fail(_left())
 
@@ -231,15 +247,11 @@ async def _in_time(work: Awaitable[Any], ends: float) -> Any:
     try:
         return await asyncio.wait_for(work, max(0.0, ends - time.monotonic()))
     except asyncio.TimeoutError:
-        raise _too_long() from None
+        raise too_long() from None
 
 
 def _left() -> Fault:
     return Fault(499, "the client has left", code="client_left")
-
-
-def _too_long() -> Fault:
-    return Fault(504, "it took longer than this server's time limit", code="timeout")
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -271,12 +283,12 @@ async def _body(request: Request, most: int) -> bytes:
 def _expect_friend(request: Request, server: Server) -> None:
     """Refuse a request without the key, or by another name of this host than it answers to.
 
-    Whether the server is well everybody may know.
+    Whether the server is well everybody may know, and the page's files, which ask for the key.
     """
     if server.hosts and _host(request) not in server.hosts:
         raise Fault(403, "this server does not answer to that host name", code="unknown_host")
     # not request.url: it is made from the host that the client names, which may hold a path
-    if not server.key or request.scope["path"] == "/health":
+    if not server.key or request.scope["path"] in _OPEN:
         return
     kind, _, given = request.headers.get("authorization", "").partition(" ")
     same = hmac.compare_digest(given.strip().encode(), server.key.encode())

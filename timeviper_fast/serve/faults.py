@@ -8,7 +8,7 @@ import torch
 
 from timeviper_fast.errors import VideoError
 
-__all__ = ["Fault", "fault_of", "invalid"]
+__all__ = ["Fault", "fault_of", "invalid", "too_long"]
 
 # characters of a message: a value of the request may have millions
 _LONGEST = 1000
@@ -61,6 +61,11 @@ def invalid(param: str, rule: str, value: object = None, *, code: str = "invalid
     """The fault of a field that breaks its rule."""
     got = "" if value is None else f", got {_short(value)}"
     return Fault(400, f"{param} must {rule}{got}", param=param, code=code)
+
+
+def too_long() -> Fault:
+    """The fault of a request whose time is over."""
+    return Fault(504, "it took longer than this server's time limit", code="timeout")
 
 
 def fault_of(error: Exception, path: str = "", name: str = "the video") -> Fault:

@@ -15,7 +15,7 @@ from threading import Lock
 from urllib.parse import unquote, urlsplit
 
 from timeviper_fast.errors import ArgumentError
-from timeviper_fast.serve.faults import Fault, invalid
+from timeviper_fast.serve.faults import Fault, fault_of, invalid
 
 __all__ = ["Media", "MediaRoot"]
 
@@ -50,6 +50,13 @@ class Media:
     def source(self) -> Path | bytes:
         """What `TimeViper.open` takes."""
         return self.data if self.path is None else self.path
+
+    def fault(self, error: Exception) -> Fault:
+        """What a client is told of an error while this was read or asked about."""
+        if self.path is None:
+            # what came in a request is opened as "bytes"
+            return fault_of(error, "bytes:", "the video:")
+        return fault_of(error, str(self.path), self.name)
 
     def check_unchanged(self) -> None:
         """Raise a Fault if the file is another than the one whose digest was taken."""

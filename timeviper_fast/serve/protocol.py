@@ -14,7 +14,7 @@ from timeviper_fast.inference.request import Opening, Question, Sampling
 from timeviper_fast.serve.faults import Fault, invalid
 from timeviper_fast.serve.worker import Answered
 
-__all__ = ["Asked", "Defaults", "Reply", "read_request"]
+__all__ = ["Asked", "Defaults", "Reply", "read_object", "read_request"]
 
 # fields that change nothing here
 _IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
@@ -117,13 +117,7 @@ def read_request(body: bytes, defaults: Defaults) -> Asked:
     Raises:
         Fault: it breaks a rule; the first that is found is told.
     """
-    try:
-        # json would take UTF-16 and UTF-32, too
-        given = json.loads(body.decode(), parse_constant=_no_constant, object_pairs_hook=_unique)
-    except (ValueError, RecursionError):
-        raise invalid("body", "be JSON in UTF-8", code="invalid_json") from None
-    if not isinstance(given, dict):
-        raise invalid("body", "be a JSON object", code="invalid_json")
+    given = read_object(body)
     fields = _Fields({k: v for k, v in given.items() if k not in _IGNORED})
     name = fields.need("model", TEXT)
     if name != defaults.name:
@@ -146,6 +140,22 @@ def read_request(body: bytes, defaults: Defaults) -> Asked:
     own.end()
     fields.end()
     return Asked(name, url, question, opening, stream, with_usage, evidence)
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body.
+
+    Raises:
+        Fault: it is no JSON, or another value than an object.
+    """
+    try:
+        # json would take UTF-16 and UTF-32, too
+        given = json.loads(body.decode(), parse_constant=_no_constant, object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        raise invalid("body", "be JSON in UTF-8", code="invalid_json") from None
+    if not isinstance(given, dict):
+        raise invalid("body", "be a JSON object", code="invalid_json")
+    return given
 
 
 def _no_constant(name: str) -> None:
@@ -308,6 +318,10 @@ class Reply:
             "frames": len(answer.frame_seconds),
             "duration": answered.duration,
             "held": answered.held,
+            "stops": {
+                "video": [asdict(stop) for stop in answered.opened],
+                "question": [asdict(stop) for stop in answer.stops],
+            },
             "stages": [asdict(stage) for stage in answer.stages],
             "kept_seconds": sorted(set(answer.kept_seconds)),
             "lost_frames": answer.lost_frames,

@@ -15,9 +15,10 @@ from typing import Literal
 from timeviper_fast.inference.answer import Answer
 from timeviper_fast.inference.request import Opening, Question
 from timeviper_fast.inference.session import Session
-from timeviper_fast.serve.faults import Fault, fault_of
+from timeviper_fast.serve.faults import Fault
 from timeviper_fast.serve.media import Media
 from timeviper_fast.serve.sessions import Key, Sessions
+from timeviper_fast.stops import Stop
 from timeviper_fast.timeviper import TimeViper
 from timeviper_fast.video.bound import bounded
 from tvkernels import use_backend
@@ -40,12 +41,14 @@ class Answered:
         prompt_tokens: of the video and all text.
         duration: seconds of the video, or of its part.
         held: whether the video had been read before.
+        opened: time and size of the stops on the way to the session; see `Session.stops`.
     """
 
     answer: Answer
     prompt_tokens: int
     duration: float
     held: bool
+    opened: tuple[Stop, ...] = ()
 
 
 @dataclass(eq=False)
@@ -150,7 +153,7 @@ class Worker:
         backend: Literal["reference", "triton"] | None = None,
         most_pixels: int = MOST_PIXELS,
     ) -> None:
-        self._most_pixels = most_pixels
+        self.most_pixels = most_pixels
         self.model, self.sessions, self._backend = model, Sessions(session_bytes), backend
         self.counts: Counter[str] = Counter()
         self._turns: OrderedDict[Key, deque[Job]] = OrderedDict()
@@ -261,7 +264,7 @@ class Worker:
                 raise _Left
 
         media = job.media
-        with bounded(self._most_pixels):
+        with bounded(self.most_pixels):
             session = self.model.open(media.source, **vars(job.opening), progress=progress)
         media.check_unchanged()
         # on a GPU, its memory is for the video whose turn it is
@@ -297,7 +300,7 @@ class Worker:
         self.counts["tokens"] += sum(len(answer.token_ids) for answer in answers)
         for job, answer in zip(jobs, answers):
             tokens = session.ended.segment.length + len(session.prompt(job.question).after)
-            job.succeed(Answered(answer, tokens, session.footage.duration, held))
+            job.succeed(Answered(answer, tokens, session.footage.duration, held, session.stops))
 
     def _asked(self, session: Session, jobs: list[Job]) -> list[Answer]:
         """Answers, unless everybody leaves: that is seen at each token."""
@@ -318,10 +321,7 @@ class Worker:
         return answers
 
     def _fault(self, error: Exception, job: Job) -> Fault:
-        # what came in a request is opened as "bytes"
-        path = str(job.media.path or "bytes:")
-        name = job.media.name if job.media.path else "the video:"
-        fault = fault_of(error, path, name)
+        fault = job.media.fault(error)
         if fault.status >= 500:
             _log.error("a question failed", exc_info=error)
         self.counts["faults"] += 1
