@@ -326,3 +326,23 @@ def test_the_watch_names_stages_as_users_count():
         model = build(stages, built)
         prefill(model, prompt(14), segment, max_new_tokens=1, watch=watch)
         assert f"prefill: uniform stage before {name}" in watch.stops
+
+
+def test_labels_of_frames_are_text_that_every_layer_sees():
+    labelled = replace(NINE_B, template="nemotron_vl")
+    plain, made = plan(NINE_B, 500), plan(labelled, 500)
+    assert (plain.labels, made.labels) == (0, 20 * 500)
+    assert [b - a for a, b in zip(plain.tokens, made.tokens)] == [made.labels] * len(made.tokens)
+    # as many tokens in front of the video cost the same
+    in_front = plan(NINE_B, 500, before=20 + made.labels)
+    assert (made.exact, made.flops, made.need) == (in_front.exact, in_front.flops, in_front.need)
+    exact = plan(labelled, 500, label=17)
+    assert exact.labels == 17 * 500
+    # fewer frames have fewer labels: the remedy counts them
+    window = labelled.backbone.max_position_embeddings
+    with pytest.raises(ValueError, match="frames fit") as refused:
+        plan(labelled, window)
+    most = int(re.search(r"at most ([\d,]+) frames", str(refused.value))[1].replace(",", ""))
+    assert plan(labelled, most).tokens
+    with pytest.raises(ValueError, match="frames"):
+        plan(labelled, most + 1)

@@ -111,7 +111,8 @@ def _show(made: Plan, config: TimeViperConfig) -> None:
         from timeviper_fast.cli.terminal import out, print_table, say
 
     asked = f"{made.frames:,} frames, {made.questions} x {made.text} + {made.max_new_tokens} tokens"
-    say(out, f"{asked} of text, {made.dtype}\n")
+    labels = f" and {made.labels:,} in the frames' labels" * (made.labels > 0)
+    say(out, f"{asked} of text{labels}, {made.dtype}\n")
     print_table(out, ("layers", "tokens that enter"), _token_rows(made))
     say(out, "")
     print_table(out, ("work", "TFLOP", "linear", "attention", "floor"), _work_rows(made))

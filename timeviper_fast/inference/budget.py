@@ -52,10 +52,18 @@ class Asked:
     gpu: Gpu | None
     chunk: int | None
     frame_batch: int | None
+    label: int = 0
 
     def __post_init__(self) -> None:
         item_bytes(self.dtype)
-        least = {"frames": 1, "before": 0, "text": 1, "questions": 1, "max_new_tokens": 1}
+        least = {
+            "frames": 1,
+            "label": 0,
+            "before": 0,
+            "text": 1,
+            "questions": 1,
+            "max_new_tokens": 1,
+        }
         for name in ("chunk", "frame_batch"):
             if getattr(self, name) is not None:
                 least[name] = 1
@@ -63,6 +71,16 @@ class Asked:
             value = getattr(self, name)
             if not (is_integer(value) and value >= number):
                 fail("plan", name, f"be an integer of {number} or more", value)
+
+    @property
+    def labels(self) -> int:
+        """Text tokens of all labels of frames; frames that are encoded together share one."""
+        return self.label * -(-self.frames // self.config.clip_frames)
+
+    @property
+    def front(self) -> int:
+        """Text tokens in front of the video and between its frames: they pass the same layers."""
+        return self.before + self.labels
 
 
 def choices(asked: Asked) -> Iterator[tuple[bool, int, int]]:
@@ -76,7 +94,7 @@ class Needs:
     """Bytes of a request, of which only those of `of` depend on what is chosen."""
 
     def __init__(self, asked: Asked) -> None:
-        config, before, frames, dtype = asked.config, asked.before, asked.frames, asked.dtype
+        config, before, frames, dtype = asked.config, asked.front, asked.frames, asked.dtype
         self.asked = asked
         self.session = session_bytes(config, before, frames, dtype)
         self.fork = fork_bytes(config, before, frames, asked.text, asked.max_new_tokens, dtype)
@@ -103,10 +121,10 @@ class Needs:
         encoder = encoder_bytes(config, encoded, dtype)
         rows = min(chunk, self.opened_rows)
         block, waiting = block_bytes(config, rows, dtype), waiting_bytes(config, rows, dtype)
-        given = (self.asked.before, self.asked.frames, self.asked.text, chunk)
+        given = (self.asked.front, self.asked.frames, self.asked.text, chunk)
         question = question_bytes(config, *given, dtype, on_host)
         if not on_host:
-            waiting += held_bytes(config, self.asked.before, self.asked.frames, dtype)
+            waiting += held_bytes(config, self.asked.front, self.asked.frames, dtype)
         idle = self.exact["forks"] + self.exact["logits"]
         opening = max(encoder, block) + waiting - idle
         bound = {"encoder": encoder, "block": block, "waiting": waiting, "question": question}
@@ -114,7 +132,7 @@ class Needs:
 
 
 def work_of(asked: Asked) -> dict[str, dict[str, int]]:
-    config, before, frames = asked.config, asked.before, asked.frames
+    config, before, frames = asked.config, asked.front, asked.frames
     below, above = question_work(config, before, frames, asked.text)
     step = decode_work(config, before, frames, asked.text)
     return {
@@ -138,7 +156,7 @@ def floors(asked: Asked, needs: Needs) -> dict[str, float]:
     session, fork = needs.session, needs.fork
     kv = session["kv"] + session["dropped_kv"]
     flops = {part: sum(work.values()) for part, work in work_of(asked).items()}
-    text, upper = question_work(config, asked.before, asked.frames, asked.text)
+    text, upper = question_work(config, asked.front, asked.frames, asked.text)
 
     def floor(work: float, moved: float) -> float:
         return max(work / gpu.flops, moved / gpu.bandwidth)

@@ -18,6 +18,7 @@ from timeviper_fast.inference.gpus import Gpu, find_gpu
 from timeviper_fast.inference.memory import weights
 from timeviper_fast.layout import Segment, VisualSpan, tokens_before_layer
 from timeviper_fast.stages import parse_stages
+from timeviper_fast.text.template import chat_template
 from timeviper_fast.video.sampling import Policy, smaller
 
 __all__ = ["Plan", "check_plan", "most", "plan", "prompt_lengths"]
@@ -83,6 +84,7 @@ class Plan:
     Attributes:
         frames: of the video.
         before, text: text tokens in front of the video, and of each question behind it.
+        labels: text tokens of the labels of all frames.
         questions: in flight together.
         max_new_tokens: of each answer.
         dtype: of the model.
@@ -108,6 +110,7 @@ class Plan:
     frames: int
     before: int
     text: int
+    labels: int
     questions: int
     max_new_tokens: int
     dtype: str
@@ -145,6 +148,7 @@ def plan(
     *,
     before: int = 20,
     text: int = 60,
+    label: int | None = None,
     questions: int = 1,
     max_new_tokens: int = 256,
     dtype: str = "bfloat16",
@@ -163,6 +167,8 @@ def plan(
         config: of the model.
         frames: of the video.
         before, text: text tokens in front of the video, and of each question.
+        label: text tokens of a frame's label; None: an estimate where the chat template labels
+            frames, else 0.
         questions: in flight together.
         max_new_tokens: of each answer.
         dtype: of the model, by name.
@@ -175,10 +181,11 @@ def plan(
             the memory; it has the numbers, and remedies that fit.
     """
     found = None if gpu is None else find_gpu(gpu)
-    asked = Asked(
-        config, frames, before, text, questions, max_new_tokens, dtype, found, chunk, frame_batch
-    )
-    return _plan_or_refuse(asked, policy)
+    if label is None:
+        labels = chat_template(config.template).labels
+        label = 0 if labels is None else labels.estimate(config.clip_frames)
+    given = (config, frames, before, text, questions, max_new_tokens, dtype, found)
+    return _plan_or_refuse(Asked(*given, chunk, frame_batch, label), policy)
 
 
 def check_plan(
@@ -198,6 +205,7 @@ def check_plan(
     """As `plan`, for a model that is loaded already, on a device with `memory_bytes` to spare.
 
     Args:
+        before: text tokens in front of the video, those of its frames' labels included.
         memory_bytes: free besides the weights: what the driver reports free, and what torch has
             reserved and not allocated.
 
@@ -230,9 +238,9 @@ def _plan(asked: Asked) -> Plan:
     """The plan, or an ArgumentError of "prompt and answer" or of "memory" without remedies."""
     config = asked.config
     original = config.visual_tokens(asked.frames)
-    length = asked.before + original + asked.text
+    length = asked.front + original + asked.text
     each = config.frame_tokens(asked.frames)
-    segment = Segment(length, VisualSpan(asked.before, original), frame_tokens=each)
+    segment = Segment(length, VisualSpan(asked.front, original), frame_tokens=each)
     new = asked.max_new_tokens
     tokens = prompt_lengths(config.backbone, config.stages, segment, new)
     needs = Needs(asked)
@@ -254,6 +262,7 @@ def _plan(asked: Asked) -> Plan:
         asked.frames,
         asked.before,
         asked.text,
+        asked.labels,
         asked.questions,
         new,
         asked.dtype,

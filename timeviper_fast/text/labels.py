@@ -37,6 +37,12 @@ class FrameLabels:
     opens: str = "<img>"
     closes: str = "</img>"
 
+    @staticmethod
+    def estimate(group: int) -> int:
+        """About how many tokens a label of `group` frames has, marks included, by a tokenizer that
+        splits numbers into digits."""
+        return 6 + 14 * group
+
     def label(self, seconds: Sequence[float | None], first: int = 0) -> str:
         """The label of frames that are encoded together.
 
