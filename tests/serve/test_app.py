@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 from dataclasses import replace
 
 import httpx2 as httpx
 import openai
 import pytest
+from PIL import Image
 
 from tests.serve.common import KEY, body, client_of, messages, running, served, wait_for
 
@@ -68,6 +70,20 @@ def test_a_video_in_the_request_is_the_same_video(client, root):
     assert reply.timeviper["held"]
     assert set(reply.timeviper["evidence"]) > {"spans"}
     assert "evidence" not in same.timeviper
+
+
+def test_an_image_is_a_video_of_one_frame(client, model):
+    data = io.BytesIO()
+    Image.new("RGB", (64, 48), "red").save(data, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+    parts = [{"type": "text", "text": "Which"}, {"type": "image_url", "image_url": {"url": url}}]
+    parts.append({"type": "text", "text": "colour?"})
+    reply = client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": parts}], max_tokens=6
+    )
+    alone = model.ask(data.getvalue(), "Which\ncolour?", max_new_tokens=6)
+    assert reply.choices[0].message.content == alone.text
+    assert reply.timeviper["frames"] == 1
 
 
 def test_a_stream_is_the_same_answer_in_pieces(client):
