@@ -215,7 +215,7 @@ _NANO_OMNI_30B = replace(
         shared_expert_size=3712,
         expert_scale=2.5,
     ),
-    vision=replace(_C_RADIO_H, clip_frames=2, register_tokens=10),
+    vision=replace(_C_RADIO_H, clip_frames=2, register_tokens=10, resize="float_aspect"),
     template="nemotron_omni",
     policy="linspace:fps=1:max=512",
 )

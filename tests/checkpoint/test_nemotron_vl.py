@@ -18,6 +18,7 @@ from timeviper_fast.checkpoint.load import read_config
 from timeviper_fast.config import CompressionStage, ProjectorConfig
 from timeviper_fast.inference.generate import decode, prefill
 from timeviper_fast.layout import Segment
+from timeviper_fast.presets import preset
 from timeviper_fast.video.preprocess import resize_normalize
 
 TOWER = "vision_model.radio_model."
@@ -112,6 +113,61 @@ def test_before_the_weights_are_there_sizes_are_those_of_the_config(tmp_path: Pa
     assert (vision.hidden_size, vision.intermediate_size, vision.num_blocks) == (1280, 5120, 32)
     assert (vision.num_attention_heads, vision.register_tokens) == (16, 16)
     assert (config.projector.inner_size, config.tokens_per_frame) == (20480, 256)
+
+
+# llm_config of the two released models, as far as it is known
+NANO = {
+    "vocab_size": 132096,
+    "hidden_size": 5120,
+    "intermediate_size": 20480,
+    "hybrid_override_pattern": "M-M-M-M*" + 5 * "-M-M-M-M*" + "-M-M-M-M-",
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "mamba_num_heads": 128,
+    "mamba_head_dim": 80,
+    "n_groups": 8,
+    "ssm_state_size": 128,
+    "max_position_embeddings": 131072,
+    "eos_token_id": 12,
+}
+OMNI = NANO | {
+    "vocab_size": 131072,
+    "hidden_size": 2688,
+    "intermediate_size": 15680,
+    "hybrid_override_pattern": 5 * "MEMEM*E" + "MEMEMEM*E" + "MEMEMEME",
+    "num_attention_heads": 32,
+    "num_key_value_heads": 2,
+    "mamba_num_heads": 64,
+    "mamba_head_dim": 64,
+    "n_routed_experts": 128,
+    "num_experts_per_tok": 6,
+    "moe_intermediate_size": 1856,
+    "moe_shared_expert_intermediate_size": 3712,
+    "routed_scaling_factor": 2.5,
+    "max_position_embeddings": 262144,
+    "eos_token_id": [2, 11],
+}
+VIT_H = {"args": {"model": "vit_huge_patch16_224"}}
+TUBELETS = {"video_target_num_patches": 1024, "video_temporal_patch_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "llm", "vision"),
+    [
+        ("nemotron-nano-12b-v2-vl", NANO, VIT_H),
+        ("nemotron-3-nano-omni-30b-a3b", OMNI, VIT_H | TUBELETS),
+        ("nemotron-3-nano-omni-30b-a3b", OMNI, {"args": VIT_H["args"] | TUBELETS}),
+    ],
+)
+def test_the_released_configs_are_the_presets(
+    tmp_path: Path, name: str, llm: dict[str, Any], vision: dict[str, Any]
+) -> None:
+    sizes = {"patch_size": 16, "force_image_size": 512, "projector_hidden_size": 20480}
+    told = hub_config(vision_config=vision, video_pruning_rate=0.7, **sizes)
+    told["llm_config"] = {"model_type": "nemotron_h", **llm}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    assert read_config(tmp_path) == preset(name)
 
 
 def test_the_vocabulary_is_that_of_the_files(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.training.common import CONFIG, pixels, samples, tiny, turns
-from timeviper_fast.config import CompressionStage, ProjectorConfig
+from timeviper_fast.config import CompressionStage, ProjectorConfig, VisionConfig
 from timeviper_fast.dataset.sample import Sample
 from timeviper_fast.text.prompt import build_prompt
 from timeviper_fast.training.loss import packed_forward
@@ -222,3 +224,14 @@ def test_frames_that_fill_no_clip_are_refused():
     model = tiny(projector=ProjectorConfig(num_tokens=4, merge_heads=4, clip_frames=2))
     with pytest.raises(ValueError, match="pixels must have whole clips of 2 frames, got 3 frames"):
         embed_packed(model, [Sample(turns("a", "b"), pixels=pixels(3))])
+
+
+def test_patches_of_several_frames_are_not_trained():
+    model = tiny()
+    vision = VisionConfig(
+        kind="radio", image_size=64, patch_size=16, position_side=4, clip_frames=2
+    )
+    model.config = replace(model.config, vision=vision)
+    words = r"embed_packed: vision\.clip_frames must be 1 for training .*, got 2"
+    with pytest.raises(NotImplementedError, match=words):
+        embed_packed(model, samples())

@@ -15,6 +15,7 @@ from timeviper_fast.checkpoint.mapping import NameMap, Piece, under
 from timeviper_fast.checkpoint.nemotron_h import backbone_config_from_hf, llm_names
 from timeviper_fast.checkpoint.qwen2 import token_ids
 from timeviper_fast.config import (
+    EXPERTS,
     BackboneConfig,
     CompressionStage,
     ProjectorConfig,
@@ -22,6 +23,7 @@ from timeviper_fast.config import (
     VisionConfig,
 )
 from timeviper_fast.errors import SHARE, CheckpointError, fail, not_built
+from timeviper_fast.presets import PRESETS
 
 __all__ = ["ARCHITECTURES", "check_vl", "vl_config", "vl_names"]
 
@@ -33,10 +35,9 @@ _SERVED: dict[str, tuple[Any, ...]] = {
     "downsample_ratio": (0.5,),
 }
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-# sizes of the encoders that args.model names
-_ENCODERS = {"vit_huge_patch16_224": dict(zip(_SIZES, (1280, 5120, 32, 16), strict=True))}
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_NANO, _OMNI = (PRESETS[n] for n in ("nemotron-nano-12b-v2-vl", "nemotron-3-nano-omni-30b-a3b"))
+# the encoders that args.model names
+_ENCODERS = {"vit_huge_patch16_224": _NANO.vision}
 _SCALE = re.compile(re.escape(_TOWER) + r"model\.blocks\.\d+\.ls[12](\.\w+)?")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -70,14 +71,13 @@ def vl_config(
             not_built(_FILE, "quantization_config", rule, part["quantization_config"])
     backbone = _backbone(values, generation, shapes)
     inner = shapes.get("mlp1.1.weight", (values.get("projector_hidden_size", 20480),))[0]
-    experts = "E" in backbone.pattern
-    return TimeViperConfig(
+    usual = _OMNI if EXPERTS in backbone.pattern else _NANO
+    return replace(
+        usual,
         backbone=backbone,
         vision=_tower(values, shapes),
         projector=ProjectorConfig(kind="pixel_shuffle_mlp", inner_size=inner),
         stages=_stages(values),
-        template="nemotron_omni" if experts else "nemotron_vl",
-        policy="linspace:fps=1:max=512" if experts else "linspace:fps=2:max=128",
         repetition_penalty=generation.get("repetition_penalty") or 1.0,
     )
 
@@ -105,20 +105,31 @@ def _tower(values: Mapping[str, Any], shapes: Shapes) -> VisionConfig:
     if sizes["num_attention_heads"] is None:
         rule = f"be one of {', '.join(_ENCODERS)}, or num_attention_heads be given beside args"
         fail(_FILE, "vision_config.args.model", rule, _args(told).get("model"))
-    target = told.get("video_target_num_patches")
-    size = values.get("force_image_size", 512)
+    usual = _tower_like(told)
+    size = values.get("force_image_size", usual.image_size)
+    target = _told(told, "video_target_num_patches")
     if type(target) is int and target > 0:
         size = isqrt(target) * sizes["patch_size"]
-    aspect = target is not None and told.get("video_maintain_aspect_ratio", True)
-    return VisionConfig(
-        kind="radio",
+    aspect = usual is _OMNI.vision and _told(told, "video_maintain_aspect_ratio") is not False
+    return replace(
+        usual,
         image_size=size,
-        feature_layer=-1,
-        image_mean=_triple(values.get("norm_mean", _CLIP_MEAN)),
-        image_std=_triple(values.get("norm_std", _CLIP_STD)),
+        image_mean=_triple(values.get("norm_mean", usual.image_mean)),
+        image_std=_triple(values.get("norm_std", usual.image_std)),
         resize="float_aspect" if aspect else "float",
         **sizes,
     )
+
+
+def _tower_like(told: Mapping[str, Any]) -> VisionConfig:
+    """The released encoder that has these keys: the older one has no target of patches."""
+    newer = _told(told, "video_target_num_patches") is not None
+    return (_OMNI if newer else _NANO).vision
+
+
+def _told(told: Mapping[str, Any], name: str) -> Any:
+    """A value of vision_config, which may also stand among its args."""
+    return told.get(name, _args(told).get(name))
 
 
 def _args(told: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -132,13 +143,11 @@ def _triple(value: Any) -> Any:
 
 def _told_sizes(values: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes of the encoder in config.json, or else those of the released one."""
-    known = _ENCODERS.get(str(_args(told).get("model")), {})
-    sizes = {name: told.get(name, known.get(name)) for name in _SIZES}
+    known = _ENCODERS.get(str(_args(told).get("model")))
+    sizes = {name: told.get(name, getattr(known, name, None)) for name in _SIZES}
     return sizes | {
-        "patch_size": values.get("patch_size", 16),
-        "clip_frames": told.get("video_temporal_patch_size", 1),
-        "register_tokens": 16,
-        "position_side": 128,
+        "patch_size": values.get("patch_size", _NANO.vision.patch_size),
+        "clip_frames": _told(told, "video_temporal_patch_size") or 1,
     }
 
 
@@ -154,7 +163,7 @@ def _stored_sizes(shapes: Shapes) -> dict[str, Any]:
         "num_hidden_layers": 1 + max(int(match[1]) for match in found if match),
         "patch_size": isqrt(inputs // 3),
         "clip_frames": video[1] // inputs,
-        "register_tokens": _shape(shapes, f"{stem}patch_generator.cls_token.token")[0],
+        "register_tokens": _shape(shapes, f"{stem}patch_generator.cls_token.token")[-2],
         "position_side": isqrt(_shape(shapes, f"{stem}patch_generator.pos_embed")[-2]),
     }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from timeviper_fast.dataset.sample import Sample
-from timeviper_fast.errors import ArgumentError, fail
+from timeviper_fast.errors import ArgumentError, fail, not_built
 from timeviper_fast.layout import Segment
 from timeviper_fast.text.prompt import Prompt, training_prompt
 from timeviper_fast.timeviper import TimeViper
@@ -66,6 +66,9 @@ def embed_packed(model: TimeViper, samples: Sequence[Sample]) -> PackedInputs:
     """
     if not samples:
         raise ArgumentError("embed_packed", "samples", "hold a sample", "none")
+    if model.config.vision.frames_per_patch > 1:
+        rule = "be 1 for training (patches of several frames are not trained)"
+        not_built("embed_packed", "vision.clip_frames", rule, model.config.vision.clip_frames)
     visual = _visual_tokens(model, samples)
     prompts = [sample_prompt(model, sample) for sample in samples]
     ids = [part for prompt in prompts for part in (prompt.before, prompt.after)]
