@@ -231,7 +231,7 @@ def test_patches_of_several_frames_are_not_trained():
     vision = VisionConfig(
         kind="radio", image_size=64, patch_size=16, position_side=4, clip_frames=2
     )
-    model.config = replace(model.config, vision=vision)
+    model.config = replace(model.config, vision=vision, projector=ProjectorConfig("gelu_mlp"))
     words = r"embed_packed: vision\.clip_frames must be 1 for training .*, got 2"
     with pytest.raises(NotImplementedError, match=words):
         embed_packed(model, samples())
