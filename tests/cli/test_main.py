@@ -53,7 +53,8 @@ def test_help_version_and_completion_import_nothing_heavy():
         ("ask v.mp4 What? --st", ["--start", "--stages", "--stream"]),
         ("ask v.mp4 What? --dtype b", ["bfloat16"]),
         ("ask v.mp4 What? --sample up", ["upstream"]),
-        ("info nemotron-nano", ["nemotron-nano-9b-v2", "nemotron-nano-12b-v2"]),
+        ("info nemotron-nano-9", ["nemotron-nano-9b-v2"]),
+        ("info nemotron-nano-12b-v2-", ["nemotron-nano-12b-v2-vl"]),
         ("info m", ["model/"]),
         # the shell completes file names where nothing is printed
         ("ask vid", []),
