@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from timeviper_fast.analysis.ask import look_asked, look_at
 from timeviper_fast.analysis.look import Looking
 from timeviper_fast.config import ProjectorConfig
 from timeviper_fast.inference.request import Opening, Question
+from timeviper_fast.text.byte_tokenizer import SPECIAL_TOKENS, byte_tokenizer
 from timeviper_fast.timeviper import TimeViper
 
 WHAT = Question("What moves?", max_new_tokens=4)
@@ -70,6 +72,26 @@ def test_a_session_sees_what_a_reading_of_the_whole_prompt_sees(
     assert [len(layer) for layer in told["layer_seconds"]] == [
         len(view.groups) for view in whole.view.layers
     ]
+
+
+def test_labels_between_frames_are_text_of_the_prompt(model, video) -> None:
+    labelled = copy.copy(model)
+    labelled.config = replace(model.config, template="nemotron_vl")
+    tokenizer = byte_tokenizer((*SPECIAL_TOKENS, "<img>", "</img>"))
+    labelled.tokenizer = tokenizer
+    whole = look_at(labelled, tokenizer, video, WHAT, (), OPENING, Looking(window=4))
+    first = whole.view.layers[0].groups
+    label = tokenizer.encode(
+        "</img>\nFrame 2 sampled at 1.00 seconds: <img>", add_special_tokens=False
+    )
+    starts = first.position[first.vision >= 0][::16]
+    assert starts.diff().tolist() == [16 + len(label)] * 7
+    said = labelled.ask(video, WHAT.question, policy="fps:1", max_new_tokens=4)
+    assert whole.token_seconds[::16].tolist() == list(said.frame_seconds)
+    # a session has the places of the rows that are left alone
+    session = labelled.open(video, policy="fps:1", chunk=16, frame_batch=5)
+    with pytest.raises(ValueError, match="segment must say where its vision tokens lie"):
+        look_asked(session, WHAT)
 
 
 def test_other_stages_are_looked_through(model, video) -> None:

@@ -83,6 +83,13 @@ def test_a_longer_plan_takes_the_rows_that_are_there(model, tmp_path):
     assert len(run(model, tmp_path, short)) == 6
 
 
+def test_a_template_that_labels_frames_is_refused(model, tmp_path, monkeypatch):
+    labelled = replace(model.config, template="nemotron_vl")
+    monkeypatch.setattr(model, "config", labelled)
+    with pytest.raises(ValueError, match="template must be one without labels of frames"):
+        run(model, tmp_path)
+
+
 def test_controls(model, tmp_path):
     controls = ("blind", "no-video", "needle-only", "uniform")
     plan = NeedlePlan(

@@ -309,3 +309,19 @@ def test_recorded_frames_to_recorded_tokens(released, tmp_path, run, stages):
         text = sum(token != 256 for token in ids)
         prompt = one.prompt(Question("What moves?"))
         assert one.ended.segment.text + len(prompt.after) == text
+
+
+def test_an_answer_that_thinks_keeps_it_apart(model):
+    session, heard = model.open(FRAMES[:3], **OPTIONS), []
+    said = session.ask("What?", think=True, max_new_tokens=6, on_text=heard.append)
+    # so few tokens of a random model do not end the thinking
+    assert (said.text, heard, said.finish) == ("", [], "length")
+    assert said.thinking == MARKS.decode(said.token_ids).strip()
+    switched = session.ask(["What? /think", "What?"], max_new_tokens=6)
+    assert (switched[0].thinking, switched[0].text) == (said.thinking, "")
+    assert (switched[1].thinking, switched[1].token_ids == said.token_ids) == ("", False)
+    with pytest.raises(ValueError, match="think must be True or False, got 1"):
+        session.ask("What?", think=1)
+    plain = labelled_model(template="nano_base")
+    with pytest.raises(ValueError, match="think must be left out for a model whose template"):
+        plain.ask(FRAMES[:3], "What?", think=False)

@@ -17,6 +17,7 @@ from timeviper_fast.inference.answer import check_tokenizer, speak, stop_ids_of
 from timeviper_fast.inference.encode import encode_video, token_seconds
 from timeviper_fast.inference.feature_file import Features, is_feature_file
 from timeviper_fast.inference.generate import prefill
+from timeviper_fast.inference.labelled import Labeller, runs_of
 from timeviper_fast.inference.request import Opening, Question, question_prompt, sampling_of
 from timeviper_fast.inference.session import Session
 from timeviper_fast.layout import Segment
@@ -137,12 +138,19 @@ def prompted(
             parts = [*source.encoded(model, *options)]
         else:
             parts = [*encode_video(model, source, indices, *options)]
-    visual = torch.cat([part.tokens for part in parts])
-    embeddings, segment = model.embed(_ids(model, prompt.before), visual, _ids(model, prompt.after))
+    visual, times = (torch.cat([part[i] for part in parts]) for i in range(2))
+    alone = len(indices) == 1
+    openings = Labeller(config, tokenizer, picture=source.is_image, alone=alone).openings(times)
+    prompt = prompt.labelled(openings)
+    embeddings, segment = model.embed(
+        _ids(model, prompt.before),
+        runs_of(visual, openings) if openings else visual,
+        _ids(model, prompt.after),
+        [_ids(model, text) for text in prompt.between],
+    )
     counts = (visual.shape[1],) * len(visual)
     # a single frame is an image
-    clip = config.clip_frames if len(indices) > 1 else 1
-    seconds = token_seconds(torch.cat([part.seconds for part in parts]), counts, clip)
+    seconds = token_seconds(times, counts, 1 if alone else config.clip_frames)
     return Prompted(model, tokenizer, embeddings, segment, seconds, counts, source.notes)
 
 

@@ -31,6 +31,7 @@ from timeviper_fast.inference.request import sampling_of
 from timeviper_fast.inference.session import NEUTRAL
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.text.prompt import Prompt, build_prompt
+from timeviper_fast.text.template import chat_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -115,11 +116,14 @@ def run_needles(
         progress: called with ("answers", done, all).
 
     Raises:
-        ValueError: `out` is a file or holds rows of other settings, or a video does not fit the
-            model.
+        ValueError: `out` is a file or holds rows of other settings, a video does not fit the model,
+            or the model's chat template labels frames.
     """
     expect_folder("needle", "out", out)
     plan.expect_tasks(len(haystack.tasks))
+    if chat_template(model.config.template).labels is not None:
+        rule = "be one without labels of frames, which this test does not write"
+        fail("needle", "the model's template", rule, model.config.template)
     ways = variants(model.backbone.stages, plan.keeps, plan.controls)
     if plan.evidence:
         expect_attention("needle", model)
