@@ -79,6 +79,12 @@ BENCHES: dict[str, tuple[Bench, ...]] = {
         Bench("text over a video", shapes.attend, VIDEOS, forms=PER_ROW),
     ),
     "relu2": (Bench("activation of the MLP", shapes.activation, split=Split(64, {"x": 1}, (1,))),),
+    "replay_state_update": (
+        Bench(
+            "decode step of the scan, replayed", shapes.replayed(1), DECODE, 2,
+            changes=("state", "pending_x", "pending_dt", "pending_B", "written"),
+        ),
+    ),
     "rmsnorm": (
         Bench("gated norm", shapes.gated_norm, split=Split(64, {"x": 1, "z": 1}, (1,))),
         Bench(

@@ -21,6 +21,7 @@ D_INNER = NHEADS * HEADDIM  # 10240
 CONV_CHANNELS = D_INNER + 2 * NGROUPS * D_STATE  # 12288
 IN_PROJ = D_INNER + CONV_CHANNELS + NHEADS  # 22656: gate, then x B C, then dt
 EPS = 1e-5
+REPLAYED = 8  # tokens per write of the state in the replayed decode step
 CHUNK = 256  # TimeViper passes it to mamba-ssm, which is faster with it than with 128
 
 HEADS, KV_HEADS, HEAD_DIM = 40, 8, 128  # of attention
@@ -114,6 +115,34 @@ def state_update(state_dtype: torch.dtype, part: int) -> Prepare:
         state = torch.randn(batch, nheads, HEADDIM, D_STATE).to(state_dtype)
         options = {"D": D, "dt_bias": dt_bias, "dt_softplus": True}
         return Call(lambda: ops.selective_state_update(state, x, dt, A, B, C, **options))
+
+    return prepare
+
+
+def replayed(part: int) -> Prepare:
+    """A decode step of sequences that have 1, 2, ... REPLAYED tokens pending, one after another."""
+
+    def prepare(ops: SimpleNamespace, batch: int, dtype: torch.dtype) -> Call:
+        nheads, ngroups, slots = NHEADS // part, NGROUPS // part, 2 * REPLAYED
+        x = torch.randn(batch, nheads, HEADDIM, dtype=dtype)
+        B, C = torch.randn(2, batch, ngroups, D_STATE, dtype=dtype).unbind()
+        dt, A = torch.randn(batch, nheads, dtype=dtype), torch.full((nheads,), -1.0)
+        D, dt_bias = torch.ones(2, nheads)
+        state = torch.randn(batch, nheads, HEADDIM, D_STATE)
+        held_x = torch.randn(batch, slots, nheads, HEADDIM, dtype=dtype)
+        held_dt = torch.full((batch, slots, nheads, 2), 0.5)
+        held_B = torch.randn(batch, slots, ngroups, D_STATE, dtype=dtype)
+        written = torch.zeros(batch, nheads, dtype=torch.int32)
+        seqlens = 1 + torch.arange(batch, dtype=torch.int32) % REPLAYED
+        held = (state, held_x, held_dt, held_B, written, seqlens)
+        options = {"D": D, "dt_bias": dt_bias, "dt_softplus": True}
+
+        def run() -> Tensor:
+            out: Tensor = ops.replay_state_update(*held, x, dt, A, B, C, **options)
+            seqlens.add_(1)
+            return out
+
+        return Call(run)
 
     return prepare
 
@@ -259,6 +288,8 @@ STATE = D_INNER * D_STATE
 SCAN = 2 * 128 * D_STATE * NGROUPS + 2 * D_INNER * (128 + 2 * D_STATE)
 # a token brings x, B, C, dt in and y out; each head has A, D and dt_bias in float32
 STEP, HEAD_PARAMETERS = 2 * (2 * D_INNER + B_AND_C + NHEADS), 3 * 4 * NHEADS
+# a pending token's x, B, step and decay (4 bytes each)
+HELD = 2 * (D_INNER + NGROUPS * D_STATE) + 8 * NHEADS
 # the ring's columns that the taps read, and the written one; the row and its place in, y out
 MIXER_STEP = 2 * CONV_CHANNELS * WIDTH + 2 * (IN_PROJ + D_INNER) + 4
 # every patch once (a kernel that matches first and sums later reads it twice), tokens, sizes, slots
@@ -286,6 +317,11 @@ FLOORS: dict[str, Callable[[int], Floor]] = {
     "decode step of the convolution": _rows(CONV_CHANNELS, 2 + 2 * WIDTH, TAPS),
     "decode step of the scan, 32 bit state": _line(8 * STATE + STEP, once=HEAD_PARAMETERS),
     "decode step of the scan, 16 bit state": _line(4 * STATE + STEP, once=HEAD_PARAMETERS),
+    # the state in, and out once in REPLAYED; the mean of the pending tokens in, the new one out
+    "decode step of the scan, replayed": _line(
+        4 * STATE * (1 + 1 / REPLAYED) + STEP + HELD * ((REPLAYED + 1) / 2 + 1),
+        once=HEAD_PARAMETERS,
+    ),
     "decode step of the mixer": _line(8 * STATE + MIXER_STEP, once=2 * (TAPS + 3 * NHEADS)),
     # similarities of six rounds on 72 channels
     "token merging": _line(MERGE, 25.5e6),

@@ -108,7 +108,9 @@ def assert_alike(got: torch.Tensor, want: torch.Tensor, *, rounding: bool = Fals
 
 
 def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:
-    """A function's result as a tuple of tensors."""
+    """A function's result as a tuple of tensors; empty where there is none."""
+    if result is None:
+        return ()
     return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
 

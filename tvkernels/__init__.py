@@ -38,6 +38,7 @@ from tvkernels.integrations import (
 )
 from tvkernels.prefix_attention import prefix_attention
 from tvkernels.relu2 import relu2
+from tvkernels.replay_state_update import replay_flush, replay_state_update
 from tvkernels.rmsnorm import layernorm_fn, rms_norm, rmsnorm_fn
 from tvkernels.selective_state_update import selective_state_update
 from tvkernels.split_conv1d_scan import mamba_split_conv1d_scan_combined
@@ -75,6 +76,8 @@ __all__ = [
     "provide",
     "providers",
     "relu2",
+    "replay_flush",
+    "replay_state_update",
     "rms_norm",
     "rmsnorm_fn",
     "selective_state_update",

@@ -21,6 +21,7 @@ from tvkernels.decode_step.reference import mamba2_decode_step_ref
 from tvkernels.gated_cross_attention.reference import gated_cross_attention_ref
 from tvkernels.prefix_attention.reference import prefix_attention_ref
 from tvkernels.relu2.reference import relu2_ref
+from tvkernels.replay_state_update.reference import replay_flush_ref, replay_state_update_ref
 from tvkernels.rmsnorm.reference import layernorm_fn_ref, rms_norm_ref, rmsnorm_fn_ref
 from tvkernels.selective_state_update.reference import selective_state_update_ref
 from tvkernels.ssd.reference import mamba_chunk_scan_combined_ref, mamba_recurrence_ref
@@ -41,6 +42,8 @@ __all__ = [
     "mamba_recurrence_ref",
     "prefix_attention_ref",
     "relu2_ref",
+    "replay_flush_ref",
+    "replay_state_update_ref",
     "rms_norm_ref",
     "rmsnorm_fn_ref",
     "selective_state_update_ref",

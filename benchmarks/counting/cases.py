@@ -128,6 +128,10 @@ CASES: tuple[Case, ...] = (
     *steps("decode step of the convolution", "causal_conv1d_update", shapes.conv_update),
     *steps("decode step of the scan", UPDATE, state32, ", 32 bit state", part=8),
     *steps("decode step of the scan", UPDATE, state16, ", 16 bit state", part=8),
+    Case(
+        "decode step of the scan, batch 64, replayed", "replay_state_update", shapes.replayed(8),
+        64, (8, 16), 8, ours=True, least="decode step of the scan, replayed",
+    ),
     *steps(
         "decode step of the mixer", "mamba2_decode_step", shapes.mixer_step, few=(1,),
         many=(5, 6, 7),

@@ -119,6 +119,30 @@ def steps() -> Iterator[Case]:
     yield call("selective_state_update, per channel", update, state, x, x, A, B, B)
 
 
+def replays() -> Iterator[Case]:
+    """One token; several with every option left out; another headdim and rows; a flush."""
+
+    def held(headdim: int, rows: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+        return (
+            empty(rows, HEADS, headdim, D_STATE, dtype=dtype),
+            empty(rows, 16, HEADS, headdim), float32(rows, 16, HEADS, 2),
+            empty(rows, 16, GROUPS, D_STATE), ints(rows, HEADS), ints(8),
+        )  # fmt: skip
+
+    def step(name: str, seqlen: int, kept: tuple[Tensor, ...], **options: object) -> Case:
+        x, dt = empty(8, seqlen, HEADS, kept[0].shape[2]), empty(8, seqlen, HEADS)
+        B, A = empty(8, seqlen, GROUPS, D_STATE), float32(HEADS)
+        given = {"z": x, "D": A, "dt_bias": A, "dt_softplus": True} if seqlen == 1 else {}
+        update = tvkernels.replay_state_update
+        return call(name, update, *kept, x, dt, A, B, B, **given, **options)
+
+    yield step("replay_state_update", 1, held(80, 8))
+    rows = {"state_batch_indices": ints(8)}
+    yield step("replay_state_update, headdim 64, rows", 1, held(64, 16), **rows)
+    yield step("replay_state_update, 4 tokens, 16 bit state", 4, held(80, 8, torch.bfloat16))
+    yield call("replay_flush", tvkernels.replay_flush, *held(80, 8))
+
+
 def convolutions() -> Iterator[Case]:
     """Tokens side by side; other widths; states in and out; rings; states of packed tokens."""
     whole, x = tvkernels.causal_conv1d_fn, leaf(1, TOKENS, CHANNELS).mT
@@ -282,7 +306,7 @@ def prefixes() -> Iterator[Case]:
 
 OP_CASES = (
     selections, convolutions, compactions, decode_steps, transfers, prefixes, norms, activations,
-    steps, scans, merges,
+    steps, replays, scans, merges,
 )  # fmt: skip
 
 

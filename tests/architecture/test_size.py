@@ -47,11 +47,11 @@ def test_few_files_are_nearly_too_long():
 
 
 def test_benchmarks_and_their_tests_stay_small():
-    """Together at most 5,075 lines of Python."""
+    """Together at most 5,150 lines of Python."""
     folders = (ROOT / "benchmarks", ROOT / "tests/benchmarks")
     files = [path for folder in folders for path in folder.rglob("*.py")]
     lines = sum(path.read_text(encoding="utf-8").count("\n") for path in files)
-    assert lines <= 5075, f"benchmarks and tests/benchmarks have {lines:,} lines, 5,075 are allowed"
+    assert lines <= 5150, f"benchmarks and tests/benchmarks have {lines:,} lines, 5,150 are allowed"
 
 
 @pytest.mark.parametrize("package", ["tvkernels", "timeviper_fast"])

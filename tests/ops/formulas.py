@@ -19,6 +19,7 @@ from tests.ops.compact.common import naive as naive_compact
 from tests.ops.decode_step.common import naive_step as naive_decode_step
 from tests.ops.gated_cross_attention.common import naive as naive_attention
 from tests.ops.prefix_attention.common import naive as naive_prefix_attention
+from tests.ops.replay_state_update.common import naive_flush, naive_replay
 from tests.ops.rmsnorm.common import naive_norm
 from tests.ops.selective_state_update.common import naive_step
 from tests.ops.ssd.common import naive_scan
@@ -79,6 +80,8 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "mamba_split_conv1d_scan_combined": naive_mixer,
     "prefix_attention": naive_prefix_attention,
     "relu2": lambda x: torch.where(x <= 0, 0.0, x) ** 2,
+    "replay_flush": naive_flush,
+    "replay_state_update": naive_replay,
     "rms_norm": rms_norm,
     "rmsnorm_fn": lambda **given: naive_norm(**given, is_rms_norm=True),
     "selective_state_update": naive_step,

@@ -75,6 +75,8 @@ PACKED: dict[str, Callable[[int, Randn], Tensors]] = {
         "conv_state": randn(n, 44, 4), "ssm_state": randn(n, 4, 6, 5)},
     "causal_conv1d_update": lambda n, randn: {**CASES["causal_conv1d_update"](n, randn),
         "conv_state": randn(n, 6, 4)},
+    "replay_flush": lambda n, randn: CASES["replay_flush"](n, randn, n),
+    "replay_state_update": lambda n, randn: CASES["replay_state_update"](n, randn, n),
     "selective_state_update": lambda n, randn: {**CASES["selective_state_update"](n, randn),
         "state": randn(n, 4, 6, 5)},
 }  # fmt: skip

@@ -20,6 +20,8 @@ STATES = {
     "causal_conv1d_update": ("conv_state",),
     "mamba2_decode_step": ("conv_state", "ssm_state"),
     "prefix_attention": (),
+    "replay_flush": ("state", "written"),
+    "replay_state_update": ("state", "pending_x", "pending_dt", "pending_B", "written"),
     "selective_state_update": ("state",),
 }
 MATRICES = ("mamba_chunk_scan_combined", "gated_cross_attention")
@@ -39,6 +41,24 @@ def step(batch: int, randn: Callable[..., torch.Tensor]) -> Tensors:
         "state": randn(3, 4, 6, 5), "x": randn(batch, 4, 6), "dt": randn(batch, 4, 6),
         "A": -randn(4, 6, 5).square(), "B": randn(batch, 2, 5), "C": randn(batch, 2, 5),
         "dt_softplus": True, "state_batch_indices": torch.arange(batch),
+    }  # fmt: skip
+
+
+def held(batch: int, randn: Callable[..., torch.Tensor], rows: int = 3) -> Tensors:
+    """Of each of `rows` sequences at most two of three possible tokens are pending."""
+    return {
+        "state": randn(rows, 4, 6, 5), "pending_x": randn(rows, 6, 4, 6),
+        "pending_dt": randn(rows, 6, 4, 2), "pending_B": randn(rows, 6, 2, 5),
+        "written": torch.zeros(rows, 4, dtype=torch.int32),
+        "cache_seqlens": torch.arange(batch) % 3, "state_batch_indices": torch.arange(batch),
+    }  # fmt: skip
+
+
+def replay(batch: int, randn: Callable[..., torch.Tensor], rows: int = 3) -> Tensors:
+    return {
+        **held(batch, randn, rows), "x": randn(batch, 2, 4, 6), "dt": randn(batch, 2, 4),
+        "A": -randn(4).square(), "B": randn(batch, 2, 2, 5), "C": randn(batch, 2, 2, 5),
+        "D": randn(4), "z": randn(batch, 2, 4, 6), "dt_softplus": True,
     }  # fmt: skip
 
 
@@ -97,6 +117,8 @@ CASES: dict[str, Callable[[int, Callable[..., torch.Tensor]], Tensors]] = {
         "lengths": torch.tensor([20, 7, 3])[:b], "prefix": (randn(1, 40, 2, 8), randn(1, 40, 2, 8)),
     },
     "relu2": lambda b, randn: {"x": randn(b, 40, 6)},
+    "replay_flush": held,
+    "replay_state_update": replay,
     "rms_norm": lambda b, randn: {
         "x": randn(b, 40, 6), "weight": randn(6), "eps": 1e-5, "residual": randn(b, 40, 6),
     },

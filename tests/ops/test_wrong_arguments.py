@@ -82,7 +82,12 @@ def test_each_tensor_on_another_device_is_named(op):
 @pytest.mark.parametrize("value", [None, 3, (1.0,), (1.0, "2"), "ab", (2.0, 1.0), (True, 2.0)])
 @pytest.mark.parametrize(
     "op",
-    ["mamba_chunk_scan_combined", "mamba2_decode_step", "mamba_split_conv1d_scan_combined"],
+    [
+        "mamba_chunk_scan_combined",
+        "mamba2_decode_step",
+        "mamba_split_conv1d_scan_combined",
+        "replay_state_update",
+    ],
 )
 def test_limits_are_two_numbers_in_order(op, value):
     with pytest.raises(ValueError, match=rf"^{op}: dt_limit must be \(least, greatest\)"):
@@ -130,6 +135,8 @@ WRITTEN = {
     "causal_conv1d_fn": ["final_states_out"],
     "causal_conv1d_update": ["conv_state"],
     "mamba2_decode_step": ["conv_state", "ssm_state"],
+    "replay_flush": ["state", "written"],
+    "replay_state_update": ["state", "pending_x", "pending_dt", "pending_B", "written"],
     "selective_state_update": ["state"],
 }
 
@@ -178,7 +185,7 @@ def test_every_view_that_does_not_overlap_is_written(op, argument):
     right = written_inputs(op)
     plain = right[argument].clone()
     out = getattr(tvkernels, op)(**{**right, argument: plain})
-    whole = torch.zeros([2 * size + 1 for size in reversed(plain.shape)])
+    whole = plain.new_zeros([2 * size + 1 for size in reversed(plain.shape)])
     view = whole.permute(*reversed(range(plain.ndim)))[
         tuple(slice(1, None, 2) for _ in plain.shape)
     ]
@@ -211,6 +218,8 @@ def test_a_leaf_that_requires_gradients_is_not_written_while_they_are_recorded()
     [
         ("causal_conv1d_update", "conv_state_indices"),
         ("mamba2_decode_step", "state_batch_indices"),
+        ("replay_flush", "state_batch_indices"),
+        ("replay_state_update", "state_batch_indices"),
         ("selective_state_update", "state_batch_indices"),
     ],
 )

@@ -68,7 +68,8 @@ def test_several_ops_run_in_a_process_each(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(command.subprocess, "run", run)
     options = ["--only", "step", "--results", str(tmp_path)]
     assert command.main(options) == 11
-    assert started == [[op, *options] for op in ("causal_conv1d", "decode_step", OP)]
+    ops = ("causal_conv1d", "decode_step", "replay_state_update", OP)
+    assert started == [[op, *options] for op in ops]
 
 
 def test_an_interruption_keeps_what_was_measured(

@@ -1,0 +1,1 @@
+"""replay_state_update and replay_flush, beside the plain step and a float64 recurrence."""
