@@ -16,6 +16,7 @@ import typer
 
 from tests.checkpoint.hub import hub_directory, hub_weights, tiny_tower
 from tests.evaluation.sets.common import mlvu
+from tests.nemotron_vl_directory import hub_directory as nvidia_directory
 from tests.random_model import square_video, tiny_model
 from timeviper_fast import Answer, TimeViper
 from timeviper_fast.cli.main import app, main
@@ -77,6 +78,7 @@ def home(tmp_path_factory):
     run_corpus(worker, read_rows(home / "QUESTIONS.jsonl"))
     flash = home / "OpenGVLab/VideoChat-Flash-Qwen2_5-2B_res448"
     hub_directory(flash, hub_weights(20), num_hidden_layers=20)
+    nvidia_directory(home / "nvidia/NVIDIA-Nemotron-Nano-12B-v2-VL-BF16")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(VISION_PRESETS, "umt-hd-large", tiny_tower())
         yield home
