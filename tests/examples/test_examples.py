@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.nemotron_vl_directory import hub_directory
 from timeviper_fast.training.config import read_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -39,7 +40,8 @@ def run(monkeypatch, capsys, name, *arguments):
 
 
 def test_every_example_is_run():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == set(PRINTS)
+    alone = {"compare_nemotron_vl.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*PRINTS, *alone}
 
 
 @pytest.mark.parametrize("name", PRINTS)
@@ -95,3 +97,19 @@ def test_the_runs_name_what_training_knows():
         run = read_config(file)
         assert [source.kind for source in run.sources] == ["synthetic"]
         assert run.stages[0].keep == run.phases[0].keep[0][0] == 0.05
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "code", "said"), [(2e-4, 0, "| equal |"), (0, 1, "| DIFFERS |")]
+)
+def test_nemotron_vl_here_and_in_transformers(monkeypatch, capsys, tmp_path, tolerance, code, said):
+    """In float32 logits differ by rounding; 0 stands for a model that computes something else."""
+    directory = hub_directory(tmp_path / "released")
+    few = ("--frames", 3, "--max-new-tokens", 6, "--tolerance", tolerance)
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, capsys, "compare_nemotron_vl.py", directory, *few)
+    assert ended.value.code == code
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[2:5]] == ["embeddings", "logits", "greedy"]
+    assert lines[3].endswith(said)
+    assert lines[4].endswith("| 6 | 0 differ | equal |")
