@@ -15,7 +15,7 @@ BIN := .venv/bin
 FRESH := .venv/stamp-$(FOUND)
 INPUTS := pyproject.toml setup.py constraints.txt
 
-.PHONY: help demo test long aot lint docs bench clean
+.PHONY: help demo test long aot sanitize lint docs bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 # make would take a stamp that only leads to another stamp for a leftover
@@ -27,6 +27,7 @@ help:
 	@echo '             and, without ARGS, the contracts of the kernels in the interpreter'
 	@echo 'make long    the tests that take minutes: marked long, on the reference and in the interpreter'
 	@echo 'make aot     compile every kernel for six GPU targets and judge the machine code: minutes'
+	@echo 'make sanitize  look for indices out of bounds in every kernel with triton-viz: minutes'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make docs    the documentation site, into site/   needs Python 3.11 or newer'
 	@echo 'make bench   times every op on a GPU   another: make bench BENCH=cpu ARGS=scan'
@@ -50,6 +51,17 @@ long: $(FRESH)-test
 # a process of its own: under TRITON_INTERPRET=1 nothing can be compiled
 aot: $(FRESH)-test
 	@env -u TRITON_INTERPRET $(BIN)/python -m pytest tests/machine_code $(ARGS)
+
+# triton-viz 3.0 does not import with Triton 3.9, and Triton 3.6's interpreter needs an older numpy
+SANITIZER := .cache/sanitizer
+sanitize: $(FRESH)-test $(SANITIZER)/stamp
+	@PYTHONPATH=$(SANITIZER) $(BIN)/python -m tests.sanitize $(ARGS)
+
+$(SANITIZER)/stamp: | $(FRESH)-test
+	@echo 'installing triton-viz: some minutes the first time'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(SANITIZER) \
+		triton==3.6.0 triton-viz==3.0 'numpy<2.4'
+	@touch $@
 
 lint: $(FRESH)-dev
 	@$(BIN)/ruff check

@@ -3,6 +3,7 @@
     conftest.py      seeds, the backend of a test, tests marked `long`
     contract.py      the equivalence contract: how far a kernel may be from float64
     interpreter.py   Triton's interpreter, corrected
+    sanitize.py      triton-viz's out-of-bounds checker over every kernel (`make sanitize`)
     footprint.py     what a call allocates
     goldens.py       reads the recorded tensors of data/
     nemotron_vl_directory.py  a Nemotron-Nano-VL directory in the layout of the hub
