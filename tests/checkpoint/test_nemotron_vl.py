@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from tests.goldens import golden, manifest
 from tests.model.common import runs_of
@@ -88,6 +89,30 @@ def test_frames_to_tokens(tmp_path: Path, run: str, stages: str | None) -> None:
 
 def close(got: torch.Tensor, want: torch.Tensor) -> None:
     torch.testing.assert_close(got, want, rtol=0, atol=2e-5 * float(want.abs().max()))
+
+
+@torch.no_grad()
+def test_a_config_of_sizes_alone_loads(tmp_path: Path) -> None:
+    """Keys that only NVIDIA's code reads may be missing, and the encoder's sizes given as such."""
+    told = {"architectures": ["NemotronH_Nano_VL_V2"], **manifest("nemotron_vl_weights")["config"]}
+    path = hub_directory(tmp_path / "m", golden("nemotron_vl_weights"), shards=1)
+    (path / "config.json").write_text(json.dumps(told))
+    run = golden("nemotron_vl_generate")
+    close(TimeViper.from_pretrained(path).encode(run["pixel_values"]), run["video_embeds"])
+
+
+def test_text_has_the_ids_of_tokenizer_json(tmp_path: Path) -> None:
+    """Nothing that transformers knows of other tokenizers changes how text is split."""
+    path = hub_directory(tmp_path / "m")
+    plain = Tokenizer.from_file(str(path / "tokenizer.json"))
+    ours = TimeViper.from_pretrained(path).tokenizer
+    for text in (
+        "Frame 1 sampled at 0.50 seconds: <img>",
+        "Was zählt? 12345",
+        "何が見えますか",
+        "Что?",
+    ):
+        assert ours.encode(text, add_special_tokens=False) == plain.encode(text).ids
 
 
 def test_saved_in_our_format_it_is_the_same_model(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def _tower(values: Mapping[str, Any], shapes: Shapes) -> VisionConfig:
         rule = f"be one of {', '.join(_ENCODERS)}, or num_attention_heads be given beside args"
         fail(_FILE, "vision_config.args.model", rule, _args(told).get("model"))
     usual = _tower_like(told)
-    size = values.get("force_image_size", usual.image_size)
+    size = values.get("force_image_size", told.get("image_size", usual.image_size))
     target = _told(told, "video_target_num_patches")
     if type(target) is int and target > 0:
         size = isqrt(target) * sizes["patch_size"]
@@ -122,9 +122,9 @@ def _tower(values: Mapping[str, Any], shapes: Shapes) -> VisionConfig:
 
 
 def _tower_like(told: Mapping[str, Any]) -> VisionConfig:
-    """The released encoder that has these keys: the older one has no target of patches."""
-    newer = _told(told, "video_target_num_patches") is not None
-    return (_OMNI if newer else _NANO).vision
+    """The released encoder that has these keys: the older one has neither of them."""
+    keys = ("video_target_num_patches", "video_temporal_patch_size")
+    return (_OMNI if any(_told(told, key) for key in keys) else _NANO).vision
 
 
 def _told(told: Mapping[str, Any], name: str) -> Any:

@@ -313,6 +313,8 @@ def encoder_bytes(config: TimeViperConfig, frames: int, dtype: str = "bfloat16")
     d = vision.hidden_size
     # input and normed input, then the MLP before and behind its activation, or attention
     numbers = max(2 * d + 2 * vision.intermediate_size, 8 * d)
-    pixels = 3 * vision.image_size**2
+    # thin frames that keep their aspect may have more patches than a square
+    area = max(vision.image_size**2, vision.patches_per_frame * vision.patch_size**2)
+    pixels = 3 * area
     tokens = vision.patches_per_frame + vision.register_tokens + 1
     return frames * e * (tokens * numbers + pixels) + _SCRATCH
