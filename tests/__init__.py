@@ -22,7 +22,7 @@
     examples/        the programs of examples/ run
 
 The files here test the modules on top of timeviper_fast (timeviper: the class `TimeViper`, its
-generate, saving and loading; flash: VideoChat-Flash from frames to tokens; config, errors, layout, presets, stops, demo), README and docs
+generate, saving and loading; flash: VideoChat-Flash from frames to tokens; experts: a model with a mixture of experts; config, errors, layout, presets, stops, demo), README and docs
 (test_readme.py runs them, test_docs.py compares names, figures and the picture with the code), the
 wheel (test_packaging.py) and the index of data/ (test_data.py).
 """
