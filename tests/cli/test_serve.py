@@ -24,7 +24,7 @@ def test_the_process_answers_until_it_is_stopped(home):
         KEY: "k",
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "timeviper_fast", *words, "--sample", "fps:1", *2 * ["--device", "cpu"]],
+        [sys.executable, "-m", "timeviper_fast", *words, "--sample", "fps:1", *2 * ["--device", "cpu"], "--backend", "reference"],
         stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
     try:
