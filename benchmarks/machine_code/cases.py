@@ -17,7 +17,7 @@ import tvkernels
 from benchmarks.machine_code.launches import Launch, recorded
 from benchmarks.machine_code.targets import Target
 from timeviper_fast.config import MAMBA, MLP, BackboneConfig
-from timeviper_fast.model.cache import MambaState
+from timeviper_fast.model.mamba_state import MambaState
 from timeviper_fast.model.nemotron_h import Block
 from timeviper_fast.model.stack import Packing
 from timeviper_fast.presets import preset

@@ -97,7 +97,8 @@ MODULES = {
         "vision.build": "vision.dinov2 vision.encoder vision.internvideo2 vision.radio vision.umt "
         "vision.vit",
         "projector": "",
-        "cache": "",
+        "mamba_state": "",
+        "cache": "mamba_state",
         "fingerprint": "model",
         "qwen2": "",
         "content": "",
@@ -105,7 +106,7 @@ MODULES = {
         "stack": "cache qwen2 transv",
         "attention": "cache stack",
         "experts": "",
-        "nemotron_h": "attention cache experts qwen2 stack transv",
+        "nemotron_h": "attention cache experts mamba_state qwen2 stack transv",
         "initialize": "experts nemotron_h stack vision.internvideo2",
         "model": "nemotron_h projector vision.build",
     },

@@ -27,7 +27,8 @@ from timeviper_fast.inference.memory import (
 )
 from timeviper_fast.inference.prefix import Prefix
 from timeviper_fast.layout import Segment, VisualSpan
-from timeviper_fast.model.cache import AttentionState, HybridCache, MambaState
+from timeviper_fast.model.cache import AttentionState, HybridCache
+from timeviper_fast.model.mamba_state import MambaState
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.model.nemotron_h import Block
 from timeviper_fast.model.stack import Packing

@@ -19,7 +19,8 @@ from timeviper_fast.inference import generate
 from timeviper_fast.inference.ended import Ended, Prefill
 from timeviper_fast.inference.rows import RowStore
 from timeviper_fast.inference.thinning import Rhythm, UniformStage
-from timeviper_fast.model.cache import AttentionState, HybridCache, MambaState
+from timeviper_fast.model.cache import AttentionState, HybridCache
+from timeviper_fast.model.mamba_state import MambaState
 
 Patch = pytest.MonkeyPatch
 _fork, _at_the_stage, _told = MambaState.fork, Ended._at_the_stage, Ended._told

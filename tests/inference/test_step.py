@@ -19,6 +19,7 @@ from tests.model.test_no_waiting import NoWaiting
 from timeviper_fast.inference import step
 from timeviper_fast.inference.generate import decode
 from timeviper_fast.inference.step import decode_step, step_of
+from timeviper_fast.model.mamba_state import MambaState
 from timeviper_fast.model.nemotron_h import HybridBackbone
 
 NEW = 9
@@ -49,13 +50,18 @@ def tensors_of(cache) -> list[torch.Tensor]:
     return [value for values in states for value in values if isinstance(value, torch.Tensor)]
 
 
+@pytest.mark.parametrize("replay", [None, 2])
 @pytest.mark.parametrize("name", ["shipped", "none"])
-def test_every_step_has_the_same_operations_shapes_and_memory(name: str, monkeypatch) -> None:
+def test_every_step_has_the_same_operations_shapes_and_memory(
+    name: str, replay: int | None, monkeypatch
+) -> None:
     for module in [m for m in sys.modules.values() if m and m.__name__.startswith("tvkernels.")]:
         if hasattr(module, "on_host"):
             monkeypatch.setattr(module, "on_host", lambda _: False)
     model = backbone("M*M-M*M-M*M", SCHEDULES[name])
     cache = prefilled(model).cache
+    if replay is not None:
+        cache.replay(replay)
     cache.fix()
     steps, places = [], []
     with torch.no_grad():
@@ -67,6 +73,34 @@ def test_every_step_has_the_same_operations_shapes_and_memory(name: str, monkeyp
     assert len(steps[0]) > 50
     assert steps[1:] == steps[:-1]
     assert places[1:] == places[:-1]
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 20])
+@pytest.mark.parametrize("name", ["shipped", "none"])
+def test_replayed_steps_say_the_same(name: str, capacity: int) -> None:
+    """Also where rows end at different steps; the states behind the answers are the same."""
+    model = backbone("M*M-M*M-M*M", SCHEDULES[name])
+    free = torch.stack(list(decode(model, prefilled(model), max_new_tokens=NEW)), 1)
+    # two rows end early, at different steps
+    stops = {int(free[0, 2]), int(free[1, 5])}
+    seen: dict[int | None, list[torch.Tensor]] = {}
+    for model.replay in (None, capacity):
+        question, logits = prefilled(model), []
+        said = list(
+            decode(
+                model, question, max_new_tokens=NEW, stop_ids=stops,
+                on_logits=lambda x, kept=logits: kept.append(x.clone()),
+            )
+        )  # fmt: skip
+        states = [s for s in question.cache.layers if isinstance(s, MambaState)]
+        assert all((s.pending is None) == (model.replay is None) for s in states)
+        pending = [s.behind.clone() for s in states]
+        forks = [s.fork(len(s.position)).behind for s in states]
+        assert capacity == 1 or model.replay is None or not torch.equal(pending[0], forks[0])
+        seen[model.replay] = [torch.stack(said, 1), torch.stack(logits, 1), *forks]
+    assert torch.equal(seen[None][0], seen[capacity][0])
+    for plain, ours in zip(seen[None][1:], seen[capacity][1:]):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("questions", [1, 3])

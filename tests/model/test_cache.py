@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from timeviper_fast.model.cache import AttentionState, HybridCache, MambaState
+from timeviper_fast.model.cache import AttentionState, HybridCache
+from timeviper_fast.model.mamba_state import MambaState
 from timeviper_fast.presets import preset
 
 

@@ -12,7 +12,7 @@ from tests.tiny import DROP_ONLY, TINY, TRANSV, tiny_backbone
 from timeviper_fast.config import BackboneConfig, CompressionStage
 from timeviper_fast.inference.generate import decode, prefill
 from timeviper_fast.layout import Segment, VisualSpan
-from timeviper_fast.model.cache import MambaState
+from timeviper_fast.model.mamba_state import MambaState
 from timeviper_fast.model.nemotron_h import Mamba2
 from timeviper_fast.model.stack import Packing
 

@@ -16,7 +16,8 @@ from timeviper_fast.analysis.labels import INSTRUCTION, RESPONSE, Labels, Mark, 
 from timeviper_fast.errors import not_built
 from timeviper_fast.layout import Segment
 from timeviper_fast.model.attention import Attention
-from timeviper_fast.model.cache import AttentionState, MambaState
+from timeviper_fast.model.cache import AttentionState
+from timeviper_fast.model.mamba_state import MambaState
 from timeviper_fast.model.nemotron_h import Mamba2
 from timeviper_fast.model.stack import Packing
 from timeviper_fast.model.transv import StageRecord, TransV

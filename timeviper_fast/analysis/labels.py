@@ -13,7 +13,8 @@ from torch import Tensor
 
 from timeviper_fast.errors import fail, not_built
 from timeviper_fast.layout import Segment
-from timeviper_fast.model.cache import AttentionState, HybridCache, MambaState
+from timeviper_fast.model.cache import AttentionState, HybridCache
+from timeviper_fast.model.mamba_state import MambaState
 
 __all__ = ["INSTRUCTION", "RESPONSE", "Labels", "Mark", "MarkedCache", "Piece", "marks_of"]
 

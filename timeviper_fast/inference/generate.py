@@ -176,6 +176,8 @@ def decode(
     token = torch.zeros(len(logits), dtype=torch.long, device=device)
     penalty = sampling.repetition_penalty or 1.0
     said = torch.zeros_like(logits, dtype=torch.bool) if penalty != 1 else None
+    if backbone.replay is not None and len(logits) > 1:
+        read.cache.replay(backbone.replay)
     further = step_of(backbone, read.cache, max_new_tokens, graph)
     for step in range(max_new_tokens):
         if on_logits is not None:

@@ -45,8 +45,9 @@ from timeviper_fast.inference.tensor_file import (
     write_tensors,
 )
 from timeviper_fast.layout import Segment, VisualSpan, vision_after
-from timeviper_fast.model.cache import AttentionState, HybridCache, MambaState
+from timeviper_fast.model.cache import AttentionState, HybridCache
 from timeviper_fast.model.fingerprint import fingerprint, numbers_of
+from timeviper_fast.model.mamba_state import MambaState
 from timeviper_fast.model.model import TimeViperNetwork
 from timeviper_fast.model.transv import StageRecord
 from timeviper_fast.stages import parse_stages

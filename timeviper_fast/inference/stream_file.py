@@ -38,7 +38,8 @@ from timeviper_fast.inference.rows import Rows
 from timeviper_fast.inference.session_file import check_file, model_texts, refuse
 from timeviper_fast.inference.tensor_file import mapped, read_header, target_of, write_tensors
 from timeviper_fast.inference.thinning import UniformStage
-from timeviper_fast.model.cache import AttentionState, MambaState
+from timeviper_fast.model.cache import AttentionState
+from timeviper_fast.model.mamba_state import MambaState
 from timeviper_fast.model.model import TimeViperNetwork
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@
     transv.py      one compression stage: drop vision tokens, add their content to the text
     content.py     how much each token differs from the frame before
     cache.py       keys, values and states between calls
+    mamba_state.py  a Mamba-2 layer's state, and the tokens that are not written into it yet
     fingerprint.py  what weights are, as one short text
     initialize.py  random weights as the family initialises them
 

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from timeviper_fast.config import ATTENTION, MAMBA, BackboneConfig
 from timeviper_fast.errors import ArgumentError
+from timeviper_fast.model.mamba_state import MambaState
 
-__all__ = ["AttentionState", "HybridCache", "MambaState", "enlarged", "placed"]
+__all__ = ["AttentionState", "HybridCache", "enlarged", "placed"]
 
 
 def enlarged(x: Tensor, written: int, needed: int) -> Tensor:
@@ -215,75 +216,6 @@ class AttentionState:
         return self.key.nbytes + self.value.nbytes
 
 
-class MambaState:
-    """State of one Mamba-2 layer.
-
-    Attributes:
-        ring: (batch, conv_dim, conv_kernel), channels contiguous: the last columns that entered the
-            convolution. Column t lies in slot t % conv_kernel, so a decode step writes one slot.
-        position: (batch,) int32, the number of the next column. It is kept on the device to avoid a
-            host sync.
-        ssm: (batch, nheads, headdim, d_state), float32.
-    """
-
-    def __init__(
-        self,
-        batch: int,
-        config: BackboneConfig,
-        device: torch.device | str | None,
-        dtype: torch.dtype,
-    ) -> None:
-        slots = (batch, config.conv_kernel, config.conv_dim)
-        self.ring = torch.zeros(slots, device=device, dtype=dtype).transpose(1, 2)
-        self.position = torch.zeros(batch, device=device, dtype=torch.int32)
-        heads = (batch, config.mamba_num_heads, config.mamba_head_dim, config.ssm_state_size)
-        self.ssm = torch.zeros(heads, device=device, dtype=torch.float32)
-
-    @classmethod
-    def of(cls, conv: Tensor, ssm: Tensor) -> MambaState:
-        """A state with the columns `conv`, in order, and `ssm`, which is not copied."""
-        state = object.__new__(cls)
-        state.ring = conv.transpose(1, 2).contiguous().transpose(1, 2)
-        state.position = torch.zeros(len(conv), device=conv.device, dtype=torch.int32)
-        state.ssm = ssm
-        return state
-
-    @property
-    def conv(self) -> Tensor:
-        """(batch, conv_dim, conv_kernel), a copy of `ring` in order, the oldest column first."""
-        slots = torch.arange(self.ring.shape[2], device=self.ring.device)
-        slots = (self.position[:, None] + slots) % len(slots)
-        return self.ring.gather(2, slots[:, None].expand_as(self.ring))
-
-    def push_conv(self, columns: Tensor) -> None:
-        """Append `columns` (batch, conv_dim, seqlen); the newest conv_kernel columns are kept."""
-        width = self.ring.shape[2]
-        kept = self.conv[..., min(columns.shape[2], width) :]
-        self.ring.copy_(torch.cat([kept, columns[..., -width:]], dim=2))
-        self.position.zero_()
-
-    def fork(self, batch: int, room: int = 0) -> MambaState:
-        """A copy of the state for each of `batch` rows: steps write into their state."""
-        fork = object.__new__(MambaState)
-        # clone the memory as it lies: channels stay contiguous
-        ring = self.ring.transpose(1, 2).expand(batch, -1, -1)
-        fork.ring = ring.clone(memory_format=torch.contiguous_format).transpose(1, 2)
-        fork.position = self.position.expand(batch).clone()
-        fork.ssm = self.ssm.expand(batch, -1, -1, -1).clone(memory_format=torch.contiguous_format)
-        return fork
-
-    def row(self, row: int) -> MambaState:
-        """A batch of one on the same memory."""
-        one = object.__new__(MambaState)
-        rows = slice(row, row + 1)
-        one.ring, one.position, one.ssm = self.ring[rows], self.position[rows], self.ssm[rows]
-        return one
-
-    @property
-    def nbytes(self) -> int:
-        return self.ring.nbytes + self.position.nbytes + self.ssm.nbytes
-
-
 State = AttentionState | MambaState | None
 
 
@@ -390,6 +322,12 @@ class HybridCache:
         for state in self.layers:
             if isinstance(state, AttentionState):
                 state.fix()
+
+    def replay(self, capacity: int) -> None:
+        """Let decode steps write the Mamba-2 states once per `capacity` tokens."""
+        for state in self.layers:
+            if isinstance(state, MambaState):
+                state.replay(capacity)
 
     def share(self) -> HybridCache:
         """The same states to go on from; nothing that is done with them changes these."""
