@@ -28,6 +28,10 @@ def asking(layer, keep, transfer=True, score="raw"):
     return CompressionStage(layer, "attention", keep, transfer=transfer, score=score)
 
 
+def content(prune):
+    return CompressionStage(0, "content", 1.0, transfer=False, prune=prune, match="best")
+
+
 # the tiny model's pattern is M-M*-M-M*-M-
 SCHEDULES = {
     "none": (CONFIG, ()),
@@ -36,6 +40,8 @@ SCHEDULES = {
     "asks early": (CONFIG, (asking(3, 0.5, score="normed"), uniform(5, 0.3), asking(8, 0.2))),
     "uniform alone": (CONFIG, (uniform(2, 0.5), uniform(8, 0.25))),
     "keeps nothing": (CONFIG, (uniform(2, 0.5), asking(8, 0.001))),
+    "content first": (CONFIG, (content(0.6), uniform(2, 0.5), asking(8, 0.25))),
+    "content alone": (CONFIG, (content(0.5),)),
     "qwen2": (QWEN2, (uniform(2, 0.5, transfer=False), asking(4, 0.25, False, "normed"))),
     "qwen2 raw": (QWEN2, (uniform(2, 0.5), asking(4, 0.25))),
 }
@@ -70,7 +76,8 @@ def opened(
     model = model or build(config.stages, config.backbone)
     span = VisualSpan(before, config.visual_tokens(frames))
     hidden = torch.randn(1, span.stop, config.backbone.hidden_size)
-    return read_front(model, hidden, Segment(span.stop, span))
+    each = config.frame_tokens(frames) if frames else 0
+    return read_front(model, hidden, Segment(span.stop, span, frame_tokens=each))
 
 
 def ask(video: Ended, text: int) -> Prefill:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.inference.one_go import NEW, QWEN2, TINY, agree, backbone, one_go, same_bits, words
+from tests.nemotron_vl_directory import hub_directory
 from tests.random_model import tiny_model
 from timeviper_fast import TimeViper
 from timeviper_fast.config import CompressionStage, ProjectorConfig
@@ -168,3 +169,27 @@ def test_the_plan_counts_what_stays(model) -> None:
     assert made.tokens[0] - 80 == int(100 * each * 0.4)
     assert bare.tokens[0] - 80 == 100 * each
     assert made.session["kv"] + made.session["rows"] < bare.session["kv"] + bare.session["rows"]
+
+
+def test_labels_of_frames_stay_where_tokens_go(tmp_path) -> None:
+    """A labelled model in the hub's layout: its session, its file and its announced stream."""
+    labelled = TimeViper.from_pretrained(hub_directory(tmp_path / "hub"))
+    each, prune = labelled.config.frame_tokens(23), labelled.config.stages[0].prune
+    assert prune == 0.75
+    session = labelled.open(FRAMES, policy="uniform:23", **OPTIONS)
+    answer = asked(session)
+    kept = labelled.config.stages[0].kept_count(23 * each, each)
+    assert [(s.layer, s.before, s.after) for s in answer.stages] == [(0, 23 * each, kept)]
+    bare = labelled.open(FRAMES, policy="uniform:23", stages="none", **OPTIONS)
+    assert session.ended.segment.text == bare.ended.segment.text > 23
+    session.save(tmp_path / "session")
+    assert asked(labelled.load_session(tmp_path / "session")) == answer
+    stream = labelled.stream(frames=23, **OPTIONS)
+    seconds = session.footage.seconds
+    for first in range(0, 23, 3):
+        stream.push(FRAMES[first : first + 3], seconds[first : first + 3])
+    assert stream.exact
+    assert asked(stream) == answer
+    windows = labelled.stream(even=True, **OPTIONS)
+    windows.push(FRAMES, seconds)
+    assert asked(windows).stages[0].after == kept

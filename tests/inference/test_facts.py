@@ -21,4 +21,7 @@ def test_stages_before_qwen2s_layers_are_named_as_its_users_count():
         "before block 18: attention, keep 0.25 of the normed stream"
     )
     assert facts["llm_parameters"] == 7_615_616_512
+    content = CompressionStage(0, "content", 1.0, transfer=False, prune=0.7, match="best")
+    facts = model_facts(replace(preset("timeviper-qwen2.5-7b"), stages=(content,)))
+    assert facts["stages"] == "before block 0: content, remove 0.7"
     assert facts["layers"] == "0 Mamba-2, 28 attention, 28 MLP"

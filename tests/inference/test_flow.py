@@ -35,6 +35,8 @@ def test_the_asking_layer_is_that_of_the_first_stage_by_attention():
         "asks early": 3,
         "uniform alone": 12,
         "keeps nothing": 8,
+        "content first": 8,
+        "content alone": 12,
         "qwen2": 4,
         "qwen2 raw": 4,
     }

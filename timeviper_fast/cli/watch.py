@@ -49,7 +49,9 @@ def watch(
     ] = None,
     even: Annotated[
         bool,
-        typer.Option("--even", help="Thin by a fixed rhythm, whatever the stages; approximate."),
+        typer.Option(
+            "--even", help="Thin by a rhythm or in windows, whatever the stages; approximate."
+        ),
     ] = False,
     at_end: Annotated[
         bool, typer.Option("--at-end", help="Answer the questions when the source has ended.")
