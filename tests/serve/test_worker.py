@@ -240,6 +240,26 @@ def test_the_end_fails_what_waits_and_what_is_answered(worker, media):
     assert [(wrong(one).status, wrong(one).code) for one in (*jobs, late)] == [(503, "closing")] * 3
 
 
+def test_the_end_does_not_wait_for_a_step_that_takes_long(worker, model, media):
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def stuck(*_, **options):
+        begun.set()
+        goes_on.wait(20)
+        raise RuntimeError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "open", stuck)
+        given = job(media, "a.mp4")
+        worker.submit(given)
+        worker.start()
+        assert begun.wait(20)
+        worker.close(0.05)
+        assert (wrong(given).code, worker.alive) == ("closing", True)
+        goes_on.set()
+        wait_for(lambda: not worker.alive)
+
+
 def test_a_defect_fails_its_questions_and_the_next_ones_are_answered(worker, media):
     answer = worker._answer
 

@@ -185,8 +185,12 @@ class Worker:
                 return
         job.fail(_closing())
 
-    def close(self) -> None:
-        """End: whatever waits fails, and what is computed stops at its next step."""
+    def close(self, seconds: float = 10.0) -> None:
+        """End: whatever waits fails, and what is computed stops at its next step.
+
+        Args:
+            seconds: how long that step is waited for; the process may end without it.
+        """
         with self._changed:
             self._closed = True
             left = [job for jobs in self._turns.values() for job in jobs] + self._current
@@ -195,7 +199,7 @@ class Worker:
         for job in left:
             job.fail(_closing())
         if self.alive:
-            self._thread.join()
+            self._thread.join(seconds)
 
     def _work(self) -> None:
         with use_backend(self._backend) if self._backend else nullcontext():
