@@ -316,6 +316,7 @@ def test_an_answer_that_thinks_keeps_it_apart(model):
     said = session.ask("What?", think=True, max_new_tokens=6, on_text=heard.append)
     # so few tokens of a random model do not end the thinking
     assert (said.text, heard, said.finish) == ("", [], "length")
+    assert "ended while the model was thinking" in said.notes[-1]
     assert said.thinking == MARKS.decode(said.token_ids).strip()
     switched = session.ask(["What? /think", "What?"], max_new_tokens=6)
     assert (switched[0].thinking, switched[0].text) == (said.thinking, "")

@@ -9,7 +9,14 @@ import torch
 
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.inference.rows import Rows
-from timeviper_fast.inference.thinning import Even, Rhythm, UniformStage, rhythm_of, shares
+from timeviper_fast.inference.thinning import (
+    Announced,
+    Even,
+    Rhythm,
+    UniformStage,
+    rhythm_of,
+    shares,
+)
 from timeviper_fast.model.transv import TransV
 from timeviper_fast.presets import preset
 from tvkernels import uniform_topk
@@ -52,6 +59,19 @@ def test_a_stage_keeps_what_the_rule_keeps(keep: float, tokens: int, push: int) 
     assert made is not None
     rule = uniform_topk(tokens, int(tokens * keep), None).tolist()
     assert kept_of(keep, made, tokens, push) == rule
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.75, 0.3])
+def test_a_known_number_lets_tokens_through_when_an_unknown_one_does(keep: float) -> None:
+    """Blocks of rows then fill at the same time, whether or not the number was announced."""
+    [share] = shares([CompressionStage(2, "uniform", keep)])
+    rhythm = rhythm_of(share)
+    rule = uniform_topk(240, int(240 * keep), None)
+    announced = Announced(rule, 240, rhythm)
+    for arrived in range(240):
+        want = arrived if rhythm is None else rhythm.settled(arrived)
+        assert announced.settled(arrived) == want
+    assert kept_of(keep, announced, 240) == rule.tolist()
 
 
 @pytest.mark.parametrize(("keep", "tokens"), [(0.5, 161), (0.8, 16), (0.75, 30)])

@@ -46,7 +46,8 @@ class Answer:
         lost_frames: with `on_error="use"`, frames that the video should hold and does not (an
             estimate where its end is cut off), and frames that were asked for and did not decode.
         notes: what was mended to read the video, in sentences, such as flawed time stamps, and
-            how many copies of the last frame fill the last clip; and that no vision token was left.
+            how many copies of the last frame fill the last clip; that no vision token was left, and
+            that the answer ended within the thinking.
         model_note: what the model can answer, if it says so: the embedded model answers about the
             synthetic world alone. "" for other models.
         evidence: where the model looked when it chose what to keep, by frame; None if no stage

@@ -349,6 +349,8 @@ class Session:
         footage = self.footage
         seconds = footage.token_seconds(read.segment.vision_present)
         kept = read.kept[row].cpu()
+        thought = Thought.of(self.tokenizer, ids) if thinks else Thought(self.tokenizer, False)
+        notes = (*footage.all_notes, *nothing_left(len(footage.seconds), len(kept)))
         return Answer(
             text=text,
             token_ids=tuple(ids),
@@ -358,9 +360,9 @@ class Session:
             stages=read.stages,
             stops=stops,
             lost_frames=footage.lost_frames,
-            notes=(*footage.all_notes, *nothing_left(len(footage.seconds), len(kept))),
+            notes=(*notes, *thought.notes),
             model_note=self.model.note,
             evidence=footage.evidence(read, row),
             exact=self.exact,
-            thinking=Thought.of(self.tokenizer, ids).thinking if thinks else "",
+            thinking=thought.thinking,
         )

@@ -58,6 +58,13 @@ class Thought:
         return f"{self._parts[1]}{said}".strip()
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence that says that the answer ended within the thinking; () if it did not."""
+        if self._over:
+            return ()
+        return ("The answer ended while the model was thinking: allow it more new tokens.",)
+
+    @property
     def _parts(self) -> tuple[str, str]:
         """What the tokens of the thinking hold in front of the mark, and behind it."""
         before, _, behind = str(self._tokenizer.decode(self._thought)).partition(END)
