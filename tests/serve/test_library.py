@@ -59,8 +59,16 @@ def test_the_list_and_the_search_are_bounded(tmp_path):
     for entries in (9, 8, 1):
         cut = list_videos(tmp_path, entries=entries)
         assert not cut.complete
-        assert len(names(cut)) <= entries
+        assert len(names(cut)) <= entries + 1
         assert "inner/deep.mp4" not in names(cut)
+
+
+def test_hidden_files_count_among_the_entries(tmp_path):
+    """A folder full of them is not listed as complete when the search ends in it."""
+    touch(tmp_path, *(f".{n}" for n in range(30)), "own.mp4")
+    assert not list_videos(tmp_path, entries=20).complete
+    assert list_videos(tmp_path, entries=31) == list_videos(tmp_path)
+    assert names(list_videos(tmp_path)) == ["own.mp4"]
 
 
 def test_an_empty_folder_is_an_empty_list(tmp_path):

@@ -190,6 +190,11 @@ def test_what_was_said_before_is_sent_only_when_it_is_wanted(page, made):
           return own(path, options);
         };""")
     question, answer = made.questions[0].text, made.questions[0].answer
+    page.answered("Alone?")
+    page.one("#anew").click()
+    page.answered(question)
+    page.answered("Alone again?")
+    page.one("#anew").click()
     page.answered(question)
     page.one("#remember").click()
     page.answered("And then?")
@@ -203,7 +208,8 @@ def test_what_was_said_before_is_sent_only_when_it_is_wanted(page, made):
 
     said = [one["messages"] for one in page.driver.execute_script("return window.sent")]
     follow = [{"role": "assistant", "content": answer}, {"role": "user", "content": "And then?"}]
-    assert said == [[first(question)], [first(question), *follow], [first("Again?")]]
+    alone = [[first(text)] for text in ("Alone?", question, "Alone again?", question)]
+    assert said == [*alone, [first(question), *follow], [first("Again?")]]
 
 
 @pytest.mark.parametrize("way", ["dropped", "chosen"])

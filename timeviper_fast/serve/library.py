@@ -58,25 +58,23 @@ def list_videos(root: Path, *, most: int = 200, entries: int = 10_000) -> Librar
     folders, left = deque([root]), entries
     while folders and left > 0:
         inside = _entries(folders.popleft(), left + 1)
-        complete = len(inside) <= left
-        for entry in inside[:left]:
+        left -= len(inside)
+        for entry in inside:
+            if entry.name[0] == ".":
+                continue
             if entry.is_dir(follow_symlinks=False):
                 folders.append(Path(entry.path))
             elif (video := _video(entry, root)) is not None:
                 found.append(video)
-        left = left - len(inside) if complete else -1
     found.sort(key=lambda video: _natural(video.name))
     return Library(tuple(found[:most]), left >= 0 and not folders and len(found) <= most)
 
 
 def _entries(folder: Path, most: int) -> list[os.DirEntry[str]]:
-    """What lies in a folder, but for hidden names, in order."""
+    """What lies in a folder, at most so many entries."""
     try:
         with os.scandir(folder) as inside:
-            return sorted(
-                (entry for entry in islice(inside, most) if entry.name[0] != "."),
-                key=lambda entry: entry.name,
-            )
+            return list(islice(inside, most))
     except OSError:
         return []
 
