@@ -129,7 +129,7 @@ MODULES = {
         "weights": "files mapping",
         "save": "config_file files weights",
         "load": "config_file files mapping nemotron_vl videochat_flash weights",
-        "upstream": "config_file encoder files llm mapping siglip videochat_flash weights",
+        "upstream": "config_file encoder files llm mapping nemotron_vl siglip videochat_flash weights",
     },
     "embedded": {"__init__": "", "models": ""},
     "inference": {

@@ -16,6 +16,7 @@ from tests.model.common import runs_of
 from tests.nemotron_vl_directory import IDS, hub_config, hub_directory, hub_weights
 from timeviper_fast import TimeViper
 from timeviper_fast.checkpoint.load import read_config
+from timeviper_fast.checkpoint.upstream import upstream_config
 from timeviper_fast.config import CompressionStage, ProjectorConfig
 from timeviper_fast.inference.generate import decode, prefill
 from timeviper_fast.layout import Segment
@@ -313,3 +314,10 @@ def test_frames_keep_their_aspect_or_not(tmp_path: Path, aspect: bool | None, to
     config = read_config(omni_directory(tmp_path / "m", **told)).seeing(72, 128)
     assert config.visual_tokens(6) == 3 * tokens
     assert config.frame_tokens(6) == tokens
+
+
+def test_the_whole_model_is_no_part_to_convert(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"llm must be .*, a whole model \(convert --model takes it\)"
+    ):
+        upstream_config(hub_directory(tmp_path / "m"))

@@ -25,6 +25,7 @@ from timeviper_fast.checkpoint.files import (
 )
 from timeviper_fast.checkpoint.llm import llm_config_from_hf, llm_names
 from timeviper_fast.checkpoint.mapping import NameMap, Piece, under
+from timeviper_fast.checkpoint.nemotron_vl import ARCHITECTURES as VL
 from timeviper_fast.checkpoint.siglip import vision_config_from_hf
 from timeviper_fast.checkpoint.videochat_flash import ARCHITECTURE as FLASH
 from timeviper_fast.checkpoint.weights import Progress, Source, load_weights
@@ -170,7 +171,8 @@ def _llm_json(llm_dir: PathLike) -> dict[str, Any]:
         raise CheckpointError(
             "checkpoint", "llm", rule, f"{llm_dir}, a timeviper_fast checkpoint already"
         )
-    if FLASH in (values.get("architectures") or ()):
+    kinds = values.get("architectures")
+    if isinstance(kinds, list) and any(kind in (FLASH, *VL) for kind in kinds):
         rule = "be the language model's Hugging Face directory"
         raise CheckpointError(
             "checkpoint", "llm", rule, f"{llm_dir}, a whole model (convert --model takes it)"
