@@ -162,6 +162,20 @@ def test_a_stream_without_an_end_chooses_in_windows(model) -> None:
     assert said[0] == said[1] == said[2]
 
 
+@pytest.mark.parametrize("frames", [7, 19, 23])
+def test_uniform_stages_thin_what_windows_leave(model, tmp_path, frames) -> None:
+    stream = model.stream(stages="content:0.3," + SCHEDULE.partition(",")[2], even=True, **OPTIONS)
+    stream.push(FRAMES[:frames])
+    answer = asked(stream)
+    left = int(frames * model.config.tokens_per_frame * 0.7)
+    counts = [(stage.before, stage.after) for stage in answer.stages]
+    assert counts[0][1] == left == counts[1][0]
+    assert counts[1][1] == left // 2 == counts[2][0]
+    assert counts[2][1] == int(left * 0.25)
+    stream.now().save(tmp_path / "session")
+    assert asked(model.load_session(tmp_path / "session")) == answer
+
+
 def test_the_plan_counts_what_stays(model) -> None:
     config = model.with_stages((CONTENT, *model.config.stages)).config
     made, bare = plan(config, 100), plan(model.config, 100)

@@ -173,7 +173,9 @@ class Prefix:
                 rule = f"keep (p - 1) / p of what reaches a uniform stage, not {share}, in a stream"
                 remedy = "announce the number of frames, or allow even=True"
                 fail("stream", "stages", rule, f"keep={stage.keep:g}", remedy)
-            thinning = made or Even(share)
+            # what windows of a content stage leave is approximate, so that no number is refused
+            windows = self.backbone.stages[0].by_content
+            thinning = Even(share) if windows or made is None else made
             room = self.chunk or 256
         dropped = None
         if stage.transfer:
