@@ -36,30 +36,6 @@ FLOPS_PER_SECOND = 790e12
 L2_BYTES = 50e6
 
 
-class Mixer(NamedTuple):
-    """Heads of a Mamba-2 layer, in NGROUPS groups with D_STATE states each."""
-
-    nheads: int = NHEADS
-    headdim: int = HEADDIM
-
-    @property
-    def d_inner(self) -> int:
-        return self.nheads * self.headdim
-
-    @property
-    def conv_channels(self) -> int:
-        return self.d_inner + 2 * NGROUPS * D_STATE
-
-    @property
-    def in_proj(self) -> int:
-        return self.d_inner + self.conv_channels + self.nheads
-
-
-# of the 9B, and of Nemotron-3-Nano
-NANO, NANO_3 = Mixer(), Mixer(64, 64)
-OF_64 = ", head dim 64"
-
-
 class Call(NamedTuple):
     """The call, and the tensors to differentiate it by."""
 
@@ -122,21 +98,21 @@ def conv_update(ops: SimpleNamespace, batch: int, dtype: torch.dtype) -> Call:
     return Call(lambda: ops.causal_conv1d_update(x, state, weight, bias, "silu"))
 
 
-def state_update(state_dtype: torch.dtype, part: int, mixer: Mixer = NANO) -> Prepare:
+def state_update(state_dtype: torch.dtype, part: int) -> Prepare:
     """One decode step with the strides of the model: A, dt, dt_bias and D expanded over a head."""
 
     def prepare(ops: SimpleNamespace, batch: int, dtype: torch.dtype) -> Call:
-        nheads, ngroups, headdim = mixer.nheads // part, NGROUPS // part, mixer.headdim
-        packed = torch.randn(batch, mixer.in_proj, dtype=dtype)
-        x, B, C, dt = packed[:, mixer.d_inner :].split(
-            [mixer.d_inner, NGROUPS * D_STATE, NGROUPS * D_STATE, mixer.nheads], dim=-1
+        nheads, ngroups = NHEADS // part, NGROUPS // part
+        packed = torch.randn(batch, IN_PROJ, dtype=dtype)
+        x, B, C, dt = packed[:, D_INNER:].split(
+            [D_INNER, NGROUPS * D_STATE, NGROUPS * D_STATE, NHEADS], dim=-1
         )
-        x = x.unflatten(-1, (mixer.nheads, headdim))[:, :nheads]
+        x = x.unflatten(-1, (NHEADS, HEADDIM))[:, :nheads]
         B, C = (t.unflatten(-1, (NGROUPS, D_STATE))[:, :ngroups] for t in (B, C))
-        dt = dt[:, :nheads, None].expand(-1, -1, headdim)
-        A = torch.full((nheads,), -1.0)[:, None, None].expand(-1, headdim, D_STATE)
-        D, dt_bias = torch.ones(2, nheads)[..., None].expand(-1, -1, headdim).unbind()
-        state = torch.randn(batch, nheads, headdim, D_STATE).to(state_dtype)
+        dt = dt[:, :nheads, None].expand(-1, -1, HEADDIM)
+        A = torch.full((nheads,), -1.0)[:, None, None].expand(-1, HEADDIM, D_STATE)
+        D, dt_bias = torch.ones(2, nheads)[..., None].expand(-1, -1, HEADDIM).unbind()
+        state = torch.randn(batch, nheads, HEADDIM, D_STATE).to(state_dtype)
         options = {"D": D, "dt_bias": dt_bias, "dt_softplus": True}
         return Call(lambda: ops.selective_state_update(state, x, dt, A, B, C, **options))
 
@@ -171,27 +147,20 @@ def replayed(part: int) -> Prepare:
     return prepare
 
 
-def mixer_step_of(mixer: Mixer) -> Prepare:
+def mixer_step(ops: SimpleNamespace, batch: int, dtype: torch.dtype) -> Call:
     """The model's whole decode step: convolution, scan and gate, in place on the cache's states."""
-
-    def prepare(ops: SimpleNamespace, batch: int, dtype: torch.dtype) -> Call:
-        row = torch.randn(batch, mixer.in_proj, dtype=dtype)
-        ring = torch.randn(batch, WIDTH, mixer.conv_channels, dtype=dtype).mT
-        state = torch.randn(batch, mixer.nheads, mixer.headdim, D_STATE)
-        position = torch.full((batch,), 5, dtype=torch.int32)
-        weight = torch.randn(mixer.conv_channels, WIDTH, dtype=dtype)
-        bias = torch.randn(mixer.conv_channels, dtype=dtype)
-        dt_bias, A_log, D = torch.zeros(3, mixer.nheads, dtype=dtype)
-        parameters = (weight, bias, dt_bias, A_log, D)
-        return Call(lambda: ops.mamba2_decode_step(row, ring, state, position, *parameters))
-
-    return prepare
+    row = torch.randn(batch, IN_PROJ, dtype=dtype)
+    ring = torch.randn(batch, WIDTH, CONV_CHANNELS, dtype=dtype).mT
+    state = torch.randn(batch, NHEADS, HEADDIM, D_STATE)
+    position = torch.full((batch,), 5, dtype=torch.int32)
+    weight = torch.randn(CONV_CHANNELS, WIDTH, dtype=dtype)
+    bias = torch.randn(CONV_CHANNELS, dtype=dtype)
+    dt_bias, A_log, D = torch.zeros(3, NHEADS, dtype=dtype)
+    parameters = (weight, bias, dt_bias, A_log, D)
+    return Call(lambda: ops.mamba2_decode_step(row, ring, state, position, *parameters))
 
 
-mixer_step = mixer_step_of(NANO)
-
-
-def scan_of(part: int = 1, endless: bool = False, mixer: Mixer = NANO) -> Prepare:
+def scan_of(part: int = 1, endless: bool = False) -> Prepare:
     """The scan of 1/part of the heads, with steps and decays as Mamba-2 draws them.
 
     endless: decays so weak that every token counts to the end.
@@ -199,15 +168,15 @@ def scan_of(part: int = 1, endless: bool = False, mixer: Mixer = NANO) -> Prepar
 
     def prepare(ops: SimpleNamespace, tokens: int, dtype: torch.dtype, batch: int = 1) -> Call:
         """x, B, C as the convolution leaves them, dt as the last columns of in_proj's output."""
-        nheads, ngroups = mixer.nheads // part, NGROUPS // part
-        mixed = torch.randn(batch, tokens, mixer.conv_channels, dtype=dtype)
-        x, B, C = mixed.split([mixer.d_inner, NGROUPS * D_STATE, NGROUPS * D_STATE], dim=-1)
-        x = x.unflatten(-1, (mixer.nheads, mixer.headdim))[:, :, :nheads].requires_grad_()
+        nheads, ngroups = NHEADS // part, NGROUPS // part
+        mixed = torch.randn(batch, tokens, CONV_CHANNELS, dtype=dtype)
+        x, B, C = mixed.split([D_INNER, NGROUPS * D_STATE, NGROUPS * D_STATE], dim=-1)
+        x = x.unflatten(-1, (NHEADS, HEADDIM))[:, :, :nheads].requires_grad_()
         B, C = (
             t.unflatten(-1, (NGROUPS, D_STATE))[:, :, :ngroups].requires_grad_() for t in (B, C)
         )
-        packed = torch.empty(batch, tokens, mixer.in_proj, dtype=dtype)
-        dt = packed[..., -mixer.nheads :].normal_(std=0.1)[..., :nheads].requires_grad_()
+        packed = torch.empty(batch, tokens, IN_PROJ, dtype=dtype)
+        dt = packed[..., -NHEADS:].normal_(std=0.1)[..., :nheads].requires_grad_()
         # a step log-uniform in [1e-3, 0.1], A uniform in [-16, -1]: spread evenly over the heads,
         # without correlation, so that a few heads represent all
         head = torch.arange(nheads, dtype=torch.float32)
@@ -315,10 +284,14 @@ TAPS = CONV_CHANNELS * (WIDTH + 1)  # with the bias
 KEYS = KV_HEADS * HEAD_DIM
 OUT_PROJ = HIDDEN * HEADS * HEAD_DIM
 STATE = D_INNER * D_STATE
+# products of the scan at chunks of 128: C B per group, then three per head
+SCAN = 2 * 128 * D_STATE * NGROUPS + 2 * D_INNER * (128 + 2 * D_STATE)
 # a token brings x, B, C, dt in and y out; each head has A, D and dt_bias in float32
 STEP, HEAD_PARAMETERS = 2 * (2 * D_INNER + B_AND_C + NHEADS), 3 * 4 * NHEADS
 # a pending token's x, B, step and decay (4 bytes each)
 HELD = 2 * (D_INNER + NGROUPS * D_STATE) + 8 * NHEADS
+# the ring's columns that the taps read, and the written one; the row and its place in, y out
+MIXER_STEP = 2 * CONV_CHANNELS * WIDTH + 2 * (IN_PROJ + D_INNER) + 4
 # every patch once (a kernel that matches first and sums later reads it twice), tokens, sizes, slots
 MERGE = (2 * VISION_WIDTH + 4) * (PATCHES + TOKENS_PER_FRAME)
 # every row in and out, forward or backward; the indices of dropped rows (8 bytes) in
@@ -328,30 +301,7 @@ PRODUCT = 2.0 * TEXT * HEADS * HEAD_DIM
 # the query of a token in, and what it reads out
 ATTENDED = 4 * HEADS * HEAD_DIM
 
-
-def _mixer_floors(m: Mixer, rest: str = "") -> dict[str, Callable[[int], Floor]]:
-    """Of the scan, and of the decode steps of the scan and of the whole mixer."""
-    state, parameters = m.d_inner * D_STATE, 3 * 4 * m.nheads
-    # a token brings x, B, C, dt in and y out; each head has A, D and dt_bias in float32
-    step = 2 * (2 * m.d_inner + B_AND_C + m.nheads)
-    # products of the scan at chunks of 128: C B per group, then three per head
-    scan = 2 * 128 * D_STATE * NGROUPS + 2 * m.d_inner * (128 + 2 * D_STATE)
-    # the ring's columns that the taps read, and the written one; the row and its place in, y out
-    mixer_step = 2 * m.conv_channels * WIDTH + 2 * (m.in_proj + m.d_inner) + 4
-    taps = m.conv_channels * (WIDTH + 1)
-    return {
-        f"scan{rest}": _line(step, scan),
-        f"decode step of the scan, 32 bit state{rest}": _line(8 * state + step, once=parameters),
-        f"decode step of the scan, 16 bit state{rest}": _line(4 * state + step, once=parameters),
-        f"decode step of the mixer{rest}": _line(
-            8 * state + mixer_step, once=2 * (taps + 3 * m.nheads)
-        ),
-    }
-
-
 FLOORS: dict[str, Callable[[int], Floor]] = {
-    **_mixer_floors(NANO),
-    **_mixer_floors(NANO_3, OF_64),
     "gated norm": _rows(D_INNER, 3, D_INNER),
     "gated norm, backward": _rows(D_INNER, 5, 2 * D_INNER),
     "residual norm": _rows(HIDDEN, 4, HIDDEN),
@@ -361,14 +311,18 @@ FLOORS: dict[str, Callable[[int], Floor]] = {
     "convolution": _rows(CONV_CHANNELS, 2, TAPS),
     "convolution, backward": _rows(CONV_CHANNELS, 3, 2 * TAPS),
     # backward also dy in and four gradients out, and 19.1 MFLOP of products
+    "scan": _line(STEP, SCAN),
     "scan, backward": _line(2 * (3 * D_INNER + 2 * B_AND_C + 2 * NHEADS), 19.1e6),
     # x and the state in, y and the state out
     "decode step of the convolution": _rows(CONV_CHANNELS, 2 + 2 * WIDTH, TAPS),
+    "decode step of the scan, 32 bit state": _line(8 * STATE + STEP, once=HEAD_PARAMETERS),
+    "decode step of the scan, 16 bit state": _line(4 * STATE + STEP, once=HEAD_PARAMETERS),
     # the state in, and out once in REPLAYED; the mean of the pending tokens in, the new one out
     "decode step of the scan, replayed": _line(
         4 * STATE * (1 + 1 / REPLAYED) + STEP + HELD * ((REPLAYED + 1) / 2 + 1),
         once=HEAD_PARAMETERS,
     ),
+    "decode step of the mixer": _line(8 * STATE + MIXER_STEP, once=2 * (TAPS + 3 * NHEADS)),
     # similarities of six rounds on 72 channels
     "token merging": _line(MERGE, 25.5e6),
     "token merging, backward": _line(MERGE),

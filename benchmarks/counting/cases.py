@@ -83,14 +83,12 @@ def steps(
 
 def scans(part: int = 8) -> Iterator[Case]:
     """The forward in two kernels: chunk_scan, and with two segments chunk_state before it."""
-    op, run, rest = "mamba_chunk_scan_combined", shapes.scan_of(part), shapes.OF_64
-    narrow = shapes.scan_of(part, mixer=shapes.NANO_3)
+    op, run = "mamba_chunk_scan_combined", shapes.scan_of(part)
     each = {"part": part, "bounds": {"tvkernels.ssd.kernel:PROGRAMS": "part"}}
 
-    def forward(name: str, first: Case, ours: bool, least: str = "scan") -> Case:
-        scan = {"counted": (1024, 2048), "kernels": ("chunk_scan_kernel",), "least": least}
-        call = narrow if least.endswith(rest) else run
-        return Case(name, op, call, 160_000, plus=(first,), ours=ours, **scan, **each)
+    def forward(name: str, first: Case, ours: bool) -> Case:
+        scan = {"counted": (1024, 2048), "kernels": ("chunk_scan_kernel",), "least": "scan"}
+        return Case(name, op, run, 160_000, plus=(first,), ours=ours, **scan, **each)
 
     state = {"counted": (16_128,), "kernels": ("chunk_state_kernel",), "least": "", "ours": True}
     first = Case("scan, of that the first pass", op, run, 16_128, **state, **each)
@@ -98,8 +96,6 @@ def scans(part: int = 8) -> Iterator[Case]:
     yield forward("scan", first, ours=False)
     yield first
     yield forward("scan that forgets nothing", endless, ours=True)
-    first = Case("", op, narrow, 16_128, **state, **each)
-    yield forward(f"scan{rest}", first, ours=False, least=f"scan{rest}")
     # mamba-ssm gives a program as many heads as fill the processors
     processors = {"benchmarks.counting.cost:MULTIPROCESSORS": "size"}
     yield Case("scan, backward", op, backward(run), 160_000, (256, 512), part, processors)
@@ -118,7 +114,6 @@ GATED, UPDATE = "gated_cross_attention", "selective_state_update"
 ATTEND, LONG = "prefix_attention", (5000, 10_000)
 OVER = {"tvkernels.prefix_attention.kernel:KEYS": "size"}
 state32, state16 = (shapes.state_update(dtype, 8) for dtype in (torch.float32, torch.float16))
-narrow32 = shapes.state_update(torch.float32, 8, shapes.NANO_3)
 
 CASES: tuple[Case, ...] = (
     Case("gated norm", "rmsnorm_fn", shapes.gated_norm),
@@ -133,7 +128,6 @@ CASES: tuple[Case, ...] = (
     *steps("decode step of the convolution", "causal_conv1d_update", shapes.conv_update),
     *steps("decode step of the scan", UPDATE, state32, ", 32 bit state", part=8),
     *steps("decode step of the scan", UPDATE, state16, ", 16 bit state", part=8),
-    *steps("decode step of the scan", UPDATE, narrow32, f", 32 bit state{shapes.OF_64}", part=8),
     Case(
         "decode step of the scan, batch 64, replayed", "replay_state_update", shapes.replayed(8),
         64, (8, 16), 8, ours=True, least="decode step of the scan, replayed",
@@ -141,10 +135,6 @@ CASES: tuple[Case, ...] = (
     *steps(
         "decode step of the mixer", "mamba2_decode_step", shapes.mixer_step, few=(1,),
         many=(5, 6, 7),
-    ),
-    *steps(
-        "decode step of the mixer", "mamba2_decode_step", shapes.mixer_step_of(shapes.NANO_3),
-        shapes.OF_64, few=(1,), many=(5, 6, 7),
     ),
     Case("token merging", "tome_merge", shapes.merge, 10_000, **FRAMES),
     Case("token merging, backward", "tome_merge", backward(shapes.merge), 10_000, (1, 2)),
