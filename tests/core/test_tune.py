@@ -83,6 +83,9 @@ class Gpu:
         self.costs = costs
         self.launched: list[int] = []
 
+    def get_current_device(self) -> int:
+        return 0
+
     def get_current_target(self) -> Any:
         return GPUTarget("cuda", 90, 32)
 
@@ -104,6 +107,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
         monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
         monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
         monkeypatch.setattr(adding_kernel, "_tuners", {})
+        monkeypatch.setattr(adding_kernel, "_chosen", {})
 
         def run(*args: Any, BLOCK: int, **kwargs: Any) -> None:
             driver.launched.append(BLOCK)
@@ -128,6 +132,24 @@ def test_the_fastest_config_is_chosen_once_also_by_a_later_process(gpu: Any) -> 
     later = gpu({16: 1.0, 32: 2.0})
     add(True)
     assert later.launched == [32]
+
+
+def test_the_tuner_is_asked_once_for_each_key_and_dtype(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own look-up names all arguments, which costs more than the rest of a launch."""
+    gpu({16: 2.0, 32: 1.0})
+    asked = []
+    run = triton.runtime.Autotuner.run
+    monkeypatch.setattr(
+        triton.runtime.Autotuner,
+        "run",
+        lambda *args, **kw: (asked.append(kw["FIXED"]), run(*args, **kw)),
+    )
+    wide = torch.zeros(1, dtype=torch.float64)
+    for y, fixed in ((torch.zeros(1), 1), (torch.zeros(7, 3), 1), (wide, 1), (wide, 2), (wide, 1)):
+        adding_kernel[(1,)](y, FIXED=fixed, FRESH=True)
+    assert asked == [1, 1, 2]
 
 
 def test_a_launch_that_writes_in_place_is_never_repeated(gpu: Any) -> None:

@@ -70,7 +70,9 @@ class Tuned(KernelInterface):
         self.key = list(key)
         self.repeatable = repeatable
         self.lists = configs if isinstance(configs, Mapping) else {"default": configs}
+        self._places = [fn.arg_names.index(name) for name in self.key]
         self._tuners: dict[str, Any] = {}
+        self._chosen: dict[tuple[Any, ...], dict[str, Any]] = {}
 
     def configs(self, target: str = "default") -> list[triton.Config]:
         """What may run on `target`, as "sm_90" or "gfx942"."""
@@ -83,16 +85,35 @@ class Tuned(KernelInterface):
         return list({id(config): config for config in every}.values())
 
     def run(self, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        config = next((c for c in self.shipped() if c is _forced), None)
-        if config is None and not isinstance(self.fn, JITFunction):
-            # the interpreter: do not tune, because timing means nothing there and needs a driver
-            config = self.configs()[0]
-        if config is None and self.repeatable and not kwargs[self.repeatable]:
-            config = self.configs(_target())[0]
         launch = dict(kwargs, grid=grid, warmup=warmup)
-        if config is None:
-            return self._tuner().run(*args, **launch)
-        return self.fn.run(*args, **launch, **config.all_kwargs())
+        if config := self._given(kwargs):
+            return self.fn.run(*args, **launch, **config.all_kwargs())
+        # Triton's tuner names all arguments at each call, so it is asked once for each choice
+        case = self._case(args, kwargs)
+        if case in self._chosen:
+            return self.fn.run(*args, **launch, **self._chosen[case])
+        tuner = self._tuner()
+        made = tuner.run(*args, **launch)
+        self._chosen[case] = tuner.best_config.all_kwargs()
+        return made
+
+    def _given(self, kwargs: Mapping[str, Any]) -> triton.Config | None:
+        """The configuration of a launch that is not tuned."""
+        if _forced is not None and any(config is _forced for config in self.shipped()):
+            return _forced
+        if not isinstance(self.fn, JITFunction):
+            # the interpreter: timing means nothing there and needs a driver
+            return self.configs()[0]
+        if self.repeatable and not kwargs[self.repeatable]:
+            return self.configs(_target())[0]
+        return None
+
+    def _case(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What a choice depends on: the device, the key's values and the tensors' dtypes."""
+        given = len(args)
+        key = [args[i] if i < given else kwargs[n] for i, n in zip(self._places, self.key)]
+        dtypes = [getattr(x, "dtype", None) for x in (*args, *kwargs.values())]
+        return (triton.runtime.driver.active.get_current_device(), *key, *dtypes)
 
     def _tuner(self) -> Any:
         target = _target()
