@@ -15,7 +15,7 @@ from timeviper_fast import Sampling
 from timeviper_fast.config import CompressionStage
 from timeviper_fast.inference.session import Session
 from timeviper_fast.model import cache
-from timeviper_fast.model.cache import AttentionState
+from timeviper_fast.model.cache import AttentionState, HybridCache
 
 OPTIONS = {"policy": "fps:1", "chunk": 64, "frame_batch": 5}
 QUESTIONS = ["What moves?", "How many squares are there, and where do they go?", "Why?"]
@@ -54,6 +54,24 @@ def test_each_question_of_a_list_has_its_own_listener(session):
     for row, (pieces, answer) in enumerate(zip(heard, answers)):
         assert "".join(pieces).strip() == (answer.text if row % 3 else "")
     assert any(answer.text for answer in answers[1::3])
+
+
+def test_states_that_are_written_now_and_then_change_no_answer(model, video, session, monkeypatch):
+    """Four tokens a write; the session stays whole, and so do files of it."""
+    expected, before = session.ask(QUESTIONS, max_new_tokens=9), digest(session._ended)
+    monkeypatch.setattr(model.backbone, "replay", 4)
+    opened, capacities = model.open(video, **OPTIONS), []
+    replay = HybridCache.replay
+    monkeypatch.setattr(
+        HybridCache, "replay", lambda own, k: capacities.append(k) or replay(own, k)
+    )
+    answers = opened.ask(QUESTIONS, max_new_tokens=9)
+    assert capacities == [4]
+    assert all(the_same(*pair) for pair in zip(answers, expected))
+    assert the_same(opened.ask(QUESTIONS[0], max_new_tokens=9), expected[0])
+    # one answer alone is decoded as ever
+    assert capacities == [4]
+    assert digest(opened._ended) == before
 
 
 def test_a_drawn_answer_does_not_depend_on_its_neighbours(session):
