@@ -10,6 +10,7 @@ import json
 from threading import Event, Thread
 
 import pytest
+from PIL import Image
 
 from tests.serve.browser import chromium, resize
 from tests.serve.page_server import COLOURS, NAME, colour_of, page_server, plain_video
@@ -231,6 +232,20 @@ def test_a_file_of_ones_own_is_sent(page, tmp_path, made, way):
     )
 
 
+def test_an_image_has_no_timeline(page, tmp_path):
+    Image.new("RGB", (96, 64), (30, 30, 200)).save(tmp_path / "image.png")
+    page.drop(tmp_path / "image.png", "image/png")
+    page.until("#question", lambda found: found[0].is_enabled())
+    assert page.text("#facts") == "An image · 96 × 64"
+    page.until("#frame", lambda found: found[0].is_displayed())
+    assert colour_of(page.one("#frame").get_attribute("src"))[1] == pytest.approx(
+        (30, 30, 200), abs=12
+    )
+    page.answered("What is it?")
+    page.until("#evidence:not([hidden])")
+    assert not page.one("#timeline").is_displayed()
+
+
 def test_names_and_answers_that_are_markup_stay_text(page):
     page.pick(HOSTILE)
     assert page.text("#film-title") == HOSTILE
@@ -374,35 +389,25 @@ def test_no_width_scrolls_sideways(page, made, width):
     resize(page.driver, *before)
 
 
-def test_a_server_that_has_ended_is_told_in_words(model, root, tmp_path):
-    with chromium(tmp_path, 1280) as driver:
-        with page_server(model, root, page=Page()) as url:
-            page = Browser(driver, url)
-            page.open()
-            page.pick("demo.mp4")
-            page.until("#strip img")
-        turn = page.ask("What moves?")
-        page.until(".answer .trouble")
-        assert "The server does not answer. Is it running?" in turn.text
-
-
-def test_a_server_with_a_key_asks_for_it(model, root, tmp_path):
-    with (
-        page_server(model, root, page=Page(), key="open sesame") as url,
-        chromium(tmp_path, 400) as driver,
-    ):
-        page = Browser(driver, url)
-        driver.get(url)
-        page.until("#gate:not([hidden])")
-        assert not page.one("#main").is_displayed()
-        page.one("#key").send_keys("wrong\ue007")
-        page.until("#gate-trouble", lambda found: "key is missing or wrong" in found[0].text)
-        page.one("#key").clear()
-        page.one("#key").send_keys("open sesame\ue007")
-        page.until("#main:not([hidden])")
-        page.pick("demo.mp4")
-        assert page.overflow() <= 0
-        # nothing of it is kept by the browser
-        assert driver.execute_script(
-            "return [localStorage.length, sessionStorage.length, document.cookie]"
-        ) == [0, 0, ""]
+def test_evidence_of_many_frames_is_summed_to_few_bars(page):
+    """Of 1,000 frames every fifth bar has mass, and the last frame stands alone with the most."""
+    told = page.driver.execute_async_script("""
+        const done = arguments[0];
+        import("/page/timeline.js").then(({ clock, drawBars, topFrames }) => {
+          const seconds = Array.from({ length: 1000 }, (_, n) => (n < 999 ? n / 2 : 600));
+          const mass = seconds.map((_, n) => (n === 999 ? 0.5 : n % 25 === 0 ? 0.0125 : 0));
+          const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+          drawBars(svg, { start: 0, end: 700 }, { seconds, mass }, [0]);
+          const bars = [...svg.querySelectorAll(".bar")].map((b) => ["x", "height"].map((a) => Number(b.getAttribute(a))));
+          done([bars, topFrames({ seconds, mass }, 3), svg.querySelectorAll(".kept").length, clock(3661.25), clock(59.96)]);
+        });""")
+    bars, frames, kept, *times = told
+    assert len(bars) == 41
+    # 5 frames to a bar: the last one holds frames 995 to 999
+    assert bars[-1] == pytest.approx([1000 * 497.5 / 700, 86])
+    assert {round(height, 3) for _, height in bars[:-1]} == {round(86 * 0.0125 / 0.5, 3)}
+    # 0.025 of attention a second before the last frame, which lasts 101 s and has 0.005 a second
+    assert [(frame["second"], frame["share"]) for frame in frames] == [
+        (at, pytest.approx(0.0125)) for at in (0, 12.5, 25)
+    ]
+    assert (kept, times) == (1, ["1:01:01.3", "1:00"])

@@ -53,7 +53,7 @@ _HEADERS = {
     "Cache-Control": "no-cache",
 }
 # videos that are opened at a time for the page, beside those that are asked about
-_AT_ONCE = 2
+_AT_ONCE = 4
 # frames of a request, and pixels of their longer side
 _FRAMES, _SIDES = 24, (16, 960)
 
