@@ -19,6 +19,7 @@ from timeviper_fast.config import CompressionStage
 from timeviper_fast.errors import ArgumentError
 from timeviper_fast.inference.budget import RESERVE
 from timeviper_fast.inference.generate import prefill
+from timeviper_fast.inference.gpus import find_gpu
 from timeviper_fast.inference.memory import weights
 from timeviper_fast.inference.plan import check_plan, most, plan
 from timeviper_fast.inference.work import question_work
@@ -346,3 +347,28 @@ def test_labels_of_frames_are_text_that_every_layer_sees():
     assert plan(labelled, most).tokens
     with pytest.raises(ValueError, match="frames"):
         plan(labelled, most + 1)
+
+
+@pytest.mark.parametrize(("prune", "bare", "labelled"), [(0.7, 1702, 1350), (0.9, 5106, 2867)])
+def test_frames_that_fill_the_window_of_the_12b_video_model(prune, bare, labelled):
+    """131,072 tokens: 256 a frame of which 30 or 10 % stay, 20 of a label, and 336 of text."""
+    config = preset("nemotron-nano-12b-v2-vl")
+    config = replace(config, stages=(replace(config.stages[0], prune=prune),))
+    for label, most in ((0, bare), (20, labelled)):
+        assert max(plan(config, most, label=label).tokens) + 256 <= 131_072
+        with pytest.raises(ArgumentError, match=f"at most {most:,} frames fit"):
+            plan(config, most + 1, label=label)
+
+
+def test_the_omni_model_needs_room_for_all_experts_and_work_for_those_of_a_token():
+    config = preset("nemotron-3-nano-omni-30b-a3b")
+    made = plan(config, 512, gpu="h200")
+    # 32.4e9 parameters of 2 bytes, and the 4 bytes of 23 x 128 correction biases
+    assert made.exact["weights"] == 2 * 32_391_464_768 + 2 * 23 * 128
+    # 23 Mamba-2 layers, 6 of attention, and 23 with a router, 6 experts and the shared one
+    mamba, attention = 2688 * 10_304 + 4096 * 2688, 2688 * (4096 + 512) + 4096 * 2688
+    experts = 2688 * 128 + 6 * 2 * 2688 * 1856 + 2 * 2688 * 3712
+    each = 2 * (23 * mamba + 6 * attention + 23 * experts)
+    assert made.flops["open"]["linear"] == each * (made.tokens[0] - made.text)
+    # a step reads 6 of 128 experts at least
+    assert made.floors["step"] < 0.15 * made.exact["weights"] / find_gpu("h200").bandwidth
