@@ -354,10 +354,10 @@ def test_frames_that_fill_the_window_of_the_12b_video_model(prune, bare, labelle
     """131,072 tokens: 256 a frame of which 30 or 10 % stay, 20 of a label, and 336 of text."""
     config = preset("nemotron-nano-12b-v2-vl")
     config = replace(config, stages=(replace(config.stages[0], prune=prune),))
-    for label, most in ((0, bare), (20, labelled)):
-        assert max(plan(config, most, label=label).tokens) + 256 <= 131_072
-        with pytest.raises(ArgumentError, match=f"at most {most:,} frames fit"):
-            plan(config, most + 1, label=label)
+    for label, frames in ((0, bare), (20, labelled)):
+        assert max(plan(config, frames, label=label).tokens) + 256 <= 131_072
+        with pytest.raises(ArgumentError, match=f"at most {frames:,} frames fit"):
+            plan(config, frames + 1, label=label)
 
 
 def test_the_omni_model_needs_room_for_all_experts_and_work_for_those_of_a_token():
