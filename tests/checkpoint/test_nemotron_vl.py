@@ -11,6 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from tests.contract import device
 from tests.goldens import golden, manifest
 from tests.model.common import runs_of
 from tests.nemotron_vl_directory import IDS, hub_config, hub_directory, hub_weights
@@ -70,22 +71,37 @@ def test_frames_to_visual_tokens(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_frames_to_tokens(tmp_path: Path, run: str, stages: str | None) -> None:
     """From uint8 frames to six tokens, whole and with the pruning of config.json."""
-    model = TimeViper.from_pretrained(hub_directory(tmp_path / "m"), stages=stages)
+    check_tokens(tmp_path, run, stages)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("backend")
+@torch.no_grad()
+def test_frames_to_tokens_on_each_backend(tmp_path: Path) -> None:
+    check_tokens(tmp_path, "evs", None)
+
+
+def check_tokens(tmp_path: Path, run: str, stages: str | None) -> None:
+    path = hub_directory(tmp_path / "m")
+    model = TimeViper.from_pretrained(path, stages=stages, device=device())
     data, vision = golden("nemotron_vl_generate"), model.config.vision
     look = (vision.image_size, vision.image_mean, vision.image_std, vision.resize)
-    ids = data["full.input_ids"]
+    ids, frames = data["full.input_ids"].to(device()), data["frames"].to(device())
     images = ids == IDS["<image>"]
     embeddings = model.backbone.embeddings(ids)
-    embeddings[images] = model.encode(resize_normalize(data["frames"], *look)).flatten(0, 1)
-    segment = Segment.of_runs(len(ids), runs_of(images), frame_tokens=model.config.frame_tokens(6))
+    embeddings[images] = model.encode(resize_normalize(frames, *look)).flatten(0, 1)
+    segment = Segment.of_runs(
+        len(ids), runs_of(images.cpu()), frame_tokens=model.config.frame_tokens(6)
+    )
     read = prefill(model.backbone, embeddings[None], segment, max_new_tokens=6)
     if run == "evs":
         (pruned,) = read.records
-        assert torch.equal(pruned.kept[0], data["evs.mask"].nonzero()[:, 0])
+        assert torch.equal(pruned.kept[0].cpu(), data["evs.mask"].nonzero()[:, 0])
     logits: list[torch.Tensor] = []
     tokens = decode(model.backbone, read, max_new_tokens=6, on_logits=logits.append)
-    assert torch.equal(torch.cat(list(tokens)), data[f"{run}.generated"])
-    torch.testing.assert_close(torch.cat(logits), data[f"{run}.step_logits"], rtol=0, atol=2e-4)
+    assert torch.equal(torch.cat(list(tokens)).cpu(), data[f"{run}.generated"])
+    want = data[f"{run}.step_logits"]
+    torch.testing.assert_close(torch.cat(logits).cpu(), want, rtol=0, atol=2e-4)
 
 
 def close(got: torch.Tensor, want: torch.Tensor) -> None:
