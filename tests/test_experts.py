@@ -67,3 +67,15 @@ def test_sessions_files_and_several_questions_answer_alike(model, tmp_path):
         assert answer.token_ids == afresh.token_ids
         assert loaded.ask(question, max_new_tokens=4).token_ids == afresh.token_ids
         assert answer.stages[-1].after == 28
+
+
+def test_a_session_refuses_another_correction_bias(model):
+    """No gradient moves it, but training that balances the experts does."""
+    session = model.open(FRAMES[:2], policy="fps:1")
+    bias = model.get_buffer(BIASES[1])
+    bias += 0.5
+    try:
+        with pytest.raises(ValueError, match="have the weights with which the video was read"):
+            session.ask("Why?", max_new_tokens=2)
+    finally:
+        bias -= 0.5

@@ -147,10 +147,23 @@ def test_a_grouped_product_loses_no_more_than_one_product_each(monkeypatch):
     want, lost = naive(layer, x, chosen, weights), []
     for kernel in (False, True):
         monkeypatch.setattr(
-            "timeviper_fast.model.experts._has_kernel", lambda x, kernel=kernel: kernel
+            "timeviper_fast.model.experts._has_kernel", lambda *_, kernel=kernel: kernel
         )
         lost.append((layer(x, chosen, weights).double() - want).abs().max())
     assert lost[1] <= 2 * lost[0] + 1e-3
+
+
+def test_under_autocast_float32_weights_learn_from_16_bit_products():
+    layer = MixtureOfExperts(TINY)
+    init_weights(layer, seed=6)
+    layer.to(device())
+    x = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(7)).to(device())
+    want = layer(x, None, None)
+    with torch.autocast(x.device.type, torch.bfloat16):
+        got = layer(x, None, None)
+    got.float().sum().backward()
+    torch.testing.assert_close(got.float(), want, rtol=0.05, atol=0.05)
+    assert all(weight.grad.isfinite().all() for weight in layer.parameters())
 
 
 def test_gradients_are_those_of_the_plain_sum():

@@ -117,13 +117,13 @@ class Experts(nn.Module):
         Returns:
             (n, width) of the dtype of x.
         """
-        if x.is_cuda and step and not _has_kernel(x):
+        if x.is_cuda and step and not _has_kernel(x, self.up_proj):
             each = self.gathered(x, chosen)
         else:
             numbers, order = chosen.flatten().sort(stable=True)
             all_experts = torch.arange(len(self.up_proj), device=x.device)
             ends = torch.searchsorted(numbers, all_experts, right=True)
-            run = self.grouped if _has_kernel(x) else self.looped
+            run = self.grouped if _has_kernel(x, self.up_proj) else self.looped
             each = run(x[order // chosen.shape[1]], ends)[order.argsort()]
             each = each.unflatten(0, chosen.shape)
         total = torch.zeros(x.shape, dtype=weights.dtype, device=x.device)
@@ -157,9 +157,14 @@ class Experts(nn.Module):
         return (self.down_proj[chosen] @ hidden)[..., 0]
 
 
-def _has_kernel(x: Tensor) -> bool:
-    """Whether PyTorch computes a grouped product in one kernel; elsewhere it loops on the host."""
-    if not x.is_cuda or x.dtype != torch.bfloat16 or torch.version.hip is not None:
+def _has_kernel(x: Tensor, weight: Tensor) -> bool:
+    """Whether PyTorch computes grouped products of `x` with stacks of the shape of `weight`
+    (num_experts, expert_size, width) in one kernel; elsewhere it loops on the host or refuses."""
+    # under autocast x and the weights may differ in dtype
+    if not x.is_cuda or not x.dtype == weight.dtype == torch.bfloat16:
+        return False
+    # rows must begin at multiples of 16 bytes
+    if torch.version.hip is not None or any(size % 8 for size in weight.shape[1:]):
         return False
     return torch.cuda.get_device_capability(x.device)[0] in (9, 10)
 

@@ -86,5 +86,6 @@ def _digest(x: Tensor) -> Tensor:
 
 def state_of_weights(model: TimeViperNetwork) -> str:
     """Where and what a model's weights are, and how often torch has seen them written in place."""
-    writes = sum(weight._version for weight in model.parameters() if not weight.is_inference())
+    tensors = numbers_of(model).values()
+    writes = sum(weight._version for weight in tensors if not weight.is_inference())
     return f"{model.dtype} on {model.device}, written {writes} times"
