@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -71,6 +72,13 @@ def test_mistakes_are_one_line_before_the_weights_are_loaded(run, tmp_path, monk
     one_line(run(*words, "--max-new-tokens", 0), "--max-new-tokens")
     one_line(run(*words, "--sample", "often"), "--sample must")
     one_line(run(*words, "--queue", 0), "--queue")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        one_line(
+            run(*words, "--port", port), "--port must be free to listen at 127.0.0.1 (", f"{port}"
+        )
+    monkeypatch.setenv(KEY, " \n")
+    one_line(run(*words, "--host", "0.0.0.0"), "--host must be one of 127.0.0.1", f"set {KEY}")
 
 
 def test_without_fastapi_the_remedy_is_told(run, tmp_path, monkeypatch):

@@ -41,6 +41,7 @@ def calls(monkeypatch):
     data.DataContext = SimpleNamespace(get_current=lambda: context)
     ray = SimpleNamespace(data=data, init=lambda **kw: calls.append(kw))
     ray.shutdown = lambda: calls.append("shutdown")
+    ray.cluster_resources = lambda: {"CPU": 3.0}
     monkeypatch.setitem(sys.modules, "ray", ray)
     return calls
 
@@ -71,3 +72,13 @@ def test_mistakes(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ArgumentError, match=r"ray must be installed.*timeviper-fast\[ray\]"):
         run_on_ray(partial(worker, tmp_path), [], workers=1)
+
+
+@pytest.mark.parametrize(("workers", "gpus", "name"), [(3, 0, "CPU"), (2, 1, "GPU")])
+def test_a_cluster_that_is_too_small_is_refused_and_left(tmp_path, calls, workers, gpus, name):
+    rule = rf"workers must fit a cluster of \d {name}s \(\d are needed\), got {workers}"
+    with pytest.raises(ArgumentError, match=rule):
+        run_on_ray(
+            partial(worker, tmp_path), rows(tmp_path), workers=workers, gpus=gpus, address="auto"
+        )
+    assert calls[-1] == "shutdown"

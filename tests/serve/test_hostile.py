@@ -213,6 +213,24 @@ def test_half_streams_and_what_is_no_http(server, address):
     healthy(server, address)
 
 
+def test_half_heads_keep_nobody_out(server, address):
+    """As many connections as there may be, each with half a head."""
+    host, port = address.removeprefix("http://").split(":")
+    most = server.places.most + 64
+    whole = head(path="/health", method="GET", host=f"{host}:{port}")
+    connections = [socket.create_connection((host, int(port))) for _ in range(most)]
+    for connection in connections:
+        connection.sendall(whole[:-10])
+    began = time.monotonic()
+    for connection in connections:
+        connection.settimeout(10)
+        while connection.recv(1 << 16):
+            continue
+        connection.close()
+    assert time.monotonic() - began < 5
+    healthy(server, address)
+
+
 def test_who_leaves_in_the_middle_of_a_body_frees_its_place(server, address, caplog):
     host, port = address.removeprefix("http://").split(":")
     key = f"Authorization: Bearer {KEY}"

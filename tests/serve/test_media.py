@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 
 import pytest
 
@@ -102,3 +105,62 @@ def test_a_file_that_is_written_to_is_noticed(tmp_path):
 def test_the_folder_must_be_one(tmp_path):
     with pytest.raises(ArgumentError, match="media_root must be a folder"):
         MediaRoot(tmp_path / "gone", 1)
+
+
+def test_the_roots_own_name_is_not_told(root):
+    """A guess of it is refused as any other path that leads out; whole paths are known already."""
+    media = MediaRoot(root, 10**6)
+    for guess in (
+        f"../{root.name}/a.mp4",
+        f"x/../../{root.name}/a.mp4",
+        f"/proc/self/root{root}/a.mp4",
+    ):
+        assert refused(media, guess) == (403, "media_forbidden")
+    assert media.find(f"{root}/a.mp4").name == media.find("x/../a.mp4").name == "a.mp4"
+
+
+def test_names_that_look_like_urls_are_names(tmp_path, root):
+    copy = tmp_path / "Part1:intro.mp4"
+    copy.write_bytes((root / "a.mp4").read_bytes())
+    media = MediaRoot(tmp_path, 10**6)
+    assert media.find("Part1:intro.mp4").path == copy
+    assert refused(media, "Part2:intro.mp4") == (400, "unsupported_url")
+
+
+def test_a_file_whose_time_was_set_back_is_read_again(tmp_path, root):
+    path = tmp_path / "a.mp4"
+    path.write_bytes((root / "a.mp4").read_bytes())
+    media, found = MediaRoot(tmp_path, 10**6), path.stat()
+    before = media.find("a.mp4").digest
+    changed = bytearray(path.read_bytes())
+    changed[-1] ^= 1
+    path.write_bytes(changed)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert media.find("a.mp4").digest != before
+
+
+def test_requests_for_one_file_read_it_once(root, monkeypatch):
+    reads, go = [], threading.Event()
+
+    def slow(path):
+        reads.append(path)
+        go.wait(10)
+        return sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr("timeviper_fast.serve.media._sha256", slow)
+    media = MediaRoot(root, 10**6)
+    with ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(media.find, "a.mp4") for _ in range(4)]
+        go.set()
+        assert len({one.result(10).digest for one in found}) == len(reads) == 1
+
+
+def test_a_file_that_cannot_be_read_is_tried_again(root, monkeypatch):
+    def broken(path):
+        raise PermissionError(13, "Permission denied")
+
+    media = MediaRoot(root, 10**6)
+    with monkeypatch.context() as patch:
+        patch.setattr("timeviper_fast.serve.media._sha256", broken)
+        assert refused(media, "a.mp4") == (404, "media_not_found")
+    assert media.find("a.mp4").digest

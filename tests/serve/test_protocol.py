@@ -40,7 +40,7 @@ def test_a_request_in_full():
         repetition_penalty=1.1,
         timeviper={
             "sample": "fps:2", "stages": "none", "start": 1, "end": 2.5, "answer_prefix": "In",
-            "evidence": True,
+            "think": True, "evidence": True,
         },
         user="me",
         metadata={"a": "b"},
@@ -49,7 +49,7 @@ def test_a_request_in_full():
     )  # fmt: skip
     assert (asked.url, asked.stream, asked.usage, asked.evidence) == ("x.mp4", True, True, True)
     asked_of = [{"role": "user", "content": "Where?"}]
-    assert asked.question == Question(asked_of, 9, Sampling(0.5, 5, 0.9, 3, 1.1), "In")
+    assert asked.question == Question(asked_of, 9, Sampling(0.5, 5, 0.9, 3, 1.1), "In", think=True)
     assert asked.opening == replace(OPENING, policy="fps:2", stages="none", start=1, end=2.5)
 
 

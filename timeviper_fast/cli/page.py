@@ -26,12 +26,12 @@ def serve_page(media_root: str, port: int, examples: Mapping[str, Sequence[str]]
         examples: questions that the page proposes, by the name of their video.
 
     Raises:
-        ArgumentError: there is no such folder.
+        ArgumentError: there is no such folder, or the port is taken.
     """
     with importing():
         from timeviper_fast.cli.terminal import err, say
         from timeviper_fast.serve.app import Server
-        from timeviper_fast.serve.listen import Listener
+        from timeviper_fast.serve.listen import Listener, expect_free
         from timeviper_fast.serve.media import MediaRoot
         from timeviper_fast.serve.page import Page
         from timeviper_fast.serve.protocol import Defaults
@@ -47,6 +47,7 @@ def serve_page(media_root: str, port: int, examples: Mapping[str, Sequence[str]]
             say(err, f"The page is at http://{_HOST}:{number}/ until you press Ctrl+C.")
 
     media = MediaRoot(media_root, _UPLOAD)
+    expect_free(_HOST, port)
     server = Server(
         [Worker(TimeViper.from_pretrained(TINY), _KEPT)],
         media,

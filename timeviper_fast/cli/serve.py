@@ -105,7 +105,7 @@ def serve(
     with importing():
         expect_libraries(page=page)
         from timeviper_fast.serve.app import Server
-        from timeviper_fast.serve.listen import Listener
+        from timeviper_fast.serve.listen import Listener, expect_free
         from timeviper_fast.serve.media import MediaRoot
         from timeviper_fast.serve.page import Page
         from timeviper_fast.serve.protocol import Defaults
@@ -115,6 +115,7 @@ def serve(
     pixels = int(_positive("max_megapixels", max_megapixels) * _MB)
     seconds = _positive("time_limit", time_limit)
     media = MediaRoot(media_root, upload)
+    expect_free(host, port)
     models = _models(model, devices or [None], dtype, quiet)
     workers = [Worker(one, kept, backend, pixels) for one in models]
     hosts: frozenset[str] = frozenset() if key else LOCAL_NAMES
@@ -154,7 +155,7 @@ def _models(
 
 def _key(host: str) -> str:
     """The key that clients must send; without one only this machine may ask."""
-    key = os.environ.get(KEY, "")
+    key = os.environ.get(KEY, "").strip()
     if not key and host not in _LOOPBACK:
         rule = f"be one of {', '.join(_LOOPBACK)} without a key"
         raise ArgumentError("", "host", rule, host, f"set {KEY}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from timeviper_fast.corpus.rows import CorpusRow
@@ -50,7 +50,8 @@ def run_on_ray(
         progress: called with ("videos", done, all).
 
     Raises:
-        ArgumentError: Ray is not installed, or `workers` is no positive number.
+        ArgumentError: Ray is not installed, `workers` is no positive number, or the cluster has
+            too few CPUs or GPUs for them.
     """
     if not is_integer(workers) or workers < 1:
         raise ArgumentError("corpus", "workers", "be a positive integer", workers)
@@ -66,6 +67,7 @@ def run_on_ray(
     options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "warning"}
     ray.init(address=address, num_cpus=cpus, **options)
     try:
+        _expect_room(ray.cluster_resources(), workers, gpus)
         counts: Counter[Done] = Counter()
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         ray.data.DataContext.get_current().enable_progress_bars = progress is None
@@ -83,3 +85,11 @@ def run_on_ray(
         return counts
     finally:
         ray.shutdown()
+
+
+def _expect_room(resources: Mapping[str, float], workers: int, gpus: float) -> None:
+    """Refuse a cluster that would wait for ever for what it does not have."""
+    for name, needed in (("CPU", workers + 1), ("GPU", workers * gpus)):
+        if (there := resources.get(name, 0)) < needed:
+            rule = f"fit a cluster of {there:g} {name}s ({needed:g} are needed)"
+            raise ArgumentError("corpus", "workers", rule, workers)

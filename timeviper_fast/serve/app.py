@@ -8,8 +8,10 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -146,6 +148,8 @@ class _Handlers:
 
     def __init__(self, server: Server) -> None:
         self.server, self._since = server, int(time.time())
+        # a thread for each place: a large file that is read for its digest keeps nobody waiting
+        self._threads = ThreadPoolExecutor(server.places.most, "timeviper-request")
 
     async def health(self) -> JSONResponse:
         alive = all(worker.alive for worker in self.server.workers)
@@ -170,9 +174,10 @@ class _Handlers:
         give_back = self.server.places.take()
         try:
             body = await self.body(request, ends)
-            asked = await asyncio.to_thread(read_request, body, self.server.defaults)
+            run = partial(asyncio.get_running_loop().run_in_executor, self._threads)
+            asked = await run(read_request, body, self.server.defaults)
             del body
-            media = await _in_time(asyncio.to_thread(self.server.media.find, asked.url), ends)
+            media = await _in_time(run(self.server.media.find, asked.url), ends)
             pieces = Pieces() if asked.stream else None
             on_text = None if pieces is None else pieces.put
             job = Job(media, asked.opening, asked.question, on_text)

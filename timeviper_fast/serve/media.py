@@ -7,6 +7,7 @@ import binascii
 import os
 import re
 from collections import OrderedDict
+from concurrent.futures import Future
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -37,7 +38,7 @@ class Media:
         name: as clients read it in errors.
         path: of a file under the root; None for a video that came in the request.
         data: the bytes of such a video.
-        mark: size and time of the file when its digest was taken.
+        mark: size and times of the file when its digest was taken.
     """
 
     digest: str
@@ -79,7 +80,9 @@ class MediaRoot:
         self.root, self.most_bytes = Path(root).resolve(), most_bytes
         if not self.root.is_dir():
             raise ArgumentError("serve", "media_root", "be a folder", os.fspath(root))
-        self._digests: OrderedDict[tuple[str, tuple[int, ...]], str] = OrderedDict()
+        # absolute, with its links as they are
+        self._called = os.path.abspath(root)
+        self._digests: OrderedDict[tuple[str, tuple[int, ...]], Future[str]] = OrderedDict()
         self._turn = Lock()
 
     def find(self, url: str) -> Media:
@@ -90,10 +93,17 @@ class MediaRoot:
         """
         if url[:5].lower() == "data:":
             return self._brought(url)
-        if _SCHEME.match(url) and url[:5].lower() != "file:":
+        if _SCHEME.match(url) and url[:5].lower() != "file:" and not self._is_name(url):
             rule = "be a data: URL, a file:// URL or a path (nothing is fetched from a network)"
             raise invalid("url", rule, url, code="unsupported_url")
         return self._file(_path_of(url))
+
+    def _is_name(self, text: str) -> bool:
+        """Whether what looks like a URL is the name of a file under the root, such as "1:2.mp4"."""
+        try:
+            return (self.root / text).is_file()
+        except (OSError, ValueError):
+            return False
 
     def _brought(self, url: str) -> Media:
         head = _DATA.match(url)
@@ -117,14 +127,11 @@ class MediaRoot:
 
     def _file(self, given: str) -> Media:
         try:
-            # joined with an absolute path, the root counts for nothing: the check below does
-            path = (self.root / given).resolve()
+            path = (self.root / self._below(given)).resolve()
         except (OSError, RuntimeError, ValueError):
             raise invalid("url", "be the path of a file", given) from None
         if not path.is_relative_to(self.root):
-            # said of every path out there, so that nobody learns what lies there
-            message = "the path leads out of the server's media folder"
-            raise Fault(403, message, param="messages", code="media_forbidden")
+            raise _outside()
         name = path.relative_to(self.root).as_posix()
         try:
             found = path.stat()
@@ -137,22 +144,36 @@ class MediaRoot:
         except OSError:
             raise _absent(name) from None
 
+    def _below(self, given: str) -> str:
+        """A path relative to the root, by its words alone: `../NAME/...` would tell whether NAME is
+        the root's name."""
+        for root in (str(self.root), self._called):
+            if given.startswith(beginning := root.rstrip(os.sep) + os.sep):
+                given = given[len(beginning) :]
+                break
+        below = os.path.normpath(given)
+        if os.path.isabs(below) or below.split(os.sep)[0] == os.pardir:
+            raise _outside()
+        return below
+
     def _digest(self, path: Path, mark: tuple[int, ...]) -> str:
-        """SHA-256 of a file, which is read again only after it has changed."""
+        """SHA-256 of a file, which is read again only after it has changed, and by one thread."""
         key = (str(path), mark)
         with self._turn:
             known = self._digests.get(key)
-        if known is not None:
-            return known
-        digest = sha256()
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
-        with self._turn:
-            self._digests[key] = digest.hexdigest()
+            if known is None:
+                reading = self._digests[key] = Future[str]()
             if len(self._digests) > _REMEMBERED:
                 self._digests.popitem(last=False)
-        return digest.hexdigest()
+        if known is not None:
+            return known.result()
+        try:
+            reading.set_result(_sha256(path))
+        except BaseException as error:
+            with self._turn:
+                self._digests.pop(key, None)
+            reading.set_exception(error)
+        return reading.result()
 
 
 def _path_of(url: str) -> str:
@@ -182,9 +203,24 @@ def _is_text(text: str) -> bool:
     return True
 
 
+def _sha256(path: Path) -> str:
+    digest = sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _outside() -> Fault:
+    # said of every path out there, so that nobody learns what lies there
+    message = "the path leads out of the server's media folder"
+    return Fault(403, message, param="messages", code="media_forbidden")
+
+
 def _absent(name: str) -> Fault:
     return Fault(404, f"{name}: no such file", param="messages", code="media_not_found")
 
 
 def _mark(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    # copies may set back the time of the contents, not that of the file's entry
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

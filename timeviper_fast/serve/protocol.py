@@ -214,7 +214,8 @@ def _question(
         repetition_penalty=fields.take("repetition_penalty", _NUMBER),
     )
     prefix = own.take("answer_prefix", _STRING, "")
-    return Question(messages, most, sampling, prefix)
+    think = own.take("think", _BOOL)
+    return Question(messages, most, sampling, prefix, think=think)
 
 
 def _messages(given: list[Any]) -> tuple[str, list[dict[str, str]]]:
@@ -228,7 +229,8 @@ def _messages(given: list[Any]) -> tuple[str, list[dict[str, str]]]:
         fields = _Fields(one, where)
         role = fields.need("role", _STRING)
         if role not in ("user", "assistant"):
-            raise invalid(f"{where}.role", "be user or assistant", role)
+            rule = "be user or assistant (say in the first question what a system would)"
+            raise invalid(f"{where}.role", rule, role)
         for name in ("name", "refusal", "annotations"):
             fields.take(name, Kind("be there", lambda v: True))
         content = fields.need("content", Kind("be a text or a list", _is_content))
@@ -325,6 +327,7 @@ class Reply:
             "stages": [asdict(stage) for stage in answer.stages],
             "kept_seconds": sorted(set(answer.kept_seconds)),
             "lost_frames": answer.lost_frames,
+            "thinking": answer.thinking,
             "notes": list(answer.notes),
             "model_note": answer.model_note,
         }

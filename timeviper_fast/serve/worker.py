@@ -319,6 +319,7 @@ class Worker:
             max_new_tokens=asked.max_new_tokens,
             sampling=asked.sampling,
             answer_prefix=asked.answer_prefix,
+            think=asked.think,
             on_text=[None if job.on_text is None else job.tell for job in jobs],
             progress=progress,
         )
@@ -337,7 +338,7 @@ def _together(jobs: list[Job]) -> Iterator[list[Job]]:
     groups: dict[object, list[Job]] = {}
     for job in jobs:
         asked = job.question
-        same = (asked.max_new_tokens, asked.sampling, asked.answer_prefix)
+        same = (asked.max_new_tokens, asked.sampling, asked.answer_prefix, asked.think)
         groups.setdefault(same, []).append(job)
     yield from groups.values()
 
