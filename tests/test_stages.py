@@ -83,7 +83,7 @@ def test_a_content_stage_stands_before_the_llm() -> None:
         ("content:1", r"stages 'content:1' must remove a share that can lie in \[0, 1\), got 1.0"),
         ("content:much", "must be none, .* or content:0.7,own, got 'content:much'"),
         ("content:0:0.7", "must be none, .* or content:0.7,own, got 'content:0:0.7'"),
-        ("uniform:4:0.75,content:0.7", r"stages\[1\]: block must lie behind .* got 0"),
+        ("uniform:4:0.75,content:0.7", r"stages\[1\]: content must stand in the first stage alone"),
         (7, "stages must be text .* or a tuple of CompressionStage, got 7"),
     ],
 )

@@ -270,6 +270,26 @@ def test_configs_that_are_not_served(tmp_path: Path, changes: dict[str, Any], wo
         read_config(path)
 
 
+def test_a_head_that_is_missing_is_none_that_is_tied(tmp_path: Path) -> None:
+    weights = hub_weights()
+    del weights["language_model.lm_head.weight"]
+    llm = hub_config()["llm_config"]
+    apart = {"llm_config": llm | {"tie_word_embeddings": False}}
+    with pytest.raises(ValueError, match="lm_head"):
+        TimeViper.from_pretrained(hub_directory(tmp_path / "m", weights, **apart))
+    tied = {"llm_config": llm | {"tie_word_embeddings": True}}
+    assert read_config(hub_directory(tmp_path / "n", weights, **tied)).backbone.tie_word_embeddings
+
+
+@pytest.mark.parametrize(("name", "said"), [("hidden_size", 99), ("num_hidden_layers", 9)])
+def test_stated_sizes_are_those_of_the_weights(tmp_path: Path, name: str, said: int) -> None:
+    stated = hub_config()["vision_config"]
+    path = hub_directory(tmp_path / "m", vision_config=stated | {name: said})
+    rule = rf"config.json: vision_config.{name} must be {stated[name]}, as in .*, got {said}"
+    with pytest.raises(ValueError, match=rule):
+        read_config(path)
+
+
 def test_quantised_files_are_refused_by_their_list(tmp_path: Path) -> None:
     path = hub_directory(tmp_path / "m")
     (path / "hf_quant_config.json").write_text("{}")

@@ -11,6 +11,7 @@ from timeviper_fast.presets import LLM_PRESETS, preset
 
 TINY = preset("tiny")
 QWEN2 = LLM_PRESETS["qwen2-7b"]
+CONTENT = CompressionStage(0, "content", 1.0, transfer=False, prune=0.5)
 
 
 def content(layer=0, keep=1.0, transfer=False, prune=0.7, match="place"):
@@ -69,6 +70,10 @@ def content(layer=0, keep=1.0, transfer=False, prune=0.7, match="place"):
         (
             lambda: CompressionStage(2, "uniform", 0.5, spacing="floor"),
             "spacing must be one of 'exact', 'linspace', got 'floor'",
+        ),
+        (
+            lambda: replace(TINY, stages=(CompressionStage(2, "uniform", 0.5), CONTENT)),
+            r"stages\[1\]: content must stand in the first stage alone .*, got 'stage 1'",
         ),
         (
             lambda: replace(TINY, stages=(3,)),

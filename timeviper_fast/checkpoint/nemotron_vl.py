@@ -38,6 +38,7 @@ _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attentio
 _NANO, _OMNI = (PRESETS[n] for n in ("nemotron-nano-12b-v2-vl", "nemotron-3-nano-omni-30b-a3b"))
 # the encoders that args.model names
 _ENCODERS = {"vit_huge_patch16_224": _NANO.vision}
+_HEAD = "language_model.lm_head.weight"
 _SCALE = re.compile(re.escape(_TOWER) + r"model\.blocks\.\d+\.ls[12](\.\w+)?")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -90,10 +91,12 @@ def _backbone(
     ends = (*llm.eos_token_ids, *token_ids("eos_token_id", generation.get("eos_token_id")))
     embedding = shapes.get("language_model.backbone.embeddings.weight", (llm.vocab_size,))
     longest = told.get("max_position_embeddings") or values.get("max_sequence_length")
+    # where config.json says that they are apart, a missing lm_head is a missing tensor
+    may_tie = told.get("tie_word_embeddings") is not False
     return replace(
         llm,
         vocab_size=embedding[0],
-        tie_word_embeddings=bool(shapes) and "language_model.lm_head.weight" not in shapes,
+        tie_word_embeddings=may_tie and bool(shapes) and _HEAD not in shapes,
         max_position_embeddings=longest or llm.max_position_embeddings,
         eos_token_ids=tuple(dict.fromkeys(ends)),
     )
@@ -101,7 +104,12 @@ def _backbone(
 
 def _tower(values: Mapping[str, Any], shapes: Shapes) -> VisionConfig:
     told = _object(values, "vision_config")
-    sizes = _told_sizes(values, told) | (_stored_sizes(shapes) if shapes else {})
+    stored = _stored_sizes(shapes) if shapes else {}
+    for name in _SIZES:
+        if told.get(name, stored.get(name)) != stored.get(name, told.get(name)):
+            rule = f"be {stored[name]}, as in the stored weights"
+            fail(_FILE, f"vision_config.{name}", rule, told[name])
+    sizes = _told_sizes(values, told) | stored
     if sizes["num_attention_heads"] is None:
         rule = f"be one of {', '.join(_ENCODERS)}, or num_attention_heads be given beside args"
         fail(_FILE, "vision_config.args.model", rule, _args(told).get("model"))

@@ -126,6 +126,9 @@ def check_stages(stages: tuple[CompressionStage, ...], backbone: BackboneConfig)
             fail(owner, "layer", f"be a multiple of {per}, the layers of a block", stage.layer)
         if stage.layer > last:
             fail(owner, unit, f"be at most {last // per}, the last {unit}", stage.layer // per)
+        if stage.select == "content" and i:
+            rule = "stand in the first stage alone (the stage of a model's own may be one)"
+            fail(owner, "content", rule, f"stage {i}")
         if stage.layer <= layer_before:
             rule = f"lie behind the stage before it ({backbone.named(layer_before)})"
             fail(owner, unit, rule, stage.layer // per)
