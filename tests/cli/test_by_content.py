@@ -102,4 +102,6 @@ def test_a_thousand_frames_in_bounded_memory(run, directory, frames, scores, liv
 def test_mistakes(run, home, frames):
     asked = ("ask", frames, "What?", "--model", home / "model", "--stages")
     one_line(run(*asked, "content:1.5"), "'content:1.5' must remove a share that can lie in [0, 1)")
-    one_line(run(*asked, "uniform:2:0.5,content:0.5"), "content must stand in the first stage alone")
+    one_line(
+        run(*asked, "uniform:2:0.5,content:0.5"), "content must stand in the first stage alone"
+    )
