@@ -85,8 +85,9 @@ def demo(
     with importing():
         from timeviper_fast.demo import DemoVideo
 
+    port = 8000 if port is None else port
     if media_root is not None:
-        serve_page(media_root, 8000 if port is None else port, {})
+        serve_page(media_root, port, {})
         return
     if video is not None:
         _refuse("without a video of your own", **written)
@@ -97,7 +98,7 @@ def demo(
     expect_folder("demo", "directory", directory)
     made = DemoVideo(0 if seed is None else seed, 64 if seconds is None else seconds)
     if page:
-        _serve(made, Path(directory), 8000 if port is None else port)
+        _serve(made, Path(directory), port)
         return
     wrong = _ask_and_check(made, Path(directory), as_json)
     if wrong:

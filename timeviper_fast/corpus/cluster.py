@@ -92,4 +92,5 @@ def _expect_room(resources: Mapping[str, float], workers: int, gpus: float) -> N
     for name, needed in (("CPU", workers + 1), ("GPU", workers * gpus)):
         if (there := resources.get(name, 0)) < needed:
             rule = f"fit a cluster of {there:g} {name}s ({needed:g} are needed)"
-            raise ArgumentError("corpus", "workers", rule, workers)
+            remedy = "start its nodes first, or give fewer workers"
+            raise ArgumentError("corpus", "workers", rule, workers, remedy)

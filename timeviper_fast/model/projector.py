@@ -10,13 +10,12 @@ from itertools import pairwise
 from math import isqrt
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
 from timeviper_fast.config import ProjectorConfig
 from timeviper_fast.errors import ArgumentError
-from tvkernels import tome_merge
+from tvkernels import relu2, rms_norm, tome_merge
 
 __all__ = ["Projector"]
 
@@ -118,12 +117,12 @@ class _RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), eps=1e-5).to(x.dtype)
+        return rms_norm(x, self.weight, 1e-5)
 
 
 class _SquaredReLU(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu(x).square()
+        return relu2(x)
 
 
 def _shuffled_mlp(config: ProjectorConfig, vision_size: int, hidden_size: int) -> nn.Sequential:

@@ -83,6 +83,7 @@ def make_app(server: Server) -> FastAPI:
         yield
         for worker in server.workers:
             await asyncio.to_thread(worker.close)
+        handlers.threads.shutdown(wait=False)
 
     # no pages that load scripts from elsewhere
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
@@ -149,7 +150,7 @@ class _Handlers:
     def __init__(self, server: Server) -> None:
         self.server, self._since = server, int(time.time())
         # a thread for each place: a large file that is read for its digest keeps nobody waiting
-        self._threads = ThreadPoolExecutor(server.places.most, "timeviper-request")
+        self.threads = ThreadPoolExecutor(server.places.most, "timeviper-request")
 
     async def health(self) -> JSONResponse:
         alive = all(worker.alive for worker in self.server.workers)
@@ -174,7 +175,7 @@ class _Handlers:
         give_back = self.server.places.take()
         try:
             body = await self.body(request, ends)
-            run = partial(asyncio.get_running_loop().run_in_executor, self._threads)
+            run = partial(asyncio.get_running_loop().run_in_executor, self.threads)
             asked = await run(read_request, body, self.server.defaults)
             del body
             media = await _in_time(run(self.server.media.find, asked.url), ends)

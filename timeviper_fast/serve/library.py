@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import deque
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from timeviper_fast.video.directory import VIDEO_SUFFIXES, natural
+
 __all__ = ["Library", "Listed", "list_videos"]
 
-_VIDEO = re.compile(
-    r".+\.(3gp|avi|flv|gif|m2ts|m4v|mkv|mov|mp4|mpe?g|mts|ogv|ts|webm|webp|wmv)", re.IGNORECASE
-)
+# images of these kinds may be animated
+_SUFFIXES = frozenset({*VIDEO_SUFFIXES, ".gif", ".webp"})
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def list_videos(root: Path, *, most: int = 200, entries: int = 10_000) -> Librar
                 folders.append(Path(entry.path))
             elif (video := _video(entry, root)) is not None:
                 found.append(video)
-    found.sort(key=lambda video: _natural(video.name))
+    found.sort(key=lambda video: natural(video.name))
     return Library(tuple(found[:most]), left >= 0 and not folders and len(found) <= most)
 
 
@@ -81,9 +81,9 @@ def _entries(folder: Path, most: int) -> list[os.DirEntry[str]]:
 
 def _video(entry: os.DirEntry[str], root: Path) -> Listed | None:
     """The entry as a video, if it is one that may be asked about."""
-    if _VIDEO.fullmatch(entry.name) is None:
-        return None
     path = Path(entry.path)
+    if path.suffix.lower() not in _SUFFIXES:
+        return None
     name = path.relative_to(root).as_posix()
     try:
         name.encode()
@@ -92,9 +92,3 @@ def _video(entry: os.DirEntry[str], root: Path) -> Listed | None:
         return Listed(name, entry.stat().st_size)
     except (OSError, RuntimeError, UnicodeEncodeError):
         return None
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that orders numbers in names by their values."""
-    parts = re.split(r"(\d{1,18})", name.lower())
-    return [(int(part), "") if at % 2 else (0, part) for at, part in enumerate(parts)] + [(0, name)]

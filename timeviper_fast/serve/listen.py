@@ -62,7 +62,7 @@ class _Timely(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         super().connection_lost(exc)
 
     def _expect_head(self) -> None:
-        """Start the clock, or stop it once a request is answered."""
+        """Start the clock, unless a request is being answered: then stop it."""
         if self._answers and self._end is not None:
             self._end.cancel()
             self._end = None

@@ -13,12 +13,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from timeviper_fast.errors import is_integer, is_number
-from timeviper_fast.serve.faults import invalid
+from timeviper_fast.errors import TEXT, Kind, is_integer, is_number
 from timeviper_fast.serve.film import film_of, frames_of
 from timeviper_fast.serve.library import list_videos
 from timeviper_fast.serve.media import Media, MediaRoot
-from timeviper_fast.serve.protocol import Defaults, read_object
+from timeviper_fast.serve.protocol import Defaults, Fields, read_object
 from timeviper_fast.serve.worker import Places, Worker
 from timeviper_fast.video.bound import bounded
 
@@ -54,8 +53,17 @@ _HEADERS = {
 }
 # videos that are opened at a time for the page, beside those that are asked about
 _AT_ONCE = 4
-# frames of a request, and pixels of their longer side
-_FRAMES, _SIDES = 24, (16, 960)
+# of a request for frames
+_SECONDS = Kind(
+    "be 1 to 24 numbers below 1e9",
+    lambda v: (
+        isinstance(v, list)
+        and 1 <= len(v) <= 24
+        and all(is_number(second) and abs(second) < 1e9 for second in v)
+    ),
+)
+# pixels of the longer side of each
+_SIDE = Kind("be pixels, 16 to 960", lambda v: is_integer(v) and 16 <= v <= 960)
 
 # the body of a request, and when reading it is given up
 Read = Callable[[Request, float], Awaitable[bytes]]
@@ -132,7 +140,7 @@ class PageRoutes:
     async def film(self, request: Request) -> JSONResponse:
         """Facts of a video and its plan."""
 
-        def made(asked: _Asked, media: Media, ends: float) -> dict[str, Any]:
+        def made(asked: Fields, media: Media, ends: float) -> dict[str, Any]:
             asked.end()
             return film_of(media, self.opening, self.model, ends)
 
@@ -141,15 +149,15 @@ class PageRoutes:
     async def frames(self, request: Request) -> JSONResponse:
         """Frames of a video as pictures."""
 
-        def made(asked: _Asked, media: Media, ends: float) -> dict[str, Any]:
-            seconds, side = asked.seconds(), asked.side()
+        def made(asked: Fields, media: Media, ends: float) -> dict[str, Any]:
+            seconds, side = asked.need("seconds", _SECONDS), asked.take("side", _SIDE, 320)
             asked.end()
             return {"frames": frames_of(media, seconds, side, self.opening, ends)}
 
         return await self._about(request, made)
 
     async def _about(
-        self, request: Request, make: Callable[[_Asked, Media, float], dict[str, Any]]
+        self, request: Request, make: Callable[[Fields, Media, float], dict[str, Any]]
     ) -> JSONResponse:
         """The answer to a request about a video.
 
@@ -167,43 +175,12 @@ class PageRoutes:
         return JSONResponse(await asyncio.shield(task))
 
     def _made(
-        self, body: bytes, ends: float, make: Callable[[_Asked, Media, float], dict[str, Any]]
+        self, body: bytes, ends: float, make: Callable[[Fields, Media, float], dict[str, Any]]
     ) -> dict[str, Any]:
-        asked = _Asked(body)
-        media = self.media.find(asked.url())
+        asked = Fields(read_object(body))
+        media = self.media.find(asked.need("url", TEXT))
         try:
             with bounded(self.pixels):
                 return make(asked, media, ends)
         except Exception as error:
             raise media.fault(error) from error
-
-
-class _Asked:
-    """The fields of a request about a video; each is taken once, and none may be left."""
-
-    def __init__(self, body: bytes) -> None:
-        self._left = read_object(body)
-
-    def url(self) -> str:
-        url = self._left.pop("url", None)
-        if not isinstance(url, str):
-            raise invalid("url", "be a text", url)
-        return url
-
-    def seconds(self) -> list[float]:
-        given = self._left.pop("seconds", None)
-        sound = isinstance(given, list) and all(is_number(s) and abs(s) < 1e9 for s in given)
-        if not (sound and 1 <= len(given) <= _FRAMES):
-            raise invalid("seconds", f"be 1 to {_FRAMES} numbers below 1e9", given)
-        return given
-
-    def side(self) -> int:
-        side = self._left.pop("side", 320)
-        if not (is_integer(side) and _SIDES[0] <= side <= _SIDES[1]):
-            raise invalid("side", f"be pixels, {_SIDES[0]} to {_SIDES[1]}", side)
-        return side
-
-    def end(self) -> None:
-        if self._left:
-            name = min(self._left)[:80]
-            raise invalid(name, "be left out: this server does not know it", code="unknown_field")

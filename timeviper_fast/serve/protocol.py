@@ -14,7 +14,7 @@ from timeviper_fast.inference.request import Opening, Question, Sampling
 from timeviper_fast.serve.faults import Fault, invalid
 from timeviper_fast.serve.worker import Answered
 
-__all__ = ["Asked", "Defaults", "Reply", "read_object", "read_request"]
+__all__ = ["Asked", "Defaults", "Fields", "Reply", "read_object", "read_request"]
 
 # fields that change nothing here
 _IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
@@ -80,8 +80,13 @@ class Asked:
     evidence: bool = False
 
 
-class _Fields:
-    """The fields of an object of a request; each is taken once, and none may be left."""
+class Fields:
+    """The fields of an object of a request; each is taken once, and none may be left.
+
+    Args:
+        fields: by name.
+        where: the object's own place in the request.
+    """
 
     def __init__(self, fields: Mapping[str, Any], where: str = "") -> None:
         # null stands for a field that is not there
@@ -89,6 +94,7 @@ class _Fields:
         self._where = f"{where}." if where else ""
 
     def take(self, name: str, kind: Kind, default: Any = None) -> Any:
+        """A field that breaks no rule of its kind; `default` if it is not there."""
         value = self._left.pop(name, None)
         if value is None:
             return default
@@ -97,15 +103,18 @@ class _Fields:
         return value
 
     def need(self, name: str, kind: Kind) -> Any:
+        """As `take`, of a field that must be there."""
         value = self.take(name, kind)
         if value is None:
             raise invalid(f"{self._where}{name}", "be given", code="missing_field")
         return value
 
-    def inner(self, name: str) -> _Fields:
-        return _Fields(self.take(name, _OBJECT, {}), f"{self._where}{name}")
+    def inner(self, name: str) -> Fields:
+        """The fields of an object in here; none if it is not there."""
+        return Fields(self.take(name, _OBJECT, {}), f"{self._where}{name}")
 
     def end(self) -> None:
+        """Refuse a field that nobody has taken."""
         if self._left:
             name = f"{self._where}{min(self._left)}"[:80].encode("ascii", "replace").decode()
             raise invalid(name, "be left out: this server does not know it", code="unknown_field")
@@ -118,7 +127,7 @@ def read_request(body: bytes, defaults: Defaults) -> Asked:
         Fault: it breaks a rule; the first that is found is told.
     """
     given = read_object(body)
-    fields = _Fields({k: v for k, v in given.items() if k not in _IGNORED})
+    fields = Fields({k: v for k, v in given.items() if k not in _IGNORED})
     name = fields.need("model", TEXT)
     if name != defaults.name:
         message = f"no model {name[:80]!r}; this server has {defaults.name!r}"
@@ -171,14 +180,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _refuse(fields: _Fields) -> None:
+def _refuse(fields: Fields) -> None:
     """Refuse what the protocol has and this server does not, unless it asks for nothing."""
     for name, neutral in _NEUTRAL.items():
         known = " or ".join(json.dumps(value) for value in neutral)
         fields.take(name, Kind(f"be left out, or {known}", neutral.__contains__))
 
 
-def _opening(fields: _Fields, own: _Fields, defaults: Defaults) -> Opening:
+def _opening(fields: Fields, own: Fields, defaults: Defaults) -> Opening:
     """How the video is read: our own fields, and the number of frames as other servers have it."""
     frames = fields.inner("media_io_kwargs")
     video = frames.inner("video")
@@ -199,7 +208,7 @@ def _opening(fields: _Fields, own: _Fields, defaults: Defaults) -> Opening:
 
 
 def _question(
-    fields: _Fields, own: _Fields, messages: list[dict[str, str]], defaults: Defaults
+    fields: Fields, own: Fields, messages: list[dict[str, str]], defaults: Defaults
 ) -> Question:
     usual = min(Question.max_new_tokens, defaults.max_new_tokens)
     older = fields.take("max_tokens", _COUNT, usual)
@@ -226,7 +235,7 @@ def _messages(given: list[Any]) -> tuple[str, list[dict[str, str]]]:
         where = f"messages[{number}]"
         if not isinstance(one, dict):
             raise invalid(where, "be an object", one)
-        fields = _Fields(one, where)
+        fields = Fields(one, where)
         role = fields.need("role", _STRING)
         if role not in ("user", "assistant"):
             rule = "be user or assistant (say in the first question what a system would)"
@@ -257,7 +266,7 @@ def _parts(parts: list[Any], where: str) -> tuple[list[str], str]:
         at = f"{where}[{number}]"
         if not isinstance(part, dict):
             raise invalid(at, "be an object", part)
-        fields = _Fields(part, at)
+        fields = Fields(part, at)
         kind = fields.need("type", _STRING)
         if kind == "text":
             words.append(fields.need("text", _STRING))

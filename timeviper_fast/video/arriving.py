@@ -125,12 +125,14 @@ class _Queue:
         names = [entry.name for entry in os.scandir(self._path) if entry.name not in self._done]
         self.cost = monotonic() - before
         files = [self._path / name for name in names if not name.startswith(".")]
-        files = sorted((file for file in files if is_image(file)), key=natural)
+        files = sorted(
+            (file for file in files if is_image(file)), key=lambda file: natural(file.name)
+        )
         for file in files:
             if file.name not in self._known:
                 self._patience.grew()
         if self._passed is not None:
-            behind = [file for file in files if natural(file) < natural(self._passed)]
+            behind = [file for file in files if natural(file.name) < natural(self._passed.name)]
             self.late += len(behind)
             self._done.update(file.name for file in behind)
             files = files[len(behind) :]

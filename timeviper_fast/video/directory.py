@@ -10,9 +10,9 @@ from timeviper_fast.errors import VideoError
 from timeviper_fast.video.container import is_film
 from timeviper_fast.video.images import is_image, is_picture
 
-__all__ = ["Contents", "contents_of", "natural"]
+__all__ = ["VIDEO_SUFFIXES", "Contents", "contents_of", "natural"]
 
-_VIDEOS = (
+VIDEO_SUFFIXES = (
     ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gifv",
     ".h264", ".h265", ".hevc", ".ivf", ".m2p", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv",
     ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob",
@@ -46,7 +46,7 @@ def contents_of(path: Path) -> Contents:
         VideoError: there is neither image nor video, or there are several videos and no images.
     """
     kinds: dict[str, list[Path]] = {}
-    for entry in sorted(path.iterdir(), key=natural):
+    for entry in sorted(path.iterdir(), key=lambda entry: natural(entry.name)):
         kinds.setdefault(_kind(entry), []).append(entry)
     if _VIDEO not in kinds and len(kinds.get(_IMAGE, [])) <= 1:
         _find_films(kinds)
@@ -78,16 +78,16 @@ def _kind(entry: Path) -> str:
         return "directory"
     if entry.exists() and not entry.is_file():
         return "special file"
-    if entry.suffix.lower() in _VIDEOS:
+    if entry.suffix.lower() in VIDEO_SUFFIXES:
         return _VIDEO
     # a broken link with the name of an image is an image that cannot be read
     return _IMAGE if is_image(entry) or is_picture(entry) else _OTHER
 
 
-def natural(file: Path) -> tuple[list[Any], str]:
+def natural(name: str) -> tuple[list[Any], str]:
     """2 before 10; names that are equal but for case or zeros in front in order of characters."""
-    parts = re.split(r"(\d+)", file.name)
-    return [int(part) if i % 2 else part.lower() for i, part in enumerate(parts)], file.name
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if i % 2 else part.lower() for i, part in enumerate(parts)], name
 
 
 def _counted(kind: str, entries: list[Path]) -> str:
